@@ -1,0 +1,72 @@
+# Probabilistic SSL Companion. `make` lists the targets; `make reproduce` and `make test` set up what they need first.
+
+PAPER ?= all
+N ?= 10
+PY := .venv/bin/python
+
+# The first Python in range that really runs: a name on the path may be a launcher for a version that is not installed.
+IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do "$$p" -c '$(IN_RANGE)' 2>/dev/null && echo "$$p" && break; done)
+
+# Two makes at once: the second waits, then finds the stamp. macOS has no flock and goes without.
+LOCK := $(if $(shell command -v flock),flock requirements.txt)
+# A .venv copied from elsewhere would run the other checkout's code.
+MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab figures gallery lint clean FORCE
+
+help: ## list the targets (this)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
+
+setup: ## create .venv and install the pinned requirements and the project (skipped when done)
+	@$(LOCK) $(MAKE) -s .venv/.installed
+
+# setuptools comes first because two pins exist as source only and are built with it, like the project itself.
+# A dist-info without RECORD is an interrupted install that pip would take for a complete one.
+.venv/.installed: requirements.txt pyproject.toml $(if $(MOVED),FORCE)
+	@"$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (PYTHON='$(PYTHON)'): install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@rm -f .venv/.installed
+	@{ test -z "$(MOVED)" && $(PY) -m pip --version >/dev/null 2>&1; } || { echo "Creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv --clear .venv; }
+	@for info in .venv/lib/python*/site-packages/*.dist-info; do test -e "$$info/RECORD" || rm -rf "$$info"; done
+	@echo "Installing requirements.txt (about three minutes the first time)"
+	@$(PY) -m pip install --disable-pip-version-check --no-deps "$$(grep '^setuptools==' requirements.txt)"
+	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -r requirements.txt
+	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .
+	@$(PY) -m pip check
+	@touch .venv/.installed
+
+reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS=
+	@$(PY) -m lib.reproduction --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS))
+
+test: setup ## run the tests, every notebook in profile smoke included (at most 10 minutes on 2 cores)
+	@$(PY) -m pytest -m "not long and not versions"
+
+test-long: setup ## run the tests that need minutes, a cluster or the package index
+	@$(PY) -m pytest -m "long or versions"
+
+test-versions: setup ## resolve the pins as wheels for Python 3.11 to 3.13, Linux and macOS, without installing
+	@$(PY) -m pytest -m versions -rs
+
+smoke: setup ## run the whole pipeline in profile smoke
+	@$(PY) -m lib.reproduction --profile smoke
+
+notebook: setup ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam seed=1"
+	@$(PY) -m lib.reproduction --notebook $(N) --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
+
+lab: setup ## open the notebooks in JupyterLab, on this machine only
+	@$(PY) -m jupyterlab --ip=127.0.0.1
+
+figures: setup ## choose the published set from results into figures/: PROFILE=standard
+	@$(PY) -m lib.reproduction --figures --profile $(or $(PROFILE),standard)
+
+gallery: setup ## rebuild results/<profile>/index.html: PROFILE=quick
+	@$(PY) -m lib.gallery $(or $(PROFILE),quick)
+
+lint: setup ## check code and notebooks (ruff, and the rules for notebooks)
+	@$(PY) -m ruff check .
+	@$(PY) -m pytest tests/test_notebooks.py -k lint
+
+clean: ## remove caches and stamps; results, data and .venv stay
+	@rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .venv/.installed results/*/.done
+	@find . \( -path ./.venv -o -path ./data -o -path ./.git \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -1,0 +1,44 @@
+# The DAG of the companion: one job is one papermill run of one notebook with one set of parameters (lib/reproduction.py lists them).
+# A job's output is its stamp, whose name holds the hash of everything the job depends on; checkpoints are outside the outputs, because
+# Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile and the paper.
+
+import sys
+
+from lib import artifacts, reproduction
+
+PROFILE = config.get("profile", "quick")
+PAPER = config.get("paper", "all")
+JOBS = {job.name: job for job in reproduction.jobs(PROFILE, PAPER)}
+
+
+def stamp_of(name):
+    return str(reproduction.stamp(JOBS[name], JOBS))
+
+
+def run_job(name, threads):
+    return f'"{sys.executable}" -m lib.reproduction --job "{name}" --profile {PROFILE} --paper {PAPER} --threads {threads}'
+
+
+rule all:
+    input:
+        [stamp_of(name) for name in JOBS],
+
+
+# One thread a job: two small networks side by side train faster than one after the other on two threads each.
+for job in JOBS.values():
+
+    rule:
+        name:
+            job.name.replace("-", "_").replace(".", "_")
+        input:
+            [stamp_of(name) for name in job.needs],
+        output:
+            stamp_of(job.name),
+        threads: 1
+        resources:
+            mem_mb=3000,
+            runtime=600,
+        params:
+            job=job.name,
+        run:
+            shell(run_job(params.job, threads))

@@ -1,0 +1,213 @@
+"""Paths, readers and writers of every stored file, and where each came from.
+
+Every kind of file has one writer here, and every write is atomic: the content goes to a temporary name in the same folder and is moved into
+place when complete, so a reader never meets half a file and an interrupted writer leaves the old one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import uuid
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from safetensors.torch import load_file, save
+from safetensors.torch import safe_open as _safe_open
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+
+METRIC_COLUMNS = [
+    "method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "value", "ci_low", "ci_high", "n",
+    "seed", "profile", "notebook", "run_hash", "commit",
+]  # fmt: skip
+METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- paths
+def results_dir(profile: str) -> Path:
+    return RESULTS / profile
+
+
+def run_dir(profile: str, run: str) -> Path:
+    """Folder of one pretraining run: config.json, log.csv, model.safetensors (not committed), embeddings/ (not committed)."""
+    return results_dir(profile) / "runs" / run
+
+
+def metrics_path(profile: str, notebook: str, run: str) -> Path:
+    return results_dir(profile) / "metrics" / f"{notebook}--{run}.csv"
+
+
+def scores_path(profile: str, run: str, evaluated_on: str) -> Path:
+    return results_dir(profile) / "scores" / f"{run}--{evaluated_on}.npz"
+
+
+def encoder_path(method: str, profile: str = "standard") -> Path:
+    return results_dir(profile) / "encoders" / f"{method}.safetensors"
+
+
+# ---------------------------------------------------------------------------------------------------------------- atomic writers
+@contextlib.contextmanager
+def atomic_path(path: Path):
+    """Yield a temporary path beside ``path``; move it into place if the block succeeds, remove it if not."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, content) -> None:
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(path: Path, frame: pd.DataFrame) -> None:
+    """Ten significant digits: enough to recompute any statement, short enough to review in a diff."""
+    write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_tensors(path: Path, tensors: dict, info: dict) -> None:
+    """Named tensors with JSON-able ``info`` in the header (safetensors: no pickle)."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(tensors, metadata={"info": json.dumps(info)}))
+
+
+# ---------------------------------------------------------------------------------------------------------------- readers
+def read_json(path: Path):
+    try:
+        return json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not readable JSON ({error}); delete it and run the job that writes it again.") from error
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is truncated or not an npz file ({error}); delete it and run the job that writes it again.") from error
+
+
+def read_tensors(path: Path) -> tuple[dict, dict]:
+    """The tensors and the ``info`` of a file that ``write_tensors`` wrote."""
+    try:
+        with _safe_open(str(path), framework="pt") as file:
+            info = json.loads((file.metadata() or {}).get("info", "{}"))
+        return load_file(str(path)), info
+    except FileNotFoundError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); delete it and train the run again.") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------- metrics and scores
+def write_metrics(profile: str, notebook: str, run: str, rows: list[dict] | pd.DataFrame) -> None:
+    """One tidy CSV per notebook and run with the columns METRIC_COLUMNS; refuses unknown columns and duplicate rows."""
+    frame = pd.DataFrame(rows)
+    unknown = sorted(set(frame.columns) - set(METRIC_COLUMNS))
+    if unknown:
+        raise ValueError(f"Metrics rows have unknown columns {unknown}; the columns are {METRIC_COLUMNS}.")
+    frame = frame.reindex(columns=METRIC_COLUMNS)
+    twice = frame[frame.duplicated(METRIC_KEYS, keep=False)]
+    if len(twice):
+        raise ValueError(f"Metrics rows of {run} name the same quantity twice: {twice[METRIC_KEYS].head(2).to_dict('records')}.")
+    write_csv(metrics_path(profile, notebook, run), frame)
+
+
+def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFrame:
+    """All stored metrics of a profile as one table (empty with the right columns when there are none)."""
+    files = sorted((results_dir(profile) / "metrics").glob(f"{notebook}--{run}.csv"))
+    text = {"condition": str, "classifier": str, "score": str, "run_hash": str, "commit": str, "variant": str}
+    frames = [pd.read_csv(file, dtype=text, keep_default_na=True) for file in files]
+    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=METRIC_COLUMNS)
+    for column in text:
+        frame[column] = frame[column].fillna("").astype(object)
+    return frame
+
+
+def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
+    write_npz(scores_path(profile, run, evaluated_on), **arrays)
+
+
+def read_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.ndarray]:
+    return read_npz(scores_path(profile, run, evaluated_on))
+
+
+# ---------------------------------------------------------------------------------------------------------------- provenance
+def sha256(content: Path | str | bytes) -> str:
+    """Hex digest of a file (Path), a text or bytes."""
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def _git(*arguments: str) -> str:
+    try:
+        return subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+@cache
+def commit() -> str:
+    """Short commit of the code, with ``+`` where lib, notebooks or settings differ from it; ``unknown`` outside a git checkout."""
+    name = _git("rev-parse", "--short=10", "HEAD") or "unknown"
+    changed = _git("status", "--porcelain", "--", "lib", "notebooks", "settings")
+    return name + ("+" if changed else "")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+@cache
+def provenance() -> dict:
+    """Commit, library versions and hardware, as stored in every config.json and figure."""
+    import torch
+
+    packages = ["torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib"]
+    return {
+        "commit": commit(),
+        "python": platform.python_version(),
+        "versions": {package: metadata.version(package) for package in packages},
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        },
+    }

@@ -1,0 +1,458 @@
+"""Data sets by name, wherever they are: npz files, image folders, torchvision, a Debian package, scikit-learn, or generated.
+
+    images = load("cifar10", "train")              an ImageSet; looks under DATA_DIR (environment, default ./data), then downloads
+    images.batch([0, 1, 2])                        uint8 [3, C, H, W] on images.device
+    python -m lib.data fetch fashion_mnist         fetch a set and say where it was found
+
+Small sets are arrays in memory; sets of image files are decoded as they are needed. Both answer to the same names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import fcntl
+import gzip
+import io
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import urllib.request
+import warnings
+import zlib
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torchvision
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from lib.artifacts import ROOT
+from lib.image_sets import (
+    ImageSet,
+    batches,
+    generated,
+    image_folder,
+    label_subset,
+    lazy_images,
+    read_npz,
+    square,
+    train_validation_split,
+)
+
+__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "image_folder", "label_subset", "load", "train_validation_split"]
+
+NETWORK_TIMEOUT = 20  # seconds without an answer
+DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
+
+
+# ------------------------------------------------------------------------------------------------------------ known sets
+class Known(NamedTuple):
+    provider: str  # class in torchvision.datasets; "" for sets made here
+    folder: str  # what that class reads under DATA_DIR
+    splits: dict[str, tuple[int, dict]]  # split -> official number of images, arguments of the class
+    size: int | None  # pixels; None where images differ, and load() needs image_size
+    terms: str
+    note: str = ""  # what to know when it cannot be downloaded
+
+
+def _splits(**splits: tuple) -> dict:
+    """split=(count, value of torchvision's split argument), or =count where the class has no such argument."""
+    return {name: (s, {}) if isinstance(s, int) else (s[0], {"split": s[1]}) for name, s in splits.items()}
+
+
+def _train_test(train: int, test: int) -> dict:
+    return {"train": (train, {"train": True}), "test": (test, {"train": False})}
+
+
+DATASETS = {
+    "mnist": Known("MNIST", "MNIST/raw", _train_test(60_000, 10_000), 28, "CC BY-SA 3.0 (LeCun & Cortes)"),
+    "fashion_mnist": Known("FashionMNIST", "FashionMNIST/raw", _train_test(60_000, 10_000), 28, "MIT (Xiao et al. 2017)"),
+    "cifar10": Known("CIFAR10", "cifar-10-batches-py", _train_test(50_000, 10_000), 32, "no licence stated, research use (Krizhevsky 2009)"),
+    "cifar100": Known("CIFAR100", "cifar-100-python", _train_test(50_000, 10_000), 32, "no licence stated, research use (Krizhevsky 2009)"),
+    "stl10": Known("STL10", "stl10_binary",
+        {s: (n, {"split": s}) for s, n in {"train": 5_000, "test": 8_000, "unlabeled": 100_000, "train+unlabeled": 105_000}.items()},
+        96, "no licence stated, images from ImageNet (Coates et al. 2011)"),
+    "celeba": Known("CelebA", "celeba",
+        _splits(train=(162_770, "train"), val=(19_867, "valid"), test=(19_962, "test"), all=(202_599, "all")),
+        None, "non-commercial research, not to be passed on (Liu et al. 2015)",
+        "its Google Drive often refuses downloads: put img_align_celeba/ and the .txt files in DATA_DIR/celeba by hand"),
+    "imagenette": Known("Imagenette", "imagenette2-320", _splits(train=(9_469, "train"), test=(3_925, "val")),
+        None, "ImageNet terms (fast.ai)"),
+    "imagewoof": Known("ImageFolder", "imagewoof2-320", _splits(train=9_025, test=3_929), None, "ImageNet terms (fast.ai)",
+        "torchvision does not have it: unpack fast.ai's imagewoof2-320.tgz in DATA_DIR"),
+    "flowers102": Known("Flowers102", "flowers-102", _splits(train=(1_020, "train"), val=(1_020, "val"), test=(6_149, "test")),
+        None, "no licence stated, research use (Nilsback & Zisserman 2008)"),
+    "food101": Known("Food101", "food-101", _splits(train=(75_750, "train"), test=(25_250, "test")),
+        None, "research use (Bossard et al. 2014)"),
+    "dtd": Known("DTD", "dtd", _splits(train=(1_880, "train"), val=(1_880, "val"), test=(1_880, "test")),
+        None, "research use (Cimpoi et al. 2014)"),
+    "aircraft": Known("FGVCAircraft", "fgvc-aircraft-2013b", _splits(train=(3_334, "train"), val=(3_333, "val"), test=(3_333, "test")),
+        None, "non-commercial research (Maji et al. 2013)"),
+    "sun397": Known("SUN397", "SUN397", _splits(all=108_754), None, "research use (Xiao et al. 2010)",
+        "its server may no longer answer: unpack SUN397.tar.gz from another source in DATA_DIR"),
+    "pets": Known("OxfordIIITPet", "oxford-iiit-pet", _splits(train=(3_680, "trainval"), test=(3_669, "test")),
+        None, "CC BY-SA 4.0 (Parkhi et al. 2012)"),
+    "cars": Known("StanfordCars", "stanford_cars", _splits(train=(8_144, "train"), test=(8_041, "test")),
+        None, "non-commercial research (Krause et al. 2013)",
+        "its download no longer exists: put devkit/, cars_train/, cars_test/ and cars_test_annos_withlabels.mat in DATA_DIR/stanford_cars"),
+    "imagenet": Known("ImageFolder", "imagenet", _splits(train=1_281_167, test=50_000),
+        None, "non-commercial research (Russakovsky et al. 2015)",
+        "it needs an account: put it in DATA_DIR/imagenet/train/<class>/ and DATA_DIR/imagenet/val/<class>/"),
+    "digits": Known("", "", _splits(train=1_438, test=359), 8, "CC BY 4.0 (Alpaydin & Kaynak 1998, from scikit-learn)"),
+    "generated": Known("", "", _splits(train=512, test=256), 32, "none: drawn by lib.data"),
+    "generated_noise": Known("", "", _splits(train=512, test=256), 32, "none: drawn by lib.data"),
+}  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------------------ finding a set
+def default_data_dir() -> Path:
+    return Path(os.environ.get("DATA_DIR") or ROOT / "data")
+
+
+def load(
+    name: str, split: str = "train", data_dir: Path | None = None, image_size: int | None = None, download: bool = True
+) -> ImageSet:
+    """The images of ``split``, from the first place that has them.
+
+    DATA_DIR/<name>/<split>.npz, DATA_DIR/<name>/<split>/<class>/*.jpg, the torchvision layout under DATA_DIR, a torchvision download,
+    a Debian package; digits and generated sets need nothing. A set that only has ``all`` is split 80/20, stratified, seed 0.
+    ``image_size`` resizes the shorter side and keeps the centre square.
+    ValueError: malformed or unknown; FileNotFoundError: known, but nowhere to be had.
+    """
+    for part in (name, split):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", part):
+            raise ValueError(f"{part!r} cannot name a set or split: use letters, digits and _ . + - (no folders).")
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size is {image_size}: give a number of pixels above 0.")
+    root = Path(data_dir) if data_dir is not None else default_data_dir()
+    reasons: list[str] = []
+    found = _from_files(root, name, split, image_size)
+    if found is None and name not in DATASETS and (root / name).is_dir():
+        there = sorted({path.stem for path in (root / name).iterdir() if not path.name.startswith(".")})
+        raise ValueError(f"{root / name} has no split {split!r}: it has {', '.join(there) or 'nothing'}.")
+    if found is None and name not in DATASETS:
+        own = _own_files(root, name, split)
+        raise ValueError(f"There is no set {name!r}: choose one of {', '.join(DATASETS)}, or bring your own as {own}.")
+    if found is None:
+        known = DATASETS[name]
+        only_all = set(known.splits) == {"all"}
+        if split not in known.splits and not (only_all and split in ("train", "test")):
+            raise ValueError(f"{name} has no split {split!r}: it has {', '.join(known.splits)}.")
+        if not known.provider:
+            found = _made_here(name, split, image_size)
+        elif known.size is None and image_size is None:
+            raise ValueError(f"{name} has images of many sizes: give image_size, as in image_size=64.")
+        else:
+            found = _split_all(lambda which: _from_torchvision(root, name, which, image_size, download, reasons), split, only_all)
+    if found is None:
+        raise FileNotFoundError(_every_way(root, name, split, reasons))
+    if name in DATASETS and split in DATASETS[name].splits:
+        found = replace(found, whole=DATASETS[name].splits[split][0])
+    # Results are committed: they name the place, not somebody's folder.
+    found = replace(found, source=found.source.replace(str(root), "DATA_DIR"))
+    if image_size and isinstance(found.images, np.ndarray) and found.images.shape[1:3] != (image_size, image_size):
+        resized = [np.asarray(square(Image.fromarray(image.squeeze()), image_size)) for image in found.images]
+        found = replace(found, images=np.stack(resized).reshape(len(found), image_size, image_size, -1))
+    return found
+
+
+def _own_files(root: Path, name: str, split: str) -> str:
+    return f"{root / name / split}.npz (images uint8 [N, H, W(, C)], labels [N], classes) or {root / name / split}/<class>/*.jpg"
+
+
+def _every_way(root: Path, name: str, split: str, reasons: list[str]) -> str:
+    known = DATASETS[name]
+    lines = [f"{name} ({split}) was not found and could not be fetched.", *reasons]
+    lines.append(f"You can provide it as {_own_files(root, name, split)}")
+    lines.append(f"or as torchvision's {known.provider} stores it, in {root / known.folder}.")
+    if name in DEBIAN:
+        lines.append(f"Debian and Ubuntu have it: `apt-get install {DEBIAN[name][0]}`; after `apt-get update` it is fetched without root.")
+    if known.note:
+        lines.append(f"About {name}: {known.note}.")
+    return "\n  ".join(lines)
+
+
+def _split_all(find, split: str, only_all: bool) -> ImageSet | None:
+    """``find(split)``; where there is only "all", its stratified 80 % (train) or 20 % (test), seed 0."""
+    if not only_all or split == "all":
+        return find(split)
+    everything = find("all")
+    if everything is None:
+        return None
+    train, test = train_validation_split(everything.labels, 0.2, seed=0)
+    return replace(everything.subset(train if split == "train" else test), split=split)
+
+
+def _from_files(root: Path, name: str, split: str, image_size: int | None) -> ImageSet | None:
+    folder = root / name
+
+    def find(which: str) -> ImageSet | None:
+        if (folder / f"{which}.npz").exists():
+            return read_npz(folder / f"{which}.npz", name, which)
+        if (folder / which).is_dir():
+            return image_folder(folder / which, image_size, name, which)
+        return None
+
+    def exists(which: str) -> bool:
+        return (folder / f"{which}.npz").exists() or (folder / which).is_dir()
+
+    only_all = split in ("train", "test") and exists("all") and not exists("train") and not exists("test")
+    return _split_all(find, split, only_all)
+
+
+# ------------------------------------------------------------------------------------------------------------ torchvision and Debian
+def _from_torchvision(root: Path, name: str, split: str, image_size: int | None, download: bool, reasons: list[str]) -> ImageSet | None:
+    folder = root / DATASETS[name].folder
+
+    def in_place() -> ImageSet | None:
+        if not folder.is_dir():
+            return None
+        try:
+            return _read_torchvision(root, name, split, image_size)
+        except (_Damaged, RuntimeError, OSError, EOFError) as error:
+            problem = f"{folder} is incomplete or damaged: {_one_line(error)}"
+            if problem not in reasons:
+                reasons.append(problem)
+            return None
+
+    if (found := in_place()) is not None:
+        return found
+    fetchers = {"torchvision download": _torchvision_download} if download else {}
+    if name in DEBIAN and (download or DEBIAN[name][1].is_dir()):
+        fetchers[f"Debian package {DEBIAN[name][0]}"] = _debian_package
+    if not fetchers:
+        reasons.append("Nothing was fetched (download=False).")
+        return None
+    if reasons:
+        warnings.warn(f"{reasons[-1]}; fetching {name} again.", stacklevel=4)
+    with _staging(root, name) as staging:
+        # Another job may have fetched it while this one waited for the lock.
+        if (found := in_place()) is not None:
+            return found
+        for route, fetch in fetchers.items():
+            try:
+                fetch(staging, name, split)
+            except Exception as error:  # torchvision, gdown and archives raise a dozen types; each reason is reported
+                reasons.append(f"{route} failed: {_one_line(error)}")
+            else:
+                _put_in_place(staging, root)
+                return replace(_read_torchvision(root, name, split, image_size), source=f"{route}, now in {folder}")
+    return None
+
+
+def _one_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).replace("\n", " ")[:300]
+
+
+class _Damaged(Exception):
+    """A file that is there but not whole."""
+
+
+def _read_torchvision(root: Path, name: str, split: str, image_size: int | None) -> ImageSet:
+    known = DATASETS[name]
+    source = f"torchvision layout {root / known.folder}"
+    if known.provider in ("MNIST", "FashionMNIST"):
+        images, labels = _read_idx(root / known.folder, split)
+        return ImageSet(name, split, images, labels, list(getattr(torchvision.datasets, known.provider).classes), source=source)
+    if known.provider == "ImageFolder":
+        folder = root / known.folder / {"test": "val"}.get(split, split)
+        return replace(image_folder(folder, image_size, name, split), source=source)
+    provided = _provider(root, name, split, download=False)
+    classes, extra = getattr(provided, "classes", None), {}
+    if name == "stl10":
+        images, labels = np.ascontiguousarray(provided.data.transpose(0, 2, 3, 1)), provided.labels  # [N, C, H, W] -> [N, H, W, C]
+        if (labels < 0).any():
+            labels, classes = np.where(labels < 0, len(classes), labels), [*classes, "unlabelled"]
+    elif isinstance(getattr(provided, "data", None), np.ndarray):
+        images, labels = provided.data, provided.targets
+    elif name == "celeba":
+        attributes = provided.attr.numpy()
+        names = [attribute for attribute in provided.attr_names if attribute]
+        extra = {**dict(zip(names, attributes.T, strict=True)), "identity": provided.identity.numpy().squeeze(1)}
+        images = [root / "celeba" / "img_align_celeba" / file for file in provided.filename]
+        labels, classes = extra["Male"], ["not male", "male"]
+    elif hasattr(provided, "_samples"):
+        images, labels = zip(*provided._samples, strict=True)
+    else:
+        images = provided._images if name == "pets" else provided._image_files
+        images, labels = zip(*sorted(zip(map(Path, images), provided._labels, strict=True)), strict=True)
+    labels = np.asarray(labels, dtype=np.int64)
+    if not isinstance(images, np.ndarray):
+        images = lazy_images([Path(file) for file in images], root, image_size)
+    classes = [c if isinstance(c, str) else c[0] for c in classes or map(str, range(labels.max() + 1))]
+    return ImageSet(name, split, images, labels, classes, extra, source)
+
+
+def _provider(root: Path, name: str, split: str, download: bool):
+    known = DATASETS[name]
+    if known.provider == "ImageFolder":
+        raise FileNotFoundError(known.note)
+    arguments = dict(known.splits[split][1])
+    if name == "imagenette":
+        arguments["size"] = "320px"
+    if name == "celeba":
+        arguments["target_type"] = ["attr", "identity"]
+    return getattr(torchvision.datasets, known.provider)(root, download=download, **arguments)
+
+
+def _torchvision_download(staging: Path, name: str, split: str) -> None:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        if name == "celeba":
+            # gdown itself has no time limit: find out first whether the server answers.
+            urllib.request.urlopen("https://drive.google.com").close()
+        with contextlib.redirect_stdout(io.StringIO()):
+            _provider(staging, name, split, download=True)
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _debian_package(staging: Path, name: str, split: str) -> None:
+    """Copy the files of the installed package, or fetch and unpack it without root (apt checks it against its signed lists)."""
+    package, folder = DEBIAN[name]
+    if not folder.is_dir():
+        if not (shutil.which("apt-get") and shutil.which("dpkg")):
+            raise OSError("this system has no apt-get and dpkg")
+        limits = [f"Acquire::http::Timeout={NETWORK_TIMEOUT}", f"Acquire::https::Timeout={NETWORK_TIMEOUT}", "Acquire::Retries=1"]
+        command = ["apt-get", *(part for limit in limits for part in ("-o", limit)), "download", package]
+        quiet = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True}
+        done = subprocess.run(command, cwd=staging, env={**os.environ, "LC_ALL": "C"}, **quiet)
+        if done.returncode:
+            said = " ".join(line for line in done.stderr.splitlines() if line.startswith("E:")) or done.stderr
+            unknown = "Unable to locate" in said or "No packages found" in said
+            raise OSError(f"apt does not know {package}: run `apt-get update` (as root) and try again" if unknown else said)
+        (archive,) = staging.glob("*.deb")
+        subprocess.run(["dpkg", "-x", archive.name, "unpacked"], cwd=staging, check=True, capture_output=True)
+        folder = staging / "unpacked" / folder.relative_to("/")
+        archive.unlink()
+    raw = staging / DATASETS[name].folder
+    # What a torchvision download that failed half-way left here must not be mixed in.
+    shutil.rmtree(raw.parent, ignore_errors=True)
+    raw.mkdir(parents=True)
+    for file in folder.glob("*.gz"):
+        shutil.copyfile(file, raw / file.name)
+    shutil.rmtree(staging / "unpacked", ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _staging(root: Path, name: str) -> Iterator[Path]:
+    """An empty folder on the disk of ``root`` for one download of ``name`` at a time; other processes wait."""
+    root.mkdir(parents=True, exist_ok=True)
+    staging = root / f".{name}.download"
+    with open(root / f".{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            yield staging
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _put_in_place(staging: Path, root: Path) -> None:
+    """Move what was fetched into ``root`` by renaming; what was there and could not be used is kept as <name>.damaged."""
+    for entry in staging.iterdir():
+        target = root / entry.name
+        if target.exists():
+            aside = root / f"{entry.name}.damaged"
+            shutil.rmtree(aside, ignore_errors=True)
+            target.rename(aside)
+        entry.rename(target)
+
+
+def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images [N, H, W, 1] and labels [N] of MNIST's idx files, packed (.gz) or not."""
+    prefix = {"train": "train", "test": "t10k"}[split]
+    images, labels = _read_idx_file(folder / f"{prefix}-images-idx3-ubyte", 3), _read_idx_file(folder / f"{prefix}-labels-idx1-ubyte", 1)
+    if len(images) != len(labels):
+        raise _Damaged(f"{folder} has {len(images)} {split} images but {len(labels)} labels")
+    return images[..., None], labels
+
+
+def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
+    packed = path.with_name(path.name + ".gz")
+    if not path.exists() and not packed.exists():
+        raise FileNotFoundError(f"{packed} is missing")
+    try:
+        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
+    except (EOFError, OSError, zlib.error) as error:
+        raise _Damaged(f"{packed} is truncated or corrupt ({error})") from error
+    path = path if path.exists() else packed
+    start = 4 + 4 * dimensions
+    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
+        raise _Damaged(f"{path} does not begin like an idx file of {dimensions}-d bytes")
+    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
+    if len(content) - start != np.prod(shape, dtype=np.int64):
+        raise _Damaged(f"{path} has {len(content) - start} bytes of data where its header says {list(map(int, shape))}")
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+# ------------------------------------------------------------------------------------------------------------ sets that need no files
+def _made_here(name: str, split: str, image_size: int | None) -> ImageSet:
+    if name == "digits":
+        bunch = load_digits()
+        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+        everything = ImageSet(name, split, images, bunch.target, [str(c) for c in bunch.target_names], source="scikit-learn")
+        return _split_all(lambda _: everything, split, only_all=True)
+    kind = "noise" if name == "generated_noise" else "shapes"
+    drawn = generated(kind, DATASETS[name].splits[split][0], image_size or 32, seed=["train", "test"].index(split))
+    return replace(drawn, name=name, split=split)
+
+
+# ------------------------------------------------------------------------------------------------------------ terms table, command line
+def data_table(data_dir: Path | None = None) -> pd.DataFrame:
+    """One row a known set: splits, images, size, terms, how to get it; checksums and source of what is here (nothing is fetched)."""
+    rows = []
+    for name, known in DATASETS.items():
+        here = {}
+        for split in known.splits:
+            with contextlib.suppress(FileNotFoundError):
+                here[split] = load(name, split, data_dir, image_size=None if known.size else 224, download=False)
+        rows.append(
+            {
+                "name": name,
+                "splits": ", ".join(known.splits),
+                "images": ", ".join(f"{count:,}" for count, _ in known.splits.values()),
+                "image size": f"{known.size} x {known.size}" if known.size else "varies",
+                "terms": known.terms,
+                "how it is found": f"torchvision {known.provider}" if known.provider else "no files needed",
+                "note": known.note,
+                "here": "; ".join(f"{split}: {len(s):,} images, sha256 {s.checksum}" for split, s in here.items()),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Fetch data sets and say where they were found.")
+    parser.add_argument("command", choices=["fetch"])
+    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    options = parser.parse_args(arguments)
+    failed = False
+    print(f"DATA_DIR is {default_data_dir()}")
+    for name in options.names:
+        known = DATASETS.get(name)
+        for split in ("train", "test"):
+            try:
+                found = load(name, split, image_size=None if known is None or known.size else 224)
+            except (ValueError, FileNotFoundError) as error:
+                print(error, file=sys.stderr)
+                failed = True
+                break
+            height, width, channels = found.images.shape[1:]
+            shape = " x ".join(map(str, found.images.shape[1:]))
+            print(f"{name}/{split}: {len(found):,} images, {shape}, {len(found.classes)} classes, {found.source}, sha256 {found.checksum}")
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

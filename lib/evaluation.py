@@ -1,0 +1,476 @@
+"""Embed a set of images once, then measure: k-NN, linear probe, per-image scores and the battery every run goes through.
+
+An embedding is a dict of NumPy arrays with one row per image: features float32 [N, D], uncertainty float64 [N], label int64 [N], and
+whatever the method calls its own (kappa float64 [N]). Everything below takes such dicts or plain arrays, so it works on stored embeddings
+without a network.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from timm.optim import Lars
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lib import uncertainty as measures
+from lib.artifacts import METRIC_COLUMNS, read_npz, write_npz
+
+Embedded = dict[str, np.ndarray]
+
+PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+KEPT_AREA = {"crop"}  # families whose number is the share of the image that is kept: smaller is more severe
+
+
+# -------------------------------------------------------------------------------------------------------------- embedding
+
+
+def embed(
+    method: nn.Module,
+    image_set,
+    batch_size: int = 512,
+    device: str | torch.device | None = None,
+    transform: Callable[[Tensor], Tensor] | None = None,
+    progress: bool = False,
+) -> Embedded:
+    """Everything `method.embed` says about every image, without augmentation: images are uint8 / 255, in eval mode, without gradients.
+
+    transform maps a float batch [B, C, H, W] in 0..1 to another (a crop, a blur of some severity). device None is wherever the method is;
+    another one moves the method there. The training mode of every submodule is restored. Native [B] entries become float64, [B, K] float32.
+    """
+    count = len(image_set.labels)
+    if count == 0:
+        raise ValueError(f"{image_set.name} {image_set.split} has no images to embed; check how it was built.")
+    if device is None:
+        device = next(method.parameters(), torch.empty(0)).device
+    method.to(device)
+    modes = {module: module.training for module in method.modules()}
+    method.eval()
+    batches: list[dict[str, np.ndarray]] = []
+    try:
+        with torch.no_grad():
+            for start in tqdm(range(0, count, batch_size), desc=f"embed {image_set.name} {image_set.split}", disable=not progress):
+                indices = np.arange(start, min(start + batch_size, count))
+                images = image_set.batch(indices).to(device).float() / 255  # [B, C, H, W]
+                if transform is not None:
+                    images = transform(images)
+                batches.append(_arrays(method.embed(images.contiguous(memory_format=torch.channels_last)), len(indices)))
+    finally:
+        for module, training in modes.items():
+            module.training = training
+    embedded = {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+    return embedded | {"label": np.asarray(image_set.labels, dtype=np.int64)}
+
+
+def _arrays(embedding, count: int) -> dict[str, np.ndarray]:
+    taken = {"features", "uncertainty", "label"} & set(embedding.native)
+    if taken:
+        raise ValueError(f"native entries {sorted(taken)} would overwrite the embedding's own; rename them in the method.")
+    if embedding.features.ndim != 2 or embedding.uncertainty.shape != (count,):
+        found = f"{tuple(embedding.features.shape)} and {tuple(embedding.uncertainty.shape)}"
+        raise ValueError(f"method.embed must return features [B, D] and uncertainty [B] with B = {count}, got {found}.")
+    arrays = {"features": embedding.features.float().cpu().numpy(), "uncertainty": embedding.uncertainty.double().cpu().numpy()}
+    for name, values in embedding.native.items():
+        if values.ndim not in (1, 2) or len(values) != count or (values.ndim == 2 and values.shape[1] == 1):
+            raise ValueError(f"native {name} must be [B] or [B, K] with B = {count} and K > 1, got {tuple(values.shape)}.")
+        arrays[name] = (values.double() if values.ndim == 1 else values.float()).cpu().numpy()
+    for name, values in arrays.items():
+        if np.isnan(values).any():
+            raise ValueError(f"method.embed returned NaN in {name}; train again from the last good checkpoint with a lower learning rate.")
+    return arrays
+
+
+def embed_cached(path: Path, key: dict | str, compute: Callable[[], Embedded]) -> Embedded:
+    """The embedding stored at `path` if it was stored under the same key, else compute() stored there (atomically).
+
+    key names all that the result depends on: run hash, data checksum, condition. An unreadable file is a ValueError, as everywhere.
+    """
+    key, path = json.dumps(key, sort_keys=True), Path(path)
+    if path.exists():
+        stored = read_npz(path)
+        if str(stored.pop("cache_key", "")) == key:
+            return stored
+    embedded = compute()
+    write_npz(path, cache_key=np.array(key), **embedded)
+    return embedded
+
+
+# ----------------------------------------------------------------------------------------------------- nearest neighbours
+
+
+def _features(values: np.ndarray, name: str, like: np.ndarray | None = None) -> np.ndarray:
+    values = np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape or (like is not None and values.shape[1] != like.shape[1]):
+        wanted = "[N, D]" if like is None else f"[N, {like.shape[1]}]"
+        raise ValueError(f"{name} must be {wanted} with N >= 1, got shape {values.shape}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has {np.sum(~np.isfinite(values))} NaN or infinite values; find where they come from.")
+    return values
+
+
+def _labels(values: np.ndarray, name: str, count: int) -> np.ndarray:
+    values = np.asarray(values)
+    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        raise ValueError(f"{name} must be integers >= 0 of shape ({count},), got {values.dtype} of shape {values.shape}.")
+    return values.astype(np.int64)
+
+
+def _neighbours(train_x: np.ndarray, test_x: np.ndarray, k: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+    """Cosine similarity and row of the k nearest training images, nearest first: [N, k] each. The full matrix is never built."""
+    train_x = _features(train_x, "train_x")
+    test_x = _features(test_x, "test_x", train_x)
+    if not 1 <= k <= len(train_x):
+        raise ValueError(f"k must be between 1 and the {len(train_x)} training images, got {k}.")
+    bank = F.normalize(torch.as_tensor(train_x, dtype=torch.float32, device=device), dim=1).T  # [D, M]
+    queries = F.normalize(torch.as_tensor(test_x, dtype=torch.float32, device=device), dim=1)
+    chunk = max(1, 20_000_000 // len(train_x))  # 80 MB of similarities at a time
+    nearest = [(rows @ bank).topk(k, dim=1) for rows in queries.split(chunk)]
+    return torch.cat([top.values for top in nearest]).cpu(), torch.cat([top.indices for top in nearest]).cpu()
+
+
+def _vote(similarity: Tensor, votes: Tensor, classes: int, temperature: float) -> np.ndarray:
+    if temperature <= 0:
+        raise ValueError(f"temperature must be positive, got {temperature}.")
+    weights = torch.softmax(similarity.double() / temperature, dim=1)  # exp(sim / T) up to a factor that cancels
+    return torch.zeros(len(votes), classes, dtype=torch.float64).scatter_add_(1, votes, weights).numpy()
+
+
+def knn_predict(train_x, train_y, test_x, k: int = 20, temperature: float = 0.07, device="cpu") -> tuple[np.ndarray, np.ndarray]:
+    """Predictions [N] and class probabilities [N, C] of a cosine k-NN whose neighbours vote with weight exp(cosine / T).
+
+    Wu et al. 2018 (instance discrimination), section 3.4. train_x: [M, D], train_y: [M] in 0 … C - 1, test_x: [N, D].
+    """
+    train_y = _labels(train_y, "train_y", len(train_x))
+    similarity, rows = _neighbours(train_x, test_x, k, device)
+    probabilities = _vote(similarity, torch.as_tensor(train_y)[rows], int(train_y.max()) + 1, temperature)
+    return probabilities.argmax(axis=1), probabilities
+
+
+def knn_accuracy(train_x, train_y, test_x, test_y, k: int = 20, temperature: float = 0.07, device="cpu") -> float:
+    """Share of test images whose weighted k-NN prediction is right; see knn_predict."""
+    test_y = _labels(test_y, "test_y", len(test_x))
+    return float(np.mean(knn_predict(train_x, train_y, test_x, k, temperature, device)[0] == test_y))
+
+
+# ----------------------------------------------------------------------------------------------------------- linear probe
+
+
+@dataclass(frozen=True)
+class Probe:
+    """softmax(((x - mean) / scale) weight + bias); penalty is the chosen L2 weight, validation the NLL in nats of each candidate."""
+
+    mean: np.ndarray  # [D]
+    scale: np.ndarray  # [D]
+    weight: np.ndarray  # [D, C]
+    bias: np.ndarray  # [C]
+    penalty: float
+    validation: dict[float, float]
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """Class probabilities in float64 [N, C] of features [N, D]."""
+        x = _features(x, "x", self.mean[None])
+        logits = ((x - self.mean) / self.scale).astype(np.float32) @ self.weight + self.bias
+        return torch.softmax(torch.as_tensor(logits, dtype=torch.float64), dim=1).numpy()
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        """Most probable class [N] of features [N, D]."""
+        return self.probabilities(x).argmax(axis=1)
+
+
+def linear_probe(
+    train_x: np.ndarray,
+    train_y: np.ndarray,
+    recipe: str = "lbfgs",
+    penalties: Iterable[float] = PENALTIES,
+    validation_fraction: float = 0.1,
+    epochs: int = 200,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+) -> Probe:
+    """A linear classifier on frozen features [M, D] with labels [M]. It never sees test data, so nothing can be chosen on them.
+
+    recipe "lbfgs" (ours): features standardised by training statistics; minimises mean cross-entropy + penalty/2 ‖weight‖² (bias free) by
+    full-batch L-BFGS; the penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted.
+    recipe "paper" (VI-SimSiam 2022, App. 9.1): LARS, learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs, on the
+    features as they are. Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are
+    computed once.
+    """
+    train_x = _features(train_x, "train_x")
+    train_y = _labels(train_y, "train_y", len(train_x))
+    if len(np.unique(train_y)) < 2:
+        raise ValueError(f"train_y holds a single class ({train_y[0]}); a probe needs at least two.")
+    classes = int(train_y.max()) + 1
+    if recipe == "paper":
+        mean, scale = np.zeros(train_x.shape[1], np.float32), np.ones(train_x.shape[1], np.float32)
+        x, y = torch.as_tensor(train_x, dtype=torch.float32, device=device), torch.as_tensor(train_y, device=device)
+        return Probe(mean, scale, *_lars(x, y, classes, epochs, seed), penalty=0.0, validation={})
+    if recipe != "lbfgs":
+        raise ValueError(f'recipe must be "lbfgs" or "paper", got {recipe!r}.')
+
+    x, y = torch.as_tensor(train_x, dtype=torch.float32, device=device), torch.as_tensor(train_y, device=device)
+    scale, mean = torch.std_mean(x, dim=0, correction=0)
+    scale[scale <= 1e-6 * mean.abs()] = 1  # a constant feature carries nothing; dividing by its rounding noise would say otherwise
+    x = (x - mean) / scale
+    penalties = sorted(penalties, reverse=True)
+    if not penalties or penalties[-1] < 0:
+        raise ValueError(f"penalties must be one or more numbers >= 0, got {penalties}.")
+    chosen, validation = penalties[0], {}
+    if len(penalties) > 1:
+        held_out = _stratified(train_y, validation_fraction, seed)
+        inner, outer = torch.as_tensor(~held_out, device=device), torch.as_tensor(held_out, device=device)
+        inner_x, inner_y, start = x[inner], y[inner], None
+        for penalty in penalties:
+            start = _logistic_regression(inner_x, inner_y, classes, penalty, start)
+            validation[penalty] = F.cross_entropy(x[outer] @ start[0] + start[1], y[outer]).item()
+        chosen = min(validation, key=validation.get)
+    weight, bias = _logistic_regression(x, y, classes, chosen)
+    return Probe(*(values.cpu().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
+
+
+def _stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
+    """A mask [M] that holds out `fraction` of each class, at least one image where there are two."""
+    if not 0 < fraction < 1:
+        raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}.")
+    generator, mask = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
+    for label in np.unique(labels):
+        members = generator.permutation(np.flatnonzero(labels == label))
+        mask[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
+    if not mask.any():
+        raise ValueError("every class has a single image, so none can be held out; pass one penalty instead of several.")
+    return mask
+
+
+def _logistic_regression(
+    x: Tensor, y: Tensor, classes: int, penalty: float, start: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    weight = (x.new_zeros(x.shape[1], classes) if start is None else start[0].clone()).requires_grad_()
+    bias = (x.new_zeros(classes) if start is None else start[1].clone()).requires_grad_()
+    optimizer = torch.optim.LBFGS(
+        [weight, bias], max_iter=200, max_eval=300, tolerance_grad=1e-5, tolerance_change=1e-8, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = F.cross_entropy(torch.addmm(bias, x, weight), y) + penalty / 2 * weight.square().sum()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weight.detach(), bias.detach()
+
+
+def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    generator = torch.Generator().manual_seed(seed)
+    weight = (0.01 * torch.randn(x.shape[1], classes, generator=generator)).to(x.device).requires_grad_()
+    bias = x.new_zeros(classes).requires_grad_()
+    # Without weight decay timm's Lars is plain SGD unless told to adapt always.
+    optimizer = Lars([weight, bias], lr=1.6, momentum=0.9, weight_decay=0, always_adapt=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // batch_size))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(torch.addmm(bias, x[rows], weight), y[rows]).backward()
+            optimizer.step()
+            scheduler.step()
+    return weight.detach().cpu().numpy(), bias.detach().cpu().numpy()
+
+
+# ---------------------------------------------------------------------------------------------------------- scores, battery
+
+
+def score_images(
+    train: Embedded, test: Embedded, probe: Probe | None = None, k: int = 20, temperature: float = 0.07, device="cpu"
+) -> Embedded:
+    """What is stored per test image, each [N]: label, prediction and correctness of linear probe and k-NN, and every uncertainty score.
+
+    nearest_neighbour_correct is k = 1 within the test set, itself excluded; knn_distance the mean cosine distance to the k nearest training
+    images. Compact types, ≤ 250 kB compressed for 10,000 images and one native score: the method's own scores, the norm and the softmax
+    keep float32, the rest float16 or less (linear_nll is capped at float16's 65504).
+    """
+    probe = linear_probe(train["features"], train["label"], device=device) if probe is None else probe
+    label = _labels(test["label"], "test label", len(test["features"]))
+    probabilities = probe.probabilities(test["features"])
+    similarity, rows = _neighbours(train["features"], test["features"], k, device)
+    votes = torch.as_tensor(train["label"])[rows]
+    knn_prediction = _vote(similarity, votes, int(train["label"].max()) + 1, temperature).argmax(axis=1)
+    linear_prediction = probabilities.argmax(axis=1)
+    scores = {
+        "index": np.arange(len(label), dtype=np.int32),
+        "label": label.astype(np.int16),
+        "linear_prediction": linear_prediction.astype(np.int16),
+        "linear_correct": linear_prediction == label,
+        "knn_prediction": knn_prediction.astype(np.int16),
+        "knn_correct": knn_prediction == label,
+        "nearest_neighbour_correct": measures.nearest_neighbour_correct(test["features"], label),
+        "linear_nll": np.minimum(measures.nll_per_image(probabilities, label), np.finfo(np.float16).max).astype(np.float16),
+        "linear_brier": measures.brier_per_image(probabilities, label).astype(np.float16),
+        "linear_max_softmax": probabilities.max(axis=1).astype(np.float32),
+        "feature_norm": np.linalg.norm(test["features"], axis=1).astype(np.float32),
+        "knn_distance": (1 - similarity).mean(dim=1).numpy().astype(np.float16),
+        "uncertainty": test["uncertainty"].astype(np.float32),
+    }
+    return scores | {name: test[name].astype(np.float32) for name in _native(test)}
+
+
+def _native(embedded: Embedded) -> list[str]:
+    """Names of the method's own scalar scores."""
+    return [name for name, values in embedded.items() if values.ndim == 1 and name not in ("uncertainty", "label")]
+
+
+def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
+    """Tidy rows with exactly the columns METRIC_COLUMNS: each dict of `values` joined with what is the same for all (method, seed, …).
+
+    Text that is absent is "", a number that is absent NaN; an unknown column is an error.
+    """
+    rows = [identity | row for row in values]
+    unknown = {name for row in rows for name in row} - set(METRIC_COLUMNS)
+    if unknown:
+        raise ValueError(f"unknown metric columns {sorted(unknown)}; the columns are {', '.join(METRIC_COLUMNS)}.")
+    numbers = ("value", "ci_low", "ci_high", "n", "seed")
+    values = [[row.get(name, np.nan if name in numbers else "") for name in METRIC_COLUMNS] for row in rows]
+    return pd.DataFrame(values, columns=METRIC_COLUMNS)
+
+
+def battery(
+    train: Embedded,
+    test: Embedded,
+    evaluated_on: str,
+    near_ood: dict[str, Embedded] | None = None,
+    far_ood: dict[str, Embedded] | None = None,
+    conditions: dict[str, Embedded] | None = None,
+    draws: int = 2000,
+    device: str | torch.device = "cpu",
+) -> tuple[list[dict], Embedded]:
+    """Every measure of the standard protocol on one run: (rows for metrics_rows, per-image scores as score_images gives them).
+
+    near_ood, far_ood: embeddings of other sets by name (rows have condition near_ood or far_ood and evaluated_on that name; n counts both
+    sets). conditions: embeddings of test images by "<family>_<severity>" ("crop_0.05", "blur_2"), the same images in the same order within
+    a family; a crop's number is the area kept. score is uncertainty (the method's own), feature_norm, knn_distance or max_softmax (the
+    trivial ones, turned so that higher = less certain) or a native quantity. Intervals: 95 % bootstrap over images with the classifier held
+    fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter of them for all else. A
+    measure that is undefined because only one class occurs (every prediction right) has value NaN.
+    """
+    probe = linear_probe(train["features"], train["label"], device=device)
+    scores = score_images(train, test, probe, device=device)
+    rows: list[dict] = []
+    few = max(1, draws // 4)
+
+    def add(metric, statistic, *arrays, condition="clean", classifier="", score="", on=evaluated_on, draws=few):
+        row = {"evaluated_on": on, "condition": condition, "classifier": classifier, "score": score, "metric": metric, "n": len(arrays[0])}
+        row |= {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
+        try:
+            row["value"] = float(statistic(*arrays))
+            if draws:
+                row["ci_low"], row["ci_high"] = measures.bootstrap_interval(statistic, *arrays, draws=draws)
+        except measures.UndefinedStatistic:
+            pass  # said in the docstring: such a row is NaN
+        rows.append(row)
+
+    def describe(embedded, condition, on=evaluated_on):
+        for name in ["uncertainty", *_native(embedded)]:
+            values = embedded[name].astype(np.float64)
+            add("mean", np.mean, values, condition=condition, score=name, on=on)
+            add("std", np.std, values, condition=condition, score=name, on=on, draws=0)
+            for level in QUANTILES:
+                add(f"q{100 * level:02.0f}", partial(np.quantile, q=level), values, condition=condition, score=name, on=on, draws=0)
+
+    uncertainties = {
+        "uncertainty": scores["uncertainty"].astype(np.float64),
+        "feature_norm": -scores["feature_norm"].astype(np.float64),
+        "knn_distance": scores["knn_distance"].astype(np.float64),
+        "max_softmax": -scores["linear_max_softmax"].astype(np.float64),
+    }
+    for classifier in ("linear", "knn"):
+        correct = scores[f"{classifier}_correct"]
+        add("accuracy", np.mean, correct.astype(np.float64), classifier=classifier, draws=draws)
+        for name, values in uncertainties.items():
+            add("correctness_auroc", measures.auroc, -values, correct, classifier=classifier, score=name, draws=draws)
+            for metric in ("aurc", "excess_aurc", "augrc"):
+                add(metric, getattr(measures, metric), values, correct, classifier=classifier, score=name)
+    hit = scores["nearest_neighbour_correct"]
+    for name, values in uncertainties.items():
+        add("recall_auroc", measures.auroc, -values, hit, classifier="nearest_neighbour", score=name, draws=draws)
+
+    confidence, correct = scores["linear_max_softmax"], scores["linear_correct"]
+    equal_mass = partial(measures.confidence_calibration_error, equal_mass=True)
+    add("ece", measures.confidence_calibration_error, confidence, correct, classifier="linear")
+    add("ece_equal_mass", equal_mass, confidence, correct, classifier="linear")
+    add("nll", np.mean, scores["linear_nll"].astype(np.float64), classifier="linear", draws=draws)
+    add("brier", np.mean, scores["linear_brier"].astype(np.float64), classifier="linear", draws=draws)
+    add("effective_rank", measures.effective_rank, test["features"], draws=0)
+    describe(test, "clean")
+
+    for condition, sets in (("near_ood", near_ood), ("far_ood", far_ood)):
+        for other, embedded in (sets or {}).items():
+            is_other = np.repeat([False, True], [len(test["features"]), len(embedded["features"])])
+            for name, values in _uncertainties(train, embedded, probe, device).items():
+                score = np.append(uncertainties[name], values)
+                add("ood_auroc", measures.auroc, score, is_other, condition=condition, score=name, on=other)
+                add("ood_fpr95", measures.fpr_at_95_tpr, score, is_other, condition=condition, score=name, on=other)
+                add("ood_average_precision", measures.average_precision, score, is_other, condition=condition, score=name, on=other)
+            describe(embedded, condition, other)
+
+    for condition, embedded in (conditions or {}).items():
+        correct = probe.predict(embedded["features"]) == embedded["label"]
+        add("accuracy", np.mean, correct.astype(np.float64), condition=condition, classifier="linear")
+        own = -embedded["uncertainty"].astype(np.float64)
+        add("correctness_auroc", measures.auroc, own, correct, condition=condition, classifier="linear", score="uncertainty")
+        describe(embedded, condition)
+    for family, (severity, values) in _families(conditions or {}).items():
+        per_image = _spearman_per_image(severity, values)
+        add("severity_spearman", np.mean, per_image, condition=family, score="uncertainty")
+        pooled = partial(_pooled_spearman, severity)
+        add("severity_spearman_pooled", pooled, values, condition=family, score="uncertainty", draws=0)
+    return rows, scores
+
+
+def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe, device) -> dict[str, np.ndarray]:
+    """The method's own and the trivial uncertainties of images without labels, rounded as score_images stores them."""
+    similarity, _ = _neighbours(train["features"], embedded["features"], 20, device)
+    return {
+        "uncertainty": embedded["uncertainty"].astype(np.float32),
+        "feature_norm": -np.linalg.norm(embedded["features"], axis=1).astype(np.float32),
+        "knn_distance": (1 - similarity).mean(dim=1).numpy().astype(np.float16),
+        "max_softmax": -probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32),
+    }
+
+
+def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """For every family with two or more severities: severities [S], rising, and the uncertainty of each image at each [N, S]."""
+    members: dict[str, list[tuple[float, Embedded]]] = {}
+    for condition, embedded in conditions.items():
+        family, _, number = condition.rpartition("_")
+        try:
+            severity = float(number)
+        except ValueError:
+            raise ValueError(f'condition must be "<family>_<severity>" such as "blur_2", got {condition!r}.') from None
+        members.setdefault(family, []).append((1 - severity if family in KEPT_AREA else severity, embedded))
+    families = {}
+    for family, steps in members.items():
+        steps.sort(key=lambda step: step[0])
+        if any(not np.array_equal(step["label"], steps[0][1]["label"]) for _, step in steps):
+            raise ValueError(f"the severities of {family} were not embedded on the same images in the same order; embed them again.")
+        if len(steps) > 1:
+            families[family] = np.array([severity for severity, _ in steps]), np.stack([step["uncertainty"] for _, step in steps], axis=1)
+    return families
+
+
+def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
+    """Spearman's rank correlation of all values [N, S] with the severity [S] of their column; 0 if they are all equal."""
+    return float(stats.spearmanr(np.tile(severity, len(values)), values.ravel()).statistic) if np.ptp(values) else 0.0
+
+
+def _spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Spearman's rank correlation of each row of values [N, S] with severity [S]; 0 for a row that does not change: [N]."""
+    ranks = stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2
+    steps = stats.rankdata(severity) - (len(severity) + 1) / 2
+    length = np.linalg.norm(ranks, axis=1) * np.linalg.norm(steps)
+    return np.divide(ranks @ steps, length, out=np.zeros(len(values)), where=length > 0)

@@ -1,0 +1,333 @@
+"""Sets of labelled images: arrays in memory or files decoded as they are needed, their batches, splits and subsets; sets drawn here.
+
+lib.data finds sets by name and re-exports what is here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import zipfile
+import zlib
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+RESIDENT_BYTES = 2 * 2**30  # sets of files up to this size are decoded once by ImageSet.to, larger ones stream
+DECODERS = min(8, os.cpu_count() or 1)
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
+SHAPES = ["disc", "square", "triangle", "cross", "ring"]
+COLOURS = {"red": (220, 50, 47), "orange": (230, 140, 30), "green": (60, 170, 70), "blue": (50, 110, 220), "white": (235, 235, 235)}
+
+
+# ------------------------------------------------------------------------------------------------------------ image sets
+@dataclass(frozen=True)
+class LazyImages:
+    """Image files that answer like a uint8 array [N, H, W, 3]: ``lazy[indices]`` decodes them in threads.
+
+    With ``image_size`` the shorter side is resized to it and the centre square kept; without, all files must have ``size`` (width, height).
+    """
+
+    files: list[Path]
+    root: Path
+    size: tuple[int, int]
+    image_size: int | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        return (len(self.files), self.size[1], self.size[0], 3)
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, indices) -> np.ndarray:
+        chosen = np.arange(len(self))[indices]
+        if chosen.ndim == 0:
+            return self._decode(self.files[chosen])
+        with ThreadPoolExecutor(DECODERS) as pool:
+            return np.stack(list(pool.map(self._decode, (self.files[i] for i in chosen))))
+
+    def _decode(self, file: Path) -> np.ndarray:
+        with _opened(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError(f"{file} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits.")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        if self.image_size:
+            upright = square(upright, self.image_size)
+        if upright.size != self.size:
+            raise ValueError(f"{file} is {upright.size} pixels when upright, others are {self.size}: give image_size.")
+        return np.asarray(upright)
+
+
+def lazy_images(files: list[Path], root: Path, image_size: int | None) -> LazyImages:
+    if image_size:
+        return LazyImages(files, root, (image_size, image_size), image_size)
+
+    def header(file: Path) -> tuple[int, int]:
+        with _opened(file) as image:
+            return image.size
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        sizes = sorted(set(pool.map(header, files)))
+    if len(sizes) > 1:
+        raise ValueError(f"The images in {root} have {len(sizes)} sizes, from {sizes[0]} to {sizes[-1]}: give image_size, as in 64.")
+    return LazyImages(files, root, sizes[0], None)
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[Image.Image]:
+    try:
+        with Image.open(file) as image:
+            yield image
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{file} is not a readable image ({error}): replace or remove it.") from error
+
+
+def square(image: Image.Image, size: int) -> Image.Image:
+    """Shorter side to ``size``, centre square."""
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Images with labels.
+
+    images uint8 [N, H, W, C] (array or LazyImages), C = 1 or 3; labels int64 [N], indices into ``classes``; ``extra`` further label
+    arrays [N], their names in ``extra_classes``; ``source`` says how it was found; ``index`` are the positions in the source's own order
+    (None: all). Malformed arrays raise ValueError.
+    """
+
+    name: str
+    split: str
+    images: np.ndarray | LazyImages
+    labels: np.ndarray
+    classes: list[str]
+    extra: dict[str, np.ndarray] = field(default_factory=dict)
+    source: str = "given arrays"
+    extra_classes: dict[str, list[str]] = field(default_factory=dict)
+    index: np.ndarray | None = None
+    whole: int | None = None  # how many images the whole set has, where that is known
+    note: str = ""
+    device: torch.device = torch.device("cpu")
+    pixels: torch.Tensor | None = None  # [N, H, W, C], what .to() put on the device
+
+    def __post_init__(self):
+        def wrong(what: str):
+            raise ValueError(f"{self.name}/{self.split} ({self.source}): {what}.")
+
+        if isinstance(self.images, np.ndarray) and self.images.dtype != np.uint8:
+            wrong(f"images have dtype {self.images.dtype}: store them as uint8, 0 to 255")
+        shape = tuple(self.images.shape)
+        if len(shape) != 4:
+            wrong(f"images have shape {list(shape)}: give [N, H, W] or [N, H, W, C]")
+        if shape[3] not in (1, 3):
+            wrong(f"images have {shape[3]} channels (shape {list(shape)}): give 1 (grey) or 3 (RGB) as the last axis")
+        if 0 in shape:
+            wrong(f"there are no images (shape {list(shape)}): give at least one")
+        if self.labels.dtype.kind not in "iu":
+            wrong(f"labels have dtype {self.labels.dtype}: give whole numbers from 0")
+        for key, values in {"labels": self.labels, **self.extra}.items():
+            if values.shape != (shape[0],):
+                wrong(f"{key} has shape {list(values.shape)} but there are {shape[0]} images: give one value an image")
+        low, high = self.labels.min(), self.labels.max()
+        if low < 0 or high >= len(self.classes):
+            wrong(f"labels run from {low} to {high} but there are {len(self.classes)} classes: they count from 0 to {len(self.classes) - 1}")
+        object.__setattr__(self, "labels", self.labels.astype(np.int64, copy=False))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def title(self) -> str:
+        """The name; with the number of images wherever that is not the whole of a known set."""
+        remarks = ([] if len(self) == self.whole else [f"{len(self):,} image{'s' * (len(self) > 1)}"]) + ([self.note] if self.note else [])
+        return f"{self.name} ({', '.join(remarks)})" if remarks else self.name
+
+    @cached_property
+    def checksum(self) -> str:
+        """First 16 hex digits of SHA-256 over shape, images and labels; for files over their relative names, sizes and labels."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        if isinstance(self.images, LazyImages):
+            for file in self.images.files:
+                digest.update(f"{file.relative_to(self.images.root).as_posix()}\0{file.stat().st_size}\0".encode())
+        else:
+            digest.update(np.ascontiguousarray(self.images))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()[:16]
+
+    def batch(self, indices) -> torch.Tensor:
+        """uint8 [B, C, H, W] (channels last in memory) on ``device``, for whole-number indices [B]."""
+        indices = np.asarray(indices)
+        if indices.ndim != 1 or indices.dtype.kind not in "iu" or not indices.size:
+            raise ValueError(f"indices have shape {list(indices.shape)} and dtype {indices.dtype}: give a non-empty list of whole numbers.")
+        if indices.min() < 0 or indices.max() >= len(self):
+            raise ValueError(f"indices run from {indices.min()} to {indices.max()}, but {self.title} has images 0 to {len(self) - 1}.")
+        if self.pixels is None:
+            chosen = torch.from_numpy(self.images[indices]).to(self.device)
+        else:
+            chosen = self.pixels[torch.from_numpy(indices.astype(np.int64)).to(self.device)]
+        return chosen.permute(0, 3, 1, 2)  # [B, H, W, C] -> [B, C, H, W]
+
+    def to(self, device: str | torch.device) -> ImageSet:
+        """The same set with its pixels kept on ``device`` if they take at most RESIDENT_BYTES; otherwise batches travel one by one."""
+        device = torch.device(device)
+        lazy = isinstance(self.images, LazyImages)
+        pixels = None
+        if np.prod(self.images.shape) <= RESIDENT_BYTES and (lazy or device.type != "cpu"):
+            pixels = torch.empty(self.images.shape, dtype=torch.uint8, device=device)
+            for start in range(0, len(self), 1024):
+                pixels[start : start + 1024] = torch.from_numpy(np.array(self.images[start : start + 1024]))
+        return replace(self, device=device, pixels=pixels)
+
+    def subset(self, indices, name_suffix: str = "") -> ImageSet:
+        """The images at ``indices``; its title says how many they are, followed by ``name_suffix``."""
+        indices = np.asarray(indices, dtype=np.int64)
+        if isinstance(self.images, LazyImages):
+            images = replace(self.images, files=[self.images.files[i] for i in indices])
+        else:
+            images = self.images[indices]
+        return replace(
+            self,
+            images=images,
+            labels=self.labels[indices],
+            extra={key: values[indices] for key, values in self.extra.items()},
+            index=indices if self.index is None else self.index[indices],
+            note=name_suffix or self.note,
+            pixels=None if self.pixels is None else self.pixels[torch.from_numpy(indices).to(self.device)],
+        )
+
+
+def batches(image_set: ImageSet, index_batches: Iterable) -> Iterator[torch.Tensor]:
+    """``image_set.batch`` of every element of ``index_batches``; for files the next batch is decoded while this one is used."""
+    if image_set.pixels is not None or not isinstance(image_set.images, LazyImages):
+        yield from map(image_set.batch, index_batches)
+        return
+    with ThreadPoolExecutor(1) as background:
+        pending = None
+        for indices in index_batches:
+            following = background.submit(image_set.batch, indices)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+# ------------------------------------------------------------------------------------------------------------ own files
+def read_npz(path: Path, name: str, split: str) -> ImageSet:
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {key: stored[key] for key in stored.files}
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+        hint = "store arrays of numbers and text, not Python objects" if "pickle" in str(error) else "delete it, or write it again"
+        raise ValueError(f"{path} is not a whole npz file ({error}): {hint}.") from error
+    if missing := [key for key in ("images", "labels") if key not in arrays]:
+        raise ValueError(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays) or 'nothing'}): it needs images and labels.")
+    images, labels = arrays.pop("images"), arrays.pop("labels")
+    classes = arrays.pop("classes", None)
+    if classes is None:
+        highest = labels.max() if labels.dtype.kind in "iu" and labels.size else 0
+        classes = np.arange(max(highest, 0) + 1)
+    names = {key.removesuffix("_names"): [str(v) for v in values] for key, values in arrays.items() if key.endswith("_names")}
+    return ImageSet(
+        name,
+        split,
+        images[..., None] if images.ndim == 3 else images,
+        labels,
+        [str(c) for c in classes],
+        {key: values for key, values in arrays.items() if not key.endswith("_names")},
+        f"npz file {path}",
+        names,
+    )
+
+
+def image_folder(folder: Path, image_size: int | None = None, name: str = "", split: str = "all") -> ImageSet:
+    """Images of <folder>/<class>/ (any depth below), or of the folder itself as one class "unlabelled"; decoded when used."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give one that holds images, or one sub-folder of images for each class.")
+    directories = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
+    classes = [d.name for d in directories] or ["unlabelled"]
+    files, labels = [], []
+    for label, directory in enumerate(directories or [folder]):
+        images = sorted(f for f in directory.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+        if not images:
+            raise ValueError(f"{directory} holds no images ({', '.join(sorted(SUFFIXES))}): add some, or remove the folder.")
+        files += images
+        labels += [label] * len(images)
+    images = lazy_images(files, folder, image_size)
+    return ImageSet(name or folder.name, split, images, np.array(labels), classes, source=f"image folder {folder}")
+
+
+# ------------------------------------------------------------------------------------------------------------ splits and subsets
+def _choose_per_class(labels: np.ndarray, fraction: float, seed: int, least: int) -> np.ndarray:
+    """Sorted indices of round(fraction · n_c) images of every class c, at least ``least``, drawn without replacement."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or not labels.size:
+        raise ValueError(f"labels have shape {list(labels.shape)}: give one label an image.")
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction is {fraction}: give a number above 0 and up to 1.")
+    generator = np.random.default_rng(seed)
+    members = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    return np.sort(np.concatenate([m[: max(least, round(fraction * len(m)))] for m in members]))
+
+
+def train_validation_split(labels: np.ndarray, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """(train, validation) indices, sorted and disjoint; validation has the same fraction of every class, to the nearest image."""
+    validation = _choose_per_class(labels, fraction, seed, least=0)
+    train = np.setdiff1d(np.arange(len(labels)), validation)
+    if not len(validation) or not len(train):
+        raise ValueError(f"A fraction of {fraction} of {len(labels)} images leaves {len(train)} and {len(validation)}: choose another.")
+    return train, validation
+
+
+def label_subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
+    """Sorted indices of the same fraction of every class (1 % and 10 % protocols), at least one image a class."""
+    return _choose_per_class(labels, fraction, seed, least=1)
+
+
+# ------------------------------------------------------------------------------------------------------------ drawn sets
+def generated(kind: str = "shapes", n: int = 512, size: int = 32, seed: int = 0) -> ImageSet:
+    """``n`` drawn images [size, size, 3], the same for the same arguments.
+
+    "shapes": one coloured shape on dark noise; the label is the shape; extra has colour, scale (radius / image side), rotation (radians)
+    and the centre x, y (part of the image side). "noise": independent uniform pixels.
+    """
+    generator = np.random.default_rng([seed, size])
+    if n < 1 or size < 1:
+        raise ValueError(f"n = {n} and size = {size}: both must be above 0.")
+    if kind == "noise":
+        noise = generator.integers(0, 256, (n, size, size, 3), dtype=np.uint8)
+        return ImageSet("generated_noise", "train", noise, np.zeros(n, np.int64), ["noise"], source="drawn by lib.data")
+    if kind != "shapes":
+        raise ValueError(f"kind is {kind!r}: choose 'shapes' or 'noise'.")
+    labels, colour = generator.permutation(np.arange(n) % len(SHAPES)), generator.integers(0, len(COLOURS), n)
+    scale, rotation = generator.uniform(0.2, 0.4, n), generator.uniform(0, 2 * np.pi, n)
+    centre_x, centre_y = generator.uniform(0.35, 0.65, (2, n))
+    grid = (np.arange(size) + 0.5) / size
+    x, y = grid[None, None, :] - centre_x[:, None, None], grid[None, :, None] - centre_y[:, None, None]
+    cos, sin, unit = (v[:, None, None] for v in (np.cos(rotation), np.sin(rotation), scale))
+    u, v = (cos * x + sin * y) / unit, (cos * y - sin * x) / unit  # [N, size, size], in radii
+    radius, a, b = np.hypot(u, v), np.abs(u), np.abs(v)
+    # Signed distance to the outline, below zero inside.
+    outlines = {
+        "disc": radius - 0.9,
+        "square": np.maximum(a, b) - 0.75,
+        "triangle": np.maximum(a * np.sqrt(3) / 2 + v / 2, -v) - 0.5,
+        "cross": np.minimum(np.maximum(a - 1, b - 0.3), np.maximum(b - 1, a - 0.3)),
+        "ring": np.abs(radius - 0.75) - 0.2,
+    }
+    outline = np.stack([outlines[shape] for shape in SHAPES])[labels, np.arange(n)]
+    cover = np.clip(0.5 - outline * unit * size, 0, 1)[..., None]
+    background = generator.uniform(10, 70, (n, 1, 1, 1)) + generator.normal(0, 8, (n, size, size, 3))
+    pixels = cover * np.array(list(COLOURS.values()))[colour][:, None, None, :] + (1 - cover) * background
+    images = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
+    extra = {"colour": colour, "scale": scale, "rotation": rotation, "x": centre_x, "y": centre_y}
+    return ImageSet("generated", "train", images, labels, SHAPES, extra, "drawn by lib.data", {"colour": list(COLOURS)})

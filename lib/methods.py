@@ -1,0 +1,184 @@
+"""One class per method: its networks, its loss and what it says of an image. ``METHODS`` maps each recipe's name to its class.
+
+A method is a module with ``loss(views) -> named scalar terms with "loss"`` and ``embed(images) -> Embedding``; ``embeds_with`` names the parts
+that ``embed`` needs. Where a method has them, the training loop calls ``set_epoch(epoch)`` before every step (epoch a float, steps included)
+and ``update_target(progress)`` after it (progress in 0..1).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import losses, networks
+
+QUANTILES = (0.05, 0.95)
+
+
+class Embedding(NamedTuple):
+    """What a method says of images: ``uncertainty`` is higher where it is less certain; ``native`` holds the method's own quantities."""
+
+    features: Tensor  # [B, F]
+    uncertainty: Tensor  # [B]
+    native: dict[str, Tensor]
+
+
+def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The outputs of ``network`` for every view, with one forward pass (and one batch of statistics) for all views of one size."""
+    outputs = {}
+    for size in dict.fromkeys(view.shape[-1] for view in views):
+        same = [index for index, view in enumerate(views) if view.shape[-1] == size]
+        stacked = network(torch.cat([views[index] for index in same]))
+        for index, *parts in zip(same, *(output.chunk(len(same)) for output in stacked), strict=True):
+            outputs[index] = tuple(parts)
+    return [outputs[index] for index in range(len(views))]
+
+
+def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
+    """Pairs (i, j): view i predicts the target of global view j, never its own."""
+    return [(i, j) for i in range(views) for j in range(global_views) if i != j]
+
+
+def spread(target: Tensor) -> Tensor:
+    """Standard deviation of the normalised outputs [B, D] over the batch, times sqrt(D): 1 if isotropic, 0 if collapsed."""
+    return F.normalize(target.detach().float(), dim=1).std(0).mean() * target.shape[1] ** 0.5
+
+
+class SimSiam(nn.Module):
+    """SimSiam (Chen & He 2021, Algorithm 1): each view's prediction is drawn to the other view's projection, which is held constant.
+
+    Deviation: all views of one size pass the network together, so batch norm takes its statistics over both views. Low-resolution views, where
+    a recipe has them, predict both standard views; the targets are standard views only.
+    """
+
+    embeds_with = ("backbone",)
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+        dimension = settings["dimension"]
+        self.backbone = networks.backbone(settings, channels)
+        self.projector = networks.projector(self.backbone.features, dimension, settings["projector_layers"])
+        self.predictor = networks.predictor(dimension, settings["predictor_hidden"])
+
+    def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.projector(self.backbone(view))
+        return z, self.predictor(z)
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        z, p = zip(*forward_by_size(self, views), strict=True)  # each V x [B, D]
+        loss = torch.stack([losses.simsiam_loss(p[i], z[j]) for i, j in view_pairs(len(views))]).mean()
+        return {"loss": loss, "cosine": -loss.detach(), "spread": spread(z[0])}
+
+    def embed(self, images: Tensor) -> Embedding:
+        features = self.backbone(images).float()
+        return Embedding(features, -features.norm(dim=1), {})
+
+
+class VISimSiam(nn.Module):
+    """VI-SimSiam: the predictor also gives the concentration κ of a Power Spherical distribution over the other view's projection.
+
+    concentration_from = "predictor": κ is one more output of the predictor (2022, App. 9.1, Algorithm 1); "features": κ comes from a head u on the
+    backbone's features (2023, §5, Algorithm 1). Loss: ``-log p_1(z_2) - log p_2(z_1)``, mean over the batch.
+
+    Deviation: κ = (D - 1) exp(a) with a starting at the logit of ``initial_cosine`` (the papers name no positivity map). With divide_loss the
+    loss is divided by D - 1: undivided, its gradient exceeds SimSiam's by a factor of the order of D, and the learning rate must shrink by as
+    much. For the first ``concentration_warmup_epochs`` κ keeps its starting value: while views are still unlike, the best κ is near zero, and
+    with κ near zero nothing draws the views together. With more than two views the pairs are averaged and counted twice, so that the scale
+    stays that of two views (the papers do not say).
+    """
+
+    warming_up = False
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+        self.dimension, self.mapping = settings["dimension"], settings["concentration_map"]
+        self.scale = 1 / (self.dimension - 1) if settings["divide_loss"] else 1.0
+        self.backbone = networks.backbone(settings, channels)
+        self.projector = networks.projector(self.backbone.features, self.dimension, settings["projector_layers"])
+        source = settings["concentration_from"]
+        if source == "features":
+            self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"])
+            self.concentration_head = networks.concentration_head(self.backbone.features)
+            self.embeds_with, last = ("backbone", "concentration_head"), self.concentration_head[-1]
+        elif source == "predictor":
+            self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"], self.dimension + 1)
+            self.concentration_head = None
+            self.embeds_with, last = ("backbone", "projector", "predictor"), self.predictor[-1]
+        else:
+            raise ValueError(f"Unknown concentration_from {source!r}; choose 'features' (2023) or 'predictor' (2022).")
+        self.warmup_epochs = settings["concentration_warmup_epochs"]
+        networks.start_at_cosine(last, self.dimension, settings["initial_cosine"], self.mapping)
+
+    def set_epoch(self, epoch: float) -> None:
+        self.warming_up = epoch < self.warmup_epochs
+
+    def concentration(self, features: Tensor, prediction: Tensor | None = None) -> Tensor:
+        raw = self.concentration_head(features)[:, 0] if self.concentration_head else prediction[:, -1]
+        return networks.to_concentration(raw.detach() if self.warming_up else raw, self.dimension, self.mapping)  # [B]
+
+    def forward(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = self.backbone(view)
+        z = self.projector(y)
+        prediction = self.predictor(z)  # [B, D] or [B, D + 1]
+        return z, prediction[:, : self.dimension], self.concentration(y, prediction)
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        z, mu, kappa = zip(*forward_by_size(self, views), strict=True)  # V x [B, D], V x [B, D], V x [B]
+        pairs = view_pairs(len(views))
+        nll = 2 * torch.stack([losses.vi_simsiam_loss(mu[i], kappa[i], z[j]) for i, j in pairs]).mean()
+        with torch.no_grad():
+            s = torch.cat([F.cosine_similarity(mu[i].float(), z[j].float()) for i, j in pairs])
+            k = torch.cat([kappa[i] for i, _ in pairs])
+            best = torch.clamp((self.dimension - 1) * s / (1 - s) + 0.5, min=0)  # κ*(s), where the gradient in κ vanishes
+            levels = torch.tensor(QUANTILES, device=k.device)
+            low, high = torch.quantile(k, levels)
+            s_low, s_high = torch.quantile(s, levels)
+        return {
+            "loss": nll * self.scale, "negative_log_likelihood": nll.detach(), "cosine": s.mean(), "cosine_q05": s_low, "cosine_q95": s_high,
+            "kappa": k.mean(), "kappa_q05": low, "kappa_q95": high, "kappa_minus_best": (k - best).mean(), "spread": spread(z[0]),
+        }  # fmt: skip
+
+    def embed(self, images: Tensor) -> Embedding:
+        y = self.backbone(images)
+        prediction = None if self.concentration_head else self.predictor(self.projector(y))
+        kappa = self.concentration(y, prediction)
+        return Embedding(y.float(), -kappa, {"kappa": kappa})
+
+
+class RandomInitialisation(SimSiam):
+    """SimSiam's network as initialised: a reference row."""
+
+
+class RawPixels(nn.Module):
+    """The image itself, flattened: a reference row. Its uncertainty is the negative norm of the image, a trivial baseline."""
+
+    embeds_with = ()
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+
+    def embed(self, images: Tensor) -> Embedding:
+        pixels = images.flatten(1).float()
+        return Embedding(pixels, -pixels.norm(dim=1), {})
+
+
+METHODS = {
+    "simsiam": SimSiam,
+    "vi_simsiam": VISimSiam,
+    "vi_simsiam_undivided": VISimSiam,
+    "vi_simsiam_2022": VISimSiam,
+    "random": RandomInitialisation,
+    "raw_pixels": RawPixels,
+}
+
+
+def build(settings: dict, channels: int = 3) -> nn.Module:
+    """The method named in resolved settings, initialised with their seed, in channels-last memory."""
+    if settings["method"] not in METHODS:
+        raise ValueError(f"Unknown method {settings['method']!r}; choose one of {sorted(METHODS)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        return METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)

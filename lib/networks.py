@@ -1,0 +1,106 @@
+"""Backbones, projectors, predictors and the concentration head."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
+
+MAX_COSINE = 0.98
+
+
+def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.Sequential:
+    """ResNet-18 (He et al. 2016) with ``width`` channels in its first stage; ``.features`` = 8 x width outputs after average pooling.
+
+    stem: "imagenet" 7x7 stride 2 and max-pool; "stride2" 3x3 stride 2; "small" 3x3 stride 1 (the CIFAR form).
+    """
+    stems = {
+        "imagenet": lambda: [nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)],
+        "stride2": lambda: [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()],
+        "small": lambda: [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()],
+    }
+    if stem not in stems:
+        raise ValueError(f"Unknown stem {stem!r}; choose one of {sorted(stems)}.")
+    layers, inputs = stems[stem](), width
+    for stage, stride in enumerate((1, 2, 2, 2)):
+        outputs = width * 2**stage
+        shortcut = None
+        if stride != 1 or inputs != outputs:
+            shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        layers += [BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs)]
+        inputs = outputs
+    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    network.features = inputs
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    return network
+
+
+BACKBONES = {"resnet18": resnet18}
+
+
+def backbone(settings: dict, channels: int) -> nn.Sequential:
+    if settings["backbone"] not in BACKBONES:
+        raise ValueError(f"Unknown backbone {settings['backbone']!r}; choose one of {sorted(BACKBONES)}.")
+    return BACKBONES[settings["backbone"]](settings["width"], settings["stem"], channels)
+
+
+def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:
+    """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` fully connected layers, each with batch norm, ReLU but after the last."""
+    widths = [inputs] + [dimension] * layers
+    modules: list[nn.Module] = []
+    for index in range(layers):
+        modules += [nn.Linear(widths[index], widths[index + 1], bias=False), nn.BatchNorm1d(widths[index + 1])]
+        modules += [nn.ReLU()] if index < layers - 1 else []
+    return nn.Sequential(*modules)
+
+
+def predictor(dimension: int, hidden: int, outputs: int | None = None) -> nn.Sequential:
+    """SimSiam's prediction MLP (Chen & He 2021, §3): a bottleneck with batch norm and ReLU inside, nothing after the output."""
+    return nn.Sequential(
+        nn.Linear(dimension, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs or dimension)
+    )
+
+
+def concentration_head(inputs: int) -> nn.Sequential:
+    """u_theta: backbone features [B, F] -> one raw output [B, 1] (VI-SimSiam 2023, §5; its layers are not published: one hidden layer here)."""
+    return nn.Sequential(nn.Linear(inputs, inputs, bias=False), nn.BatchNorm1d(inputs), nn.ReLU(), nn.Linear(inputs, 1))
+
+
+def start_at_cosine(last: nn.Linear, dimension: int, cosine: float, mapping: str) -> None:
+    """Make the last output of ``last`` give, for every input, the κ whose mean cosine κ / (D - 1 + κ) is ``cosine``.
+
+    Early in training the cosine of two views is near zero: a κ that starts at zero gives no gradient to the alignment, a large one explodes.
+    """
+    kappa = (dimension - 1) * cosine / (1 - cosine)
+    start = {
+        "natural": lambda: math.log(cosine / (1 - cosine)),
+        "softplus": lambda: kappa + math.log(-math.expm1(-kappa)),
+        "exp": lambda: math.log(kappa),
+    }
+    if mapping not in start:
+        raise ValueError(f"Unknown concentration_map {mapping!r}; choose one of {sorted(start)}.")
+    with torch.no_grad():
+        last.weight[-1].zero_()
+        last.bias[-1] = start[mapping]()
+
+
+def to_concentration(raw: Tensor, dimension: int, mapping: str = "natural") -> Tensor:
+    """Raw outputs [B] to concentrations κ [B] in float32.
+
+    natural: κ = (D - 1) exp(a), a = logit of the mean cosine ρ of the Power Spherical, smoothly bounded at ρ = 0.98, whatever D is;
+    softplus, exp: for comparison. Deviation: neither paper names a positivity map.
+    """
+    raw = raw.float()
+    if mapping == "natural":
+        highest = math.log(MAX_COSINE / (1 - MAX_COSINE))
+        return (dimension - 1) * torch.exp(highest - F.softplus(highest - raw))
+    if mapping == "softplus":
+        return F.softplus(raw)
+    if mapping == "exp":
+        return torch.exp(raw)
+    raise ValueError(f"Unknown concentration_map {mapping!r}; choose one of ['exp', 'natural', 'softplus'].")

@@ -1,0 +1,625 @@
+"""Figure style, the look of every method, saving figures with their data and provenance, and the few chart functions of the notebooks.
+
+Every chart function takes a tidy DataFrame and an Axes and returns the DataFrame of exactly what it drew: that is what goes into
+`save_figure(..., data=...)`. Sizes are inches at print size; no text is smaller than 6 pt.
+"""
+
+import io
+import re
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib import cbook, patheffects, ticker
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import ScaledTranslation
+from scipy import stats
+
+from lib import artifacts
+from lib.uncertainty import confidence_bins, risk_coverage_curve, roc_curve
+
+COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  # width, height of one row of panels
+TILE = 0.5
+SMALLEST_TEXT = 6.0
+MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
+
+
+class MethodStyle(NamedTuple):
+    label: str
+    colour: str
+    marker: str
+    line: str | tuple
+    fill: bool  # generative and probabilistic methods are filled, discriminative and reference methods hollow
+    text_colour: str  # at least 4.5:1 on white
+
+
+BLUE, BLACK, GREY, INK, CHANCE = "#0072B2", "#000000", "#595959", "#222222", "#8c8c8c"
+
+# Colours keep their distance (CAM02-UCS) under deutan, protan and tritan vision; further baselines get no colour, only a marker.
+METHODS = {
+    "vi_simsiam": MethodStyle("VI-SimSiam", BLUE, "o", "-", True, BLUE),
+    "vi_simsiam_2022": MethodStyle("VI-SimSiam (2022)", BLUE, "P", (0, (1, 0.8)), True, BLUE),
+    "vi_simsiam_undivided": MethodStyle("VI-SimSiam (undivided)", BLUE, "*", (0, (8, 1, 2, 1)), True, BLUE),
+    "simvae": MethodStyle("SimVAE", "#D55E00", "s", (0, (6, 1.5)), True, "#C15500"),
+    "prosmin": MethodStyle("ProSMin", "#009E73", "^", (0, (3, 1.5)), True, "#008661"),
+    "vje": MethodStyle("VJE", "#CC79A7", "D", "-.", True, "#A26085"),
+    "simsiam": MethodStyle("SimSiam", BLACK, "o", ":", False, INK),
+    "simclr": MethodStyle("SimCLR", BLACK, "s", (0, (4, 1, 1, 1, 1, 1)), False, INK),
+    "dino": MethodStyle("DINO", BLACK, "v", (0, (2, 1)), False, INK),
+    "ibot": MethodStyle("iBOT", BLACK, "<", (0, (5, 1, 2, 1)), False, INK),
+    "moco": MethodStyle("MoCo", BLACK, ">", (0, (1, 2)), False, INK),
+    "vicreg": MethodStyle("VICReg", BLACK, "^", (0, (7, 2)), False, INK),
+    "vae": MethodStyle("VAE", GREY, "v", (0, (4, 2)), True, GREY),
+    "beta_vae": MethodStyle("β-VAE", GREY, "<", (0, (3, 1, 1, 1)), True, GREY),
+    "cr_vae": MethodStyle("CR-VAE", GREY, ">", (0, (1, 1)), True, GREY),
+    "supervised": MethodStyle("Supervised", GREY, "x", (0, ()), False, GREY),
+    "random": MethodStyle("Random initialisation", GREY, "+", (0, (1, 3)), False, GREY),
+    "raw_pixels": MethodStyle("Raw pixels", GREY, "d", (0, (6, 3)), False, GREY),
+}
+
+
+def method_style(name: str) -> MethodStyle:
+    """The one look of a method in all figures."""
+    if name not in METHODS:
+        raise ValueError(f"no style for method {name!r}: use one of {', '.join(METHODS)}, or add a row to lib.plotting.METHODS")
+    return METHODS[name]
+
+
+def use_style() -> None:
+    """Load figures/style.mplstyle."""
+    plt.style.use(artifacts.ROOT / "figures" / "style.mplstyle")
+
+
+def panel_letters(axes) -> None:
+    """Bold a, b, c at the top left, outside each of the axes (in reading order)."""
+    for letter, ax in zip("abcdefghijkl", np.ravel(axes), strict=False):
+        ax.annotate(letter, (0, 1), (-20, 5), "axes fraction", "offset points", fontsize=8, fontweight="bold", va="baseline")
+
+
+def split_caption(caption: str) -> tuple[str, str]:
+    """The claim (first sentence) of a caption, and the rest."""
+    claim, *rest = SENTENCE_END.split(caption.strip(), maxsplit=1)
+    return claim, rest[0] if rest else ""
+
+
+# ---------------------------------------------------------------------------------------------------------------- saving
+
+
+def save_figure(
+    figure: Figure, id: str, *, caption: str, alt: str, data: pd.DataFrame, profile: str, notebook: str, claims=(), inputs=()
+) -> None:
+    """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption.
+
+    caption: 40-120 words with the closing sentence that is added here; its first sentence is the claim. alt: two sentences, the trend in
+    words. data: exactly what is drawn, tidy, units in the column names. notebook: the name of the notebook; its number starts the id.
+    claims: ids in settings/claims.toml. inputs: the files that were read, stored with their hashes.
+    Dates are left out of all formats, so the same data drawn with the same matplotlib give the same bytes.
+    """
+    caption = f"{' '.join(caption.split())} Drawn by {notebook}, data in {id}.csv." if caption.strip() else ""
+    _check_record(id, caption, alt, data, notebook)
+    _settle(figure, id)
+    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
+    pictures = {kind: _render(figure, kind, metadata[kind]) for kind in metadata}
+    for kind, content in pictures.items():
+        if len(content) > MAX_BYTES[kind]:
+            raise ValueError(
+                f"{id}.{kind} has {len(content):,} bytes, the limit is {MAX_BYTES[kind]:,}: "
+                + ("show fewer or smaller images" if kind == "png" else "rasterise what has more than 2,000 points (rasterized=True)")
+            )
+    folder = artifacts.results_dir(profile) / "figures"
+    for kind, content in pictures.items():
+        artifacts.write_bytes(folder / f"{id}.{kind}", content)
+    artifacts.write_csv(folder / f"{id}.csv", data)
+    record = {
+        "id": id,
+        "caption": caption,
+        "alt": alt,
+        "claims": list(claims),
+        "notebook": notebook,
+        "profile": profile,
+        "inputs": {_relative(path): artifacts.sha256(Path(path)) for path in inputs},
+        "commit": artifacts.commit(),
+    }
+    artifacts.write_json(folder / f"{id}.json", record)  # last: the gallery lists a figure by its json, so only complete ones
+    _show(figure, caption, alt)
+
+
+def _check_record(id: str, caption: str, alt: str, data: pd.DataFrame, notebook: str) -> None:
+    if not re.fullmatch(r"\d\d_[a-z0-9_]+", id) or id[:3] != notebook[:3]:
+        raise ValueError(f"figure id {id!r} must be lower case and start with the number of notebook {notebook!r}, as in 30_kappa_by_class")
+    words = len(caption.split())
+    if not 40 <= words <= 120:
+        raise ValueError(f"the caption of {id} has {words} words, closing sentence included: write 40 to 120 (claim, what, n, what varies)")
+    sentences = len(SENTENCE_END.split(alt.strip())) if alt.strip() else 0
+    if sentences != 2:
+        raise ValueError(f"the alternative text of {id} has {sentences} sentences: write two that say the trend in words")
+    numbers = data.select_dtypes("number")
+    if data.empty or data.isna().all(axis=None) or (numbers.shape[1] > 0 and numbers.isna().all(axis=None)):
+        raise ValueError(f"the data of {id} are empty or all NaN ({len(data)} rows): pass exactly what is drawn")
+
+
+def _settle(figure: Figure, id: str) -> None:
+    """Fix the layout, the same for all formats, and refuse text that is too small or leaves the page."""
+    for _ in range(4):  # one pass of constrained layout does not settle axes of equal aspect
+        figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for text in figure.findobj(Text):
+        if text.get_visible() and text.get_text().strip() and text.get_fontsize() < SMALLEST_TEXT:
+            raise ValueError(f"{text.get_text()!r} in {id} is set in {text.get_fontsize():g} pt: use at least {SMALLEST_TEXT:g} pt")
+    width, height = figure.get_size_inches()
+    drawn = figure.get_tightbbox()
+    outside = max(-drawn.x0, -drawn.y0, drawn.x1 - width, drawn.y1 - height)
+    if outside > 0.03:
+        raise ValueError(f"{id} draws {outside:.2f} in outside its page of {width:g} x {height:g} in: create it larger or shorten its labels")
+
+
+def _render(figure: Figure, kind: str, metadata: dict, **options) -> bytes:
+    buffer = io.BytesIO()
+    with plt.style.context(artifacts.ROOT / "figures" / "style.mplstyle"):  # font type, hash salt and box hold whoever made the figure
+        figure.savefig(buffer, format=kind, metadata=metadata, **options)
+    return buffer.getvalue()
+
+
+def _relative(path: str | Path) -> str:
+    path = Path(path).resolve()
+    for folder, name in ((artifacts.RESULTS.resolve(), "results"), (artifacts.ROOT, "")):
+        if path.is_relative_to(folder):
+            return (Path(name) / path.relative_to(folder)).as_posix()
+    return path.name
+
+
+def _show(figure: Figure, caption: str, alt: str) -> None:
+    from IPython import get_ipython
+    from IPython.display import Image, Markdown, display
+
+    if get_ipython() is not None:
+        claim, rest = split_caption(caption)
+        display(Image(_render(figure, "png", {"Software": None}, dpi=150), alt=alt), Markdown(f"**{claim}** {rest}"))
+    plt.close(figure)
+
+
+def show_committed(id: str, profile: str):
+    """The stored picture of a figure, for where its pixels or network are absent; prints the command that recomputes it."""
+    from IPython.display import Image
+
+    path = artifacts.results_dir(profile) / "figures" / f"{id}.png"
+    command = f"make reproduce PROFILE={profile}"
+    if not path.exists():
+        raise FileNotFoundError(f"no stored figure {id} for profile {profile}: run `{command}` to draw it")
+    print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: {command}")
+    record = path.with_suffix(".json")
+    alt = artifacts.read_json(record)["alt"] if record.exists() else f"Stored picture of figure {id}"
+    return Image(path.read_bytes(), width=round(plt.imread(path).shape[1] / 2), alt=alt)
+
+
+# ---------------------------------------------------------------------------------------------------------------- helpers
+
+
+def _require(data: pd.DataFrame, *columns: str) -> None:
+    missing = [column for column in columns if column not in data]
+    if missing:
+        raise ValueError(f"the data have no column {', '.join(missing)}: they have {', '.join(map(str, data.columns))}")
+    if data.empty:
+        raise ValueError("the data have no rows: nothing to draw")
+    incomplete = [column for column in columns if data[column].isna().any()]
+    if incomplete:
+        raise ValueError(f"column {', '.join(incomplete)} holds NaN: drop or repair those rows before drawing")
+
+
+def _require_positive(data: pd.DataFrame, value: str) -> None:
+    _require(data, value)
+    if not (data[value] > 0).all() or not np.isfinite(data[value]).all():
+        raise ValueError(f"{value} must be positive and finite on a log axis: found {data[value].min():g} to {data[value].max():g}")
+
+
+def _ordered(values: pd.Series, order) -> list:
+    """Groups in the order asked for, or of first appearance."""
+    present = list(pd.unique(values))
+    if order is None:
+        return present
+    absent, left_out = set(order) - set(present), set(present) - set(order)
+    if absent or left_out:
+        raise ValueError(f"order and data disagree: {sorted(map(str, absent))} not in the data, {sorted(map(str, left_out))} not in order")
+    return list(order)
+
+
+def _mix(colour: str, share: float) -> tuple:
+    """A tint: `share` of the colour, the rest white."""
+    return tuple(1 - share * (1 - channel) for channel in to_rgb(colour))
+
+
+def _looks(names: list, hue: str) -> dict:
+    """Label, colour, line and text colour by name: a method's own look, otherwise the hue, black, grey and a tint with distinct lines."""
+    lines = ["-", (0, (4, 1.2)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 3, 1, 1, 1))]
+    shades = [hue, BLACK, GREY, _mix(hue, 0.75)]
+    looks = {}
+    for i, name in enumerate(names):
+        if name in METHODS:
+            looks[name] = METHODS[name].label, METHODS[name].colour, METHODS[name].line, METHODS[name].text_colour
+        else:
+            looks[name] = str(name), shades[i % len(shades)], lines[i % len(lines)], INK
+    return looks
+
+
+def _log_axis(axis, low: float, high: float) -> None:
+    """Plain numbers on a log axis: powers alone would be set below 6 pt, and leave narrow ranges without a label."""
+    decades = np.log10(high / low)
+    axis._set_axes_scale("log")
+    if decades < 0.6:
+        axis.set_major_locator(ticker.MaxNLocator(4, steps=[1, 2, 5, 10]))
+        axis.set_minor_locator(ticker.NullLocator())
+    else:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1, 3) if decades < 2.5 else (1,)))
+        axis.set_minor_locator(ticker.LogLocator(subs=range(2, 10)))
+    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")
+    axis.set_minor_formatter(ticker.NullFormatter())
+
+
+def _inches(ax: Axes) -> tuple[float, float]:
+    box = ax.get_window_extent()
+    return box.width / ax.figure.dpi, box.height / ax.figure.dpi
+
+
+def _spread(positions: np.ndarray, gap: float) -> np.ndarray:
+    """Move positions apart until neighbours are at least `gap` away, keeping their order and mean (pool-adjacent-violators)."""
+    order = np.argsort(positions, kind="stable")
+    blocks = [[positions[i] - gap * rank] for rank, i in enumerate(order)]
+    merged = []
+    for block in blocks:
+        while merged and np.mean(merged[-1]) > np.mean(block):
+            block = merged.pop() + block
+        merged.append(block)
+    spread = np.empty(len(positions))
+    spread[order] = np.concatenate([[np.mean(block)] * len(block) for block in merged]) + gap * np.arange(len(positions))
+    return spread
+
+
+def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
+    """Write each line's name (x, y, label, text colour) right of its end, moved apart where names would overlap."""
+    ax.set(xlim=(ax.get_xlim()[0], max(x for x, *_ in ends)), ylim=ax.get_ylim())  # the transform below holds for these limits
+    transform = ax.transData + ax.transAxes.inverted()
+    heights = np.array([transform.transform((x, y))[1] for x, y, *_ in ends])
+    for (x, _, label, colour), height in zip(ends, _spread(heights, 8.5 / 72 / _inches(ax)[1]), strict=True):
+        at = transform.transform((x, 1))[0]
+        ax.annotate(label, (at, height), (3, 0), "axes fraction", "offset points", color=colour, fontsize=6.5, va="center")
+
+
+def _legend_below(ax: Axes, *arguments, points: float = 26, **options):
+    """A legend under the axis label, at a distance in points: a share of the axes would grow and shrink with them."""
+    anchor = ax.transAxes + ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
+    return ax.legend(*arguments, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=anchor, **options)
+
+
+def _thin(points: int, most: int = 1000) -> np.ndarray:
+    """Indices of at most `most` evenly spaced points, both ends included."""
+    return np.unique(np.linspace(0, points - 1, min(points, most)).round().astype(int))
+
+
+# ---------------------------------------------------------------------------------------------------------------- charts
+
+
+def kappa_boxplots(
+    ax: Axes, data: pd.DataFrame, group: str, order=None, *, value: str = "kappa", correct: str | None = None, colour: str = BLUE
+) -> pd.DataFrame:
+    """Boxes of κ by group on a log axis; with `correct` (a boolean column) right predictions are filled and wrong ones hollow.
+
+    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges (of κ itself, not of its logarithm).
+    Outliers are drawn only for groups of at most 200. n stands under each box. order: a meaningful one; by default by median.
+    Returns group, [correct,] n, median, q1, q3, whisker_low, whisker_high, outliers_drawn.
+    """
+    _require(data, group, *([correct] if correct else []))
+    _require_positive(data, value)
+    order = _ordered(data[group], list(data.groupby(group)[value].median().sort_values(kind="stable").index) if order is None else order)
+    shown = [True, False] if correct else [None]
+    width = 0.8 / len(shown)
+    boxes, rows = [], []
+    for place, name in enumerate(order):
+        for slot, right in enumerate(shown):
+            chosen = (data[group] == name) & (True if right is None else data[correct].astype(bool) == right)
+            values = data.loc[chosen, value].to_numpy(float)
+            if len(values) == 0:
+                continue
+            box = cbook.boxplot_stats(values, whis=1.5)[0]
+            position = place + (slot - (len(shown) - 1) / 2) * width
+            if len(values) > 200:
+                box["fliers"] = np.array([])
+            boxes.append((position, box, right))
+            summary = {"n": len(values), "median": box["med"], "q1": box["q1"], "q3": box["q3"], "whisker_low": box["whislo"]}
+            summary |= {"whisker_high": box["whishi"], "outliers_drawn": len(box["fliers"])}
+            rows.append({group: name} | ({correct: right} if correct else {}) | summary)
+    for position, box, right in boxes:
+        face = "white" if right is False else _mix(colour, 0.45)
+        edge, outliers = {"color": colour}, {"marker": "o", "markeredgecolor": colour, "markerfacecolor": "none"}
+        ax.bxp(
+            [box], [position], widths=0.85 * width, patch_artist=True, manage_ticks=False, whiskerprops=edge, capprops=edge,
+            boxprops={"facecolor": face, "edgecolor": colour}, flierprops=outliers,
+        )  # fmt: skip
+    drawn = pd.DataFrame(rows)
+    extremes = [end for _, box, _ in boxes for end in (box["whislo"], box["whishi"], *box["fliers"])]
+    _log_axis(ax.yaxis, min(extremes), max(extremes))
+    ax.set(ylabel="Concentration κ", xlim=(-0.6, len(order) - 0.4))
+    small = {"textcoords": "offset points", "fontsize": SMALLEST_TEXT, "va": "top"}
+    for (position, *_), n in zip(boxes, drawn["n"], strict=True):
+        ax.annotate(f"{n:,}", (position, 0), (0, -3), ("data", "axes fraction"), ha="center", **small)
+    ax.annotate("n", (0, 0), (-4, -3), "axes fraction", ha="right", fontstyle="italic", **small)
+    _name_ticks(ax, order)
+    if correct:
+        handles = [plt.Rectangle((0, 0), 1, 1, facecolor=face, edgecolor=colour) for face in (_mix(colour, 0.45), "white")]
+        ax.legend(handles, ["right", "wrong"], ncols=2, loc="lower right", bbox_to_anchor=(1, 1), handlelength=1.2, title=None)
+    return drawn
+
+
+def _name_ticks(ax: Axes, names: list) -> None:
+    """Group names under the row of n: wrapped where they fit in words, slanted where they do not."""
+    characters = max(1, int(_inches(ax)[0] / len(names) * 72 / 4.2))  # 4.2 pt: a generous mean width of a 6.5 pt letter
+    wrapped = [textwrap.fill(str(name).replace("/", "/ "), characters, break_long_words=False).replace("/ ", "/") for name in names]
+    slanted = max(len(line) for text in wrapped for line in text.splitlines()) > characters
+    ax.set_xticks(range(len(names)), names if slanted else wrapped)
+    ax.tick_params(axis="x", which="major", length=0, pad=11)
+    if slanted:
+        plt.setp(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
+
+
+def log_histogram(
+    ax: Axes, data: pd.DataFrame, group: str, order=None, *, value: str = "kappa", bins: int = 40, colour: str = BLUE
+) -> pd.DataFrame:
+    """Densities of log₁₀ κ by group as step lines over common bins; groups of at most 50 get a rug. Each line integrates to one.
+
+    Returns group, bin_low, bin_high, count, density (per decade of κ).
+    """
+    _require(data, group)
+    _require_positive(data, value)
+    order = _ordered(data[group], order)
+    logs = np.log10(data[value])
+    low, high = logs.min(), logs.max()
+    edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
+    rows = []
+    for name, (label, shade, line, _) in _looks(order, colour).items():
+        inside = logs[data[group] == name].to_numpy()
+        counts, _ = np.histogram(inside, edges)
+        density = counts / counts.sum() / np.diff(edges)
+        ax.stairs(density, 10**edges, baseline=None, color=shade, linestyle=line, linewidth=1.2, label=f"{label} (n = {len(inside):,})")
+        if len(inside) <= 50:
+            ax.plot(10**inside, np.zeros(len(inside)), "|", color=shade, markersize=6, clip_on=False)
+        table = {"bin_low": 10 ** edges[:-1], "bin_high": 10 ** edges[1:], "count": counts, "density": density}
+        rows.append(pd.DataFrame({group: name} | table))
+    _log_axis(ax.xaxis, 10 ** edges[0], 10 ** edges[-1])
+    ax.set(xlabel="Concentration κ", ylabel="Density per decade of κ", ylim=(0, None))
+    _legend_below(ax, ncols=1 if len(order) == 1 or _inches(ax)[0] < 2.6 else 2)
+    return pd.concat(rows, ignore_index=True)
+
+
+def roc_plot(
+    ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: str, order=None, colour: str = BLUE, inset: bool = False,
+    below: bool | None = None,
+) -> pd.DataFrame:  # fmt: skip
+    """ROC curves from `data` (curve, score, positive), labelled with AUROC and its interval from `summary` (curve, auroc, ci_low, ci_high).
+
+    positive: the positive class in words. inset: enlarge the part with a false positive rate below 0.1. below: labels under the axes
+    (0.2 in more height for each line) instead of in the free triangle of a 2.6 in square, where only two have room.
+    Returns curve, false_positive_rate, true_positive_rate (at most 1,000 exact points of each curve), auroc, ci_low, ci_high.
+    """
+    _require(data, "curve", "score", "positive")
+    _require(summary, "curve", "auroc", "ci_low", "ci_high")
+    order = _ordered(data["curve"], order)
+    summary = summary.set_index("curve")
+    if not summary.index.is_unique or set(summary.index) != set(order):
+        raise ValueError(f"summary must have one row for each of {order}: it has {list(summary.index)}")
+    axes = [ax, ax.inset_axes([0.6, 0.11, 0.36, 0.34], xlim=(0, 0.1))] if inset else [ax]
+    rows, labels, handles = [], [], []
+    for name, (label, shade, line, text_colour) in _looks(order, colour).items():
+        part = data[data["curve"] == name]
+        false_positive, true_positive, _ = roc_curve(part["score"], part["positive"])
+        kept = _thin(len(false_positive))
+        auroc, low, high = summary.loc[name, ["auroc", "ci_low", "ci_high"]]
+        for panel in axes:
+            (handle,) = panel.plot(false_positive[kept], true_positive[kept], color=shade, linestyle=line)
+        handles.append(handle)
+        labels.append((f"{label}\n{auroc:.3f} [{low:.3f}, {high:.3f}]", text_colour))
+        rows.append(
+            pd.DataFrame({"curve": name, "false_positive_rate": false_positive[kept], "true_positive_rate": true_positive[kept]})
+            .assign(auroc=auroc, ci_low=low, ci_high=high)
+        )  # fmt: skip
+    drawn = pd.concat(rows, ignore_index=True)
+    for panel in axes:
+        panel.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.6, zorder=1)
+    ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
+    ax.set_title(f"positive: {positive}", fontsize=7)
+    ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
+    if inset:
+        axes[1].set_ylim(0, 1.05 * drawn.loc[drawn["false_positive_rate"] <= 0.1, "true_positive_rate"].max())
+        axes[1].set_xticks([0, 0.1], ["0", "0.1"])
+        axes[1].tick_params(labelsize=SMALLEST_TEXT)
+    # The curves leave one triangle of the square free: the lower right one if they beat chance.
+    texts, style = [text for text, _ in labels], {"title": "AUROC [95 % interval]", "handlelength": 1.8, "labelspacing": 0.35}
+    if len(order) > 2 or inset if below is None else below:
+        legend = _legend_below(ax, handles, texts, **style)
+    else:
+        legend = ax.legend(handles, texts, loc="lower right" if summary["auroc"].mean() >= 0.5 else "upper left", **style)
+    for text, (_, text_colour) in zip(legend.get_texts(), labels, strict=True):
+        text.set_color(text_colour)
+    return drawn
+
+
+def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str = BLUE) -> pd.DataFrame:
+    """Error among the most certain images against the share of images kept, from `data` (curve, uncertainty, correct).
+
+    Equal uncertainties share their mean error, as in the expectation over random orders. A thin line shows the error of the whole set:
+    what an uninformative score gives. Curves start at 1 % of the images: below, single images make them jump between 0 and 100 %.
+    Returns curve, coverage, error (fractions, at most 1,000 points of each curve).
+    """
+    _require(data, "curve", "uncertainty", "correct")
+    order = _ordered(data["curve"], order)
+    rows = []
+    for name, (label, shade, line, _) in _looks(order, colour).items():
+        part = data[data["curve"] == name]
+        coverage, error = risk_coverage_curve(part["uncertainty"], part["correct"])
+        first = np.searchsorted(coverage, 0.01)
+        kept = first + _thin(len(coverage) - first)
+        ax.axhline(100 * error[-1], color=CHANCE, linewidth=0.6, zorder=1)
+        ax.plot(100 * coverage[kept], 100 * error[kept], color=shade, linestyle=line, label=label)
+        rows.append(pd.DataFrame({"curve": name, "coverage": coverage[kept], "error": error[kept]}))
+    drawn = pd.concat(rows, ignore_index=True)
+    top = drawn["error"].max()
+    ax.set(xlim=(0, 100), ylim=(0, 108 * top if top > 0 else 1), xlabel="Images kept, most certain first (%)", ylabel="Error (%)")
+    _legend_below(ax, ncols=2)
+    return drawn
+
+
+def tsne_plot(ax: Axes, data: pd.DataFrame, *, value: str = "kappa", seed: int = 0, colour_bar: bool = True) -> pd.DataFrame:
+    """t-SNE points (x, y, class, κ) coloured by log κ (limits: 1st and 99th percentile), class names at the median of their points.
+
+    The order of drawing is shuffled with `seed`, so that no class hides another. Returns the points in the order drawn.
+    """
+    _require(data, "x", "y", "class")
+    _require_positive(data, value)
+    drawn = data[["x", "y", "class", value]].sample(frac=1, random_state=seed).reset_index(drop=True)
+    low, high = np.percentile(drawn[value], [1, 99])
+    size = np.clip(8000 / len(drawn), 1.0, 8.0)
+    norm = LogNorm(low, high if high > low else low * 1.01)
+    points = ax.scatter(drawn["x"], drawn["y"], c=drawn[value], s=size, cmap="cividis", norm=norm, linewidths=0, rasterized=True)
+    ax.set_aspect("equal", adjustable="datalim")
+    ax.axis("off")
+    centres = drawn.groupby("class", sort=False)[["x", "y"]].median()
+    extent = drawn["y"].max() - drawn["y"].min()
+    gap, near = 0.055 * extent, 0.2 * (drawn["x"].max() - drawn["x"].min())
+    columns = np.cumsum(np.diff(centres["x"].sort_values(), prepend=-np.inf) > near)  # names side by side cannot overlap
+    columns = pd.Series(columns, centres["x"].sort_values().index)
+    for _, members in columns.groupby(columns):
+        heights = _spread(centres.loc[members.index, "y"].to_numpy(), gap)
+        for name, height in zip(members.index, heights, strict=True):
+            text = ax.text(centres.loc[name, "x"], height, str(name), ha="center", va="center", fontsize=6.5)
+            text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
+    if colour_bar:
+        bar = ax.figure.colorbar(points, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
+        _log_axis(bar.ax.yaxis, low, high)
+        bar.outline.set_visible(False)
+        bar.set_label("Concentration κ")
+    return drawn
+
+
+def image_grid(images, *, rows=None, columns=None, notes=None, gap: float = 1 / 150) -> Figure:
+    """A figure of tiles of 0.5 in from uint8 images [R, C, H, W] or [R, C, H, W, 3], with text left of the rows and above the columns.
+
+    notes: one text under each tile (such as its κ), [R][C]. Pixels are enlarged by nearest neighbour. The figure's CSV lists the
+    indices shown.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim not in (4, 5) or (images.ndim == 5 and images.shape[-1] != 3) or 0 in images.shape:
+        raise ValueError(f"image_grid needs uint8 [R, C, H, W] or [R, C, H, W, 3]: got {images.dtype} {images.shape}")
+    height, width = images.shape[:2]
+    for what, texts, length in (("rows", rows, height), ("columns", columns, width), ("notes", notes, height)):
+        if texts is not None and len(texts) != length:
+            raise ValueError(f"image_grid got {len(texts)} {what} for {length}: give one text for each")
+    labels = [str(label) for label in rows] if rows is not None else []
+    left = 0.06 + max((len(line) for label in labels for line in label.splitlines()), default=0) * 4.6 / 72
+    top = 0.04 + 0.13 * max((len(str(label).splitlines()) for label in columns), default=0) if columns is not None else 0.04
+    step_y, step_x = TILE + (0.14 if notes is not None else gap), TILE + gap
+    size = (left + width * step_x + 0.04, top + height * step_y + 0.04)
+    if size[0] > PAGE[0]:
+        raise ValueError(f"{width} tiles with their labels are {size[0]:.2f} in wide, a page is {PAGE[0]} in: show fewer columns")
+    figure = plt.figure(figsize=size, layout="none")
+    for i in range(height):
+        y = top + i * step_y
+        for j in range(width):
+            x = left + j * step_x
+            ax = figure.add_axes([x / size[0], 1 - (y + TILE) / size[1], TILE / size[0], TILE / size[1]])
+            ax.imshow(images[i, j], cmap="gray", vmin=0, vmax=255, interpolation="nearest", aspect="auto")
+            ax.axis("off")
+            middle = (x + TILE / 2) / size[0]
+            if notes is not None:
+                figure.text(middle, 1 - (y + TILE + 0.02) / size[1], str(notes[i][j]), ha="center", va="top", fontsize=SMALLEST_TEXT)
+            if columns is not None and i == 0:
+                figure.text(middle, 1 - (top - 0.02) / size[1], str(columns[j]), ha="center", va="bottom", fontsize=SMALLEST_TEXT)
+        if labels:
+            figure.text((left - 0.05) / size[0], 1 - (y + TILE / 2) / size[1], labels[i], ha="right", va="center", fontsize=6.5)
+    return figure
+
+
+def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, order=None) -> pd.DataFrame:
+    """One row per method from `data` (method, seed, `value`): each seed a dot, the mean a tick; from 5 seeds on its 95 % t-interval.
+
+    The first of `order` stands at the top. Returns method, seed, value, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds for each dot.
+    """
+    _require(data, "method", "seed", value)
+    if data.duplicated(["method", "seed"]).any():
+        raise ValueError(f"a method has several rows for one seed: select one evaluation of {value} before drawing")
+    order = _ordered(data["method"], order)
+    rows = []
+    for place, name in enumerate(order):
+        style = method_style(name)
+        values = data.loc[data["method"] == name, value].to_numpy(float)
+        mean, n = values.mean(), len(values)
+        low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(values)) if n >= 5 else (np.nan, np.nan)
+        if n >= 5:
+            ax.plot([low, high], [place, place], color=style.colour, linewidth=1.2)
+        if n > 1:
+            ax.plot([mean, mean], [place - 0.28, place + 0.28], color=style.colour, linewidth=1.2)
+        face = style.colour if style.fill else "white"
+        ax.plot(values, np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
+        rows.append(data.loc[data["method"] == name, ["method", "seed", value]].assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
+    ax.set_yticks(range(len(order)), [method_style(name).label for name in order])
+    ax.set(xlabel=label, ylim=(len(order) - 0.4, -0.6))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    return pd.concat(rows, ignore_index=True)
+
+
+def reliability_plot(axes, data: pd.DataFrame, *, bins: int = 15, order=None, colour: str = BLUE) -> pd.DataFrame:
+    """Accuracy against confidence in bins (low, high] from `data` (curve, confidence, correct) on axes[0], counts on axes[1] below.
+
+    The legend gives ECE = Σ n_b/N |accuracy_b - confidence_b| over the same bins (Guo et al. 2017, Eq. 3).
+    Returns curve, bin_low, bin_high, count, confidence, accuracy, ece.
+    """
+    upper, lower = axes
+    _require(data, "curve", "confidence", "correct")
+    rows = []
+    for name, (label, shade, line, _) in _looks(_ordered(data["curve"], order), colour).items():
+        part = data[data["curve"] == name]
+        table = pd.DataFrame(confidence_bins(part["confidence"], part["correct"], bins))
+        table = table.rename(columns={"low": "bin_low", "high": "bin_high"})
+        ece = float((table["count"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["count"].sum())
+        filled = table[table["count"] > 0]
+        named = f"{label} (ECE {ece:.3f}, {bins} bins)"
+        upper.plot(filled["confidence"], filled["accuracy"], color=shade, linestyle=line, marker="o", clip_on=False, label=named)
+        lower.stairs(table["count"], [*table["bin_low"], 1.0], color=shade, linestyle=line)
+        rows.append(table.assign(curve=name, ece=ece))
+    upper.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.6, zorder=1)
+    upper.set(xlim=(0, 1), ylim=(0, 1), ylabel="Accuracy")
+    upper.tick_params(labelbottom=False)
+    lower.set(xlim=(0, 1), ylim=(0, None), xlabel="Confidence", ylabel="Images")
+    _legend_below(lower, *upper.get_legend_handles_labels())
+    return pd.concat(rows, ignore_index=True)[["curve", "bin_low", "bin_high", "count", "confidence", "accuracy", "ece"]]
+
+
+def training_curves(ax: Axes, log: pd.DataFrame, *, y: str, label: str, x: str = "epoch", log_scale: bool = False) -> pd.DataFrame:
+    """`y` over training from `log` (method, seed, `x`, `y`): seeds as thin dots, their mean as a line named at its end.
+
+    Returns method, seed, x, y, mean (over the seeds that have this x).
+    """
+    _require(log, "method", "seed", x, y)
+    if log_scale:
+        _require_positive(log, y)
+    drawn = log[["method", "seed", x, y]].reset_index(drop=True)
+    drawn["mean"] = drawn.groupby(["method", x])[y].transform("mean")
+    ends = []
+    for name in _ordered(drawn["method"], None):
+        style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
+        if part["seed"].nunique() > 1:
+            ax.plot(part[x], part[y], ".", color=style.colour, markersize=1.5, alpha=0.6, rasterized=len(part) > 2000)
+        line = part.drop_duplicates(x)
+        ax.plot(line[x], line["mean"], color=style.colour, linestyle=style.line)
+        ends.append((line[x].iloc[-1], line["mean"].iloc[-1], style.label, style.text_colour))
+    ax.set(xlabel=x.capitalize(), ylabel=label)
+    if log_scale:
+        _log_axis(ax.yaxis, drawn[y].min(), drawn[y].max())
+    _label_ends(ax, ends)
+    return drawn

@@ -1,0 +1,332 @@
+"""From settings/experiments.toml to a run of the whole companion: the jobs, their hashes, the checks before them and the bar over them.
+
+One job is one papermill run of one notebook with one set of parameters. A job is done when its stamp exists; the stamp's name holds a hash of the
+notebook, of every lib module it imports, of its parameters and of the jobs it needs. So an edit reruns what it can change, and nothing else; a
+finished pretraining run is recognised by its own run hash and never trained again, whatever is edited around it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import torch
+from tqdm import tqdm
+
+from lib import artifacts, settings
+
+NOTEBOOKS = artifacts.ROOT / "notebooks"
+PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
+
+
+class Job(NamedTuple):
+    name: str
+    notebook: str
+    parameters: dict
+    needs: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------------------- notebooks and parameters
+def find_notebook(name: str) -> str:
+    """The full name of a notebook given by its name or its number: "10" -> "10_pretraining"."""
+    names = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    found = [stem for stem in names if stem == name or stem.split("_")[0] == str(name).zfill(2)]
+    if len(found) != 1:
+        raise ValueError(f"No notebook {name!r}; the notebooks are {names}.")
+    return found[0]
+
+
+@cache
+def declared_parameters(notebook: str) -> dict:
+    """Names and defaults in the notebook's cell tagged ``parameters``; it may hold literals only."""
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise ValueError(f"Notebook {notebook} has {len(tagged)} cells tagged 'parameters'; it must have one.")
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
+
+
+def check_parameters(notebook: str, parameters: dict) -> dict:
+    """The parameters, if the notebook declares every one with that type; else ValueError, before anything runs."""
+    declared = declared_parameters(notebook)
+    for name, value in parameters.items():
+        if name not in declared:
+            raise ValueError(f"Notebook {notebook} has no parameter {name!r}; its parameters are {declared}.")
+        wanted = type(declared[name])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ValueError(f"Parameter {name!r} of {notebook} is {value!r} ({type(value).__name__}); it must be a {wanted.__name__}.")
+    if "profile" in parameters:
+        settings.profile_settings(parameters["profile"])
+    return parameters
+
+
+def begin(notebook: str, namespace: dict) -> None:
+    """First call of every notebook: refuse parameters that the notebook does not declare (papermill itself only warns), and load the style."""
+    from lib import plotting
+
+    given = {name: value for name, value in namespace.items() if isinstance(value, (str, int, float, bool, list, dict))}
+    given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit")}
+    check_parameters(notebook, given)
+    plotting.use_style()
+
+
+def parse_parameters(text: str, notebook: str) -> dict:
+    """ "method=simsiam seed=1" -> {"method": "simsiam", "seed": 1}, typed as the notebook declares them."""
+    declared, parsed = declared_parameters(notebook), {}
+    for item in shlex.split(text):
+        name, sign, value = item.partition("=")
+        if not sign:
+            raise ValueError(f"{item!r} is not name=value; write PARAMS=\"method=simsiam seed=1\".")
+        if isinstance(declared.get(name), str):
+            parsed[name] = value
+            continue
+        try:
+            parsed[name] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            parsed[name] = value
+    return check_parameters(notebook, parsed)
+
+
+# ---------------------------------------------------------------------------------------------------------------- jobs
+def jobs(profile: str, paper: str = "all") -> list[Job]:
+    """Every job of a profile and a paper, those that others need first."""
+    if paper not in PAPERS:
+        raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
+    grouping = settings.experiments(profile).get("one_job_per", "run")
+    groups: dict[str, list[str]] = {}
+    for run in settings.runs(profile, paper):
+        name = settings.run_name(run)
+        groups.setdefault({"run": name, "method": run["method"], "profile": "all"}[grouping], []).append(name)
+    listed = [
+        Job(f"10_pretraining--{group}", "10_pretraining", {"profile": profile, "runs": " ".join(names), "train_missing": True})
+        for group, names in groups.items()
+    ]
+    for entry in settings.notebooks():
+        if paper != "all" and paper not in entry["papers"]:
+            continue
+        needs = [job.name for job in listed if job.notebook in [find_notebook(number) for number in entry["needs"]]]
+        listed.append(Job(entry["name"], entry["name"], {"profile": profile, "train_missing": True}, tuple(needs)))
+    return listed
+
+
+@cache
+def imported_modules(source: str) -> frozenset[str]:
+    """Names of the lib modules that Python source imports, those they import included."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "lib":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
+    names = {name for name in names if (artifacts.ROOT / "lib" / f"{name}.py").exists()}
+    # This module starts every notebook and changes no number in it.
+    names.discard("reproduction")
+    inner = [imported_modules((artifacts.ROOT / "lib" / f"{name}.py").read_text()) for name in sorted(names)]
+    return frozenset(names.union(*inner))
+
+
+@cache
+def source_hash(notebook: str) -> str:
+    cells = [cell.source for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells]
+    code = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells if cell.cell_type == "code")
+    files = [artifacts.ROOT / "lib" / f"{name}.py" for name in sorted(imported_modules(code))]
+    files += sorted((artifacts.ROOT / "settings").glob("*.toml"))
+    return artifacts.sha256("\n".join(cells) + "".join(artifacts.sha256(path) for path in files))
+
+
+def stamp(job: Job, listed: dict[str, Job]) -> Path:
+    """The empty file that says this very job was done."""
+    needs = "".join(stamp(listed[name], listed).name for name in job.needs)
+    digest = artifacts.sha256(source_hash(job.notebook) + repr(sorted(job.parameters.items())) + needs)[:12]
+    return artifacts.results_dir(job.parameters["profile"]) / ".done" / f"{job.name}.{digest}"
+
+
+def executed_path(job: Job) -> Path:
+    return artifacts.results_dir(job.parameters["profile"]) / "notebooks" / f"{job.name}.ipynb"
+
+
+# ---------------------------------------------------------------------------------------------------------------- running
+def execute(job: Job) -> Path:
+    """Run one job here with papermill; the executed notebook stays also when it fails. Raises RuntimeError naming it."""
+    import papermill
+
+    from lib import gallery
+
+    check_parameters(job.notebook, job.parameters)
+    output = executed_path(job)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(
+            NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT)
+        )
+    except Exception as error:
+        raise RuntimeError(f"{job.name} failed: {str(error).strip().splitlines()[-1]} Look at the last cells of {output}.") from error
+    clean_metadata(output)
+    gallery.notebook_html(output)
+    return output
+
+
+def clean_metadata(path: Path) -> None:
+    """Drop from an executed notebook what differs between machines and runs: paths, times, the kernel's version."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+    artifacts.write_text(path, nbformat.writes(notebook).replace(str(artifacts.ROOT) + "/", "") + "\n")
+
+
+def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None) -> int:
+    """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's exit status."""
+    from lib import gallery
+
+    listed = jobs(profile, paper)
+    by_name = {job.name: job for job in listed}
+    for job in listed:
+        check_parameters(job.notebook, job.parameters)
+    stamps = {job.name: stamp(job, by_name) for job in listed}
+    cores = cores or os.cpu_count() or 1
+    folder = artifacts.results_dir(profile)
+    folder.mkdir(parents=True, exist_ok=True)
+    log_path = folder / ".done" / "snakemake.log"
+    log_path.parent.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "snakemake", "--snakefile", str(artifacts.ROOT / "Snakefile"), "--directory", str(artifacts.ROOT),
+        "--config", f"profile={profile}", f"paper={paper}", "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete",
+    ]  # fmt: skip
+    command += ["--executor", executor, "--jobs", str(max(1, cores))] if executor else ["--cores", str(cores)]
+    environment = os.environ | {"COMPANION_JOB": "1"}
+    started = time.perf_counter()
+    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {sum(path.exists() for path in stamps.values())} already done. Log: {_shown(log_path)}")
+    with open(log_path, "w") as log:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+        try:
+            _watch(process, stamps, folder)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            print("Interrupted. Call the same command again to continue.")
+            return 130
+    missing = [name for name, path in stamps.items() if not path.exists()]
+    if process.returncode or missing:
+        print(f"Not done: {', '.join(missing)}.")
+        for line in [line for line in log_path.read_text().splitlines() if "failed:" in line][:10]:
+            print("  " + line.strip())
+        print(f"The executed notebooks in {_shown(folder / 'notebooks')} show where; the log is {_shown(log_path)}. What is done stays done: call again.")
+        return process.returncode or 1
+    _record_run(profile, paper, cores, time.perf_counter() - started)
+    print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
+    return 0
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def _record_run(profile: str, paper: str, cores: int, seconds: float) -> None:
+    """results/<profile>/run.json: what was run, on what, and how long all trainings and this call took."""
+    trained = [artifacts.read_json(path) for path in sorted((artifacts.results_dir(profile) / "runs").glob("*/config.json"))]
+    path = artifacts.results_dir(profile) / "run.json"
+    earlier = artifacts.read_json(path).get("seconds", 0) if path.exists() else 0
+    content = {
+        "profile": profile, "paper": paper, "cores": cores, "seconds": round(max(seconds, earlier), 1),
+        "training_seconds": {config["run"]: config["seconds"] for config in trained if config.get("finished")}, **artifacts.provenance(),
+    }  # fmt: skip
+    artifacts.write_json(path, content)
+
+
+def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> None:
+    """Draw the bars until the process ends: all jobs, and every training that writes a progress file."""
+    bar = tqdm(total=len(stamps), desc="all jobs", unit="job", position=0)
+    running: dict[str, tqdm] = {}
+    while True:
+        finished = process.poll() is not None
+        bar.n = sum(path.exists() for path in stamps.values())
+        bar.refresh()
+        states = {}
+        for path in (folder / "runs").glob("*/progress.json"):
+            try:
+                states[path.parent.name] = artifacts.read_json(path)
+            except (FileNotFoundError, ValueError):
+                continue
+        for name, state in states.items():
+            if name not in running:
+                running[name] = tqdm(total=state["steps"], desc=name, unit="step", position=len(running) + 1, leave=False)
+            running[name].n = state["step"]
+            running[name].set_postfix({"images/s": state["images_per_second"], "loss": state["loss"]})
+        for name in set(running) - set(states):
+            running.pop(name).close()
+        if finished:
+            break
+        time.sleep(0.5)
+    for inner in running.values():
+        inner.close()
+    bar.close()
+
+
+def publish_figures(profile: str) -> list[Path]:
+    """Copy the figures of a profile into figures/, the published set."""
+    source = artifacts.results_dir(profile) / "figures"
+    copied = []
+    for path in sorted(source.glob("*.json")):
+        for suffix in (".pdf", ".svg", ".png", ".csv", ".json"):
+            with artifacts.atomic_path(artifacts.ROOT / "figures" / (path.stem + suffix)) as temporary:
+                shutil.copyfile(path.with_suffix(suffix), temporary)
+        copied.append(artifacts.ROOT / "figures" / path.stem)
+    if not copied:
+        raise FileNotFoundError(f"{source} holds no figures; run make reproduce PROFILE={profile} first.")
+    return copied
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Run the companion, one notebook of it, or one job of its DAG.")
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--paper", default="all", choices=PAPERS)
+    parser.add_argument("--executor", default="", help="a Snakemake executor, e.g. slurm; empty: this machine")
+    parser.add_argument("--jobs", type=int, default=None, help="jobs at once, one core each; default: all cores")
+    parser.add_argument("--notebook", default="", help="run this one notebook (name or number) instead of the DAG")
+    parser.add_argument("--params", default="", help='for --notebook: "method=simsiam seed=1"')
+    parser.add_argument("--job", default="", help="run this one job of the DAG (what the Snakefile calls)")
+    parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--figures", action="store_true", help="copy the profile's figures to figures/")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(arguments.threads)
+        torch.set_num_threads(arguments.threads)
+    try:
+        if arguments.figures:
+            print(f"{len(publish_figures(arguments.profile))} figures copied to figures/.")
+        elif arguments.job:
+            listed = {job.name: job for job in jobs(arguments.profile, arguments.paper)}
+            job = listed[arguments.job]
+            execute(job)
+            path = stamp(job, listed)
+            for old in path.parent.glob(f"{job.name}.*"):
+                old.unlink()
+            artifacts.write_text(path, "")
+        elif arguments.notebook:
+            notebook = find_notebook(arguments.notebook)
+            given = parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)
+            print(_shown(execute(Job(notebook, notebook, {"train_missing": True} | given))))
+        else:
+            return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs)
+    except (ValueError, FileNotFoundError, RuntimeError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,149 @@
+"""From names to resolved settings: recipe (paper values) <- profile (budget) <- parameters; run names and run hashes.
+
+The files are settings/recipes.toml, settings/profiles.toml and settings/experiments.toml. Resolved settings are one flat dictionary of literals.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from functools import cache
+
+from lib.artifacts import ROOT, sha256
+
+# Said by the profile about evaluation and tuning; not part of what is trained.
+NOT_TRAINED_WITH = ("ood_near", "ood_far", "evaluation_images", "tuning_learning_rates", "tuning_epochs")
+DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto"}
+
+
+@cache
+def _read(name: str) -> dict:
+    path = ROOT / "settings" / f"{name}.toml"
+    try:
+        return tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+
+
+def _choose(table: dict, name: str, what: str) -> dict:
+    if name not in table:
+        raise ValueError(f"Unknown {what} {name!r}; choose one of {sorted(table)}.")
+    return table[name]
+
+
+def profile_settings(profile: str) -> dict:
+    """The profile's own table, without its per-method part."""
+    return {key: value for key, value in _choose(_read("profiles"), profile, "profile").items() if key != "methods"}
+
+
+def recipe(method: str) -> dict:
+    table = dict(_choose(_read("recipes"), method, "method"))
+    parent = table.pop("inherits", None)
+    return {**recipe(parent), **table} if parent else table
+
+
+def resolve(method: str, profile: str, **parameters) -> dict:
+    """Settings of one run: recipe <- profile <- profile's method table <- ``parameters``.
+
+    Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
+    """
+    base = recipe(method)
+    own = _choose(_read("profiles"), profile, "profile").get("methods", {}).get(method, {})
+    budget = profile_settings(profile)
+    if base["epochs"] == 0:
+        budget.pop("epochs", None)
+    settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget, **own}
+    for name, value in parameters.items():
+        if name not in settings:
+            raise ValueError(f"Unknown parameter {name!r} for method {method!r}; choose from {sorted(settings)}.")
+        settings[name] = _same_type(name, value, settings[name])
+    _check(settings)
+    return settings
+
+
+def _same_type(name: str, value, current):
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(current):
+        raise ValueError(f"Parameter {name!r} is {value!r} ({type(value).__name__}); it must be a {type(current).__name__} like {current!r}.")
+    return value
+
+
+def _check(settings: dict) -> None:
+    at_least = {"epochs": 0, "batch_size": 2, "seed": 0, "image_size": 8, "width": 1, "dimension": 2, "local_views": 0, "train_images": 0}
+    for name, bound in at_least.items():
+        if settings[name] < bound:
+            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be at least {bound}.")
+    for name in ("learning_rate", "weight_decay", "momentum", "warmup_epochs", "clip_norm"):
+        if not 0 <= settings[name] < float("inf"):
+            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and not negative.")
+
+
+SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n"}
+
+
+def variant(settings: dict) -> str:
+    """What differs from recipe and profile, always with the number of epochs: ``e40``, ``e5-fit-lr0.03``."""
+    usual = resolve(settings["method"], settings["profile"])
+    parts = [f"e{settings['epochs']}"]
+    for name, value in settings.items():
+        tuned = name == "learning_rate" and settings["split"] == "fit"  # named even where it is the usual one
+        if name in ("epochs", "seed", "dataset") or (value == usual.get(name) and not tuned):
+            continue
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        parts.append(f"{SHORT.get(name, name.replace('_', ''))}{text}" if name != "split" else text)
+    return "-".join(parts)
+
+
+def run_name(settings: dict) -> str:
+    """``<method>-<dataset>-<variant>-seed<k>``."""
+    return f"{settings['method']}-{settings['dataset']}-{variant(settings)}-seed{settings['seed']}"
+
+
+def trained_with(settings: dict) -> dict:
+    return {name: value for name, value in settings.items() if name not in NOT_TRAINED_WITH}
+
+
+def run_hash(settings: dict, data_checksum: str) -> str:
+    """Identifies a run: resolved settings (with the method's version) and data. The profile's name does not count, what it sets does."""
+    content = {name: value for name, value in trained_with(settings).items() if name != "profile"}
+    return sha256(json.dumps(content, sort_keys=True) + data_checksum)[:12]
+
+
+def experiments(profile: str) -> dict:
+    return _choose(_read("experiments"), profile, "profile of settings/experiments.toml")
+
+
+def runs(profile: str, paper: str = "all") -> list[dict]:
+    """Resolved settings of every pretraining run that experiments.toml lists for a profile and a paper."""
+    return [
+        resolve(method, profile, seed=seed)
+        for group in experiments(profile).get("runs", [])
+        if paper == "all" or paper in group["papers"]
+        for seed in group["seeds"]
+        for method in group["methods"]
+    ]
+
+
+def tuning_runs(profile: str, paper: str = "all") -> list[dict]:
+    """The equal tuning effort: for each method every learning rate of the grid, seed 0, few epochs, on train without its validation part."""
+    listed = []
+    for group in experiments(profile).get("tuning", []):
+        if paper == "all" or paper in group["papers"]:
+            for method in group["methods"]:
+                usual = resolve(method, profile)
+                for rate in usual["tuning_learning_rates"]:
+                    listed.append(resolve(method, profile, epochs=usual["tuning_epochs"], learning_rate=rate, split="fit"))
+    return listed
+
+
+def find_run(name: str, profile: str) -> dict:
+    listed = {run_name(settings): settings for settings in runs(profile) + tuning_runs(profile)}
+    if name not in listed:
+        raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {sorted(listed)}.")
+    return listed[name]
+
+
+def notebooks() -> list[dict]:
+    """The notebooks after pretraining: name, papers and the numbers of the notebooks they need."""
+    return _read("experiments")["notebooks"]

@@ -1,0 +1,408 @@
+"""How good an uncertainty is: ranking, selective prediction, calibration, and the intervals and tests that go with them.
+
+Raw scores are compared by order in float64 and are never squashed, so that a concentration of 1e6 ranks as well as one of 1e-3
+(torchmetrics' AUROC sends scores outside [0, 1] through a sigmoid and would tie them all). `uncertainty` means higher = less certain.
+Inputs are NumPy arrays with one row per image; NaN, unequal lengths, empty input and a single class are ValueErrors.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+
+class UndefinedStatistic(ValueError):
+    """The statistic has no value on these data because only one class is present; bootstrap draws that hit this are drawn again."""
+
+
+def _binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive")) -> tuple[np.ndarray, np.ndarray]:
+    score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive)
+    if score.ndim != 1 or score.shape != positive.shape:
+        raise ValueError(f"{names[0]} and {names[1]} must both be [N], got shapes {score.shape} and {positive.shape}; flatten them.")
+    if score.size == 0:
+        raise ValueError(f"{names[0]} and {names[1]} are empty; pass at least one image of each class.")
+    if np.isnan(score).any():
+        raise ValueError(f"{names[0]} has {np.isnan(score).sum()} NaN of {score.size}; a NaN has no rank, so find where it comes from.")
+    if positive.dtype != bool:
+        if not np.isin(positive, (0, 1)).all():
+            raise ValueError(f"{names[1]} must be boolean or 0/1, got {np.unique(positive)[:4]}; compare labels and predictions first.")
+        positive = positive.astype(bool)
+    if positive.all() or not positive.any():
+        raise UndefinedStatistic(f"{names[1]} holds a single class ({positive[0]} for all {positive.size}), so there is nothing to rank.")
+    return score, positive
+
+
+def _matrix(values: ArrayLike, name: str) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] == 0:
+        raise ValueError(f"{name} must be [N, D] with at least one row and column, got shape {values.shape}.")
+    if not np.isfinite(values).all():
+        raise ValueError(f"{name} has {np.sum(~np.isfinite(values))} NaN or infinite values of {values.size}; find where they come from.")
+    return values
+
+
+# ---------------------------------------------------------------------------------------------------------------- ranking
+
+
+def _cumulative_counts(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """True and false positives at every distinct threshold, highest first, with the empty prediction in front; thresholds."""
+    order = np.argsort(score, kind="stable")[::-1]
+    score, positive = score[order], positive[order]
+    last = np.flatnonzero(np.append(score[1:] != score[:-1], True))  # [T] last row of each group of tied scores
+    true = np.cumsum(positive)[last]
+    return np.append(0, true), np.append(0, last + 1 - true), score[last]
+
+
+def auroc(score: ArrayLike, positive: ArrayLike) -> float:
+    """P(score of a positive > score of a negative) + ½ P(tie), the area under the ROC curve (Hanley & McNeil 1982). Both: [N]."""
+    true, false, _ = _cumulative_counts(*_binary(score, positive))
+    return float(np.sum(np.diff(false) * (true[1:] + true[:-1])) / (2 * true[-1] * false[-1]))
+
+
+def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """False-positive rate, true-positive rate and threshold (positive: score >= threshold), from (0, 0, inf) to (1, 1, min score)."""
+    true, false, threshold = _cumulative_counts(*_binary(score, positive))
+    return false / false[-1], true / true[-1], np.append(np.inf, threshold)
+
+
+def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
+    """Σ (recall_t - recall_{t-1}) precision_t over distinct thresholds, without interpolation. score, positive: [N]."""
+    true, false, _ = _cumulative_counts(*_binary(score, positive))
+    return float(np.sum(np.diff(true) / true[-1] * true[1:] / (true[1:] + false[1:])))
+
+
+def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
+    """False-positive rate at the highest threshold that finds at least 95 % of the positives (no interpolation). score, positive: [N]."""
+    true, false, _ = _cumulative_counts(*_binary(score, positive))
+    return float(false[np.argmax(true / true[-1] >= 0.95)] / false[-1])
+
+
+# --------------------------------------------------------------------------------------------------- selective prediction
+
+
+def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
+    """Errors among the k most certain images for k = 1 … N, in expectation over a random order within ties: [N]."""
+    uncertainty, correct = _binary(uncertainty, correct, ("uncertainty", "correct"))
+    order = np.argsort(uncertainty, kind="stable")
+    uncertainty = uncertainty[order]
+    last = np.flatnonzero(np.append(uncertainty[1:] != uncertainty[:-1], True))
+    errors = np.cumsum(~correct[order])[last]
+    # k of m tied images with e errors hold e·k/m errors in expectation: linear between the ends of the tied groups.
+    return np.interp(np.arange(1, order.size + 1), np.append(0, last + 1), np.append(0, errors))
+
+
+def risk_coverage_curve(uncertainty: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Coverage k/N [N] and the error rate among the k most certain images [N] (El-Yaniv & Wiener 2010), ties averaged."""
+    errors = _expected_errors(uncertainty, correct)
+    kept = np.arange(1, errors.size + 1)
+    return kept / kept.size, errors / kept
+
+
+def aurc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the risk-coverage curve: mean over coverages 1/N … 1 of the error among the most certain (Geifman et al. 2019).
+
+    Ties are averaged exactly (the expectation over all orders of tied images), so a constant score gives the error rate.
+    """
+    return float(risk_coverage_curve(uncertainty, correct)[1].mean())
+
+
+def excess_aurc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
+    """AURC minus the AURC of a perfect order, all correct images first (E-AURC, Geifman et al. 2019); 0 is best."""
+    wrong = np.asarray(correct) == 0
+    return aurc(uncertainty, correct) - aurc(wrong, correct)
+
+
+def augrc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
+    """Area under the generalised risk-coverage curve (Traub et al. 2024): mean over coverages 1/N … 1 of P(wrong and selected).
+
+    Equals the paper's (1 - AUROC) a (1 - a) + (1 - a)²/2, with a the accuracy, plus (1 - a)/(2N). Deviation: that last term, because the
+    mean over coverages is taken as in `aurc` where the paper integrates from coverage 0.
+    """
+    errors = _expected_errors(uncertainty, correct)
+    return float(errors.mean() / errors.size)
+
+
+def nearest_neighbour_correct(embeddings: ArrayLike, labels: ArrayLike, chunk: int = 1024) -> np.ndarray:
+    """Whether each image's cosine nearest neighbour, itself excluded, has its label: bool [N]. embeddings: [N, D], labels: [N].
+
+    A zero vector has cosine 0 with everything; among equally near neighbours the first counts.
+    """
+    embeddings, labels = _matrix(embeddings, "embeddings"), np.asarray(labels)
+    if labels.shape != embeddings.shape[:1] or labels.size < 2:
+        raise ValueError(f"labels must be [N] with N >= 2 like embeddings {embeddings.shape}, got shape {labels.shape}.")
+    unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    nearest = np.empty(labels.size, dtype=np.int64)
+    for start in range(0, labels.size, chunk):
+        similarity = unit[start : start + chunk] @ unit.T  # [chunk, N]
+        rows = np.arange(similarity.shape[0])
+        similarity[rows, start + rows] = -np.inf
+        nearest[start : start + chunk] = similarity.argmax(axis=1)
+    return labels[nearest] == labels
+
+
+def recall_auroc(embeddings: ArrayLike, labels: ArrayLike, uncertainty: ArrayLike) -> float:
+    """AUROC of -uncertainty for "my cosine nearest neighbour, self excluded, has my label" (Kirchhof et al. 2023, URL benchmark)."""
+    return auroc(-np.asarray(uncertainty, dtype=np.float64), nearest_neighbour_correct(embeddings, labels))
+
+
+# ------------------------------------------------------------------------------------------------------------ calibration
+
+
+def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    probabilities, labels = _matrix(probabilities, "probabilities"), np.asarray(labels)
+    if probabilities.shape[1] < 2:
+        raise ValueError(f"probabilities must be [N, C] with C >= 2 classes (one is always right), got shape {probabilities.shape}.")
+    if labels.shape != probabilities.shape[:1]:
+        raise ValueError(f"labels must be [N] like probabilities {probabilities.shape}, got shape {labels.shape}.")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= probabilities.shape[1]:
+        found = f"{labels.dtype} in {labels.min()} … {labels.max()}"
+        raise ValueError(f"labels must be integers in 0 … {probabilities.shape[1] - 1}, got {found}.")
+    total = probabilities.sum(axis=1)
+    if probabilities.min() < 0 or np.abs(total - 1).max() > 1e-3:
+        found = f"minimum {probabilities.min():.3g} and sums {total.min():.3g} … {total.max():.3g}"
+        raise ValueError(f"probabilities must be >= 0 with rows summing to 1, got {found}; apply a softmax to logits.")
+    return probabilities, labels
+
+
+def nll_per_image(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """-log p(label) in nats: [N]; infinite where the label has probability 0."""
+    probabilities, labels = _probabilities(probabilities, labels)
+    with np.errstate(divide="ignore"):
+        return -np.log(probabilities[np.arange(labels.size), labels])
+
+
+def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean of -log p(label) in nats. probabilities: [N, C], labels: [N]."""
+    return float(nll_per_image(probabilities, labels).mean())
+
+
+def brier_per_image(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """Σ_c (p_c - [c = label])²: [N], between 0 and 2 (Brier 1950)."""
+    probabilities, labels = _probabilities(probabilities, labels)
+    return np.sum((probabilities - np.eye(probabilities.shape[1])[labels]) ** 2, axis=1)
+
+
+def brier_score(probabilities: ArrayLike, labels: ArrayLike) -> float:
+    """Mean over images of the squared error summed over classes (not averaged): 0 … 2. probabilities: [N, C], labels: [N]."""
+    return float(brier_per_image(probabilities, labels).mean())
+
+
+def confidence_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = 15, equal_mass: bool = False) -> dict[str, np.ndarray]:
+    """Bins (low, high] of confidence [N] in (0, 1]: low, high, count, mean confidence and accuracy of each, NaN where a bin is empty.
+
+    equal_mass puts the edges on order statistics; images of equal confidence share a bin, so there may be fewer bins than asked for.
+    """
+    confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
+    if confidence.ndim != 1 or confidence.size == 0 or confidence.shape != correct.shape:
+        raise ValueError(f"confidence and correct must both be [N] with N >= 1, got shapes {confidence.shape} and {correct.shape}.")
+    if not (confidence.min() > 0 and confidence.max() <= 1 + 1e-3):
+        found = f"{confidence.min():.3g} … {confidence.max():.3g}"
+        raise ValueError(f"confidence must lie in (0, 1], got {found}; pass probabilities, not scores.")
+    if bins < 1:
+        raise ValueError(f"bins must be at least 1, got {bins}.")
+    edges = np.arange(bins + 1) / bins
+    if equal_mass:
+        edges = np.unique(np.append(0.0, np.sort(confidence)[np.ceil(confidence.size * edges[1:]).astype(int) - 1]))
+    index = np.minimum(np.searchsorted(edges, confidence, side="left") - 1, edges.size - 2)  # a float32 softmax may sum to 1 + 1e-7
+    count = np.bincount(index, minlength=edges.size - 1)
+    with np.errstate(invalid="ignore"):
+        mean_confidence, accuracy = (np.bincount(index, weights=values, minlength=count.size) / count for values in (confidence, correct))
+    return {"low": edges[:-1], "high": edges[1:], "count": count, "confidence": mean_confidence, "accuracy": accuracy}
+
+
+def confidence_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins: int = 15, equal_mass: bool = False) -> float:
+    """ECE from the top-label confidence [N] and its correctness [N]; see expected_calibration_error."""
+    binned = confidence_bins(confidence, correct, bins, equal_mass)
+    return float(np.nansum(binned["count"] * np.abs(binned["accuracy"] - binned["confidence"])) / binned["count"].sum())
+
+
+def reliability_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15, equal_mass: bool = False) -> dict[str, np.ndarray]:
+    """The bins of expected_calibration_error, for a reliability diagram. probabilities: [N, C], labels: [N]; arrays of length bins."""
+    probabilities, labels = _probabilities(probabilities, labels)
+    return confidence_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins, equal_mass)
+
+
+def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15, equal_mass: bool = False) -> float:
+    """Top-label ECE = Σ_b (n_b / N) |accuracy_b - confidence_b| over bins (low, high] (Guo et al. 2017, Eq. 3).
+
+    probabilities: [N, C], labels: [N]. Bins are of equal width, or of equal mass (Nixon et al. 2019). Biased upwards for small N / bins.
+    """
+    probabilities, labels = _probabilities(probabilities, labels)
+    return confidence_calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins, equal_mass)
+
+
+def effective_rank(features: ArrayLike) -> float:
+    """exp(-Σ p_i log p_i) with p_i = σ_i / Σ σ, σ the singular values of the centred features [N, D]: 1 … min(N - 1, D).
+
+    Roy & Vetterli 2007, Definition 1. Deviation from RankMe (Garrido et al. 2023), which does not centre and adds 1e-7 to each p_i.
+    """
+    features = _matrix(features, "features")
+    centred = features - features.mean(axis=0)
+    if np.abs(centred).max() <= 1e-12 * np.abs(features).max():
+        raise ValueError(f"all {len(features)} feature rows are equal, so no rank is defined; the representation has collapsed (or N = 1).")
+    singular = np.linalg.svd(centred, compute_uv=False)
+    share = singular / singular.sum()
+    share = share[share > 0]
+    return float(np.exp(-np.sum(share * np.log(share))))
+
+
+# ---------------------------------------------------------------------------------------------------- intervals and tests
+
+
+def _percentiles(draw: Callable[[], float], draws: int, level: float) -> tuple[float, float]:
+    if draws < 1 or not 0 < level < 1:
+        raise ValueError(f"draws must be >= 1 and level in (0, 1), got {draws} and {level}.")
+    values, undefined = [], 0
+    while len(values) < draws:
+        try:
+            values.append(draw())
+        except UndefinedStatistic as error:
+            undefined += 1
+            if undefined > draws:
+                raise UndefinedStatistic(f"{undefined} draws held a single class: too few images of the rarer one to resample.") from error
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _columns(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
+    """Arrays of one length, and an order of rows that sorts the first: a resample taken in that order is cheap to rank."""
+    arrays = [np.asarray(array) for array in arrays]
+    if not arrays or any(array.ndim == 0 or len(array) != len(arrays[0]) for array in arrays) or len(arrays[0]) == 0:
+        raise ValueError(f"pass at least one array, all with the same N >= 1 rows, got shapes {[array.shape for array in arrays]}.")
+    return arrays, np.argsort(arrays[0], kind="stable") if arrays[0].ndim == 1 else np.arange(len(arrays[0]))
+
+
+def bootstrap_interval(
+    statistic: Callable[..., float],
+    *arrays: ArrayLike,
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    groups: ArrayLike | None = None,
+) -> tuple[float, float]:
+    """Percentile bootstrap (low, high) of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
+
+    Every array has N rows and gets the same resample, so a difference of two scores is paired by image. groups [N] names rows that belong
+    together (several crops of one image) and are drawn together. The statistic must not depend on the order of rows. Draws on which it
+    raises UndefinedStatistic (a single class) are drawn again; more of these than `draws` is an error.
+    """
+    arrays, order = _columns(arrays)
+    units = np.arange(len(order)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    if units.shape != order.shape:
+        raise ValueError(f"groups must be [N] with N = {len(order)}, got shape {units.shape}.")
+    statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
+    units, total = units[order], units.max() + 1
+    generator = np.random.default_rng(seed)
+
+    def draw() -> float:
+        counts = np.bincount(generator.integers(total, size=total), minlength=total)
+        rows = np.repeat(order, counts[units])
+        return statistic(*(array[rows] for array in arrays))
+
+    return _percentiles(draw, draws, level)
+
+
+def hierarchical_interval(
+    statistic: Callable[..., float],
+    *per_seed: Sequence[ArrayLike],
+    draws: int = 2000,
+    level: float = 0.95,
+    seed: int = 0,
+    same_images: bool = True,
+) -> tuple[float, float]:
+    """Percentile bootstrap (low, high) over seeds, then images, of the mean over seeds of the statistic.
+
+    Each argument is a list with one array per seed: hierarchical_interval(auroc, [score_0, score_1], [correct_0, correct_1]). The statistic
+    is taken within a seed, so scores of different scale are never pooled. same_images: row i is the same image for every seed, and a
+    draw resamples images once for all of them; otherwise each drawn seed gets its own images. With three seeds the spread between
+    seeds is underestimated by a factor of about sqrt(2/3), as by any bootstrap of three.
+    """
+    if not per_seed or len({len(arrays) for arrays in per_seed}) != 1 or len(per_seed[0]) == 0:
+        raise ValueError(f"pass lists with one array per seed, all of one length >= 1, got lengths {[len(arrays) for arrays in per_seed]}.")
+    seeds = [_columns(arrays) for arrays in zip(*per_seed, strict=True)]
+    sizes = [len(order) for _, order in seeds]
+    if same_images and len(set(sizes)) != 1:
+        raise ValueError(f"same_images needs the same test images for every seed, got {sizes} rows; pass same_images=False.")
+    for arrays, _ in seeds:
+        statistic(*arrays)
+    generator = np.random.default_rng(seed)
+
+    def image_counts(size: int) -> np.ndarray:
+        return np.bincount(generator.integers(size, size=size), minlength=size)
+
+    def draw() -> float:
+        shared = image_counts(sizes[0]) if same_images else None
+        values = []
+        for chosen in generator.integers(len(seeds), size=len(seeds)):
+            arrays, order = seeds[chosen]
+            counts = image_counts(len(order)) if shared is None else shared
+            rows = np.repeat(order, counts[order])
+            values.append(statistic(*(array[rows] for array in arrays)))
+        return float(np.mean(values))
+
+    return _percentiles(draw, draws, level)
+
+
+def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
+    """Two-sided p-value of AUROC = 0.5: the share of label permutations at least as far from 0.5, counting the observed one."""
+    score, positive = _binary(score, positive)
+    ranks = stats.rankdata(score)
+    generator, count = np.random.default_rng(seed), positive.sum()
+    expected = count * (ranks.size + 1) / 2
+    # Rank sums are multiples of ½, exact in float64, so "at least as far" needs no tolerance.
+    distances = np.array([abs(generator.permutation(ranks)[:count].sum() - expected) for _ in range(draws)])
+    return float((1 + np.sum(distances >= abs(ranks[positive].sum() - expected))) / (1 + draws))
+
+
+class TestResult(NamedTuple):
+    """A two-sided t-test: statistic, p-value, mean of first minus mean of second, and that difference's 95 % confidence interval."""
+
+    __test__ = False  # not a test case, whatever its name suggests to pytest
+
+    statistic: float
+    p_value: float
+    mean_difference: float
+    ci_low: float
+    ci_high: float
+
+
+def _sample(values: ArrayLike, name: str) -> np.ndarray:
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
+        raise ValueError(f"{name} must be [N] with N >= 2 finite values, got shape {values.shape}.")
+    return values
+
+
+def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
+    """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947). first: [N], second: [M]."""
+    first, second = _sample(first, "first"), _sample(second, "second")
+    if np.ptp(first) == 0 and np.ptp(second) == 0:
+        raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
+    result = stats.ttest_ind(first, second, equal_var=False)
+    low, high = result.confidence_interval(0.95)
+    return TestResult(*map(float, (result.statistic, result.pvalue, first.mean() - second.mean(), low, high)))
+
+
+def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
+    """Paired t-test of equal means; row i of both [N] is the same image."""
+    first, second = _sample(first, "first"), _sample(second, "second")
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
+    if np.ptp(first - second) == 0:
+        raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
+    result = stats.ttest_rel(first, second)
+    low, high = result.confidence_interval(0.95)
+    return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm-adjusted p-values [M] in the given order: running maximum of (M - rank) p, at most 1 (Holm 1979)."""
+    p_values = np.asarray(p_values, dtype=np.float64)
+    if p_values.ndim != 1 or p_values.size == 0 or not ((p_values >= 0) & (p_values <= 1)).all():
+        raise ValueError(f"p_values must be [M] with M >= 1 numbers in 0 … 1, got {p_values}.")
+    order = np.argsort(p_values, kind="stable")
+    adjusted = np.empty_like(p_values)
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1)))
+    return adjusted

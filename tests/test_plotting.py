@@ -1,0 +1,336 @@
+"""Figures: what save_figure refuses and writes, that redrawing gives the same bytes, legible and distinct looks, charts that draw the data."""
+
+import itertools
+import json
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from matplotlib.patches import PathPatch
+
+from lib import artifacts, plotting, uncertainty
+
+CAPTION = "Concentration falls with blur. " + "Each box shows the quartiles of one severity level here. " * 4
+ALT = "Five boxes stand side by side. Their medians fall from left to right."
+
+
+@pytest.fixture(autouse=True)
+def style(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "RESULTS", tmp_path / "results")
+    with plt.rc_context():
+        plotting.use_style()
+        yield
+    plt.close("all")
+
+
+def draw(points: int = 30, rasterized: bool = False):
+    figure, ax = plt.subplots(figsize=plotting.COLUMN)
+    data = pd.DataFrame(np.random.default_rng(0).normal(size=(points, 2)), columns=["x", "y"])
+    ax.scatter(data["x"], data["y"], rasterized=rasterized)
+    ax.set(xlabel="κ", title="Title")
+    return figure, data
+
+
+def save(figure, data, id="30_points", **changes):
+    arguments = {"caption": CAPTION, "alt": ALT, "data": data, "profile": "smoke", "notebook": "30_kappa_distributions", "claims": ["VS1-1"]}
+    plotting.save_figure(figure, id, **(arguments | changes))
+
+
+def kappas(n: int = 500) -> pd.DataFrame:
+    generator = np.random.default_rng(1)
+    group = np.array(["a", "b", "c"])[generator.integers(0, 3, n)]
+    return pd.DataFrame({"group": group, "kappa": np.exp(generator.normal(5, 0.6, n)), "correct": generator.random(n) < 0.7})
+
+
+# ---------------------------------------------------------------------------------------------------------------- saving
+
+
+def test_five_files_with_provenance(tmp_path):
+    source = tmp_path / "results" / "smoke" / "metrics" / "30.csv"
+    artifacts.write_text(source, "a\n1\n")
+    figure, data = draw()
+    save(figure, data, inputs=[source])
+    folder = tmp_path / "results" / "smoke" / "figures"
+    assert sorted(path.name for path in folder.iterdir()) == [f"30_points.{kind}" for kind in ("csv", "json", "pdf", "png", "svg")]
+    record = json.loads((folder / "30_points.json").read_text())
+    assert record["caption"].endswith("Drawn by 30_kappa_distributions, data in 30_points.csv.") and record["caption"].startswith("Concentration")
+    assert record["alt"] == ALT and record["claims"] == ["VS1-1"] and record["profile"] == "smoke" and record["id"] == "30_points"
+    assert record["inputs"] == {"results/smoke/metrics/30.csv": artifacts.sha256(source)} and record["commit"] == artifacts.commit()
+    pd.testing.assert_frame_equal(pd.read_csv(folder / "30_points.csv"), data, rtol=1e-9)
+    height, width = plt.imread(folder / "30_points.png").shape[:2]
+    assert (width, height) == (975, 600)  # 3.25 x 2.0 in at 300 dpi: exactly the size asked for
+
+
+def test_redrawing_gives_the_same_bytes(tmp_path):
+    contents = []
+    for _ in range(2):
+        figure, data = draw()
+        save(figure, data)
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "results" / "smoke" / "figures").iterdir()})
+    assert contents[0] == contents[1]
+    assert b"CreationDate" not in contents[0]["30_points.pdf"] and b"dc:date" not in contents[0]["30_points.svg"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"caption": ""}, "0 words"),
+        ({"caption": "Too short."}, "words"),
+        ({"caption": "word " * 130}, "words"),
+        ({"alt": ""}, "0 sentences"),
+        ({"alt": "One sentence only."}, "1 sentences"),
+        ({"alt": "One. Two. Three."}, "3 sentences"),
+        ({"data": pd.DataFrame()}, "empty"),
+        ({"data": pd.DataFrame({"x": [np.nan, np.nan]})}, "NaN"),
+        ({"data": pd.DataFrame({"name": ["a", "b"], "x": [np.nan, np.nan]})}, "NaN"),
+        ({"id": "31_points"}, "number"),
+        ({"id": "points"}, "number"),
+    ],
+)
+def test_refuses_incomplete_figures_and_writes_nothing(tmp_path, changes, message):
+    figure, data = draw()
+    with pytest.raises(ValueError, match=message):
+        save(figure, **({"data": data} | changes))
+    assert not (tmp_path / "results").exists()
+
+
+def test_refuses_small_text_and_text_outside_the_page():
+    figure, data = draw()
+    figure.axes[0].set_title("tiny", fontsize=5)
+    with pytest.raises(ValueError, match="'tiny'.* 5 pt"):
+        save(figure, data)
+    figure, data = draw()
+    figure.text(0.9, 0.5, "leaves the page on the right")
+    with pytest.raises(ValueError, match="outside its page"):
+        save(figure, data)
+
+
+def test_size_limits(monkeypatch):
+    figure, data = draw(30000)
+    with pytest.raises(ValueError, match=r"30_points.(pdf|svg) has .* rasterise"):
+        save(figure, data)
+    figure, data = draw(30000, rasterized=True)
+    save(figure, data)
+    monkeypatch.setitem(plotting.MAX_BYTES, "png", 1000)
+    figure, data = draw()
+    with pytest.raises(ValueError, match="30_points.png has"):
+        save(figure, data)
+
+
+def test_show_committed(capsys):
+    figure, data = draw()
+    save(figure, data)
+    picture = plotting.show_committed("30_points", "smoke")
+    assert picture.data[:4] == b"\x89PNG" and picture.alt == ALT
+    assert "make reproduce PROFILE=smoke" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+        plotting.show_committed("30_absent", "smoke")
+
+
+def test_caption_splits_into_claim_and_rest():
+    assert plotting.split_caption("κ falls by 0.5 units. Each box shows n = 9 images.") == ("κ falls by 0.5 units.", "Each box shows n = 9 images.")
+    assert plotting.split_caption("One claim") == ("One claim", "")
+
+
+# ---------------------------------------------------------------------------------------------------------------- looks
+
+
+def contrast(colour: str, background: str = "white") -> float:
+    """WCAG 2.2 contrast ratio."""
+
+    def luminance(name):
+        channels = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgb(name)]
+        return np.dot([0.2126, 0.7152, 0.0722], channels)
+
+    light, dark = sorted([luminance(colour), luminance(background)], reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def test_contrast_function_on_known_values():
+    assert contrast("black") == pytest.approx(21) and contrast("#777777") == pytest.approx(4.48, abs=0.01)
+
+
+@pytest.mark.parametrize("name", plotting.METHODS)
+def test_method_colours_are_legible(name):
+    style = plotting.method_style(name)
+    assert contrast(style.colour) >= 3 and contrast(style.text_colour) >= 4.5
+
+
+def test_methods_are_told_apart_without_colour():
+    for (_, a), (_, b) in itertools.combinations(plotting.METHODS.items(), 2):
+        assert (a.marker, a.fill) != (b.marker, b.fill), f"{a.label} and {b.label} share a marker"
+        assert a.line != b.line, f"{a.label} and {b.label} share a line"
+        assert a.label != b.label
+
+
+def test_unknown_method_is_an_error():
+    with pytest.raises(ValueError, match="'vi_simsian'.*vi_simsiam"):
+        plotting.method_style("vi_simsian")
+
+
+def test_group_lines_are_distinct_and_legible():
+    looks = list(plotting._looks(list("abcdefgh"), plotting.BLUE).values())
+    assert len({str(line) for _, _, line, _ in looks}) == 8 and all(contrast(colour) >= 3 for _, colour, _, _ in looks)
+
+
+def test_style_file():
+    size = matplotlib.font_manager.FontProperties
+    for key in ("font.size", "axes.titlesize", "axes.labelsize", "xtick.labelsize", "ytick.labelsize", "legend.fontsize", "figure.titlesize"):
+        assert size(size=plt.rcParams[key]).get_size_in_points() >= plotting.SMALLEST_TEXT, key
+    assert plt.rcParams["font.family"] == ["DejaVu Sans"] and plt.rcParams["mathtext.fontset"] == "dejavusans"
+    assert plt.rcParams["text.usetex"] is False and plt.rcParams["pdf.fonttype"] == 42 and plt.rcParams["svg.fonttype"] == "path"
+    assert plt.rcParams["savefig.bbox"] is None and plt.rcParams["savefig.dpi"] == 300 and plt.rcParams["svg.hashsalt"]
+    assert contrast(plt.rcParams["text.color"]) >= 12 and contrast(plt.rcParams["axes.edgecolor"]) >= 12
+    assert "DejaVuSans" in matplotlib.font_manager.findfont("DejaVu Sans", fallback_to_default=False)
+
+
+# ---------------------------------------------------------------------------------------------------------------- charts
+
+
+@pytest.mark.parametrize("correct", [None, "correct"])
+def test_boxes_are_the_quartiles(correct):
+    data = kappas()
+    _, ax = plt.subplots()
+    drawn = plotting.kappa_boxplots(ax, data, "group", correct=correct)
+    boxes = [patch.get_path().vertices for patch in ax.patches if isinstance(patch, PathPatch)]
+    assert len(boxes) == len(drawn) == (6 if correct else 3) and ax.get_yscale() == "log"
+    for box, row in zip(boxes, drawn.to_dict("records"), strict=True):
+        chosen = data["group"] == row["group"]
+        if correct:
+            chosen &= data["correct"] == row["correct"]
+        values = data.loc[chosen, "kappa"]
+        q1, median, q3 = np.percentile(values, [25, 50, 75])
+        assert (box[:, 1].min(), box[:, 1].max()) == pytest.approx((q1, q3))
+        assert (row["q1"], row["median"], row["q3"], row["n"]) == pytest.approx((q1, median, q3, len(values)))
+        inside = values[(values >= q1 - 1.5 * (q3 - q1)) & (values <= q3 + 1.5 * (q3 - q1))]
+        assert (row["whisker_low"], row["whisker_high"]) == pytest.approx((inside.min(), inside.max()))
+        assert row["outliers_drawn"] == (len(values) - len(inside) if len(values) <= 200 else 0)
+    if not correct:
+        assert drawn["median"].is_monotonic_increasing
+        assert {f"{n:,}" for n in drawn["n"]} <= {text.get_text() for text in ax.texts}
+
+
+def test_large_groups_show_no_outliers():
+    data = pd.DataFrame({"group": "a", "kappa": np.r_[np.full(300, 10.0), 1000.0]})
+    assert plotting.kappa_boxplots(plt.subplots()[1], data, "group")["outliers_drawn"].tolist() == [0]
+    assert plotting.kappa_boxplots(plt.subplots()[1], data.iloc[200:], "group")["outliers_drawn"].tolist() == [1]
+
+
+def test_histograms_share_bins_and_integrate_to_one():
+    _, ax = plt.subplots()
+    drawn = plotting.log_histogram(ax, kappas(), "group", bins=20)
+    width = np.log10(drawn["bin_high"] / drawn["bin_low"])
+    assert np.allclose((drawn["density"] * width).groupby(drawn["group"]).sum(), 1)
+    assert drawn.groupby("group")["count"].sum().to_dict() == kappas()["group"].value_counts().to_dict()
+    assert (drawn.groupby("bin_low").size() == 3).all() and ax.get_xscale() == "log"
+
+
+def roc_data(n: int = 3000):
+    data = kappas(n).rename(columns={"kappa": "score", "correct": "positive"}).assign(curve="linear")
+    data["score"] += 60 * data["positive"]
+    area = uncertainty.auroc(data["score"], data["positive"])
+    return data, pd.DataFrame([{"curve": "linear", "auroc": area, "ci_low": area - 0.01, "ci_high": area + 0.01}])
+
+
+def test_roc_encloses_its_auroc():
+    data, summary = roc_data()
+    figure, ax = plt.subplots(figsize=plotting.SQUARE)
+    drawn = plotting.roc_plot(ax, data, summary, positive="correct prediction")
+    assert np.trapezoid(drawn["true_positive_rate"], drawn["false_positive_rate"]) == pytest.approx(summary.loc[0, "auroc"], abs=2e-3)
+    assert len(drawn) <= 1000 and ax.get_aspect() == 1 and "correct prediction" in ax.get_title(loc="left")
+    assert f"{summary.loc[0, 'auroc']:.3f} [" in ax.get_legend().get_texts()[0].get_text()
+    with pytest.raises(ValueError, match="one row for each"):
+        plotting.roc_plot(ax, data, summary.assign(curve="other"), positive="x")
+    with pytest.raises(ValueError):
+        plotting.roc_plot(ax, data[data["positive"]], summary, positive="x")
+
+
+def test_risk_coverage_ends_at_the_error_rate_and_averages_ties():
+    data = pd.DataFrame({"curve": "κ", "uncertainty": [0, 1, 1, 2], "correct": [True, False, True, False]})
+    drawn = plotting.risk_coverage_plot(plt.subplots()[1], data)
+    assert drawn["error"].tolist() == pytest.approx([0, 0.25, 1 / 3, 0.5]) and drawn["coverage"].tolist() == [0.25, 0.5, 0.75, 1]
+
+
+def test_tsne_draws_each_point_once_in_a_seeded_order():
+    data = kappas(300).assign(x=np.arange(300.0), y=np.arange(300.0) % 7).rename(columns={"group": "class"})
+    first, second, other = (plotting.tsne_plot(plt.subplots()[1], data, seed=seed) for seed in (0, 0, 1))
+    pd.testing.assert_frame_equal(first, second)
+    assert not first["x"].equals(other["x"]) and not first["x"].equals(data["x"])
+    assert sorted(first["x"]) == sorted(data["x"])
+    _, ax = plt.subplots()
+    plotting.tsne_plot(ax, data)
+    assert ax.collections[0].get_rasterized() and not ax.axison and {text.get_text() for text in ax.texts} == {"a", "b", "c"}
+
+
+def test_image_grid_shows_the_pixels_at_half_an_inch():
+    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
+    figure = plotting.image_grid(images, rows=["Input", "Output"], notes=[["κ 1"] * 3] * 2)
+    shown = [ax.images[0].get_array() for ax in figure.axes]
+    assert all(np.array_equal(np.asarray(a), b) for a, b in zip(shown, images.reshape(6, 8, 8, 3), strict=True))
+    size = figure.axes[0].get_position().size * figure.get_size_inches()
+    assert size == pytest.approx([0.5, 0.5]) and figure.axes[0].images[0].get_interpolation() == "nearest"
+    with pytest.raises(ValueError, match="uint8"):
+        plotting.image_grid(images / 255)
+    with pytest.raises(ValueError, match="2 columns for 3"):
+        plotting.image_grid(images, columns=["a", "b"])
+    with pytest.raises(ValueError, match="wide"):
+        plotting.image_grid(np.zeros((1, 14, 8, 8), np.uint8))
+
+
+def test_intervals_only_from_five_seeds():
+    values = {"vi_simsiam": [60.0, 61.0, 62.0, 63.0, 64.0], "simsiam": [58.0, 59.0, 60.0]}
+    data = pd.DataFrame([{"method": m, "seed": s, "accuracy": v} for m, vs in values.items() for s, v in enumerate(vs)])
+    drawn = plotting.dot_interval_plot(plt.subplots()[1], data, value="accuracy", label="Accuracy (%)").set_index("method")
+    assert drawn.loc["simsiam", "ci_low"].isna().all() and len(drawn) == 8
+    # t(0.975, 4) = 2.776445, s = sqrt(2.5), n = 5
+    assert drawn.loc["vi_simsiam", "ci_high"].iloc[0] == pytest.approx(62 + 2.7764451 * np.sqrt(2.5 / 5))
+    with pytest.raises(ValueError, match="several rows for one seed"):
+        plotting.dot_interval_plot(plt.subplots()[1], pd.concat([data, data]), value="accuracy", label="Accuracy (%)")
+
+
+def test_reliability_uses_the_bins_of_the_ece():
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.1, 1, 800)
+    data = pd.DataFrame({"curve": "vi_simsiam", "confidence": confidence, "correct": generator.random(800) < confidence**2})
+    _, axes = plt.subplots(2, 1)
+    drawn = plotting.reliability_plot(axes, data)
+    expected = uncertainty.confidence_calibration_error(data["confidence"], data["correct"])
+    assert drawn["ece"].iloc[0] == pytest.approx(expected) and drawn["count"].sum() == 800 and len(drawn) == 15
+    assert f"{expected:.3f}, 15 bins" in axes[1].get_legend().get_texts()[0].get_text()
+
+
+def test_training_curves_draw_the_mean_of_the_seeds():
+    log = pd.DataFrame([{"method": "simsiam", "seed": s, "epoch": e, "loss": -e - s} for s in range(3) for e in range(4)])
+    _, ax = plt.subplots()
+    drawn = plotting.training_curves(ax, log, y="loss", label="Loss")
+    assert drawn.groupby("epoch")["mean"].first().tolist() == [-1, -2, -3, -4]
+    assert ax.lines[-1].get_ydata().tolist() == [-1, -2, -3, -4] and ax.texts[0].get_text() == "SimSiam"
+
+
+def test_spread_keeps_order_and_gap():
+    spread = plotting._spread(np.array([0.5, 0.1, 0.51, 0.52, 0.9]), 0.1)
+    assert np.diff(np.sort(spread)).min() >= 0.1 - 1e-12 and np.argsort(spread).tolist() == [1, 0, 2, 3, 4]
+    assert spread[[1, 4]].tolist() == pytest.approx([0.1, 0.9]) and spread[[0, 2, 3]].mean() == pytest.approx(0.51)
+
+
+def test_bad_data_are_errors():
+    _, ax = plt.subplots()
+    data = kappas()
+    for broken, message in [
+        (data.drop(columns="kappa"), "no column kappa"),
+        (data.iloc[:0], "no rows"),
+        (data.assign(kappa=data["kappa"].where(data.index != 3)), "kappa holds NaN"),
+        (data.assign(kappa=data["kappa"] - 1e6), "positive"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            plotting.kappa_boxplots(ax, broken, "group")
+        with pytest.raises(ValueError, match=message):
+            plotting.log_histogram(ax, broken, "group")
+    with pytest.raises(ValueError, match="order and data disagree"):
+        plotting.kappa_boxplots(ax, data, "group", ["a", "b", "d"])

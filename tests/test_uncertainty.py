@@ -1,0 +1,406 @@
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn import metrics
+from torch_uncertainty.metrics.classification import AUGRC, AURC
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from lib import uncertainty as u
+
+RANKED = [u.auroc, u.average_precision, u.fpr_at_95_tpr, u.roc_curve, u.permutation_test_auroc]
+SELECTIVE = [u.risk_coverage_curve, u.aurc, u.excess_aurc, u.augrc]
+
+
+def sample(n=400, seed=0, levels=None):
+    """Scores that rank the positives somewhat higher; with `levels`, rounded to that many distinct values."""
+    generator = np.random.default_rng(seed)
+    positive = generator.random(n) < 0.6
+    score = generator.normal(size=n) + positive
+    return (np.round(score * levels / 6) if levels else score), positive
+
+
+def softmax(n=500, classes=7, seed=0):
+    generator = np.random.default_rng(seed)
+    logits = generator.normal(size=(n, classes)) * 2
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), generator.integers(classes, size=n)
+
+
+binary = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(lambda rows: len({y for _, y in rows}) == 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(binary)
+def test_ranking_measures_agree_with_scikit_learn_ties_included(rows):
+    score, positive = (np.array(column) for column in zip(*rows, strict=True))
+    false, true, threshold = metrics.roc_curve(positive, score, drop_intermediate=False)
+    assert u.auroc(score, positive) == pytest.approx(metrics.roc_auc_score(positive, score), abs=1e-12)
+    assert u.average_precision(score, positive) == pytest.approx(metrics.average_precision_score(positive, score), abs=1e-12)
+    for ours, theirs in zip(u.roc_curve(score, positive), (false, true, threshold), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-15)
+    assert u.fpr_at_95_tpr(score, positive) == false[true >= 0.95].min()
+
+
+def test_auroc_equals_the_count_over_all_pairs():
+    score, positive = sample(120, levels=5)
+    pairs = score[positive][:, None] - score[~positive][None]
+    assert u.auroc(score, positive) == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)), abs=1e-14)
+
+
+@pytest.mark.parametrize("transform", [lambda x: 1e6 + x, lambda x: 1e6 * np.exp(x), lambda x: np.arctan(x) * 1e-6])
+def test_ranking_is_unchanged_by_a_monotone_transform_and_by_the_order_of_images(transform):
+    score, positive = sample()
+    shuffled = np.random.default_rng(1).permutation(len(score))
+    for measure in (u.auroc, u.average_precision, u.fpr_at_95_tpr, u.aurc, u.excess_aurc, u.augrc):
+        assert measure(transform(score), positive) == measure(score, positive)
+        assert measure(score[shuffled], positive[shuffled]) == pytest.approx(measure(score, positive), abs=1e-13)
+
+
+def test_kappa_sized_scores_are_not_squashed():
+    kappa, correct = sample()
+    assert u.auroc(1e6 + kappa, correct) == u.auroc(kappa, correct) > 0.6
+
+
+def test_constant_scores_say_nothing():
+    _, positive = sample()
+    constant = np.full(len(positive), 7.0)
+    rate = positive.mean()
+    assert u.auroc(constant, positive) == 0.5
+    assert u.average_precision(constant, positive) == pytest.approx(rate)
+    assert u.fpr_at_95_tpr(constant, positive) == 1
+    assert u.aurc(constant, positive) == pytest.approx(1 - rate)
+    assert u.permutation_test_auroc(constant, positive, draws=50) == 1
+
+
+def test_fpr_at_95_tpr_counts_a_threshold_that_reaches_exactly_95_percent():
+    positive = np.arange(40) < 20
+    score = np.where(positive, 20.0 - np.arange(40), 1.5)  # 19 of 20 positives lie above every negative
+    score[score == 1] = 0.0
+    assert u.fpr_at_95_tpr(score, positive) == 0
+    score[18] = 0.5  # now only 18 do
+    assert u.fpr_at_95_tpr(score, positive) == 1
+
+
+# ------------------------------------------------------------------------------------------------ selective prediction
+
+
+def by_all_tie_orders(uncertainty, correct):
+    """AURC and generalised AURC as means over every order that sorts the uncertainty."""
+    wrong, n = ~np.asarray(correct), len(correct)
+    orders = [order for order in permutations(range(n)) if all(np.diff(np.asarray(uncertainty)[list(order)]) >= 0)]
+    errors = np.array([np.cumsum(wrong[list(order)]) for order in orders])
+    return (errors / np.arange(1, n + 1)).mean(), (errors / n).mean()
+
+
+@pytest.mark.parametrize("scores", [[0, 1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 3, 3, 3, 3], [2, 1, 1, 0, 0, 0, 5]])
+@pytest.mark.parametrize("correct", [[1, 0, 1, 0, 1, 0, 1], [0, 0, 1, 1, 1, 1, 0]])
+def test_ties_are_averaged_over_every_order(scores, correct):
+    aurc, augrc = by_all_tie_orders(scores, np.array(correct, dtype=bool))
+    assert u.aurc(scores, correct) == pytest.approx(aurc, abs=1e-14)
+    assert u.augrc(scores, correct) == pytest.approx(augrc, abs=1e-14)
+
+
+def test_risk_coverage_agrees_with_torch_uncertainty():
+    # Theirs is the trapezoidal rule between coverages 1/N and 1 divided by that range; ours the mean over the same points.
+    confidence = np.random.default_rng(0).permutation(np.linspace(0.51, 0.99, 200))
+    correct = np.random.default_rng(1).random(200) < confidence
+    probabilities = torch.tensor(np.stack([confidence, 1 - confidence], 1))
+    coverage, risk = u.risk_coverage_curve(-confidence, correct)
+    for metric, values, ours in ((AURC(), risk, u.aurc), (AUGRC(), risk * coverage, u.augrc)):
+        metric.update(probabilities, torch.tensor(~correct).long())
+        assert ours(-confidence, correct) == pytest.approx(values.mean(), abs=1e-14)
+        assert (values.sum() - (values[0] + values[-1]) / 2) / 199 == pytest.approx(metric.compute().item(), abs=1e-6)
+
+
+def test_augrc_has_its_closed_form():
+    uncertainty, wrong = sample(300, levels=9)
+    accuracy = 1 - wrong.mean()
+    expected = (1 - u.auroc(-uncertainty, ~wrong)) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2 + (1 - accuracy) / 600
+    assert u.augrc(uncertainty, ~wrong) == pytest.approx(expected, abs=1e-14)
+
+
+def test_a_perfect_order_has_no_excess_and_the_reverse_the_most():
+    correct = np.random.default_rng(0).random(50) < 0.7
+    wrong_count, n = int((~correct).sum()), 50
+    ideal = sum((k - (n - wrong_count)) / k for k in range(n - wrong_count + 1, n + 1)) / n
+    assert u.aurc((~correct).astype(float), correct) == pytest.approx(ideal, abs=1e-14)
+    assert u.excess_aurc((~correct).astype(float), correct) == 0
+    random = np.random.default_rng(1).normal(size=50)
+    assert 0 < u.excess_aurc(random, correct) < u.excess_aurc(correct.astype(float), correct)
+    assert u.excess_aurc(random, correct.astype(int)) == u.excess_aurc(random, correct)
+
+
+def test_recall_auroc_against_scikit_learn_and_in_chunks():
+    from sklearn.neighbors import NearestNeighbors
+
+    generator = np.random.default_rng(0)
+    embeddings, labels = generator.normal(size=(150, 5)), generator.integers(3, size=150)
+    nearest = NearestNeighbors(n_neighbors=2, metric="cosine").fit(embeddings).kneighbors(embeddings, return_distance=False)[:, 1]
+    hit = labels[nearest] == labels
+    np.testing.assert_array_equal(u.nearest_neighbour_correct(embeddings, labels), hit)
+    np.testing.assert_array_equal(u.nearest_neighbour_correct(embeddings * 1e-3, labels, chunk=37), hit)
+    uncertainty = generator.normal(size=150) - hit
+    assert u.recall_auroc(embeddings, labels, uncertainty) == pytest.approx(metrics.roc_auc_score(hit, -uncertainty), abs=1e-12)
+
+
+def test_a_neighbour_is_never_the_image_itself():
+    embeddings = np.eye(4) + 0.01
+    assert not u.nearest_neighbour_correct(embeddings, np.arange(4)).any()
+
+
+# --------------------------------------------------------------------------------------------------------- calibration
+
+
+def test_calibration_error_agrees_with_torchmetrics():
+    probabilities, labels = softmax()
+    theirs = multiclass_calibration_error(torch.tensor(probabilities), torch.tensor(labels), num_classes=7, n_bins=15, norm="l1")
+    assert u.expected_calibration_error(probabilities, labels) == pytest.approx(theirs.item(), abs=1e-6)
+
+
+def test_calibration_bins_are_open_below_and_closed_above():
+    probabilities = np.array([[0.6, 0.4], [0.8, 0.2], [1.0, 0.0]])  # 0.6 = 9/15 and 0.8 = 12/15 are edges
+    binned = u.reliability_bins(probabilities, np.array([0, 0, 0]))
+    assert np.flatnonzero(binned["count"]).tolist() == [8, 11, 14]
+    np.testing.assert_array_equal(binned["high"][[8, 11, 14]], [0.6, 0.8, 1.0])
+    assert np.isnan(binned["accuracy"][0]) and binned["accuracy"][8] == 1
+    assert u.expected_calibration_error(probabilities, np.array([0, 0, 0])) == pytest.approx((0.4 + 0.2) / 3)
+
+
+@pytest.mark.parametrize("equal_mass", [False, True])
+def test_calibration_error_is_the_gap_of_the_reliability_bins(equal_mass):
+    probabilities, labels = softmax(600)
+    binned = u.reliability_bins(probabilities, labels, 10, equal_mass)
+    confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    total = 0
+    for low, high, count in zip(binned["low"], binned["high"], binned["count"], strict=True):
+        inside = (confidence > low) & (confidence <= high)
+        assert inside.sum() == count
+        total += abs(correct[inside].sum() - confidence[inside].sum()) / 600
+    assert u.expected_calibration_error(probabilities, labels, 10, equal_mass) == pytest.approx(total, abs=1e-14)
+    assert binned["count"].sum() == 600
+    if equal_mass:
+        assert (binned["count"] == 60).all()
+
+
+def test_equal_mass_bins_keep_ties_together():
+    binned = u.confidence_bins(np.repeat([0.3, 0.9], [70, 30]), np.ones(100, dtype=bool), bins=10, equal_mass=True)
+    assert binned["count"].tolist() == [70, 30]
+
+
+def test_likelihood_and_brier_agree_with_scikit_learn():
+    probabilities, labels = softmax()
+    assert u.negative_log_likelihood(probabilities, labels) == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(7)))
+    assert u.brier_score(probabilities, labels) == pytest.approx(((probabilities - np.eye(7)[labels]) ** 2).sum(1).mean())
+    assert u.brier_score(np.eye(2)[[0, 0]], np.array([1, 1])) == 2
+    assert u.negative_log_likelihood(np.eye(2), np.array([1, 1])) == np.inf
+    two, target = softmax(classes=2)  # scikit-learn's binary Brier score counts one of the two classes
+    assert u.brier_score(two, target) == pytest.approx(2 * metrics.brier_score_loss(target, two[:, 1]))
+
+
+def test_effective_rank_of_known_spectra():
+    generator = np.random.default_rng(0)
+    left = np.linalg.qr(generator.normal(size=(100, 6)))[0]
+    left = np.linalg.qr(left - left.mean(0))[0]
+    right = np.linalg.qr(generator.normal(size=(8, 6)))[0]
+    values = np.array([5.0, 4.0, 3.0, 1.0, 0.5, 0.1])
+    features = left * values @ right.T + 3
+    assert u.effective_rank(features) == pytest.approx(np.exp(stats.entropy(values)), rel=1e-9)
+    assert u.effective_rank(left @ right.T * 1e-5 + 1) == pytest.approx(6, rel=1e-6)
+    assert u.effective_rank(np.outer(generator.normal(size=50), generator.normal(size=9))) == pytest.approx(1, abs=1e-9)
+    with pytest.raises(ValueError, match="collapsed"):
+        u.effective_rank(np.full((10, 3), 0.1))
+
+
+# -------------------------------------------------------------------------------------------------- intervals and tests
+
+
+def test_bootstrap_of_a_mean_matches_the_normal_interval():
+    values = np.random.default_rng(0).normal(size=2000)
+    low, high = u.bootstrap_interval(lambda x: float(x.mean()), values, draws=4000)
+    error = values.std() / np.sqrt(2000)
+    assert low == pytest.approx(values.mean() - 1.96 * error, abs=0.15 * error)
+    assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
+    narrow = u.bootstrap_interval(lambda x: float(x.mean()), values, draws=4000, level=0.5)
+    assert low < narrow[0] < values.mean() < narrow[1] < high
+
+
+def test_bootstrap_of_auroc_equals_resampling_by_hand():
+    score, positive = sample(200, levels=9)
+    generator = np.random.default_rng(0)
+    values = [u.auroc(score[rows], positive[rows]) for rows in (generator.integers(200, size=200) for _ in range(50))]
+    assert u.bootstrap_interval(u.auroc, score, positive, draws=50) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-14)
+
+
+def test_bootstrap_is_paired():
+    score, positive = sample()
+    worse = score + np.random.default_rng(1).normal(size=len(score)) * 0.1
+
+    def difference(a, b, y):
+        return u.auroc(a, y) - u.auroc(b, y)
+
+    assert u.bootstrap_interval(difference, score, score, positive, draws=50) == (0, 0)
+    low, high = u.bootstrap_interval(difference, score, worse, positive, draws=200)
+    alone = u.bootstrap_interval(u.auroc, score, positive, draws=200)
+    assert high - low < 0.5 * (alone[1] - alone[0])
+
+
+def test_bootstrap_by_groups_is_as_wide_as_the_groups_are_few():
+    means = np.random.default_rng(0).normal(size=100)
+    repeated, groups = np.repeat(means, 20), np.repeat(np.arange(100), 20)
+    wide = u.bootstrap_interval(lambda x: float(x.mean()), repeated, groups=groups, draws=1000)
+    single = u.bootstrap_interval(lambda x: float(x.mean()), means, draws=1000)
+    naive = u.bootstrap_interval(lambda x: float(x.mean()), repeated, draws=1000)
+    assert wide == pytest.approx(single, abs=0.03)
+    assert np.ptp(naive) < 0.4 * np.ptp(wide)
+
+
+def test_bootstrap_redraws_single_class_samples_and_gives_up_if_they_are_the_rule():
+    score, positive = np.arange(30.0), np.arange(30) == 3
+    low, high = u.bootstrap_interval(u.auroc, score, positive, draws=100)  # a third of the draws holds no positive
+    assert 0 <= low <= high <= 1
+
+    def mostly_undefined(x):
+        if len(set(x.tolist())) < 10:
+            raise u.UndefinedStatistic("too few")
+        return 0.0
+
+    with pytest.raises(ValueError, match="single class"):
+        u.bootstrap_interval(mostly_undefined, np.arange(10), draws=20)
+
+
+def test_bootstrap_repeats_with_its_seed():
+    score, positive = sample()
+    first = u.bootstrap_interval(u.auroc, score, positive, draws=50)
+    assert first == u.bootstrap_interval(u.auroc, score, positive, draws=50)
+    assert first != u.bootstrap_interval(u.auroc, score, positive, draws=50, seed=1)
+
+
+def test_hierarchical_interval_holds_both_sources_of_spread():
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=400)
+
+    def mean(x):
+        return float(x.mean())
+
+    alike = u.hierarchical_interval(mean, [images] * 3, draws=1000)
+    assert alike == pytest.approx(u.bootstrap_interval(mean, images, draws=1000), abs=0.02)
+    pooled = u.hierarchical_interval(mean, [images] * 3, draws=1000, same_images=False)
+    assert np.ptp(pooled) == pytest.approx(np.ptp(alike) / np.sqrt(3), rel=0.15)
+    spread = u.hierarchical_interval(mean, [images, images + 10, images - 10], draws=1000)
+    assert spread[0] < -5 and spread[1] > 5
+    with pytest.raises(ValueError, match="same test images"):
+        u.hierarchical_interval(mean, [images, images[:-1]])
+    assert np.isfinite(u.hierarchical_interval(mean, [images, images[:-1]], same_images=False, draws=10)).all()
+
+
+def test_hierarchical_interval_never_pools_scores_of_different_scale():
+    score, positive = sample()
+    assert u.hierarchical_interval(u.auroc, [score, 1e6 * score + 5], [positive] * 2, draws=60) == pytest.approx(
+        u.hierarchical_interval(u.auroc, [score, score], [positive] * 2, draws=60), abs=1e-12
+    )
+
+
+def test_permutation_p_value_agrees_with_mann_whitney_and_is_uniform_under_the_null():
+    score, positive = sample(60, seed=2)
+    score = score - 0.7 * positive
+    exact = stats.mannwhitneyu(score[positive], score[~positive], method="asymptotic").pvalue
+    assert 0.01 < exact < 0.9
+    assert u.permutation_test_auroc(score, positive, draws=4000) == pytest.approx(exact, abs=0.03)
+    strong = np.arange(40) < 20
+    assert u.permutation_test_auroc(np.arange(40.0), strong, draws=199) == 1 / 200
+    generator = np.random.default_rng(0)
+    null = [u.permutation_test_auroc(generator.normal(size=30), np.arange(30) < 12, draws=99, seed=i) for i in range(200)]
+    assert stats.kstest(null, "uniform").pvalue > 1e-3
+
+
+def test_t_tests_agree_with_their_formulas():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(1, 2, size=30), generator.normal(0, 1, size=30)
+    va, vb = a.var(ddof=1) / 30, b.var(ddof=1) / 30
+    degrees = (va + vb) ** 2 / (va**2 / 29 + vb**2 / 29)
+    welch = u.welch_test(a, b)
+    t = (a.mean() - b.mean()) / np.sqrt(va + vb)
+    half = stats.t.ppf(0.975, degrees) * np.sqrt(va + vb)
+    difference = a.mean() - b.mean()
+    assert welch == pytest.approx((t, 2 * stats.t.sf(abs(t), degrees), difference, difference - half, difference + half))
+    paired, one = u.paired_test(a, b), stats.ttest_1samp(a - b, 0)
+    assert paired[:3] == pytest.approx((one.statistic, one.pvalue, (a - b).mean()))
+    assert paired[3:] == pytest.approx(tuple(one.confidence_interval(0.95)))
+    assert u.paired_test(b, a).statistic == -paired.statistic
+
+
+@pytest.mark.parametrize("test", [u.welch_test, u.paired_test])
+def test_t_tests_refuse_what_has_no_variance(test):
+    with pytest.raises(ValueError, match="variance"):
+        test(np.ones(5), np.zeros(5))
+    with pytest.raises(ValueError, match="finite"):
+        test(np.array([1.0, np.nan]), np.zeros(2))
+
+
+def test_paired_test_needs_pairs():
+    with pytest.raises(ValueError, match="paired row by row"):
+        u.paired_test(np.arange(4.0), np.arange(5.0))
+
+
+def test_holm_by_hand_and_in_any_order():
+    np.testing.assert_allclose(u.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(u.holm([0.7, 0.9]), [1, 1])
+    np.testing.assert_allclose(u.holm([0.2]), [0.2])
+    for bad in ([], [0.1, np.nan], [1.2]):
+        with pytest.raises(ValueError, match="p_values"):
+            u.holm(bad)
+
+
+# --------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize("measure", RANKED + SELECTIVE)
+def test_scores_without_an_answer_are_errors(measure):
+    score, positive = sample(20)
+    with pytest.raises(ValueError, match="NaN"):
+        measure(np.append(score[:-1], np.nan), positive)
+    with pytest.raises(ValueError, match="shapes"):
+        measure(score[:-1], positive)
+    with pytest.raises(ValueError, match="shapes"):
+        measure(score[:, None], positive[:, None])
+    with pytest.raises(ValueError, match="empty"):
+        measure(score[:0], positive[:0])
+    with pytest.raises(ValueError, match="0/1"):
+        measure(score, np.arange(20))
+    for single in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool)):
+        with pytest.raises(ValueError, match="single class"):
+            measure(score, single)
+
+
+@pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error, u.reliability_bins])
+def test_probabilities_that_are_none_are_errors(measure):
+    probabilities, labels = softmax(20)
+    cases = [
+        (np.where(probabilities == probabilities.max(), np.nan, probabilities), labels, "NaN"),
+        (probabilities, labels[:-1], "shape"),
+        (probabilities[:0], labels[:0], "at least one row"),
+        (np.ones((20, 1)), np.zeros(20, dtype=int), "C >= 2"),
+        (probabilities * 2, labels, "summing to 1"),
+        (probabilities, labels + 1, "integers in"),
+        (probabilities, labels.astype(float), "integers in"),
+    ]
+    for bad, target, message in cases:
+        with pytest.raises(ValueError, match=message):
+            measure(bad, target)
+
+
+def test_embeddings_that_are_none_are_errors():
+    embeddings, labels = np.random.default_rng(0).normal(size=(10, 3)), np.arange(10) % 2
+    with pytest.raises(ValueError, match="NaN"):
+        u.recall_auroc(np.where(embeddings > 1, np.nan, embeddings), labels, np.arange(10))
+    with pytest.raises(ValueError, match="labels"):
+        u.recall_auroc(embeddings, labels[:-1], np.arange(10))
+    with pytest.raises(ValueError, match="single class"):
+        u.recall_auroc(embeddings, np.zeros(10, dtype=int), np.arange(10))
+    for arrays in ((), (np.arange(3), np.arange(4)), (np.array([]),)):
+        with pytest.raises(ValueError, match="same N"):
+            u.bootstrap_interval(np.mean, *arrays)
