@@ -29,7 +29,7 @@ setup: ## create .venv and install the pinned requirements and the project (skip
 	@rm -f .venv/.installed
 	@{ test -z "$(MOVED)" && $(PY) -m pip --version >/dev/null 2>&1; } || { echo "Creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv --clear .venv; }
 	@for info in .venv/lib/python*/site-packages/*.dist-info; do test -e "$$info/RECORD" || rm -rf "$$info"; done
-	@echo "Installing requirements.txt (about three minutes the first time)"
+	@echo "Installing requirements.txt (a few minutes the first time)"
 	@$(PY) -m pip install --disable-pip-version-check --no-deps "$$(grep '^setuptools==' requirements.txt)"
 	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -r requirements.txt
 	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .

@@ -1,0 +1,8 @@
+"""A small library of probabilistic self-supervised learning: distributions, losses, methods and uncertainty measures of five papers."""
+
+
+def load(name: str):
+    """The committed encoder of a method, e.g. ``lib.load("vi_simsiam")``; see ``lib.protocol.load``."""
+    from lib import protocol
+
+    return protocol.load(name)

@@ -232,7 +232,7 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
         reasons.append("Nothing was fetched (download=False).")
         return None
     if reasons:
-        warnings.warn(f"{reasons[-1]}; fetching {name} again.", stacklevel=4)
+        warnings.warn(f"{reasons[-1]}; fetching {name} again.", stacklevel=5)
     with _staging(root, name) as staging:
         # Another job may have fetched it while this one waited for the lock.
         if (found := in_place()) is not None:
@@ -241,7 +241,7 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
             try:
                 fetch(staging, name, split)
             except Exception as error:  # torchvision, gdown and archives raise a dozen types; each reason is reported
-                reasons.append(f"{route} failed: {_one_line(error)}")
+                reasons.append(f"{route} failed: {_one_line(error)}.")
             else:
                 _put_in_place(staging, root)
                 return replace(_read_torchvision(root, name, split, image_size), source=f"{route}, now in {folder}")
@@ -294,7 +294,7 @@ def _read_torchvision(root: Path, name: str, split: str, image_size: int | None)
 def _provider(root: Path, name: str, split: str, download: bool):
     known = DATASETS[name]
     if known.provider == "ImageFolder":
-        raise FileNotFoundError(known.note)
+        raise FileNotFoundError("torchvision cannot download it")
     arguments = dict(known.splits[split][1])
     if name == "imagenette":
         arguments["size"] = "320px"

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import ctypes
+import fcntl
 import os
 import shlex
 import shutil
@@ -76,7 +79,7 @@ def begin(notebook: str, namespace: dict) -> None:
     from lib import plotting
 
     given = {name: value for name, value in namespace.items() if isinstance(value, (str, int, float, bool, list, dict))}
-    given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit")}
+    given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit", "NOTEBOOK")}
     check_parameters(notebook, given)
     plotting.use_style()
 
@@ -101,18 +104,21 @@ def parse_parameters(text: str, notebook: str) -> dict:
 # ---------------------------------------------------------------------------------------------------------------- jobs
 def jobs(profile: str, paper: str = "all") -> list[Job]:
     """Every job of a profile and a paper, those that others need first."""
+    settings.profile_settings(profile)
     if paper not in PAPERS:
         raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
-    grouping = settings.experiments(profile).get("one_job_per", "run")
+    grouping = settings.experiments(profile)["one_job_per"]
     groups: dict[str, list[str]] = {}
     for run in settings.runs(profile, paper):
         name = settings.run_name(run)
         groups.setdefault({"run": name, "method": run["method"], "profile": "all"}[grouping], []).append(name)
+    for run in settings.tuning_runs(profile, paper):
+        groups.setdefault(f"tuning-{run['method']}", []).append(settings.run_name(run))
     listed = [
         Job(f"10_pretraining--{group}", "10_pretraining", {"profile": profile, "runs": " ".join(names), "train_missing": True})
         for group, names in groups.items()
     ]
-    for entry in settings.notebooks():
+    for entry in settings.notebooks() if listed else []:
         if paper != "all" and paper not in entry["papers"]:
             continue
         needs = [job.name for job in listed if job.notebook in [find_notebook(number) for number in entry["needs"]]]
@@ -188,6 +194,39 @@ def clean_metadata(path: Path) -> None:
     artifacts.write_text(path, nbformat.writes(notebook).replace(str(artifacts.ROOT) + "/", "") + "\n")
 
 
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str = ""):
+    """Hold a lock file that the system releases when this process ends, however it ends; a held lock is awaited, or with ``busy`` an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise RuntimeError(busy) from None
+        yield
+
+
+def run_job(profile: str, paper: str, name: str) -> None:
+    """One job of the DAG and its stamp; at once if it is done, after the other process if another is at it."""
+    listed = {job.name: job for job in jobs(profile, paper)}
+    if name not in listed:
+        raise ValueError(f"Profile {profile!r}, paper {paper!r} has no job {name!r}; its jobs are {sorted(listed)}.")
+    path = stamp(listed[name], listed)
+    with exclusive(path.parent / f"{name}.lock"):
+        if path.exists():
+            return
+        execute(listed[name])
+        for old in path.parent.glob(f"{name}.????????????"):
+            old.unlink()
+        artifacts.write_text(path, "")
+
+
+def _end_with_parent() -> None:
+    """In the child: be asked to stop when the parent dies, also of SIGKILL (Linux; elsewhere the locks alone keep order)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None) -> int:
     """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's exit status."""
     from lib import gallery
@@ -209,9 +248,13 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     command += ["--executor", executor, "--jobs", str(max(1, cores))] if executor else ["--cores", str(cores)]
     environment = os.environ | {"COMPANION_JOB": "1"}
     started = time.perf_counter()
-    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {sum(path.exists() for path in stamps.values())} already done. Log: {_shown(log_path)}")
-    with open(log_path, "w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True)
+    already = sum(path.exists() for path in stamps.values())
+    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
+    busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
+    with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_end_with_parent
+        )
         try:
             _watch(process, stamps, folder)
         except KeyboardInterrupt:
@@ -224,7 +267,8 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
         print(f"Not done: {', '.join(missing)}.")
         for line in [line for line in log_path.read_text().splitlines() if "failed:" in line][:10]:
             print("  " + line.strip())
-        print(f"The executed notebooks in {_shown(folder / 'notebooks')} show where; the log is {_shown(log_path)}. What is done stays done: call again.")
+        print(f"The executed notebooks in {_shown(folder / 'notebooks')} show where; the log is {_shown(log_path)}.")
+        print("What is done stays done: call the same command again.")
         return process.returncode or 1
     _record_run(profile, paper, cores, time.perf_counter() - started)
     print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
@@ -309,13 +353,7 @@ def main() -> int:
         if arguments.figures:
             print(f"{len(publish_figures(arguments.profile))} figures copied to figures/.")
         elif arguments.job:
-            listed = {job.name: job for job in jobs(arguments.profile, arguments.paper)}
-            job = listed[arguments.job]
-            execute(job)
-            path = stamp(job, listed)
-            for old in path.parent.glob(f"{job.name}.*"):
-                old.unlink()
-            artifacts.write_text(path, "")
+            run_job(arguments.profile, arguments.paper, arguments.job)
         elif arguments.notebook:
             notebook = find_notebook(arguments.notebook)
             given = parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)

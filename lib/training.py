@@ -122,13 +122,13 @@ def is_finished(profile: str, run: str, run_hash: str) -> bool:
     return path.exists() and artifacts.read_tensors(path)[1].get("run_hash") == run_hash
 
 
-def load_trained(settings: dict, images: data.ImageSet) -> nn.Module:
+def load_trained(settings: dict, channels: int) -> nn.Module:
     """The trained method of a finished run, in evaluation mode. FileNotFoundError names the command where it is missing."""
     run = resolution.run_name(settings)
     path = artifacts.run_dir(settings["profile"], run) / "model.safetensors"
     if not path.exists():
         raise FileNotFoundError(f"Run {run} has no trained weights here; train it with: make reproduce PROFILE={settings['profile']}")
-    method = methods.build(settings, images.images.shape[3])
+    method = methods.build(settings, channels)
     method.load_state_dict(artifacts.read_tensors(path)[0])
     return method.to(best_device()).eval()
 

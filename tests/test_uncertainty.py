@@ -297,6 +297,17 @@ def test_hierarchical_interval_holds_both_sources_of_spread():
     assert np.isfinite(u.hierarchical_interval(mean, [images, images[:-1]], same_images=False, draws=10)).all()
 
 
+def test_hierarchical_interval_equals_resampling_by_hand():
+    (first, positive), (second, _) = sample(100), sample(100, seed=1)
+    generator, values = np.random.default_rng(0), []
+    for _ in range(40):
+        rows = generator.integers(100, size=100)  # the same images for every seed
+        drawn = [(first, second)[chosen] for chosen in generator.integers(2, size=2)]
+        values.append(np.mean([u.auroc(score[rows], positive[rows]) for score in drawn]))
+    expected = tuple(np.quantile(values, [0.025, 0.975]))
+    assert u.hierarchical_interval(u.auroc, [first, second], [positive] * 2, draws=40) == pytest.approx(expected, abs=1e-14)
+
+
 def test_hierarchical_interval_never_pools_scores_of_different_scale():
     score, positive = sample()
     assert u.hierarchical_interval(u.auroc, [score, 1e6 * score + 5], [positive] * 2, draws=60) == pytest.approx(

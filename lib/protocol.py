@@ -1,0 +1,181 @@
+"""What every run is measured by: its data sets, conditions and the files it leaves (the battery of one run, and the committed encoder)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import kornia
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from lib import artifacts, augmentations, data, evaluation, methods, training
+from lib import settings as resolution
+
+KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
+BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
+ENCODER_BYTES = 1_500_000
+
+
+# ---------------------------------------------------------------------------------------------------------------- images as a method takes them
+def fit(settings: dict, channels: int) -> Callable[[Tensor], Tensor]:
+    """Transform any float batch [B, C, H, W] to the size and number of channels the run was trained with."""
+
+    def transform(images: Tensor) -> Tensor:
+        if images.shape[1] != channels:
+            images = augmentations.to_grey(images) if channels == 1 else images.expand(-1, channels, -1, -1)
+        return augmentations.resize(images, settings["image_size"])
+
+    return transform
+
+
+def centre_crop(area: float) -> Callable[[Tensor], Tensor]:
+    """Keep the central square with this share of the area and resize it to the whole."""
+
+    def transform(images: Tensor) -> Tensor:
+        size = images.shape[-1]
+        side = max(2, round(size * area**0.5))
+        box = torch.tensor([[(size - side) // 2, (size - side) // 2, side, side]], dtype=torch.float32, device=images.device)
+        return augmentations.crop_and_resize(images, box.expand(len(images), -1), size)
+
+    return transform
+
+
+def blur(sigma: float) -> Callable[[Tensor], Tensor]:
+    """Gaussian blur with sigma in pixels (0: none)."""
+
+    def transform(images: Tensor) -> Tensor:
+        if not sigma:
+            return images
+        reach = 2 * round(3 * sigma) + 1
+        return kornia.filters.gaussian_blur2d(images, (reach, reach), (sigma, sigma), border_type="reflect")
+
+    return transform
+
+
+def conditions() -> dict[str, Callable[[Tensor], Tensor]]:
+    """The graded conditions every run is measured under, by "<family>_<severity>"."""
+    return {f"crop_{area:g}": centre_crop(area) for area in KEPT_AREAS} | {f"blur_{sigma:g}": blur(sigma) for sigma in BLUR_SIGMAS}
+
+
+# ---------------------------------------------------------------------------------------------------------------- one run
+class Run:
+    """A finished run with its data: ``embed`` answers from its store, else computes and stores."""
+
+    def __init__(self, settings: dict):
+        self.settings, self.name, self.profile = settings, resolution.run_name(settings), settings["profile"]
+        self.train = training.training_images(settings)
+        self.hash = resolution.run_hash(settings, self.train.checksum)
+        self.channels = self.train.images.shape[3]
+        self._method: nn.Module | None = None
+
+    @property
+    def method(self) -> nn.Module:
+        if self._method is None:
+            self._method = training.load_trained(self.settings, self.channels)
+        return self._method
+
+    def test(self) -> data.ImageSet:
+        return self.other(self.settings["dataset"])
+
+    def other(self, name: str) -> data.ImageSet:
+        """The test split of any set."""
+        return data.load(name, "test", image_size=self.settings["image_size"])
+
+    def embed(self, images: data.ImageSet, condition: str = "clean", transform: Callable | None = None) -> evaluation.Embedded:
+        """Everything the run says of ``images`` under ``condition``; ``transform`` says what the condition does to a batch."""
+        fitted = fit(self.settings, self.channels)
+        full = fitted if transform is None else lambda batch: transform(fitted(batch))
+
+        def compute():
+            return evaluation.embed(self.method, images, transform=full)
+
+        if self.settings["method"] == "raw_pixels":
+            return compute()
+        path = artifacts.run_dir(self.profile, self.name) / "embeddings" / f"{images.name}-{images.split}-{condition}.npz"
+        key = {"run": self.hash, "data": images.checksum, "condition": condition}
+        return evaluation.embed_cached(path, key, compute)
+
+    def identity(self, notebook: str) -> dict:
+        """The columns of a metrics row that are the same for the whole run."""
+        return {
+            "method": self.settings["method"], "trained_on": self.train.title, "variant": resolution.variant(self.settings),
+            "seed": self.settings["seed"], "profile": self.profile, "notebook": notebook, "run_hash": self.hash, "commit": artifacts.commit(),
+        }  # fmt: skip
+
+
+def stale_runs(profile: str) -> list[str]:
+    """Names of stored runs that today's settings would train differently: another recipe, profile or method version."""
+    stale = []
+    for settings in resolution.runs(profile) + resolution.tuning_runs(profile):
+        path = artifacts.run_dir(profile, resolution.run_name(settings)) / "config.json"
+        if path.exists():
+            config = artifacts.read_json(path)
+            if config["run_hash"] != resolution.run_hash(settings, config["data"]["checksum"]):
+                stale.append(config["run"])
+    return stale
+
+
+def measure(run: Run, notebook: str) -> pd.DataFrame:
+    """The battery of one run: embed, evaluate, and write its metrics and per-image scores; returns the metrics rows."""
+    test = run.test()
+    few = test.subset(np.arange(min(run.settings["condition_images"], len(test))))
+    graded = {name: run.embed(few, name, transform) for name, transform in conditions().items()}
+
+    def others(distance: str) -> dict:
+        return {name: run.embed(run.other(name)) for name in run.settings[f"ood_{distance}"]}
+
+    rows, scores = evaluation.battery(
+        run.embed(run.train), run.embed(test), test.title, near_ood=others("near"), far_ood=others("far"), conditions=graded
+    )
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_metrics(run.profile, notebook, run.name, frame)
+    artifacts.write_scores(run.profile, run.name, test.name, scores)
+    if run.profile == "standard" and run.settings["seed"] == 0 and run.settings["epochs"]:
+        write_encoder(run, frame)
+    return frame
+
+
+# ---------------------------------------------------------------------------------------------------------------- committed encoders
+def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
+    """What ``embed`` needs of the run's method, in float16 (at most 1.5 MB), with a model card beside it."""
+    state = run.method.state_dict()
+    needed = {name: value for name, value in state.items() if name.split(".")[0] in run.method.embeds_with}
+    kept = {name: value.half() if value.is_floating_point() else value for name, value in needed.items()}
+    path = artifacts.encoder_path(run.settings["method"], run.profile)
+    settings = resolution.trained_with(run.settings)
+    info = {"run": run.name, "run_hash": run.hash, "channels": run.channels, "classes": run.train.classes, "settings": settings}
+    artifacts.write_tensors(path, kept, info)
+    if path.stat().st_size > ENCODER_BYTES:
+        raise ValueError(f"{path} takes {path.stat().st_size} bytes, more than {ENCODER_BYTES}; commit a smaller network.")
+    accuracy = metrics[(metrics.metric == "accuracy") & (metrics.condition == "clean")].set_index("classifier").value
+    card = (
+        f"# {run.settings['method']}\n\nRun `{run.name}` (hash {run.hash}), trained without labels on {run.train.title} ({run.train.source}).\n"
+        f"Input: float images [B, {run.channels}, {run.settings['image_size']}, {run.settings['image_size']}] in 0..1. "
+        f"Stored in float16: outputs differ from the trained network's in the third digit.\n\n"
+        f"Linear probe {accuracy['linear']:.1%}, k-NN {accuracy['knn']:.1%} on the test set. Not for decisions about people.\n\n"
+        f'```python\nimport lib\n\nencoder = lib.load("{run.settings["method"]}")\nembedding = encoder.embed(images)\n```\n'
+    )
+    artifacts.write_text(path.with_suffix(".md"), card)
+    return path
+
+
+def load(name: str) -> nn.Module:
+    """The committed encoder of a method, in float32 and evaluation mode, ready to ``embed`` float images [B, C, H, W] in 0..1.
+
+    Only what embedding needs is there: the loss cannot be evaluated. ValueError for an unknown name, with the names there are.
+    """
+    path = artifacts.encoder_path(name)
+    if not path.exists():
+        there = sorted(file.stem for file in path.parent.glob("*.safetensors"))
+        raise ValueError(f"There is no committed encoder {name!r}; there are {there}.")
+    tensors, info = artifacts.read_tensors(path)
+    method = methods.build(info["settings"], info["channels"])
+    tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
+    missing, unexpected = method.load_state_dict(tensors, strict=False)
+    needed = [key for key in missing if key.split(".")[0] in method.embeds_with]
+    if needed or unexpected:
+        raise ValueError(f"{path} does not fit method {name!r} (missing {needed[:3]}, unexpected {unexpected[:3]}); train and commit it again.")
+    return method.eval()

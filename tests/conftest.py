@@ -1,0 +1,37 @@
+"""What every test shares: one thread, fixed seeds, and results and data folders of its own."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib import artifacts
+
+RESULTS = artifacts.RESULTS
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def isolated(request, monkeypatch):
+    """Fixed seeds, and a results folder of the test's own unless a fixture of its module has already set one."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    if artifacts.RESULTS == RESULTS:
+        monkeypatch.setattr(artifacts, "RESULTS", request.getfixturevalue("tmp_path") / "results")
+
+
+@pytest.fixture
+def data_dir(tmp_path, monkeypatch):
+    """An empty DATA_DIR: only the sets that need no files are there."""
+    folder = tmp_path / "data"
+    monkeypatch.setenv("DATA_DIR", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared_results(tmp_path_factory):
+    """One results folder, and an empty DATA_DIR, for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        folder = tmp_path_factory.mktemp("shared")
+        patch.setattr(artifacts, "RESULTS", folder / "results")
+        patch.setenv("DATA_DIR", str(folder / "data"))
+        yield folder / "results"

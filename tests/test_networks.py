@@ -1,0 +1,124 @@
+"""lib.networks: sizes against torchvision, and the map from raw outputs to concentrations."""
+
+import math
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from lib import networks
+
+MAPPINGS = ["natural", "softplus", "exp"]
+
+
+def parameters(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+# ---------------------------------------------------------------------------------------------------------------- backbones
+def test_resnet18_of_width_64_is_torchvisions_without_its_classifier():
+    ours, theirs = networks.resnet18(64, "imagenet").eval(), torchvision.models.resnet18().eval()
+    theirs.fc = nn.Identity()
+    assert parameters(ours) == parameters(theirs) == 11_176_512
+    # Both list their parameters in the order of the forward pass, but torchvision puts a block's shortcut last, as its BasicBlock does.
+    ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
+    images = torch.rand(2, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(images), theirs(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("stem", "reduction"), [("imagenet", 32), ("stride2", 16), ("small", 8)])
+def test_stems_reduce_as_they_say(stem, reduction):
+    network = networks.resnet18(4, stem, channels=1).eval()
+    maps = network[:-2](torch.rand(2, 1, 64, 64))
+    assert maps.shape == (2, 32, 64 // reduction, 64 // reduction)
+    assert network(torch.rand(2, 1, 40, 56)).shape == (2, network.features) == (2, 32)
+
+
+def test_unknown_backbone_and_stem_are_errors():
+    settings = {"backbone": "resnet18", "width": 4, "stem": "stride2"}
+    assert networks.backbone(settings, 3).features == 32
+    with pytest.raises(ValueError, match="Unknown backbone 'vgg'; choose one of"):
+        networks.backbone(settings | {"backbone": "vgg"}, 3)
+    with pytest.raises(ValueError, match="Unknown stem 'big'; choose one of .*'small'"):
+        networks.backbone(settings | {"stem": "big"}, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------- heads
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_projector_has_batch_norm_everywhere_and_relu_but_last(layers):
+    projector = networks.projector(8, 16, layers)
+    kinds = [type(module).__name__ for module in projector]
+    assert kinds == (["Linear", "BatchNorm1d", "ReLU"] * layers)[:-1]
+    assert projector(torch.randn(4, 8)).shape == (4, 16)
+    assert parameters(projector) == 8 * 16 + (layers - 1) * 16 * 16 + layers * 32
+
+
+def test_predictor_is_a_bottleneck_with_a_plain_output():
+    predictor = networks.predictor(16, 4)
+    assert parameters(predictor) == 16 * 4 + 8 + 4 * 16 + 16
+    assert predictor(torch.randn(3, 16)).shape == (3, 16) and networks.predictor(16, 4, 17)(torch.randn(3, 16)).shape == (3, 17)
+    assert networks.concentration_head(8)(torch.randn(3, 8)).shape == (3, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- concentration
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("dimension", [2, 16, 2048])
+@pytest.mark.parametrize("cosine", [0.02, 0.15, 0.6])
+def test_start_at_cosine(mapping, dimension, cosine):
+    """Every input starts with the κ whose mean cosine κ / (D - 1 + κ) is the given one (the smooth bound takes at most a part in 30)."""
+    last = nn.Linear(5, 3)
+    before = last.weight[:-1].clone()
+    networks.start_at_cosine(last, dimension, cosine, mapping)
+    kappa = networks.to_concentration(last(torch.randn(7, 5))[:, -1], dimension, mapping)
+    assert kappa.shape == (7,) and (kappa == kappa[0]).all()
+    assert kappa[0].item() == pytest.approx((dimension - 1) * cosine / (1 - cosine), rel=0.035 if mapping == "natural" else 1e-5)
+    assert torch.equal(last.weight[:-1], before)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_concentration_is_positive_and_rises_with_the_raw_output(mapping):
+    raw = torch.linspace(-20, 8, 200)
+    kappa = networks.to_concentration(raw, 64, mapping)
+    assert kappa.dtype == torch.float32 and (kappa > 0).all() and (kappa.diff() > 0).all()
+
+
+@pytest.mark.parametrize("dimension", [2, 256, 4096])
+def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(dimension):
+    raw = torch.tensor([-1000.0, -10.0, -3.0, -1.735, 0.0, 20.0, 1e6])
+    kappa = networks.to_concentration(raw, dimension).double()
+    rho = kappa / (dimension - 1 + kappa)
+    assert (kappa >= 0).all() and rho.max() <= networks.MAX_COSINE + 1e-6 and rho[-1].item() == pytest.approx(0.98, abs=1e-6)
+    torch.testing.assert_close(rho[1:4], torch.sigmoid(raw[1:4].double()), rtol=4e-3, atol=0)
+
+
+@pytest.mark.parametrize("dimension", [16, 256, 2048])
+def test_gradient_of_the_divided_loss_in_the_raw_output_is_of_order_one(dimension):
+    """-e^a log[((1+s)/2)(D-1+κ)/((D-1)/2+κ)] for large D, whatever D is; with softplus it falls like 1/D."""
+    from lib.losses import vi_simsiam_loss
+
+    s, start = 0.6, 0.15
+    direction, target = torch.zeros(1, dimension), torch.zeros(1, dimension)
+    direction[0, 0], target[0, 0], target[0, 1] = 1, s, math.sqrt(1 - s**2)
+    raw = torch.tensor([math.log(start / (1 - start))], requires_grad=True)
+    kappa = networks.to_concentration(raw, dimension)
+    (vi_simsiam_loss(direction, kappa, target) / (dimension - 1)).backward()
+    n, k = dimension - 1, kappa.item()
+    expected = -k / n * math.log((1 + s) / 2 * (n + k) / (n / 2 + k))
+    assert raw.grad.item() == pytest.approx(expected, rel=0.1)
+    assert 0.02 < abs(raw.grad.item()) < 1
+
+
+def test_concentration_ignores_autocast_and_half_precision():
+    raw = torch.tensor([0.3, -1.0], dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        kappa = networks.to_concentration(raw, 2048)
+    torch.testing.assert_close(kappa, networks.to_concentration(raw.float(), 2048))
+    assert kappa.dtype == torch.float32
+
+
+def test_unknown_mapping_is_an_error():
+    for call in (lambda: networks.to_concentration(torch.zeros(2), 8, "square"), lambda: networks.start_at_cosine(nn.Linear(2, 1), 8, 0.1, "square")):
+        with pytest.raises(ValueError, match="Unknown concentration_map 'square'; choose one of .*'exp', 'natural', 'softplus'"):
+            call()

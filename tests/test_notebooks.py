@@ -1,0 +1,136 @@
+"""Every notebook is well formed, and every notebook runs: the whole DAG in profile smoke, killed once on the way."""
+
+import ast
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import nbformat
+import pytest
+
+from lib import artifacts, reproduction
+
+NOTEBOOKS = sorted(reproduction.NOTEBOOKS.glob("*.ipynb"))
+FORBIDDEN = {
+    r"rcParams": "styles live in figures/style.mplstyle",
+    r"#[0-9a-fA-F]{6}\b": "colours live in lib.plotting.METHODS",
+    r"\bsavefig\(": "use plotting.save_figure",
+    r"[\"'](/home|/root|/tmp|/work|/Users|[A-Z]:\\\\)": "no absolute paths",
+    r"filterwarnings": "warnings are to be seen",
+    r"import \*": "no star imports",
+}
+
+
+def code_of(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_there_are_notebooks():
+    assert [path.stem for path in NOTEBOOKS] == sorted(
+        ["10_pretraining", *(entry["name"] for entry in reproduction.settings.notebooks())]
+    ), "settings/experiments.toml and notebooks/ list different notebooks"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_lint_of_notebook(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    code = code_of(path)
+    assert all(not cell.outputs and cell.execution_count is None for cell in code), "strip the outputs: executed copies live in results/"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids) and all(cell_id.startswith(path.stem[:2]) for cell_id in ids), "cell ids are <number>-<position>"
+    lines = [len(cell.source.splitlines()) for cell in code]
+    assert max(lines) <= 25, f"the longest cell has {max(lines)} lines (25 at most)"
+    assert sum(lines) <= 250, f"{sum(lines)} code lines (250 at most)"
+    source = "\n".join(cell.source for cell in code)
+    functions = [node.name for node in ast.walk(ast.parse(source)) if isinstance(node, ast.FunctionDef)]
+    assert len(functions) <= 3, f"{functions}: what is shared or long belongs in lib"
+    for pattern, reason in FORBIDDEN.items():
+        assert not re.search(pattern, source), f"{re.search(pattern, source).group()!r}: {reason}"
+    assert notebook.cells[0].cell_type == "markdown" and notebook.cells[0].source.startswith("#"), "it opens with its question"
+    declared = reproduction.declared_parameters(path.stem)
+    assert declared["profile"] == "quick" and declared["train_missing"] is False, "Run All shows stored results of profile quick"
+
+
+def test_lint_by_ruff():
+    done = subprocess.run([sys.executable, "-m", "ruff", "check", "."], cwd=artifacts.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """The whole DAG in profile smoke, killed as soon as the first run is trained, then called again until it is done."""
+    results = tmp_path_factory.mktemp("results")
+    environment = os.environ | {"RESULTS_DIR": str(results), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke"]
+    process = subprocess.Popen(command, cwd=artifacts.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 300
+    while not (trained := sorted(results.glob("smoke/runs/*/model.safetensors"))) and process.poll() is None and time.time() < deadline:
+        time.sleep(0.2)
+    killed = process.poll() is None
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    before = {path: path.stat().st_mtime_ns for path in trained}
+    done = subprocess.run(command, cwd=artifacts.ROOT, env=environment, capture_output=True, text=True)
+    return {"results": results / "smoke", "done": done, "killed": killed, "before": before, "environment": environment, "command": command}
+
+
+def test_all_jobs_done_after_a_kill(smoke):
+    assert smoke["killed"] and smoke["before"], "the first call was to be killed after its first trained run"
+    assert smoke["done"].returncode == 0, smoke["done"].stdout + smoke["done"].stderr
+    assert {path: path.stat().st_mtime_ns for path in smoke["before"]} == smoke["before"], "a finished run was trained again"
+    assert "index.html" in smoke["done"].stdout
+
+
+def test_every_notebook_was_executed(smoke):
+    executed = sorted((smoke["results"] / "notebooks").glob("*.ipynb"))
+    assert {path.stem.split("--")[0] for path in executed} == {path.stem for path in NOTEBOOKS}
+    for path in executed:
+        cells = code_of(path)
+        counts = [cell.execution_count for cell in cells]
+        assert None not in counts and len(counts) > 3, f"{path.stem} has cells that did not run"
+        assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"], path.stem
+        assert path.with_suffix(".html").exists() and path.stat().st_size < 1_000_000
+        assert str(artifacts.ROOT) + "/" not in path.read_text(), "an executed notebook names a path of this machine"
+
+
+def test_every_figure_is_complete(smoke):
+    figures = sorted((smoke["results"] / "figures").glob("*.json"))
+    numbers = {path.stem[:2] for path in figures}
+    assert numbers == {path.stem[:2] for path in NOTEBOOKS}, "every notebook draws at least one figure"
+    for path in figures:
+        assert all(path.with_suffix(suffix).stat().st_size for suffix in (".pdf", ".svg", ".png", ".csv"))
+
+
+def test_a_second_call_does_nothing(smoke):
+    stamps = {path: path.stat().st_mtime_ns for path in (smoke["results"] / "notebooks").glob("*.ipynb")}
+    done = subprocess.run(smoke["command"], cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert stamps and {path: path.stat().st_mtime_ns for path in stamps} == stamps
+
+
+def test_stored_results_are_shown_without_training(smoke):
+    """Run All with the defaults (train_missing=False) reads what is stored; with checkpoints, embeddings and data gone too."""
+    for path in [*smoke["results"].glob("runs/*/model.safetensors"), *smoke["results"].glob("runs/*/embeddings/*")]:
+        path.rename(path.with_name(path.name + ".away"))
+    try:
+        for entry in reproduction.settings.notebooks():
+            command = [sys.executable, "-m", "lib.reproduction", "--notebook", entry["name"], "--profile", "smoke", "--params", "train_missing=False"]
+            done = subprocess.run(command, cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
+            assert done.returncode == 0, entry["name"] + done.stdout + done.stderr
+    finally:
+        for path in smoke["results"].glob("runs/**/*.away"):
+            path.rename(path.with_name(path.name.removesuffix(".away")))
+
+
+def test_committed_results_stay_small():
+    listed = subprocess.run(["git", "ls-files", "-z", "results"], cwd=artifacts.ROOT, capture_output=True, text=True).stdout.split("\0")
+    files = [artifacts.ROOT / name for name in listed if name and (artifacts.ROOT / name).exists()]
+    encoders = [path for path in files if path.parent.name == "encoders"]
+    assert sum(path.stat().st_size for path in files if path not in encoders) <= 40_000_000
+    assert all(path.stat().st_size <= 1_500_000 for path in encoders)
+    assert all(path.stat().st_size <= 1_000_000 for path in files if path.suffix == ".ipynb")
+    assert all(path.stat().st_size <= 250_000 for path in files if path.parent.name == "scores")

@@ -1,0 +1,105 @@
+"""Jobs, stamps and the checks of parameters before anything runs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from lib import artifacts, reproduction, settings
+
+PROFILES = ["smoke", "quick", "standard"]
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_jobs_are_unique_known_and_ordered(profile):
+    listed = reproduction.jobs(profile)
+    names = [job.name for job in listed]
+    assert len(set(names)) == len(names) > 3
+    for position, job in enumerate(listed):
+        assert set(job.needs) <= set(names[:position]), f"{job.name} needs a job that comes later"
+        reproduction.check_parameters(job.notebook, job.parameters)
+    trained = " ".join(job.parameters["runs"] for job in listed if job.notebook == "10_pretraining").split()
+    assert sorted(trained) == sorted(settings.run_name(run) for run in settings.runs(profile) + settings.tuning_runs(profile))
+
+
+def test_paper_chooses_jobs():
+    assert {job.name for job in reproduction.jobs("quick", "vs1")} <= {job.name for job in reproduction.jobs("quick", "all")}
+    assert reproduction.jobs("quick", "simvae") == []
+    with pytest.raises(ValueError, match="Unknown paper 'vs3'"):
+        reproduction.jobs("quick", "vs3")
+
+
+def test_stamps_follow_parameters_sources_and_needs(monkeypatch):
+    listed = {job.name: job for job in reproduction.jobs("smoke")}
+    stamps = {name: reproduction.stamp(job, listed).name for name, job in listed.items()}
+    first = next(iter(listed))
+    changed = listed | {first: listed[first]._replace(parameters={**listed[first].parameters, "seed": 7})}
+    after = {name: reproduction.stamp(job, changed).name for name, job in changed.items()}
+    assert after[first] != stamps[first]
+    dependent = [name for name, job in listed.items() if first in job.needs]
+    assert dependent and all(after[name] != stamps[name] for name in dependent)
+
+    original = reproduction.source_hash
+    monkeypatch.setattr(reproduction, "source_hash", lambda notebook: original(notebook) + ("x" if notebook.startswith("32") else ""))
+    edited = {name: reproduction.stamp(job, listed).name for name, job in listed.items()}
+    assert {name for name in listed if edited[name] != stamps[name]} == {"32_kappa_as_confidence", "00_start_here"}
+
+
+def test_imported_modules_are_followed():
+    assert reproduction.imported_modules("from lib import losses") >= {"losses", "distributions"}
+    assert "plotting" not in reproduction.imported_modules("from lib import losses, reproduction")
+
+
+@pytest.mark.parametrize(
+    "parameters, message",
+    [
+        ({"methd": "simsiam"}, "no parameter 'methd'"),
+        ({"seed": "one"}, "must be a int"),
+        ({"seed": True}, "must be a int"),
+        ({"train_missing": 1}, "must be a bool"),
+        ({"profile": "quik"}, "Unknown profile 'quik'"),
+    ],
+)
+def test_bad_parameters_are_refused(parameters, message):
+    with pytest.raises(ValueError, match=message):
+        reproduction.check_parameters("10_pretraining", parameters)
+
+
+def test_begin_refuses_what_papermill_only_warns_about():
+    reproduction.begin("10_pretraining", {"profile": "smoke", "seed": 1, "NOTEBOOK": "10_pretraining", "_private": 3, "pd": object()})
+    with pytest.raises(ValueError, match="no parameter 'sed'"):
+        reproduction.begin("10_pretraining", {"profile": "smoke", "sed": 1})
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--notebook", "10", "--params", "sed=1"], "no parameter 'sed'"),
+        (["--notebook", "11"], "No notebook '11'"),
+        (["--notebook", "10", "--params", "seed"], "not name=value"),
+        (["--profile", "quik"], "Unknown profile"),
+        (["--job", "nothing"], "has no job 'nothing'"),
+    ],
+)
+def test_command_line_says_what_is_wrong(arguments, message):
+    done = subprocess.run([sys.executable, "-m", "lib.reproduction", *arguments], cwd=artifacts.ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_held_lock_is_an_error_or_awaited(tmp_path):
+    with reproduction.exclusive(tmp_path / "lock"), pytest.raises(RuntimeError, match="busy here"):
+        with reproduction.exclusive(tmp_path / "lock", "busy here"):
+            pass
+    with reproduction.exclusive(tmp_path / "lock", "busy here"):
+        pass
+
+
+def test_snakemake_plans_every_job(tmp_path):
+    """The Snakefile gives Snakemake exactly the jobs of lib.reproduction."""
+    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1", "--config", "profile=smoke", "paper=all"]
+    environment = os.environ | {"RESULTS_DIR": str(tmp_path)}
+    done = subprocess.run(command, cwd=artifacts.ROOT, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    counted = [line.split() for line in done.stdout.splitlines() if line.startswith("total")]
+    assert counted and int(counted[0][1]) == len(reproduction.jobs("smoke")) + 1
