@@ -104,8 +104,8 @@ def write_tensors(path: Path, tensors: dict, info: dict) -> None:
 # ---------------------------------------------------------------------------------------------------------------- readers
 def read_json(path: Path):
     try:
-        return json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+        return json.loads(Path(path).read_bytes())
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not readable JSON ({error}); delete it and run the job that writes it again.") from error
 
 
@@ -149,7 +149,12 @@ def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFr
     """All stored metrics of a profile as one table (empty with the right columns when there are none)."""
     files = sorted((results_dir(profile) / "metrics").glob(f"{notebook}--{run}.csv"))
     text = {"condition": str, "classifier": str, "score": str, "run_hash": str, "commit": str, "variant": str}
-    frames = [pd.read_csv(file, dtype=text, keep_default_na=True) for file in files]
+    frames = []
+    for file in files:
+        try:
+            frames.append(pd.read_csv(file, dtype=text, keep_default_na=True))
+        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not a readable CSV file ({error}); delete it and run the notebook that writes it again.") from error
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=METRIC_COLUMNS)
     for column in text:
         frame[column] = frame[column].fillna("").astype(object)

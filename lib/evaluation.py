@@ -444,7 +444,7 @@ def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe, device) ->
 
 
 def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """For every family with two or more severities: severities [S], rising, and the uncertainty of each image at each [N, S]."""
+    """For every family with two or more severities: severities [S] and the uncertainty of each image at each [N, S]."""
     members: dict[str, list[tuple[float, Embedded]]] = {}
     for condition, embedded in conditions.items():
         family, _, number = condition.rpartition("_")
@@ -455,7 +455,6 @@ def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np
         members.setdefault(family, []).append((1 - severity if family in KEPT_AREA else severity, embedded))
     families = {}
     for family, steps in members.items():
-        steps.sort(key=lambda step: step[0])
         if any(not np.array_equal(step["label"], steps[0][1]["label"]) for _, step in steps):
             raise ValueError(f"the severities of {family} were not embedded on the same images in the same order; embed them again.")
         if len(steps) > 1:

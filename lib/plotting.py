@@ -17,6 +17,7 @@ from matplotlib import cbook, patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 from scipy import stats
@@ -149,7 +150,8 @@ def _settle(figure: Figure, id: str) -> None:
     """Fix the layout, the same for all formats, and refuse text that is too small or leaves the page."""
     for _ in range(4):  # one pass of constrained layout does not settle axes of equal aspect
         figure.draw_without_rendering()
-    figure.set_layout_engine("none")
+    # A figure without an engine would get the style's one back after each rendering; a placeholder keeps the layout as it is.
+    figure.set_layout_engine("none" if figure.get_layout_engine() else PlaceHolderLayoutEngine(True, True))
     for text in figure.findobj(Text):
         if text.get_visible() and text.get_text().strip() and text.get_fontsize() < SMALLEST_TEXT:
             raise ValueError(f"{text.get_text()!r} in {id} is set in {text.get_fontsize():g} pt: use at least {SMALLEST_TEXT:g} pt")
@@ -470,7 +472,7 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str 
     drawn = pd.concat(rows, ignore_index=True)
     top = drawn["error"].max()
     ax.set(xlim=(0, 100), ylim=(0, 108 * top if top > 0 else 1), xlabel="Images kept, most certain first (%)", ylabel="Error (%)")
-    _legend_below(ax, ncols=2)
+    _legend_below(ax, ncols=1 if _inches(ax)[0] < 2.6 else 2)
     return drawn
 
 
@@ -544,19 +546,22 @@ def image_grid(images, *, rows=None, columns=None, notes=None, gap: float = 1 / 
     return figure
 
 
-def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, order=None) -> pd.DataFrame:
+def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, order=None, group: str = "method") -> pd.DataFrame:
     """One row per method from `data` (method, seed, `value`): each seed a dot, the mean a tick; from 5 seeds on its 95 % t-interval.
 
-    The first of `order` stands at the top. Returns method, seed, value, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds for each dot.
+    The first of `order` stands at the top. group: another column for the rows, such as the scores of one method; its first name is filled
+    in blue, the others are hollow and grey. Returns method, seed, value, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds for each dot.
     """
-    _require(data, "method", "seed", value)
-    if data.duplicated(["method", "seed"]).any():
-        raise ValueError(f"a method has several rows for one seed: select one evaluation of {value} before drawing")
-    order = _ordered(data["method"], order)
+    _require(data, group, "seed", value)
+    if data.duplicated([group, "seed"]).any():
+        raise ValueError(f"a {group} has several rows for one seed: select one evaluation of {value} before drawing")
+    order = _ordered(data[group], order)
+    looks = {name: MethodStyle(str(name), GREY if place else BLUE, "o", "-", not place, INK) for place, name in enumerate(order)}
+    looks = {name: method_style(name) for name in order} if group == "method" else looks
     rows = []
     for place, name in enumerate(order):
-        style = method_style(name)
-        values = data.loc[data["method"] == name, value].to_numpy(float)
+        style = looks[name]
+        values = data.loc[data[group] == name, value].to_numpy(float)
         mean, n = values.mean(), len(values)
         low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(values)) if n >= 5 else (np.nan, np.nan)
         if n >= 5:
@@ -565,8 +570,8 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
             ax.plot([mean, mean], [place - 0.28, place + 0.28], color=style.colour, linewidth=1.2)
         face = style.colour if style.fill else "white"
         ax.plot(values, np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
-        rows.append(data.loc[data["method"] == name, ["method", "seed", value]].assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
-    ax.set_yticks(range(len(order)), [method_style(name).label for name in order])
+        rows.append(data.loc[data[group] == name, [group, "seed", value]].assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
+    ax.set_yticks(range(len(order)), [looks[name].label for name in order])
     ax.set(xlabel=label, ylim=(len(order) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
@@ -600,26 +605,34 @@ def reliability_plot(axes, data: pd.DataFrame, *, bins: int = 15, order=None, co
     return pd.concat(rows, ignore_index=True)[["curve", "bin_low", "bin_high", "count", "confidence", "accuracy", "ece"]]
 
 
-def training_curves(ax: Axes, log: pd.DataFrame, *, y: str, label: str, x: str = "epoch", log_scale: bool = False) -> pd.DataFrame:
+def training_curves(
+    ax: Axes, log: pd.DataFrame, *, y: str, label: str, x: str = "epoch", log_scale: bool = False, band: tuple = ()
+) -> pd.DataFrame:
     """`y` over training from `log` (method, seed, `x`, `y`): seeds as thin dots, their mean as a line named at its end.
 
-    Returns method, seed, x, y, mean (over the seeds that have this x).
+    band: two columns, the lower and upper end of a band behind the line (means over the seeds).
+    Returns method, seed, x, y, [band,] mean (over the seeds that have this x).
     """
-    _require(log, "method", "seed", x, y)
+    columns = [y, *band]
+    _require(log, "method", "seed", x, *columns)
     if log_scale:
-        _require_positive(log, y)
-    drawn = log[["method", "seed", x, y]].reset_index(drop=True)
+        for column in columns:
+            _require_positive(log, column)
+    drawn = log[["method", "seed", x, *columns]].reset_index(drop=True)
     drawn["mean"] = drawn.groupby(["method", x])[y].transform("mean")
     ends = []
     for name in _ordered(drawn["method"], None):
         style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
         if part["seed"].nunique() > 1:
             ax.plot(part[x], part[y], ".", color=style.colour, markersize=1.5, alpha=0.6, rasterized=len(part) > 2000)
+        if band:
+            low, high = (part.groupby(x)[column].mean() for column in band)
+            ax.fill_between(low.index, low, high, color=style.colour, alpha=0.15, linewidth=0)
         line = part.drop_duplicates(x)
         ax.plot(line[x], line["mean"], color=style.colour, linestyle=style.line)
         ends.append((line[x].iloc[-1], line["mean"].iloc[-1], style.label, style.text_colour))
     ax.set(xlabel=x.capitalize(), ylabel=label)
     if log_scale:
-        _log_axis(ax.yaxis, drawn[y].min(), drawn[y].max())
+        _log_axis(ax.yaxis, drawn[columns].min(axis=None), drawn[columns].max(axis=None))
     _label_ends(ax, ends)
     return drawn

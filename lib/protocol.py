@@ -49,8 +49,8 @@ def blur(sigma: float) -> Callable[[Tensor], Tensor]:
     def transform(images: Tensor) -> Tensor:
         if not sigma:
             return images
-        reach = 2 * round(3 * sigma) + 1
-        return kornia.filters.gaussian_blur2d(images, (reach, reach), (sigma, sigma), border_type="reflect")
+        width = 2 * min(round(3 * sigma), *(length - 1 for length in images.shape[-2:])) + 1
+        return kornia.filters.gaussian_blur2d(images, (width, width), (sigma, sigma), border_type="reflect")
 
     return transform
 
@@ -74,6 +74,11 @@ class Run:
     @property
     def method(self) -> nn.Module:
         if self._method is None:
+            if not training.is_finished(self.profile, self.name, self.hash):
+                raise FileNotFoundError(
+                    f"Run {self.name} has no weights here that were trained with these settings and data; "
+                    f"train it with: make reproduce PROFILE={self.profile}"
+                )
             self._method = training.load_trained(self.settings, self.channels)
         return self._method
 
@@ -147,9 +152,10 @@ def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
     path = artifacts.encoder_path(run.settings["method"], run.profile)
     settings = resolution.trained_with(run.settings)
     info = {"run": run.name, "run_hash": run.hash, "channels": run.channels, "classes": run.train.classes, "settings": settings}
+    size = sum(value.nbytes for value in kept.values())
+    if size > ENCODER_BYTES:
+        raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {ENCODER_BYTES}; commit a smaller network.")
     artifacts.write_tensors(path, kept, info)
-    if path.stat().st_size > ENCODER_BYTES:
-        raise ValueError(f"{path} takes {path.stat().st_size} bytes, more than {ENCODER_BYTES}; commit a smaller network.")
     accuracy = metrics[(metrics.metric == "accuracy") & (metrics.condition == "clean")].set_index("classifier").value
     card = (
         f"# {run.settings['method']}\n\nRun `{run.name}` (hash {run.hash}), trained without labels on {run.train.title} ({run.train.source}).\n"

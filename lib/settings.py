@@ -88,7 +88,7 @@ def variant(settings: dict) -> str:
     parts = [f"e{settings['epochs']}"]
     for name, value in settings.items():
         tuned = name == "learning_rate" and settings["split"] == "fit"  # named even where it is the usual one
-        if name in ("epochs", "seed", "dataset") or (value == usual.get(name) and not tuned):
+        if name in ("epochs", "seed", "dataset", *NOT_TRAINED_WITH) or (value == usual.get(name) and not tuned):
             continue
         text = f"{value:g}" if isinstance(value, float) else str(value)
         parts.append(f"{SHORT.get(name, name.replace('_', ''))}{text}" if name != "split" else text)

@@ -179,7 +179,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     precision = precision_of(settings, device)
     method = methods.build(settings, images.images.shape[3]).to(device).train()
     steps, warmup = epochs * steps_per_epoch, round(settings["warmup_epochs"] * steps_per_epoch)
-    learning_rate_factor(0, max(1, steps), warmup, settings["schedule"])
+    learning_rate_factor(warmup, max(1, steps), warmup, settings["schedule"])
 
     config = {
         "run": run, "run_hash": run_hash, "settings": resolution.trained_with(settings), "precision": precision,

@@ -677,6 +677,10 @@ def test_checksum_sees_every_change(folder_set):
     assert image_folder(root).checksum != first
     (root / "a/extra.png").rename(root / "b/extra.png")
     assert image_folder(root).checksum != first
+    (root / "b/extra.png").unlink()
+    assert image_folder(root).checksum == first
+    (root / "b").rename(root / "c")
+    assert image_folder(root).checksum != first
 
 
 def test_image_size_resizes_arrays(tmp_path):

@@ -445,6 +445,8 @@ def test_shapes_and_expand(family):
     assert type(q) is family and q.batch_shape == (4, 3) and q.mean.shape == (4, 3, 6) and q.entropy().shape == (4, 3)
     x = unit(4, 3, 6, seed=1)
     assert torch.equal(q.log_prob(x), p.log_prob(x))
+    with pytest.raises(ValueError, match="unit vectors"):
+        q.log_prob(2 * x)
     assert torch.equal(family(unit(3, 6), 2.0).entropy(), family(unit(3, 6), f64([2.0] * 3)).entropy())
     assert family(unit(6), 2.0).log_prob(x).shape == (4, 3)
 

@@ -354,6 +354,8 @@ def test_battery_rows_are_the_measures(measured):
     assert find(rows, metric="q50", score="kappa", condition="clean")["value"] == np.median(test["kappa"])
     max_softmax = find(rows, metric="correctness_auroc", condition="clean", classifier="linear", score="max_softmax")
     assert max_softmax["value"] == uncertainty.auroc(scores["linear_max_softmax"], correct) > 0.6
+    feature_norm = find(rows, metric="correctness_auroc", condition="clean", classifier="linear", score="feature_norm")
+    assert feature_norm["value"] == uncertainty.auroc(scores["feature_norm"], correct)  # a long feature counts as certain
     assert find(rows, metric="correctness_auroc", condition="clean", classifier="knn", score="knn_distance")["value"] == uncertainty.auroc(
         -scores["knn_distance"].astype(float), scores["knn_correct"]
     )
@@ -368,6 +370,13 @@ def test_battery_tells_other_sets_and_severities_in_the_right_direction(measured
     for family in ("crop", "blur"):  # κ falls with the blur and with the area that a crop leaves
         assert find(rows, metric="severity_spearman", condition=family)["value"] == pytest.approx(1)
         assert 0.1 < find(rows, metric="severity_spearman_pooled", condition=family)["value"] < 1
+
+
+def test_a_set_is_not_out_of_its_own_distribution_by_any_score():
+    train, test = clusters(200, 1), clusters(60, 2)
+    rows, _ = evaluation.battery(train, test, "blobs", near_ood={"itself": test}, draws=10)
+    found = {row["score"]: row["value"] for row in rows if row["metric"] == "ood_auroc"}
+    assert found == dict.fromkeys(("uncertainty", "feature_norm", "knn_distance", "max_softmax"), 0.5)
 
 
 def test_rows_have_the_columns_of_the_tidy_format_and_name_nothing_twice(measured):

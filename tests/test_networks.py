@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from lib import networks
+from lib.losses import vi_simsiam_loss
 
 MAPPINGS = ["natural", "softplus", "exp"]
 
@@ -21,7 +22,7 @@ def test_resnet18_of_width_64_is_torchvisions_without_its_classifier():
     ours, theirs = networks.resnet18(64, "imagenet").eval(), torchvision.models.resnet18().eval()
     theirs.fc = nn.Identity()
     assert parameters(ours) == parameters(theirs) == 11_176_512
-    # Both list their parameters in the order of the forward pass, but torchvision puts a block's shortcut last, as its BasicBlock does.
+    # The names differ, the order is the same.
     ours.load_state_dict(dict(zip(ours.state_dict(), theirs.state_dict().values(), strict=True)))
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -96,8 +97,6 @@ def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(d
 @pytest.mark.parametrize("dimension", [16, 256, 2048])
 def test_gradient_of_the_divided_loss_in_the_raw_output_is_of_order_one(dimension):
     """-e^a log[((1+s)/2)(D-1+κ)/((D-1)/2+κ)] for large D, whatever D is; with softplus it falls like 1/D."""
-    from lib.losses import vi_simsiam_loss
-
     s, start = 0.6, 0.15
     direction, target = torch.zeros(1, dimension), torch.zeros(1, dimension)
     direction[0, 0], target[0, 0], target[0, 1] = 1, s, math.sqrt(1 - s**2)
@@ -119,6 +118,8 @@ def test_concentration_ignores_autocast_and_half_precision():
 
 
 def test_unknown_mapping_is_an_error():
-    for call in (lambda: networks.to_concentration(torch.zeros(2), 8, "square"), lambda: networks.start_at_cosine(nn.Linear(2, 1), 8, 0.1, "square")):
-        with pytest.raises(ValueError, match="Unknown concentration_map 'square'; choose one of .*'exp', 'natural', 'softplus'"):
-            call()
+    message = "Unknown concentration_map 'square'; choose one of .*'exp', 'natural', 'softplus'"
+    with pytest.raises(ValueError, match=message):
+        networks.to_concentration(torch.zeros(2), 8, "square")
+    with pytest.raises(ValueError, match=message):
+        networks.start_at_cosine(nn.Linear(2, 1), 8, 0.1, "square")

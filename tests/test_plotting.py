@@ -67,6 +67,14 @@ def test_five_files_with_provenance(tmp_path):
     assert (width, height) == (975, 600)  # 3.25 x 2.0 in at 300 dpi: exactly the size asked for
 
 
+def test_saving_leaves_a_figure_without_layout_engine_as_it_is(recwarn):
+    figure = plotting.image_grid(np.zeros((1, 2, 8, 8), np.uint8))
+    before = [ax.get_position().bounds for ax in figure.axes]
+    save(figure, pd.DataFrame({"index": [0, 1]}))
+    assert [ax.get_position().bounds for ax in figure.axes] == before
+    assert not [warning for warning in recwarn if "layoutgrids" in str(warning.message)]
+
+
 def test_redrawing_gives_the_same_bytes(tmp_path):
     contents = []
     for _ in range(2):
@@ -294,6 +302,18 @@ def test_intervals_only_from_five_seeds():
         plotting.dot_interval_plot(plt.subplots()[1], pd.concat([data, data]), value="accuracy", label="Accuracy (%)")
 
 
+def test_dots_of_the_scores_of_one_method():
+    data = pd.DataFrame({"score": ["κ", "κ", "feature norm", "feature norm"], "seed": [0, 1, 0, 1], "auroc": [0.7, 0.6, 0.5, 0.4]})
+    ax = plt.subplots()[1]
+    drawn = plotting.dot_interval_plot(ax, data, value="auroc", label="AUROC", order=["κ", "feature norm"], group="score")
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["κ", "feature norm"]
+    assert list(drawn["score"]) == list(data["score"]) and drawn["mean"].tolist() == pytest.approx([0.65, 0.65, 0.45, 0.45])
+    faces = [line.get_markerfacecolor() for line in ax.lines if line.get_marker() == "o"]
+    assert faces == [plotting.BLUE, "white"]
+    with pytest.raises(ValueError, match="no style for method"):
+        plotting.dot_interval_plot(ax, data.rename(columns={"score": "method"}), value="auroc", label="AUROC")
+
+
 def test_reliability_uses_the_bins_of_the_ece():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.1, 1, 800)
@@ -311,6 +331,10 @@ def test_training_curves_draw_the_mean_of_the_seeds():
     drawn = plotting.training_curves(ax, log, y="loss", label="Loss")
     assert drawn.groupby("epoch")["mean"].first().tolist() == [-1, -2, -3, -4]
     assert ax.lines[-1].get_ydata().tolist() == [-1, -2, -3, -4] and ax.texts[0].get_text() == "SimSiam"
+    drawn = plotting.training_curves(ax, log.assign(low=log.loss - 2 * log.seed, high=log.loss + 2), y="loss", label="Loss", band=("low", "high"))
+    assert {"low", "high"} <= set(drawn)
+    ends = ax.collections[-1].get_paths()[0].vertices
+    assert ends[:, 1].min() == -3 - 1 - 2 and ends[:, 1].max() == -1 + 2  # means over the seeds 0, 1, 2
 
 
 def test_spread_keeps_order_and_gap():

@@ -1,0 +1,208 @@
+"""lib.artifacts: atomic writes, round trips, and errors that name the file."""
+
+import json
+import os
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import artifacts
+from lib.artifacts import (
+    METRIC_COLUMNS,
+    read_json,
+    read_metrics,
+    read_npz,
+    read_tensors,
+    write_csv,
+    write_json,
+    write_metrics,
+    write_npz,
+    write_tensors,
+    write_text,
+)
+
+ROW = {"method": "simsiam", "trained_on": "digits", "variant": "e1", "evaluated_on": "digits", "condition": "clean", "classifier": "knn",
+       "score": "", "metric": "accuracy", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 100, "seed": 0, "profile": "smoke",
+       "notebook": "20", "run_hash": "0012", "commit": "1e5"}  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- atomic writes
+WRITERS = {
+    "text": lambda path: write_text(path, "new"),
+    "json": lambda path: write_json(path, {"a": 1}),
+    "csv": lambda path: write_csv(path, pd.DataFrame({"a": [1]})),
+    "npz": lambda path: write_npz(path, a=np.arange(3)),
+    "tensors": lambda path: write_tensors(path, {"a": torch.ones(2)}, {}),
+}
+every_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
+
+
+@every_writer
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, write, broken):
+    path = tmp_path / "file.dat"
+    path.write_text("old")
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, broken, crash)
+    with pytest.raises(KeyboardInterrupt):
+        write(path)
+    assert path.read_text() == "old" and os.listdir(tmp_path) == ["file.dat"]
+
+
+@every_writer
+def test_writers_make_folders_and_replace(tmp_path, write):
+    path = tmp_path / "a" / "b" / "file.dat"
+    write(path)
+    path.write_text("old")
+    write(path)
+    assert path.read_bytes() != b"old" and os.listdir(path.parent) == ["file.dat"]
+
+
+def test_what_is_half_written_is_never_seen(tmp_path):
+    path = tmp_path / "file.txt"
+    with artifacts.atomic_path(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists() and temporary.parent == tmp_path and temporary.suffix == ".txt"
+    assert path.read_text() == "half"
+
+
+def test_json_without_nan(tmp_path):
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "a.json", {"a": float("nan")})
+    assert os.listdir(tmp_path) == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- round trips
+def test_round_trips(tmp_path):
+    content = {"κ": [1, 2.5, None, "ä"], "nested": {"a": True}}
+    write_json(tmp_path / "a.json", content)
+    assert read_json(tmp_path / "a.json") == content and "κ" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+    arrays = {"x": np.arange(6, dtype=np.float16).reshape(2, 3), "names": np.array(["a", "bc"]), "flag": np.array([True])}
+    write_npz(tmp_path / "a.npz", **arrays)
+    stored = read_npz(tmp_path / "a.npz")
+    assert set(stored) == set(arrays)
+    assert all(np.array_equal(stored[name], arrays[name]) and stored[name].dtype == arrays[name].dtype for name in arrays)
+
+    transposed = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    tensors = {"a": transposed, "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
+    write_tensors(tmp_path / "a.safetensors", tensors, {"step": 3, "log": [{"loss": 0.1}]})
+    stored, info = read_tensors(tmp_path / "a.safetensors")
+    assert info == {"step": 3, "log": [{"loss": 0.1}]}
+    assert all(torch.equal(stored[name], tensors[name]) and stored[name].dtype == tensors[name].dtype for name in tensors)
+
+    frame = pd.DataFrame({"a": [1 / 3, 1e-12, np.nan], "b": ["x, y", 'q"', ""]})
+    write_csv(tmp_path / "a.csv", frame)
+    assert (tmp_path / "a.csv").read_text().startswith("a,b\n0.3333333333,")
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv", keep_default_na=False, na_values={"a": [""]}), frame, rtol=1e-9)
+
+
+def test_equal_content_makes_equal_bytes(tmp_path):
+    for name in ("a", "b"):
+        write_npz(tmp_path / f"{name}.npz", x=np.arange(5))
+        write_tensors(tmp_path / f"{name}.safetensors", {"x": torch.ones(3)}, {"k": 1})
+    for suffix in ("npz", "safetensors"):
+        assert (tmp_path / f"a.{suffix}").read_bytes() == (tmp_path / f"b.{suffix}").read_bytes()
+
+
+# ---------------------------------------------------------------------------------------------------------------- unreadable files
+@pytest.mark.parametrize(
+    ("name", "read", "write"),
+    [
+        ("a.json", read_json, lambda path: write_json(path, list(range(50)))),
+        ("a.npz", read_npz, lambda path: write_npz(path, x=np.arange(99))),
+        ("a.safetensors", read_tensors, lambda path: write_tensors(path, {"x": torch.ones(99)}, {})),
+    ],
+)
+def test_reading_errors_name_the_file(tmp_path, name, read, write):
+    path = tmp_path / name
+    with pytest.raises(FileNotFoundError, match=name):
+        read(path)
+    write(path)
+    whole = path.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], whole[:-1] if name != "a.json" else whole[:-3], b"\xff\xfe\x00 nonsense"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} is .*delete it and"):
+            read(path)
+
+
+def test_python_objects_are_not_loaded(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"a\.npz"):
+        read_npz(tmp_path / "a.npz")
+
+
+# ---------------------------------------------------------------------------------------------------------------- metrics and scores
+def test_metrics_round_trip():
+    rows = [ROW, ROW | {"metric": "nll", "value": 1 / 3, "classifier": ""}]
+    write_metrics("smoke", "20", "run-a", rows)
+    write_metrics("smoke", "20", "run-b", [ROW | {"seed": 1}])
+    write_metrics("smoke", "30", "run-a", [{name: ROW[name] for name in ("method", "metric", "value")}])
+    frame = read_metrics("smoke", "20", "run-a")
+    assert list(frame) == METRIC_COLUMNS and frame.value.tolist() == pytest.approx([0.5, 1 / 3])
+    assert frame.run_hash.tolist() == ["0012"] * 2 and frame.commit.tolist() == ["1e5"] * 2 and frame.classifier.tolist() == ["knn", ""]
+    assert len(read_metrics("smoke")) == 4 and len(read_metrics("smoke", "20")) == 3 and len(read_metrics("smoke", run="run-a")) == 3
+    assert artifacts.metrics_path("smoke", "20", "run-a") == artifacts.RESULTS / "smoke" / "metrics" / "20--run-a.csv"
+    assert list(read_metrics("quick")) == METRIC_COLUMNS and read_metrics("quick").empty
+
+
+def test_metrics_with_unknown_columns_or_twice_the_same_quantity_are_refused():
+    with pytest.raises(ValueError, match=r"unknown columns \['acuracy'\]; the columns are"):
+        write_metrics("smoke", "20", "run", [ROW | {"acuracy": 1}])
+    with pytest.raises(ValueError, match="run name the same quantity twice.*accuracy"):
+        write_metrics("smoke", "20", "run", [ROW, ROW | {"value": 0.7}])
+    incomplete = {name: ROW[name] for name in ("method", "metric", "value")}
+    with pytest.raises(ValueError, match="twice"):
+        write_metrics("smoke", "20", "run", [incomplete, incomplete])
+    assert not artifacts.metrics_path("smoke", "20", "run").exists()
+
+
+def test_metrics_that_cannot_be_read_are_named():
+    write_metrics("smoke", "20", "run", [ROW])
+    artifacts.metrics_path("smoke", "20", "run").write_text("")
+    with pytest.raises(ValueError, match="20--run.csv"):
+        read_metrics("smoke")
+
+
+def test_scores_round_trip():
+    artifacts.write_scores("smoke", "run", "digits", {"kappa": np.arange(3.0)})
+    assert artifacts.read_scores("smoke", "run", "digits")["kappa"].tolist() == [0, 1, 2]
+    assert artifacts.scores_path("smoke", "run", "digits").name == "run--digits.npz"
+
+
+# ---------------------------------------------------------------------------------------------------------------- provenance
+def test_provenance():
+    said = artifacts.provenance()
+    assert set(said) == {"commit", "python", "versions", "hardware"}
+    assert said["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert set(said["versions"]) == {"torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib"}
+    assert set(said["hardware"]) == {"processor", "cores", "accelerator"} and said["commit"] == artifacts.commit()
+    json.dumps(said, allow_nan=False)
+
+
+def test_commit_says_when_the_code_differs_from_it(monkeypatch):
+    answers = {"rev-parse": "0123456789", "status": ""}
+    monkeypatch.setattr(artifacts, "_git", lambda command, *_: answers[command])
+    assert artifacts.commit.__wrapped__() == "0123456789"
+    answers["status"] = " M lib/losses.py"
+    assert artifacts.commit.__wrapped__() == "0123456789+"
+    answers |= {"rev-parse": "", "status": ""}
+    assert artifacts.commit.__wrapped__() == "unknown"
+
+
+def test_git_need_not_be_there(monkeypatch, tmp_path):
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+    assert artifacts._git("rev-parse", "HEAD") == ""
+    monkeypatch.setenv("PATH", "")
+    assert artifacts._git("rev-parse", "HEAD") == ""
+
+
+def test_sha256(tmp_path):
+    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    (tmp_path / "a").write_text("abc")
+    assert artifacts.sha256("abc") == artifacts.sha256(b"abc") == artifacts.sha256(tmp_path / "a") == known

@@ -1,0 +1,262 @@
+"""lib.methods on tiny networks. ``python -m tests.test_methods`` rewrites golden.json, the first losses of every method."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lib import losses, methods, settings
+from lib.methods import METHODS, VISimSiam, forward_by_size, view_pairs
+
+GOLDEN = Path(__file__).with_name("golden.json")
+TOLERANCE = 2e-4
+SMALL = {
+    "seed": 0, "width": 4, "stem": "stride2", "projector_layers": 2, "dimension": 16, "predictor_hidden": 8, "image_size": 16,
+    "local_size": 8,
+}  # fmt: skip
+LEARNED = sorted(name for name in METHODS if settings.recipe(name)["epochs"] > 0)
+PROBABILISTIC = sorted(name for name in LEARNED if METHODS[name] is VISimSiam)
+
+
+def small(method, **other):
+    """The method's recipe on a tiny network."""
+    return settings.recipe(method) | {"method": method} | SMALL | other
+
+
+def draw_views(local=0, batch=8, channels=3, seed=0):
+    generator = np.random.default_rng(seed)
+    sizes = [16, 16] + [8] * local
+    return [torch.from_numpy(generator.random((batch, channels, size, size), dtype=np.float32)) for size in sizes]
+
+
+def kappa_of(cosine, dimension=16):
+    return (dimension - 1) * cosine / (1 - cosine)
+
+
+# ---------------------------------------------------------------------------------------------------------------- golden losses
+def first_losses(method):
+    """Losses of three plain gradient steps at epochs 0, ½ and 2 of fixed views, so that a warm-up has begun, goes on and is over."""
+    described = small(method, local_views=2 if settings.recipe(method)["local_views"] else 0)
+    network = methods.build(described).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.02)
+    values = []
+    for step, epoch in enumerate((0.0, 0.5, 2.0)):
+        if hasattr(network, "set_epoch"):
+            network.set_epoch(epoch)
+        torch.manual_seed(step)
+        loss = network.loss(draw_views(described["local_views"], seed=step))["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if hasattr(network, "update_target"):
+            network.update_target((step + 1) / 3)
+        values.append(loss.item())
+    return values
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_first_losses_are_those_of_the_methods_version(method):
+    stored, version = json.loads(GOLDEN.read_text()).get(method), settings.recipe(method)["version"]
+    assert stored and stored["version"] == version, (
+        f"golden.json has no losses of {method} version {version}: write them with `python -m tests.test_methods`."
+    )
+    assert first_losses(method) == pytest.approx(stored["losses"], rel=TOLERANCE, abs=2e-5), (
+        f"The losses of {method} changed. If that is meant, raise its version in settings/recipes.toml (its stored runs become stale) "
+        "and run `python -m tests.test_methods`; a refactoring must leave them as they are."
+    )
+
+
+def rewrite_golden():
+    stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    fresh = {method: {"version": settings.recipe(method)["version"], "losses": first_losses(method)} for method in LEARNED}
+    for method in set(stored) & set(fresh):
+        same = fresh[method]["losses"] == pytest.approx(stored[method]["losses"], rel=TOLERANCE, abs=2e-5)
+        if not same and fresh[method]["version"] == stored[method]["version"]:
+            sys.exit(f"The losses of {method} changed, but its version did not: raise it in settings/recipes.toml first.")
+    GOLDEN.write_text(json.dumps(fresh, indent=1) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- all methods
+def test_methods_and_recipes_have_the_same_names():
+    assert set(METHODS) == set(settings._read("recipes"))
+
+
+@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_loss_is_a_dict_of_scalars_that_reaches_every_weight(method, channels):
+    network = methods.build(small(method), channels).train()
+    if hasattr(network, "set_epoch"):
+        network.set_epoch(100.0)
+    terms = network.loss(draw_views(local=2, channels=channels))
+    assert all(value.shape == () and value.isfinite() for value in terms.values())
+    assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
+    terms["loss"].backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_embedding_is_deterministic_and_does_not_depend_on_the_batch(method):
+    network = methods.build(small(method)).eval()
+    images = draw_views()[0]
+    with torch.no_grad():
+        whole, again, alone = network.embed(images), network.embed(images), network.embed(images[2:3])
+    assert whole.uncertainty.shape == (8,) and whole.features.ndim == 2 and whole.features.dtype == torch.float32
+    for name, value in {"features": whole.features, "uncertainty": whole.uncertainty, **whole.native}.items():
+        one = alone.native[name] if name in whole.native else getattr(alone, name)
+        same = again.native[name] if name in whole.native else getattr(again, name)
+        assert torch.equal(value, same)
+        torch.testing.assert_close(value[2:3], one, rtol=1e-4, atol=1e-5)
+    if method in PROBABILISTIC:
+        assert whole.native["kappa"].shape == (8,) and torch.equal(whole.uncertainty, -whole.native["kappa"])
+    else:
+        assert torch.equal(whole.uncertainty, -whole.features.norm(dim=1)) and whole.native == {}
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_embeds_with_names_all_parts_that_embedding_needs(method):
+    network = methods.build(small(method)).eval()
+    images = draw_views()[0]
+    expected = network.embed(images)
+    for name, parameter in network.named_parameters():
+        if name.split(".")[0] not in network.embeds_with:
+            nn.init.normal_(parameter)
+    assert torch.equal(network.embed(images).features, expected.features)
+    assert torch.equal(network.embed(images).uncertainty, expected.uncertainty)
+    assert set(network.embeds_with) <= {name for name, _ in network.named_children()}
+
+
+def test_build_follows_the_seed_and_leaves_the_generator_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    first, same, other = (methods.build(small("vi_simsiam", seed=seed)).state_dict() for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_unknown_names_are_errors():
+    with pytest.raises(ValueError, match="Unknown method 'simclr'; choose one of .*'simsiam'"):
+        methods.build(small("simsiam") | {"method": "simclr"})
+    with pytest.raises(ValueError, match="Unknown concentration_from 'nowhere'; choose 'features'"):
+        methods.build(small("vi_simsiam", concentration_from="nowhere"))
+    with pytest.raises(ValueError, match="Unknown concentration_map 'square'"):
+        methods.build(small("vi_simsiam", concentration_map="square"))
+    with pytest.raises(ValueError, match="Unknown backbone 'vgg'"):
+        methods.build(small("simsiam", backbone="vgg"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- views
+def test_view_pairs():
+    assert view_pairs(2) == [(0, 1), (1, 0)]
+    assert view_pairs(4) == [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1)]
+    assert len(view_pairs(8)) == 14
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_forward_by_size_equals_a_loop_over_sizes(mode):
+    network = getattr(methods.build(small("vi_simsiam")), mode)()
+    views = draw_views(local=2)
+    views = [views[0], views[2], views[1], views[3]]  # the order of sizes must not matter
+    with torch.no_grad():
+        outputs = forward_by_size(network, views)
+        for size in ([0, 2], [1, 3]):
+            expected = [output.chunk(2) for output in network(torch.cat([views[i] for i in size]))]
+            for place, index in enumerate(size):
+                for got, wanted in zip(outputs[index], expected, strict=True):
+                    torch.testing.assert_close(got, wanted[place], rtol=1e-5, atol=1e-6)
+    assert [part.shape for part in outputs[1]] == [(8, 16), (8, 16), (8,)]
+
+
+@pytest.mark.parametrize("local", [0, 2])
+def test_simsiam_is_its_algorithm_1(local):
+    network, views = methods.build(small("simsiam")).eval(), draw_views(local)
+    z, p = zip(*(network(view) for view in views), strict=True)
+    expected = [-F.cosine_similarity(p[i], z[j]).mean() for i in range(len(views)) for j in (0, 1) if i != j]
+    terms = network.loss(views)
+    assert terms["loss"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-4)
+    assert terms["cosine"].item() == -terms["loss"].item()
+
+
+# ---------------------------------------------------------------------------------------------------------------- VI-SimSiam
+@pytest.mark.parametrize("method", PROBABILISTIC)
+@pytest.mark.parametrize("local", [0, 2])
+def test_vi_simsiam_is_its_algorithm_1(method, local):
+    """-log p_1(z_2) - log p_2(z_1), undivided or divided by D - 1; more pairs are averaged and counted twice."""
+    network, views = methods.build(small(method)).eval(), draw_views(local)
+    nn.init.normal_(network.get_parameter("concentration_head.3.weight" if network.concentration_head else "predictor.3.weight"))
+    z, mu, kappa = zip(*(network(view) for view in views), strict=True)
+    assert all(k.shape == (8,) and k.std() > 0 for k in kappa)
+    pairs = [losses.vi_simsiam_loss(mu[i], kappa[i], z[j]) for i in range(len(views)) for j in (0, 1) if i != j]
+    if not local:
+        assert len(pairs) == 2
+    expected = 2 * torch.stack(pairs).mean().item()
+    terms = network.loss(views)
+    assert terms["negative_log_likelihood"].item() == pytest.approx(expected, rel=1e-4)
+    scale = 1 if method == "vi_simsiam_undivided" else 1 / 15
+    assert terms["loss"].item() == pytest.approx(expected * scale, rel=1e-4)
+    every = torch.cat([kappa[i] for i, _ in view_pairs(len(views))])
+    assert terms["kappa"].item() == pytest.approx(every.mean().item(), rel=1e-4)
+    assert terms["kappa_q05"].item() == pytest.approx(np.quantile(every.detach().numpy(), 0.05), rel=1e-4)
+    assert terms["cosine_q05"] <= terms["cosine"] <= terms["cosine_q95"]
+
+
+def test_the_two_published_forms_read_kappa_off_different_places():
+    features, predictor = methods.build(small("vi_simsiam")), methods.build(small("vi_simsiam_2022"))
+    assert predictor.predictor[-1].out_features == 17 and features.predictor[-1].out_features == 16
+    assert predictor.concentration_head is None and features.concentration_head[-1].out_features == 1
+    for network, source in ((features, "concentration_head"), (predictor, "predictor")):
+        kappa = network.eval()(draw_views()[0])[2]
+        names = [name for name, _ in network.named_parameters()]
+        grads = torch.autograd.grad(kappa.sum(), list(network.parameters()), allow_unused=True)
+        used = {name.split(".")[0] for name, grad in zip(names, grads, strict=True) if grad is not None}
+        assert source in used and ("projector" in used) == (source == "predictor")
+
+
+@pytest.mark.parametrize("method", PROBABILISTIC)
+def test_kappa_starts_where_the_recipe_says(method):
+    network, views = methods.build(small(method)), draw_views()
+    for mode in (network.train(), network.eval()):
+        torch.testing.assert_close(mode(views[0])[2], torch.full((8,), kappa_of(0.15)), rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("method", PROBABILISTIC)
+def test_kappa_learns_nothing_while_it_warms_up(method):
+    network, views = methods.build(small(method, concentration_warmup_epochs=1.5)).train(), draw_views()
+    last = network.concentration_head[-1] if network.concentration_head else network.predictor[-1]
+    for epoch, learns in ((0.0, False), (1.49, False), (1.5, True), (7.0, True)):
+        network.zero_grad()
+        network.set_epoch(epoch)
+        network.loss(views)["loss"].backward()
+        assert (last.bias.grad is not None and bool(last.bias.grad[-1] != 0)) == learns
+        assert network.backbone[0].weight.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("method", LEARNED)
+def test_targets_are_constants(method):
+    """Only predictions are drawn to targets: with the prediction cut off, nothing reaches the projector's last layer from a target."""
+    network, views = methods.build(small(method)).train(), draw_views()
+    for parameter in network.predictor.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.ones_(network.predictor[-1].bias)
+    network.loss(views)["loss"].backward()
+    assert network.projector[-2].weight.grad.abs().max() == 0
+
+
+def test_spread_is_one_when_isotropic_and_zero_when_collapsed():
+    assert methods.spread(torch.randn(4000, 32)).item() == pytest.approx(1, abs=0.02)
+    assert methods.spread(torch.ones(10, 32)).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_raw_pixels_are_the_images():
+    images = draw_views()[0]
+    assert torch.equal(methods.build(small("raw_pixels")).embed(images).features, images.flatten(1))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    rewrite_golden()

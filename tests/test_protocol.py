@@ -1,0 +1,213 @@
+"""lib.protocol: images as a method takes them, the battery of one run, and committed encoders."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torchvision.transforms import functional as tv
+
+import lib
+from lib import artifacts, data, evaluation, protocol, training
+from lib import settings as resolution
+
+TINY = {
+    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 8, "batch_size": 64, "train_images": 256, "precision": "float32",
+    "condition_images": 40,
+}  # fmt: skip
+
+
+def noise(batch=4, channels=3, size=24):
+    return torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(scope="module")
+def run(shared_results):
+    settings = resolution.resolve("vi_simsiam", "smoke", **TINY)
+    training.train(settings)
+    return protocol.Run(settings)
+
+
+@pytest.fixture(scope="module")
+def frame(run):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.battery, "__defaults__", (None, None, None, 100, "cpu"))  # fewer bootstrap draws
+        return protocol.measure(run, "20_test")
+
+
+# ---------------------------------------------------------------------------------------------------------------- input
+@pytest.mark.parametrize(("there", "wanted"), [(1, 1), (3, 3), (1, 3), (3, 1)])
+@pytest.mark.parametrize("size", [24, 12, 40])
+def test_fit_gives_channels_and_size(there, wanted, size):
+    images = noise(channels=there)
+    fitted = protocol.fit({"image_size": size}, wanted)(images)
+    assert fitted.shape == (4, wanted, size, size) and fitted.min() >= 0 and fitted.max() <= 1
+    if size == 24:
+        expected = tv.rgb_to_grayscale(images) if there > wanted else images.repeat(1, wanted // there, 1, 1)
+        torch.testing.assert_close(fitted, expected)
+
+
+def test_centre_crop_keeps_its_share_of_the_area():
+    images = noise()
+    assert torch.equal(protocol.centre_crop(1.0)(images), images)
+    for area in protocol.KEPT_AREAS:
+        side = max(2, round(24 * area**0.5))
+        assert abs(side**2 / 576 - area) < 0.05
+        start = (24 - side) // 2
+        expected = tv.resized_crop(images, start, start, side, side, [24, 24], antialias=True)
+        torch.testing.assert_close(protocol.centre_crop(area)(images), expected, rtol=0, atol=2e-5)
+    assert protocol.centre_crop(0.05)(noise(size=8)).shape == (4, 3, 8, 8)
+
+
+def test_blur():
+    images = noise()
+    assert protocol.blur(0.0)(images) is images
+    sharpness = [protocol.blur(sigma)(images).diff(dim=-1).abs().mean().item() for sigma in protocol.BLUR_SIGMAS]
+    assert sharpness == sorted(sharpness, reverse=True) and len(set(sharpness)) == 5
+    torch.testing.assert_close(protocol.blur(2.0)(images), tv.gaussian_blur(images, [13, 13], [2.0, 2.0]), rtol=0, atol=1e-5)
+    assert torch.allclose(protocol.blur(3.0)(torch.full((1, 3, 24, 24), 0.4)), torch.tensor(0.4))
+
+
+def test_conditions_are_named_by_family_and_severity():
+    names = list(protocol.conditions())
+    assert len(names) == len(protocol.KEPT_AREAS) + len(protocol.BLUR_SIGMAS)
+    assert all(re.fullmatch(r"(crop|blur)_\d+(\.\d+)?", name) for name in names)
+    assert {"crop_1", "crop_0.05", "blur_0", "blur_0.5"} <= set(names)
+    assert all(condition(noise()).shape == (4, 3, 24, 24) for condition in protocol.conditions().values())
+
+
+# ---------------------------------------------------------------------------------------------------------------- one run
+def test_embed_answers_from_its_store(run, monkeypatch):
+    test = run.test().subset(range(30))
+    first = run.embed(test, "kept")
+    assert first["features"].shape == (30, 16) and np.array_equal(first["uncertainty"], -first["kappa"])
+    path = artifacts.run_dir("smoke", run.name) / "embeddings" / "digits-test-kept.npz"
+    assert path.exists()
+    with torch.no_grad():
+        expected = run.method.embed(test.batch(np.arange(30)).float() / 255)
+    np.testing.assert_allclose(first["features"], expected.features.numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(first["kappa"], expected.native["kappa"].numpy(), rtol=1e-5)
+
+    computed = []
+    compute = evaluation.embed
+    monkeypatch.setattr(evaluation, "embed", lambda *a, **k: computed.append(1) or compute(*a, **k))
+    assert np.array_equal(run.embed(test, "kept")["features"], first["features"]) and not computed
+    other = run.embed(run.test().subset(range(1, 31)), "kept")  # other images under the same name
+    assert len(computed) == 1 and not np.array_equal(other["features"], first["features"])
+    monkeypatch.setattr(run, "hash", "another")  # other weights
+    monkeypatch.setattr(training, "is_finished", lambda *_: True)
+    run.embed(run.test().subset(range(1, 31)), "kept")
+    assert len(computed) == 2
+
+
+def test_embed_applies_the_condition_after_fitting(run):
+    images = data.load("generated", "test").subset(range(8))  # 32 x 32, three channels; the run takes 8 x 8, one
+    seen = []
+    run.embed(images, "seen", lambda batch: seen.append(tuple(batch.shape)) or batch)
+    assert seen == [(8, 1, 8, 8)]
+    blurred = run.embed(images, "blurred", protocol.blur(2.0))
+    assert not np.allclose(blurred["features"], run.embed(images)["features"])
+
+
+def test_weights_of_other_settings_are_not_used(run):
+    stale = protocol.Run(run.settings)
+    stale.hash = "another"
+    with pytest.raises(FileNotFoundError, match=f"{run.name} has no weights here that were trained with these settings.*PROFILE=smoke"):
+        _ = stale.method
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+        _ = protocol.Run(run.settings | {"seed": 7}).method
+
+
+def test_measure_writes_metrics_and_scores(run, frame):
+    stored = artifacts.read_metrics("smoke", "20_test", run.name)
+    pd.testing.assert_series_equal(stored.value, frame.value.astype(float), rtol=1e-8)
+    identity = {"method": "vi_simsiam", "trained_on": "digits (256 images)", "seed": 0, "profile": "smoke", "notebook": "20_test",
+                "run_hash": resolution.run_hash(run.settings, run.train.checksum), "commit": artifacts.commit(),
+                "variant": resolution.variant(run.settings)}  # fmt: skip
+    for column, value in identity.items():
+        assert set(stored[column]) == {value}, column
+    assert set(stored.evaluated_on) == {"digits", "generated"} and set(stored[stored.condition == "near_ood"].evaluated_on) == {"generated"}
+    assert set(protocol.conditions()) <= set(stored.condition) and (stored[stored.condition == "crop_0.2"].n == 40).all()
+    scores = artifacts.read_scores("smoke", run.name, "digits")
+    assert len(scores["label"]) == 359 and {"linear_correct", "knn_correct", "kappa", "uncertainty"} <= set(scores)
+    accuracy = stored[(stored.metric == "accuracy") & (stored.condition == "clean")].set_index("classifier")
+    assert accuracy.value["knn"] == pytest.approx(scores["knn_correct"].mean()) and accuracy.n["knn"] == 359
+    mean = stored[(stored.metric == "mean") & (stored.score == "kappa")].set_index("condition").value
+    assert mean["clean"] == pytest.approx(scores["kappa"].mean(), rel=1e-5)
+    assert mean["crop_1"] == pytest.approx(mean["blur_0"], rel=1e-6)  # two names of the untouched image
+    assert not artifacts.encoder_path("vi_simsiam", "smoke").exists()  # encoders are those of standard
+
+
+def test_raw_pixels_are_not_stored(shared_results):
+    settings = resolution.resolve("raw_pixels", "smoke", **TINY)
+    training.train(settings)
+    run = protocol.Run(settings)
+    assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 64)
+    assert not (artifacts.run_dir("smoke", run.name) / "embeddings").exists()
+
+
+# ---------------------------------------------------------------------------------------------------------------- committed encoders
+@pytest.fixture
+def encoder(run, frame, monkeypatch):
+    """The smoke run's encoder, where standard's would be."""
+    monkeypatch.setattr(run, "profile", "standard")
+    path = protocol.write_encoder(run, frame)
+    yield path
+    for file in path.parent.iterdir():
+        file.unlink()
+
+
+def test_a_committed_encoder_embeds_as_the_run_does(run, encoder):
+    loaded = lib.load("vi_simsiam")
+    images = run.test().batch(np.arange(50)).float() / 255
+    with torch.no_grad():
+        ours, expected = loaded.embed(images), run.method.embed(images)
+    torch.testing.assert_close(ours.features, expected.features, rtol=5e-3, atol=5e-3)
+    torch.testing.assert_close(ours.native["kappa"], expected.native["kappa"], rtol=1e-2, atol=0)
+    assert not loaded.training and {p.dtype for p in loaded.parameters()} == {torch.float32}
+    tensors, info = artifacts.read_tensors(encoder)
+    assert {name.split(".")[0] for name in tensors} == {"backbone", "concentration_head"}
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.int64}
+    assert encoder.stat().st_size <= protocol.ENCODER_BYTES == 1_500_000
+    assert info["run_hash"] == run.hash and info["channels"] == 1 and info["classes"] == list("0123456789")
+    assert str(artifacts.RESULTS) not in json.dumps(info)
+
+
+def test_the_model_card_says_what_the_encoder_takes(run, frame, encoder):
+    card = encoder.with_suffix(".md").read_text()
+    accuracy = frame[(frame.metric == "accuracy") & (frame.condition == "clean")].set_index("classifier").value
+    for part in (run.name, run.hash, "[B, 1, 8, 8]", "digits (256 images)", 'lib.load("vi_simsiam")', f"k-NN {accuracy['knn']:.1%}"):
+        assert part in card
+
+
+def test_an_encoder_that_is_too_large_is_refused(run, frame, monkeypatch):
+    monkeypatch.setattr(run, "profile", "standard")
+    monkeypatch.setattr(protocol, "ENCODER_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"more than 1000; commit a smaller network"):
+        protocol.write_encoder(run, frame)
+    assert not artifacts.encoder_path("vi_simsiam").exists()
+
+
+def test_loading_what_is_not_there_lists_what_is(run, encoder):
+    with pytest.raises(ValueError, match=r"no committed encoder 'simvae'; there are \['vi_simsiam'\]"):
+        protocol.load("simvae")
+    tensors, info = artifacts.read_tensors(encoder)
+    artifacts.write_tensors(encoder, {name: t for name, t in tensors.items() if not name.startswith("concentration_head")}, info)
+    with pytest.raises(ValueError, match=r"does not fit method 'vi_simsiam' \(missing \['concentration_head.*train and commit it again"):
+        protocol.load("vi_simsiam")
+
+
+def test_the_seed_0_run_of_standard_leaves_its_encoder(run, frame, monkeypatch):
+    asked = []
+    monkeypatch.setattr(protocol, "write_encoder", lambda r, metrics: asked.append(metrics))
+    monkeypatch.setattr(evaluation, "battery", lambda *a, **k: ([], {}))
+    monkeypatch.setattr(artifacts, "write_metrics", lambda *_: None)
+    monkeypatch.setattr(artifacts, "write_scores", lambda *_: None)
+    for profile, seed, epochs in (("standard", 0, 1), ("standard", 1, 1), ("smoke", 0, 1), ("standard", 0, 0)):
+        monkeypatch.setattr(run, "profile", profile)
+        monkeypatch.setattr(run, "settings", run.settings | {"seed": seed, "epochs": epochs, "ood_near": []})
+        monkeypatch.setattr(run, "embed", lambda *_: {})
+        protocol.measure(run, "20_test")
+    assert len(asked) == 1

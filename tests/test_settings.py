@@ -1,0 +1,180 @@
+"""lib.settings: precedence, errors, and the names and hashes of runs."""
+
+import json
+import re
+
+import pytest
+
+from lib import settings
+from lib.methods import METHODS
+from lib.settings import find_run, resolve, run_hash, run_name, variant
+
+PROFILES = sorted(settings._read("profiles"))
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Settings files of the test's own: files(recipes="...", ...)."""
+    (tmp_path / "settings").mkdir()
+
+    def write(**texts):
+        for name, text in texts.items():
+            (tmp_path / "settings" / f"{name}.toml").write_text(text)
+        monkeypatch.setattr(settings, "ROOT", tmp_path)
+        settings._read.cache_clear()
+
+    yield write
+    settings._read.cache_clear()
+
+
+# ---------------------------------------------------------------------------------------------------------------- precedence
+COMMON = "version = 1\nbatch_size = 8\nimage_size = 8\nwidth = 1\ndimension = 2\nlocal_views = 0\nweight_decay = 0.0\nmomentum = 0.0\n"
+COMMON += 'warmup_epochs = 0.0\nclip_norm = 0.0\ndataset = "x"\n'
+
+
+def test_precedence(files):
+    files(
+        recipes=f"[parent]\n{COMMON}epochs = 9\nlearning_rate = 1.0\n"
+        "[child]\ninherits = 'parent'\nversion = 3\nlearning_rate = 2.0\nwidth = 5\n"
+        "[reference]\ninherits = 'parent'\nepochs = 0\n",
+        profiles="[tiny]\nepochs = 7\nlearning_rate = 3.0\nbatch_size = 16\n[tiny.methods.child]\nbatch_size = 32\n",
+    )
+    parent, child = resolve("parent", "tiny"), resolve("child", "tiny")
+    assert (parent["width"], child["width"], child["version"]) == (1, 5, 3)  # recipe over the recipe it inherits from
+    assert (parent["learning_rate"], child["learning_rate"]) == (3.0, 3.0)  # profile over recipe
+    assert (parent["batch_size"], child["batch_size"]) == (16, 32)  # the profile's method table over both
+    assert resolve("child", "tiny", batch_size=64, epochs=2)["batch_size"] == 64  # parameters over everything
+    assert resolve("reference", "tiny")["epochs"] == 0  # what is not trained stays so
+    assert child["method"] == "child" and child["profile"] == "tiny" and child["seed"] == 0 and child["split"] == "train"
+    assert "inherits" not in child and "methods" not in child
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_recipe_resolves_in_every_profile(method, profile):
+    resolved = resolve(method, profile)
+    json.dumps(resolved)
+    assert resolved["dataset"] and (resolved["epochs"] == 0) == (method in ("random", "raw_pixels"))
+    assert re.fullmatch(rf"{method}-{resolved['dataset']}-e\d+-seed0", run_name(resolved))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_and_experiments_name_only_what_there_is(profile):
+    assert set(settings._read("profiles")[profile].get("methods", {})) <= set(METHODS)
+    known = {*settings.DEFAULTS, *settings.NOT_TRAINED_WITH, "dataset"}.union(*(settings.recipe(method) for method in METHODS))
+    tables = [settings.profile_settings(profile), *settings._read("profiles")[profile].get("methods", {}).values()]
+    assert set().union(*tables) <= known
+    listed = settings.runs(profile) + settings.tuning_runs(profile)
+    names = [run_name(run) for run in listed]
+    assert listed and len(names) == len(set(names))
+    hashes = [run_hash(run, "data") for run in listed]
+    assert len(hashes) == len(set(hashes))
+
+
+def test_integers_are_taken_for_floats():
+    resolved = resolve("simsiam", "smoke", learning_rate=1)
+    assert resolved["learning_rate"] == 1.0 and isinstance(resolved["learning_rate"], float)
+
+
+# ---------------------------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: resolve("simclr", "smoke"), r"Unknown method 'simclr'; choose one of \[.*'simsiam'"),
+        (lambda: resolve("simsiam", "fast"), r"Unknown profile 'fast'; choose one of \['paper', 'quick', 'smoke', 'standard'\]"),
+        (lambda: resolve("simsiam", "smoke", learning_rat=1.0), r"Unknown parameter 'learning_rat' for method 'simsiam'; choose from \["),
+        (lambda: resolve("simsiam", "smoke", initial_cosine=0.1), "Unknown parameter 'initial_cosine'"),
+        (lambda: resolve("simsiam", "smoke", epochs=2.0), r"Parameter 'epochs' is 2.0 \(float\); it must be a int like 1"),
+        (lambda: resolve("simsiam", "smoke", epochs=True), r"Parameter 'epochs' is True \(bool\)"),
+        (lambda: resolve("simsiam", "smoke", learning_rate="0.1"), r"Parameter 'learning_rate' is '0.1' \(str\); it must be a float"),
+        (lambda: resolve("simsiam", "smoke", learning_rate=True), r"Parameter 'learning_rate' is True \(bool\)"),
+        (lambda: resolve("vi_simsiam", "smoke", divide_loss=1), r"Parameter 'divide_loss' is 1 \(int\); it must be a bool"),
+        (lambda: resolve("simsiam", "smoke", epochs=-1), "Parameter 'epochs' is -1; it must be at least 0"),
+        (lambda: resolve("simsiam", "smoke", batch_size=1), "Parameter 'batch_size' is 1; it must be at least 2"),
+        (lambda: resolve("simsiam", "smoke", image_size=4), "Parameter 'image_size' is 4; it must be at least 8"),
+        (lambda: resolve("simsiam", "smoke", dimension=1), "Parameter 'dimension' is 1; it must be at least 2"),
+        (lambda: resolve("simsiam", "smoke", seed=-1), "Parameter 'seed' is -1"),
+        (lambda: resolve("simsiam", "smoke", learning_rate=float("nan")), "Parameter 'learning_rate' is nan; it must be finite"),
+        (lambda: resolve("simsiam", "smoke", weight_decay=-0.1), "Parameter 'weight_decay' is -0.1; it must be finite and not negative"),
+        (lambda: resolve("simsiam", "smoke", clip_norm=float("inf")), "Parameter 'clip_norm' is inf"),
+        (lambda: find_run("simsiam-digits-e9-seed0", "smoke"), "Profile 'smoke' lists no run 'simsiam-digits-e9-seed0'; its runs are"),
+        (lambda: settings.runs("fast"), "Unknown profile of settings/experiments.toml 'fast'"),
+    ],
+)
+def test_bad_values_are_errors(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_a_file_that_is_not_toml_is_named(files):
+    files(recipes="[simsiam\n")
+    with pytest.raises(ValueError, match=r"recipes.toml is not valid TOML"):
+        settings.recipe("simsiam")
+
+
+# ---------------------------------------------------------------------------------------------------------------- names and hashes
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, "e1"),
+        ({"seed": 3}, "e1"),
+        ({"epochs": 40}, "e40"),
+        ({"epochs": 2, "learning_rate": 0.03}, "e2-lr0.03"),
+        ({"learning_rate": 0.06}, "e1"),
+        ({"split": "fit"}, "e1-fit-lr0.06"),  # a tuning run says its learning rate even where it is the usual one
+        ({"batch_size": 64, "width": 8, "dimension": 32, "train_images": 99}, "e1-b64-w8-d32-n99"),
+        ({"optimizer": "adamw"}, "e1-optimizeradamw"),
+        ({"condition_images": 7}, "e1"),  # evaluation only
+    ],
+)
+def test_variant_names_what_differs(parameters, expected):
+    resolved = resolve("simsiam", "smoke", **parameters)
+    assert sorted(variant(resolved).split("-")) == sorted(expected.split("-"))
+    assert variant(resolved).startswith(expected.split("-")[0])
+    assert run_name(resolved) == f"simsiam-digits-{variant(resolved)}-seed{parameters.get('seed', 0)}"
+
+
+def another(value):
+    """Of the same type, but different."""
+    if isinstance(value, bool):
+        return not value
+    return value + 1 if isinstance(value, int | float) else value + ["x"] if isinstance(value, list) else f"{value}x"
+
+
+def test_the_hash_changes_with_what_is_trained_and_nothing_else():
+    base = resolve("vi_simsiam", "smoke")
+    expected = run_hash(base, "data")
+    assert re.fullmatch("[0-9a-f]{12}", expected) and run_hash(dict(reversed(base.items())), "data") == expected
+    assert run_hash(base, "other data") != expected
+    for name, value in base.items():
+        same = name in settings.NOT_TRAINED_WITH or name == "profile"
+        assert (run_hash(base | {name: another(value)}, "data") == expected) == same, name
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_listed_run_is_found_by_its_name(profile):
+    for run in settings.runs(profile) + settings.tuning_runs(profile):
+        assert find_run(run_name(run), profile) == run
+
+
+def test_papers_choose_runs():
+    everything, first, second = (settings.runs("paper", paper) for paper in ("all", "vs1", "vs2"))
+    assert len(second) < len(everything) and all(run in everything for run in first + second)
+    assert {run["method"] for run in second} == {"vi_simsiam_undivided", "simsiam"}
+    assert settings.runs("paper", "none") == []
+
+
+def test_tuning_is_the_same_effort_for_every_method():
+    runs = settings.tuning_runs("standard")
+    by_method = {method: [run for run in runs if run["method"] == method] for method in {run["method"] for run in runs}}
+    assert set(by_method) >= {"simsiam", "vi_simsiam"}
+    for runs in by_method.values():
+        assert len(runs) == len({run["learning_rate"] for run in runs}) == 4
+        assert {(run["epochs"], run["seed"], run["split"]) for run in runs} == {(5, 0, "fit")}
+
+
+def test_notebooks_need_earlier_ones():
+    numbers = ["10"]
+    for entry in settings.notebooks():
+        assert set(entry["needs"]) <= set(numbers) and entry["papers"]
+        numbers.append(entry["name"][:2])

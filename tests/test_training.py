@@ -1,0 +1,422 @@
+"""lib.training on a tiny network and digits: exact resume, guards, schedules, and what a run leaves behind."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from lib import artifacts, data, image_sets, methods, training
+from lib import settings as resolution
+
+pytestmark = pytest.mark.usefixtures("data_dir")
+
+# 10 steps an epoch, a log row every second step
+TINY = {
+    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 8, "batch_size": 16, "train_images": 160, "epochs": 2,
+    "precision": "float32",
+}  # fmt: skip
+PARTS = {"vi_simsiam": {"concentration_warmup_epochs": 0.5}, "vi_simsiam_2022": {"local_views": 1}}
+
+
+def tiny(method="simsiam", **other):
+    return resolution.resolve(method, "smoke", **(TINY | PARTS.get(method, {}) | other))
+
+
+def weights(settings):
+    path = artifacts.run_dir("smoke", resolution.run_name(settings)) / "model.safetensors"
+    return artifacts.read_tensors(path)[0]
+
+
+def log_of(settings):
+    return pd.read_csv(artifacts.run_dir("smoke", resolution.run_name(settings)) / "log.csv")
+
+
+def equal(first, second):
+    return set(first) == set(second) and all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.fixture
+def fresh_results(tmp_path, monkeypatch):
+    """Call it to go on in another, empty results folder."""
+
+    def go(name):
+        monkeypatch.setattr(artifacts, "RESULTS", tmp_path / name)
+
+    return go
+
+
+def interrupted(settings, *steps):
+    """Train with a checkpoint at every log row, and Ctrl-C after each of ``steps``; returns the run's folder."""
+    left, update = list(steps), training.Progress.update
+
+    def hook(self, step, loss):
+        update(self, step, loss)
+        if left and step == left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "CHECKPOINT_SECONDS", -1)
+        patch.setattr(training.Progress, "update", hook)
+        for _ in steps:
+            with pytest.raises(KeyboardInterrupt):
+                training.train(settings)
+    return artifacts.run_dir("smoke", resolution.run_name(settings))
+
+
+# ---------------------------------------------------------------------------------------------------------------- resume
+@pytest.mark.parametrize(
+    ("method", "steps", "other"),
+    [
+        ("simsiam", (7,), {}),  # between two log rows
+        ("simsiam", (1,), {}),  # before any checkpoint
+        ("vi_simsiam", (3, 10, 19), {}),  # in the warm-up, at the end of an epoch, just before the end
+        ("vi_simsiam_2022", (11,), {"clip_norm": 0.5, "warmup_epochs": 0.5}),
+        ("vi_simsiam", (9,), {"optimizer": "adamw", "learning_rate": 1e-3}),
+    ],
+)
+def test_resumed_equals_uninterrupted_bit_for_bit(method, steps, other, fresh_results):
+    settings = tiny(method, **other)
+    training.train(settings)
+    expected, log = weights(settings), log_of(settings)
+    fresh_results("interrupted")
+    folder = interrupted(settings, *steps)
+    assert not (folder / "model.safetensors").exists() and (folder / "checkpoint.safetensors").exists() == (steps[-1] >= 2)
+    assert json.loads((folder / "config.json").read_text())["finished"] is False and not (folder / "progress.json").exists()
+    done = []
+    with pytest.MonkeyPatch.context() as patch:
+        update = training.Progress.update
+        patch.setattr(training.Progress, "update", lambda self, at, loss: done.append(at) or update(self, at, loss))
+        training.train(settings)
+    assert done[0] == steps[-1] // 2 * 2 + 1 and done[-1] == 20  # it went on from the last log row
+    assert equal(weights(settings), expected)
+    pd.testing.assert_frame_equal(log_of(settings).drop(columns="seconds"), log.drop(columns="seconds"), check_exact=True)
+    assert log_of(settings).seconds.is_monotonic_increasing
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_seeds(fresh_results):
+    training.train(tiny("vi_simsiam"))
+    first = weights(tiny("vi_simsiam"))
+    training.train(tiny("vi_simsiam", seed=1))
+    assert not equal(first, weights(tiny("vi_simsiam", seed=1)))
+    fresh_results("again")
+    torch.manual_seed(99)
+    training.train(tiny("vi_simsiam"))
+    assert equal(weights(tiny("vi_simsiam")), first)
+
+
+def test_a_finished_run_is_left_as_it_is(monkeypatch):
+    settings = tiny(epochs=1)
+    folder = training.train(settings)
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(methods.SimSiam, "loss", lambda *_: pytest.fail("trained again"))
+    assert training.train(settings) == folder
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert {path.name for path in before} == {"config.json", "log.csv", "model.safetensors"}
+
+
+def test_other_settings_or_data_are_trained():
+    settings = tiny(epochs=1)
+    folder, images = training.train(settings), training.training_images(settings)
+    assert training.train(tiny(epochs=1, learning_rate=0.01)) != folder
+    before = weights(settings)
+    changed = replace(images, images=255 - images.images)
+    assert training.train(settings, changed) == folder and not equal(weights(settings), before)
+    assert training.is_finished("smoke", folder.name, resolution.run_hash(settings, changed.checksum))
+    assert not training.is_finished("smoke", folder.name, resolution.run_hash(settings, images.checksum))
+
+
+def test_a_checkpoint_of_other_data_is_not_continued(fresh_results):
+    settings = tiny(epochs=1)
+    images = training.training_images(settings)
+    changed = replace(images, images=255 - images.images)
+    training.train(settings, changed)
+    expected = weights(settings)
+    fresh_results("other")
+    interrupted(settings, 5)
+    training.train(settings, changed)
+    assert equal(weights(settings), expected)
+
+
+@pytest.mark.parametrize("file", ["checkpoint.safetensors", "model.safetensors"])
+def test_a_truncated_file_is_a_clear_error(file):
+    settings = tiny(epochs=1)
+    folder = interrupted(settings, 5)
+    whole = (folder / "checkpoint.safetensors").read_bytes()
+    (folder / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=rf"{file} is truncated or not a safetensors file.*delete it and train the run again"):
+        training.train(settings)
+
+
+def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(monkeypatch):
+    settings = tiny(epochs=1)
+    folder = interrupted(settings, 5)
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    monkeypatch.setattr(artifacts.os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
+    method = methods.build(settings, 1)
+    with pytest.raises(OSError, match="disk full"):
+        training.save_checkpoint(folder / "checkpoint.safetensors", method, training.make_optimizer(method, settings), {"step": 0})
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert [path.name for path in folder.iterdir() if path.name.startswith(".")] == []
+
+
+# ---------------------------------------------------------------------------------------------------------------- guards
+def spoiled(monkeypatch, at, **terms):
+    """From call ``at`` on the loss has these terms instead of its own."""
+    loss, calls = methods.SimSiam.loss, []
+
+    def spoil(self, views):
+        calls.append(1)
+        own = loss(self, views)
+        return own | {name: own[name] * 0 + value for name, value in terms.items()} if len(calls) >= at else own
+
+    monkeypatch.setattr(methods.SimSiam, "loss", spoil)
+    return calls
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch, value):
+    settings = tiny()
+    folder = interrupted(settings, 5)
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    calls = spoiled(monkeypatch, 8, loss=value)  # goes on after step 4, so this is step 12
+    with pytest.raises(training.TrainingStopped, match=r"not finite at step 12 .*checkpoint is kept.*smaller learning_rate"):
+        training.train(settings)
+    assert len(calls) == 8 and (folder / "checkpoint.safetensors").read_bytes() == before
+    assert not (folder / "model.safetensors").exists() and not (folder / "progress.json").exists()
+
+
+def test_weights_that_are_not_finite_stop_the_run():
+    with pytest.raises(training.TrainingStopped, match="not finite"):
+        training.train(tiny(learning_rate=1e30))
+
+
+def test_collapsed_outputs_stop_the_run_after_the_first_epoch(monkeypatch):
+    spoiled(monkeypatch, 1, spread=0.001)
+    with pytest.raises(training.TrainingStopped, match=r"collapsed to one point at step 10 \(spread 0.001 of 1\).*checkpoint is kept"):
+        training.train(tiny())
+
+
+def test_a_real_collapse_is_seen(monkeypatch):
+    """Without the stop-gradient and the predictor, minimising the distance of the views makes all outputs alike."""
+    forward = methods.SimSiam.forward
+    monkeypatch.setattr(methods.SimSiam, "forward", lambda self, view: (forward(self, view)[0] * 1e-3 + 1.0, forward(self, view)[1]))
+    with pytest.raises(training.TrainingStopped, match="collapsed"):
+        training.train(tiny())
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"batch_size": 161}, "digits .160 images. has 160 images, fewer than one batch of 161; lower batch_size"),
+        ({"augmentation": "none"}, "Unknown augmentation recipe 'none'"),
+        ({"precision": "float16"}, "Unknown precision 'float16'"),
+        ({"schedule": "linear"}, "Unknown schedule 'linear'"),
+        ({"schedule": "linear", "warmup_epochs": 1.0}, "Unknown schedule 'linear'"),
+        ({"optimizer": "lion"}, "Unknown optimizer 'lion'"),
+        ({"split": "test"}, "Unknown split 'test'"),
+        ({"stem": "none"}, "Unknown stem 'none'"),
+    ],
+)
+def test_what_cannot_work_is_an_error_before_any_training(monkeypatch, other, message):
+    monkeypatch.setattr(methods.SimSiam, "loss", lambda *_: pytest.fail("training began"))
+    with pytest.raises(ValueError, match=message):
+        training.train(tiny(**other))
+
+
+# ---------------------------------------------------------------------------------------------------------------- schedules and optimizer
+def test_learning_rate_factor():
+    factors = [training.learning_rate_factor(step, 12, 2, "cosine") for step in range(12)]
+    assert factors[:3] == [0.5, 1.0, 1.0] and factors[7] == pytest.approx(0.5)
+    assert factors[2:] == pytest.approx([0.5 * (1 + math.cos(math.pi * t / 10)) for t in range(10)])
+    assert [training.learning_rate_factor(step, 5, 2, "constant") for step in range(5)] == [0.5, 1, 1, 1, 1]
+    assert training.learning_rate_factor(0, 1, 0, "cosine") == 1
+    with pytest.raises(ValueError, match="Unknown schedule 'linear'; choose 'cosine' or 'constant'"):
+        training.learning_rate_factor(3, 5, 0, "linear")
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_predictors_learning_rate_stays_constant(monkeypatch, constant):
+    rates, clipped, make = [], [], training.make_optimizer
+
+    def recording(method, settings):
+        optimizer = make(method, settings)
+        optimizer.register_step_pre_hook(lambda o, *_: rates.append([(group["constant"], group["lr"]) for group in o.param_groups]))
+        return optimizer
+
+    clip = nn.utils.clip_grad_norm_
+    monkeypatch.setattr(training, "make_optimizer", recording)
+    monkeypatch.setattr(nn.utils, "clip_grad_norm_", lambda parameters, norm: clipped.append(norm) or clip(parameters, norm))
+    settings = tiny(constant_predictor_learning_rate=constant, warmup_epochs=0.2, clip_norm=0.5)
+    training.train(settings)
+    expected = [0.06 * training.learning_rate_factor(step, 20, 2, "cosine") for step in range(20)]
+    assert [dict(row)[False] for row in rates] == pytest.approx(expected)
+    assert [dict(row).get(True) for row in rates] == [0.06 if constant else None] * 20
+    assert log_of(settings).learning_rate.tolist() == pytest.approx(expected[1::2]) and clipped == [0.5] * 20
+
+
+@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam", "vi_simsiam_2022"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_weight_is_in_one_group_with_decay(method, optimizer):
+    network = methods.build(tiny(method), 1)
+    network.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
+    groups = training.make_optimizer(network, tiny(method, optimizer=optimizer)).param_groups
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    wanted = {id(parameter) for name, parameter in network.named_parameters() if name != "frozen"}
+    assert len(listed) == len(set(listed)) and set(listed) == wanted
+    assert {group["weight_decay"] for group in groups} == {5e-4} and {group["lr"] for group in groups} == {0.06}
+    predictor = [group for group in groups if group["constant"]]
+    assert {id(p) for p in predictor[0]["params"]} == {id(p) for p in network.predictor.parameters()}
+
+
+def test_update_average_is_the_moving_average():
+    online, target = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    online(torch.randn(5, 3))
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    kept = {name: value.clone() for name, value in online.state_dict().items()}
+    training.update_average(target, online, 0.9)
+    parameters = dict(target.named_parameters())
+    for name, value in target.state_dict().items():
+        expected = 0.9 * before[name] + 0.1 * kept[name] if name in parameters else kept[name]
+        torch.testing.assert_close(value, expected)
+        assert torch.equal(online.state_dict()[name], kept[name])
+    training.update_average(target, online, 0.0)
+    torch.testing.assert_close(dict(target.state_dict()), kept)
+    with pytest.raises(ValueError, match="argument"):
+        training.update_average(target, online[:1], 0.9)
+
+
+def test_the_loop_tells_a_method_epoch_and_progress(monkeypatch):
+    told = {"epoch": [], "progress": []}
+
+    class Listening(methods.SimSiam):
+        def set_epoch(self, epoch):
+            told["epoch"].append(epoch)
+
+        def update_target(self, progress):
+            told["progress"].append(progress)
+
+    monkeypatch.setitem(methods.METHODS, "simsiam", Listening)
+    training.train(tiny())
+    assert told["epoch"] == pytest.approx([step / 10 for step in range(20)])
+    assert told["progress"] == pytest.approx([step / 20 for step in range(1, 21)])
+
+
+def test_kappa_keeps_its_start_in_the_warm_up_and_then_moves():
+    settings = tiny("vi_simsiam", concentration_warmup_epochs=1.0)
+    training.train(settings)
+    log = log_of(settings).set_index("step")
+    assert log.kappa.loc[:10].std() < 1e-5 and abs(log.kappa.loc[20] - log.kappa.loc[10]) > 1e-3
+    assert log.kappa.loc[2] == pytest.approx(7 * 0.15 / 0.85, rel=5e-3)
+
+
+# ---------------------------------------------------------------------------------------------------------------- data and files
+def test_every_epoch_sees_every_image_once_in_another_order(monkeypatch):
+    seen, batches = [], data.batches
+    monkeypatch.setattr(data, "batches", lambda images, indices: batches(images, (seen.append(i) or i for i in indices)))
+    training.train(tiny())
+    assert [len(indices) for indices in seen] == [16] * 20
+    first, second = torch.cat(seen[:10]).tolist(), torch.cat(seen[10:]).tolist()
+    assert sorted(first) == sorted(second) == list(range(160)) and first != second
+
+
+def test_training_images():
+    everything, fit = training.training_images(tiny(train_images=0)), training.training_images(tiny(train_images=0, split="fit"))
+    validation = data.train_validation_split(everything.labels)[1]
+    held_out = everything.subset(validation).index  # positions in the source
+    assert len(everything) == 1438 and len(fit) == 1438 - len(held_out) and not set(fit.index) & set(held_out)
+    few = training.training_images(tiny())
+    assert few.title == "digits (160 images)" and np.array_equal(few.images, everything.images[:160])
+
+
+def test_a_folder_of_images_trains_whether_it_fits_in_memory_or_not(data_dir, monkeypatch, fresh_results):
+    drawn = data.generated("shapes", 40, 12)
+    for i, (image, label) in enumerate(zip(drawn.images, drawn.labels, strict=True)):
+        path = data_dir / "mine" / "train" / drawn.classes[label] / f"{i:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    settings = tiny(dataset="mine", train_images=0)
+    folder = training.train(settings)
+    resident = weights(settings)
+    text = (folder / "config.json").read_text()
+    assert "DATA_DIR/mine/train" in text and str(data_dir.parent) not in text
+    fresh_results("streamed")
+    monkeypatch.setattr(image_sets, "RESIDENT_BYTES", 0)
+    training.train(settings)
+    assert equal(weights(settings), resident)
+
+
+def test_what_a_run_leaves(tmp_path):
+    settings = tiny("vi_simsiam", epochs=1)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        close = training.Progress.close
+        patch.setattr(training.Progress, "close", lambda self: seen.append(json.loads(self.path.read_text())) or close(self))
+        folder = training.train(settings)
+    assert folder == artifacts.RESULTS / "smoke" / "runs" / resolution.run_name(settings)
+    assert set(seen[0]) == {"run", "step", "steps", "images_per_second", "loss", "seconds_left"}
+    assert (seen[0]["step"], seen[0]["steps"]) == (10, 10)
+    log = pd.read_csv(folder / "log.csv")
+    assert list(log) == [
+        "step", "epoch", "seconds", "learning_rate", "loss", "negative_log_likelihood", "cosine", "cosine_q05", "cosine_q95", "kappa",
+        "kappa_q05", "kappa_q95", "kappa_minus_best", "spread",
+    ]  # fmt: skip
+    assert log.step.tolist() == [2, 4, 6, 8, 10] and log.epoch.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0] and log.notna().all().all()
+    config = json.loads((folder / "config.json").read_text())
+    assert config["finished"] and config["settings"] == resolution.trained_with(settings) and config["precision"] == "float32"
+    assert config["data"] == {"title": "digits (160 images)", "checksum": training.training_images(settings).checksum, "images": 160,
+                              "source": "scikit-learn"}  # fmt: skip
+    assert config["run_hash"] == resolution.run_hash(settings, config["data"]["checksum"])
+    assert config["parameters"] == sum(p.numel() for p in methods.build(settings, 1).parameters()) and config["seconds"] >= 0
+    assert {"commit", "python", "versions", "hardware"} <= set(config)
+    for path in (tmp_path, artifacts.ROOT, artifacts.ROOT.home()):
+        assert f'"{path}' not in json.dumps(config) and f"{path}/" not in json.dumps(config)
+
+
+@pytest.mark.parametrize("method", ["random", "raw_pixels"])
+def test_references_are_stored_without_training(method):
+    folder = training.train(tiny(method, epochs=0))
+    assert list(pd.read_csv(folder / "log.csv")) == ["step", "epoch", "loss"]
+    stored = training.load_trained(tiny(method, epochs=0), 1).state_dict()
+    assert equal(stored, methods.build(tiny(method, epochs=0), 1).state_dict())
+
+
+def test_load_trained():
+    settings = tiny(epochs=1)
+    run = resolution.run_name(settings)
+    with pytest.raises(FileNotFoundError, match=f"Run {run} has no trained weights here.*make reproduce PROFILE=smoke"):
+        training.load_trained(settings, 1)
+    training.train(settings)
+    loaded = training.load_trained(settings, 1)
+    assert not loaded.training and equal({name: value.cpu() for name, value in loaded.state_dict().items()}, weights(settings))
+
+
+def test_bf16_trains_close_to_float32():
+    losses = {}
+    for precision in ("float32", "bf16"):
+        settings = tiny("vi_simsiam", epochs=1, precision=precision)
+        training.train(settings)
+        losses[precision] = log_of(settings).loss
+    np.testing.assert_allclose(losses["bf16"], losses["float32"], atol=0.05)
+    assert not np.array_equal(losses["bf16"], losses["float32"])
+
+
+def test_seeds_of_randomness_are_apart():
+    seeds = {training.seed_of(seed, purpose, index) for seed in (0, 1) for purpose in ("views", "order", "method") for index in range(50)}
+    assert len(seeds) == 300 and all(0 <= seed < 2**63 for seed in seeds)
+    assert training.seed_of(0, "views", 7) == training.seed_of(0, "views", 7)
+
+
+def test_the_command_trains_a_listed_run(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr("sys.argv", ["training", "--run", "simsiam-digits-e1-seed0", "--profile", "smoke"])
+    monkeypatch.setattr(training, "train", lambda settings, show_progress: asked.append(settings) or "folder")
+    training.main()
+    assert asked == [resolution.resolve("simsiam", "smoke")] and capsys.readouterr().out == "folder\n"
