@@ -528,7 +528,7 @@ def image_grid(images, *, rows=None, columns=None, notes=None, gap: float = 1 / 
     size = (left + width * step_x + 0.04, top + height * step_y + 0.04)
     if size[0] > PAGE[0]:
         raise ValueError(f"{width} tiles with their labels are {size[0]:.2f} in wide, a page is {PAGE[0]} in: show fewer columns")
-    figure = plt.figure(figsize=size, layout="none")
+    figure = plt.figure(figsize=size, layout=PlaceHolderLayoutEngine(True, True))  # "none" would get the style's engine back
     for i in range(height):
         y = top + i * step_y
         for j in range(width):

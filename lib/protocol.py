@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from lib import artifacts, augmentations, data, evaluation, methods, training
 from lib import settings as resolution
 
+MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 1_500_000
@@ -123,24 +124,67 @@ def stale_runs(profile: str) -> list[str]:
     return stale
 
 
-def measure(run: Run, notebook: str) -> pd.DataFrame:
-    """The battery of one run: embed, evaluate, and write its metrics and per-image scores; returns the metrics rows."""
+def metrics(runs: list[dict]) -> pd.DataFrame:
+    """The stored battery of these runs as one table; FileNotFoundError with the command that makes it where one is missing."""
+    frames = []
+    for settings in runs:
+        profile, name = settings["profile"], resolution.run_name(settings)
+        frames.append(artifacts.read_metrics(profile, MEASURED_BY, name))
+        if frames[-1].empty:
+            raise FileNotFoundError(f"Run {name} has no stored metrics; make them with: make reproduce PROFILE={profile}")
+    return pd.concat(frames, ignore_index=True)
+
+
+def measured_runs(profile: str, paper: str = "all") -> list[dict]:
+    """Settings of the listed runs whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
+    listed = resolution.runs(profile, paper)
+    found = [settings for settings in listed if artifacts.metrics_path(profile, MEASURED_BY, resolution.run_name(settings)).exists()]
+    if not found:
+        raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
+    return found
+
+
+def measure(run: Run) -> pd.DataFrame:
+    """Embed and evaluate one run, write its metrics and per-image scores, and return the metrics rows.
+
+    A run that is compared by the standard protocol goes through the whole battery; a tuning run (trained on train without its validation part)
+    is measured by k-NN on that part alone, so that tuning never sees the test set.
+    """
+    if run.settings["split"] == "fit":
+        rows, scores = [_validation_accuracy(run)], None
+    else:
+        rows, scores = _battery(run)
+    frame = evaluation.metrics_rows(rows, **run.identity(MEASURED_BY))
+    artifacts.write_metrics(run.profile, MEASURED_BY, run.name, frame)
+    if scores is not None:
+        artifacts.write_scores(run.profile, run.name, run.settings["dataset"], scores)
+        if run.profile == "standard" and run.settings["seed"] == 0 and run.settings["epochs"]:
+            write_encoder(run, frame)
+    return frame
+
+
+def _battery(run: Run) -> tuple[list[dict], evaluation.Embedded]:
     test = run.test()
     few = test.subset(np.arange(min(run.settings["condition_images"], len(test))))
-    graded = {name: run.embed(few, name, transform) for name, transform in conditions().items()}
 
     def others(distance: str) -> dict:
         return {name: run.embed(run.other(name)) for name in run.settings[f"ood_{distance}"]}
 
-    rows, scores = evaluation.battery(
-        run.embed(run.train), run.embed(test), test.title, near_ood=others("near"), far_ood=others("far"), conditions=graded
-    )
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
-    artifacts.write_metrics(run.profile, notebook, run.name, frame)
-    artifacts.write_scores(run.profile, run.name, test.name, scores)
-    if run.profile == "standard" and run.settings["seed"] == 0 and run.settings["epochs"]:
-        write_encoder(run, frame)
-    return frame
+    return evaluation.battery(
+        run.embed(run.train), run.embed(test), test.title, near_ood=others("near"), far_ood=others("far"),
+        conditions={name: run.embed(few, name, transform) for name, transform in conditions().items()},
+        draws=run.settings["bootstrap_draws"],
+    )  # fmt: skip
+
+
+def _validation_accuracy(run: Run) -> dict:
+    whole = data.load(run.settings["dataset"], "train", image_size=run.settings["image_size"])
+    held_out = run.embed(whole.subset(data.train_validation_split(whole.labels)[1]), "validation")
+    fitted = run.embed(run.train, "fit")
+    right = evaluation.knn_predict(fitted["features"], fitted["label"], held_out["features"])[0] == held_out["label"]
+    return {
+        "evaluated_on": whole.name, "condition": "validation", "classifier": "knn", "metric": "accuracy", "value": right.mean(), "n": len(right),
+    }  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders

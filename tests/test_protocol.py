@@ -32,9 +32,7 @@ def run(shared_results):
 
 @pytest.fixture(scope="module")
 def frame(run):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluation.battery, "__defaults__", (None, None, None, 100, "cpu"))  # fewer bootstrap draws
-        return protocol.measure(run, "20_test")
+    return protocol.measure(run)
 
 
 # ---------------------------------------------------------------------------------------------------------------- input
@@ -121,9 +119,9 @@ def test_weights_of_other_settings_are_not_used(run):
 
 
 def test_measure_writes_metrics_and_scores(run, frame):
-    stored = artifacts.read_metrics("smoke", "20_test", run.name)
+    stored = artifacts.read_metrics("smoke", protocol.MEASURED_BY, run.name)
     pd.testing.assert_series_equal(stored.value, frame.value.astype(float), rtol=1e-8)
-    identity = {"method": "vi_simsiam", "trained_on": "digits (256 images)", "seed": 0, "profile": "smoke", "notebook": "20_test",
+    identity = {"method": "vi_simsiam", "trained_on": "digits (256 images)", "seed": 0, "profile": "smoke", "notebook": protocol.MEASURED_BY,
                 "run_hash": resolution.run_hash(run.settings, run.train.checksum), "commit": artifacts.commit(),
                 "variant": resolution.variant(run.settings)}  # fmt: skip
     for column, value in identity.items():
@@ -209,5 +207,24 @@ def test_the_seed_0_run_of_standard_leaves_its_encoder(run, frame, monkeypatch):
         monkeypatch.setattr(run, "profile", profile)
         monkeypatch.setattr(run, "settings", run.settings | {"seed": seed, "epochs": epochs, "ood_near": []})
         monkeypatch.setattr(run, "embed", lambda *_: {})
-        protocol.measure(run, "20_test")
+        protocol.measure(run)
     assert len(asked) == 1
+
+
+def test_a_tuning_run_is_measured_on_validation_alone(shared_results):
+    settings = resolution.resolve("simsiam", "smoke", **(TINY | {"split": "fit", "train_images": 0}))
+    training.train(settings)
+    frame = protocol.measure(protocol.Run(settings))
+    assert len(frame) == 1 and frame.condition[0] == "validation" and frame.n[0] == 143 and 0.1 < frame.value[0] <= 1
+    assert not artifacts.scores_path("smoke", resolution.run_name(settings), "digits").exists()
+
+
+def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch):
+    listed = [resolution.resolve("simsiam", "smoke", seed=seed, **TINY) for seed in (5, 6)]
+    monkeypatch.setattr(resolution, "runs", lambda *_: listed)
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+        protocol.measured_runs("smoke")
+    artifacts.write_metrics("smoke", protocol.MEASURED_BY, resolution.run_name(listed[1]), [{"method": "simsiam", "value": 1.0}])
+    assert protocol.measured_runs("smoke") == [listed[1]] and len(protocol.metrics([listed[1]])) == 1
+    with pytest.raises(FileNotFoundError, match="seed5 has no stored metrics"):
+        protocol.metrics(listed)
