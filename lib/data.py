@@ -34,6 +34,7 @@ import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from lib import artifacts
 from lib.artifacts import ROOT
 from lib.image_sets import (
     ImageSet,
@@ -432,11 +433,27 @@ def data_table(data_dir: Path | None = None) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def write_data_page(path: Path) -> None:
+    """results/DATA.md: the known sets with their terms, and the checksums of those that are here."""
+    table = data_table().rename(columns={"here": "used here (checksum of images and labels)"})
+    rows = ["| " + " | ".join(map(str, row)) + " |" for row in [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]]
+    text = (
+        "# Data\n\nThe sets the companion knows by name, under whose terms, and which were used for the stored results. None is part of this\n"
+        "repository: each is found in `DATA_DIR` or fetched. A set of your own needs no entry here; see `lib/data.py`.\n\n"
+    )
+    artifacts.write_text(path, text + "\n".join(rows) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Fetch data sets and say where they were found.")
-    parser.add_argument("command", choices=["fetch"])
-    parser.add_argument("names", nargs="+", metavar="NAME", help=", ".join(DATASETS))
+    parser = argparse.ArgumentParser(prog="python -m lib.data", description="Fetch data sets, or write results/DATA.md.")
+    parser.add_argument("command", choices=["fetch", "table"])
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DATASETS))
     options = parser.parse_args(arguments)
+    if options.command == "table":
+        write_data_page(artifacts.RESULTS / "DATA.md")
+        return 0
+    if not options.names:
+        parser.error("fetch needs at least one NAME")
     failed = False
     print(f"DATA_DIR is {default_data_dir()}")
     for name in options.names:

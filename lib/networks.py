@@ -41,9 +41,19 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
 
 
 BACKBONES = {"resnet18": resnet18}
+STEM_STRIDES = {"imagenet": 4, "stride2": 2, "small": 1}
 
 
 def backbone(settings: dict, channels: int) -> nn.Sequential:
+    """The backbone that resolved settings name; ValueError for unknown names and for views too small for it.
+
+    A view must leave more than one pixel for the last stage: less is no image, and in bf16 the CPU library's weight gradient of a strided
+    convolution over a single pixel reads memory that nobody wrote (oneDNN 3.10, seen as NaN in some runs and not in others).
+    """
+    smallest = 4 * STEM_STRIDES.get(settings["stem"], 1) + 1
+    for name in ("image_size", "local_size") if settings["local_views"] else ("image_size",):
+        if settings[name] < smallest:
+            raise ValueError(f"{name} is {settings[name]} px; a resnet18 with stem {settings['stem']!r} needs at least {smallest} px.")
     if settings["backbone"] not in BACKBONES:
         raise ValueError(f"Unknown backbone {settings['backbone']!r}; choose one of {sorted(BACKBONES)}.")
     return BACKBONES[settings["backbone"]](settings["width"], settings["stem"], channels)

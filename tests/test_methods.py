@@ -17,7 +17,7 @@ GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-4
 SMALL = {
     "seed": 0, "width": 4, "stem": "stride2", "projector_layers": 2, "dimension": 16, "predictor_hidden": 8, "image_size": 16,
-    "local_size": 8,
+    "local_size": 10,
 }  # fmt: skip
 LEARNED = sorted(name for name in METHODS if settings.recipe(name)["epochs"] > 0)
 PROBABILISTIC = sorted(name for name in LEARNED if METHODS[name] is VISimSiam)
@@ -30,7 +30,7 @@ def small(method, **other):
 
 def draw_views(local=0, batch=8, channels=3, seed=0):
     generator = np.random.default_rng(seed)
-    sizes = [16, 16] + [8] * local
+    sizes = [16, 16] + [10] * local
     return [torch.from_numpy(generator.random((batch, channels, size, size), dtype=np.float32)) for size in sizes]
 
 

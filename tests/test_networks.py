@@ -123,3 +123,16 @@ def test_unknown_mapping_is_an_error():
         networks.to_concentration(torch.zeros(2), 8, "square")
     with pytest.raises(ValueError, match=message):
         networks.start_at_cosine(nn.Linear(2, 1), 8, 0.1, "square")
+
+
+@pytest.mark.parametrize(("stem", "smallest"), [("imagenet", 17), ("stride2", 9), ("small", 5)])
+def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, smallest):
+    settings = {"backbone": "resnet18", "stem": stem, "width": 2, "image_size": smallest, "local_views": 0, "local_size": 1}
+    shapes = []
+    network = networks.backbone(settings, 3)
+    network[-4].conv1.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[-1]))
+    network(torch.zeros(2, 3, smallest, smallest))
+    assert shapes == [2]
+    for change in ({"image_size": smallest - 1}, {"local_views": 2, "local_size": smallest - 1}):
+        with pytest.raises(ValueError, match=f"{smallest - 1} px; .* needs at least {smallest} px"):
+            networks.backbone(settings | change, 3)

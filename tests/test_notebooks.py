@@ -42,7 +42,7 @@ def test_lint_of_notebook(path):
     assert all(not cell.outputs and cell.execution_count is None for cell in code), "strip the outputs: executed copies live in results/"
     ids = [cell.id for cell in notebook.cells]
     assert len(set(ids)) == len(ids) and all(cell_id.startswith(path.stem[:2]) for cell_id in ids), "cell ids are <number>-<position>"
-    lines = [len(cell.source.splitlines()) for cell in code]
+    lines = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code]
     assert max(lines) <= 25, f"the longest cell has {max(lines)} lines (25 at most)"
     assert sum(lines) <= 250, f"{sum(lines)} code lines (250 at most)"
     source = "\n".join(cell.source for cell in code)

@@ -14,7 +14,7 @@ from lib import artifacts, data, evaluation, protocol, training
 from lib import settings as resolution
 
 TINY = {
-    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 8, "batch_size": 64, "train_images": 256, "precision": "float32",
+    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 9, "batch_size": 64, "train_images": 256, "precision": "float32",
     "condition_images": 40,
 }  # fmt: skip
 
@@ -101,10 +101,10 @@ def test_embed_answers_from_its_store(run, monkeypatch):
 
 
 def test_embed_applies_the_condition_after_fitting(run):
-    images = data.load("generated", "test").subset(range(8))  # 32 x 32, three channels; the run takes 8 x 8, one
+    images = data.load("generated", "test").subset(range(8))  # 32 x 32, three channels; the run takes 9 x 9, one
     seen = []
     run.embed(images, "seen", lambda batch: seen.append(tuple(batch.shape)) or batch)
-    assert seen == [(8, 1, 8, 8)]
+    assert seen == [(8, 1, 9, 9)]
     blurred = run.embed(images, "blurred", protocol.blur(2.0))
     assert not np.allclose(blurred["features"], run.embed(images)["features"])
 
@@ -142,7 +142,7 @@ def test_raw_pixels_are_not_stored(shared_results):
     settings = resolution.resolve("raw_pixels", "smoke", **TINY)
     training.train(settings)
     run = protocol.Run(settings)
-    assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 64)
+    assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 81)
     assert not (artifacts.run_dir("smoke", run.name) / "embeddings").exists()
 
 
@@ -176,7 +176,7 @@ def test_a_committed_encoder_embeds_as_the_run_does(run, encoder):
 def test_the_model_card_says_what_the_encoder_takes(run, frame, encoder):
     card = encoder.with_suffix(".md").read_text()
     accuracy = frame[(frame.metric == "accuracy") & (frame.condition == "clean")].set_index("classifier").value
-    for part in (run.name, run.hash, "[B, 1, 8, 8]", "digits (256 images)", 'lib.load("vi_simsiam")', f"k-NN {accuracy['knn']:.1%}"):
+    for part in (run.name, run.hash, "[B, 1, 9, 9]", "digits (256 images)", 'lib.load("vi_simsiam")', f"k-NN {accuracy['knn']:.1%}"):
         assert part in card
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("data_dir")
 
 # 10 steps an epoch, a log row every second step
 TINY = {
-    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 8, "batch_size": 16, "train_images": 160, "epochs": 2,
+    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 9, "batch_size": 16, "train_images": 160, "epochs": 2,
     "precision": "float32",
 }  # fmt: skip
 PARTS = {"vi_simsiam": {"concentration_warmup_epochs": 0.5}, "vi_simsiam_2022": {"local_views": 1}}
