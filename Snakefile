@@ -16,7 +16,8 @@ def stamp_of(name):
 
 
 def run_job(name, threads):
-    return f'"{sys.executable}" -m lib.reproduction --job "{name}" --profile {PROFILE} --paper {PAPER} --threads {threads}'
+    command = f'"{sys.executable}" -m lib.reproduction --job "{name}" --stamp "{stamp_of(name)}"'
+    return f"{command} --profile {PROFILE} --paper {PAPER} --threads {threads}"
 
 
 rule all:

@@ -206,12 +206,15 @@ def exclusive(path: Path, busy: str = ""):
         yield
 
 
-def run_job(profile: str, paper: str, name: str) -> None:
-    """One job of the DAG and its stamp; at once if it is done, after the other process if another is at it."""
+def run_job(profile: str, paper: str, name: str, asked: str = "") -> None:
+    """One job of the DAG and its stamp; at once if it is done, after the other process if another is at it.
+
+    asked: the stamp that whoever planned the DAG waits for; sources edited since then give the next call another one, and it runs the job again.
+    """
     listed = {job.name: job for job in jobs(profile, paper)}
     if name not in listed:
         raise ValueError(f"Profile {profile!r}, paper {paper!r} has no job {name!r}; its jobs are {sorted(listed)}.")
-    path = stamp(listed[name], listed)
+    path = Path(asked) if asked else stamp(listed[name], listed)
     with exclusive(path.parent / f"{name}.lock"):
         if path.exists():
             return
@@ -343,6 +346,7 @@ def main() -> int:
     parser.add_argument("--notebook", default="", help="run this one notebook (name or number) instead of the DAG")
     parser.add_argument("--params", default="", help='for --notebook: "method=simsiam seed=1"')
     parser.add_argument("--job", default="", help="run this one job of the DAG (what the Snakefile calls)")
+    parser.add_argument("--stamp", default="", help="for --job: the stamp to write")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--figures", action="store_true", help="copy the profile's figures to figures/")
     arguments = parser.parse_args()
@@ -353,7 +357,7 @@ def main() -> int:
         if arguments.figures:
             print(f"{len(publish_figures(arguments.profile))} figures copied to figures/.")
         elif arguments.job:
-            run_job(arguments.profile, arguments.paper, arguments.job)
+            run_job(arguments.profile, arguments.paper, arguments.job, arguments.stamp)
         elif arguments.notebook:
             notebook = find_notebook(arguments.notebook)
             given = parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)

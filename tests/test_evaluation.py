@@ -233,7 +233,7 @@ def test_probe_chooses_a_strong_penalty_for_noise_and_a_weak_one_for_signal():
 
 def test_the_penalty_is_judged_on_images_that_were_not_fitted(monkeypatch):
     fitted, fit = [], evaluation._logistic_regression
-    monkeypatch.setattr(evaluation, "_logistic_regression", lambda x, *rest: fitted.append(len(x)) or fit(x, *rest))
+    monkeypatch.setattr(evaluation, "_logistic_regression", lambda x, *rest: fitted.append(x.shape[1]) or fit(x, *rest))
     train = clusters(200)
     evaluation.linear_probe(train["features"], train["label"], validation_fraction=0.2)
     held_out = evaluation._stratified(train["label"], 0.2, seed=0)

@@ -95,6 +95,16 @@ def test_a_held_lock_is_an_error_or_awaited(tmp_path):
         pass
 
 
+def test_a_job_writes_the_stamp_it_was_asked_for(tmp_path, monkeypatch):
+    """Sources edited while the DAG runs must not leave Snakemake waiting for a stamp that never comes."""
+    executed = []
+    monkeypatch.setattr(reproduction, "execute", executed.append)
+    job, asked = reproduction.jobs("smoke")[0], tmp_path / f"{reproduction.jobs('smoke')[0].name}.0123456789ab"
+    for _ in range(2):
+        reproduction.run_job("smoke", "all", job.name, str(asked))
+    assert asked.exists() and executed == [job]
+
+
 def test_snakemake_plans_every_job(tmp_path):
     """The Snakefile gives Snakemake exactly the jobs of lib.reproduction."""
     command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1", "--config", "profile=smoke", "paper=all"]
