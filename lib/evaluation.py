@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy import stats
-from timm.optim import Lars
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -222,16 +221,16 @@ def linear_probe(
     penalties = sorted(penalties, reverse=True)
     if not penalties or penalties[-1] < 0:
         raise ValueError(f"penalties must be one or more numbers >= 0, got {penalties}.")
-    chosen, validation = penalties[0], {}
+    chosen, validation, fits = penalties[0], {}, {}
     if len(penalties) > 1:
         held_out = _stratified(train_y, validation_fraction, seed)
         inner, outer = torch.as_tensor(~held_out, device=device), torch.as_tensor(held_out, device=device)
         inner_x, inner_y, start = x[inner].T.contiguous(), y[inner], None
         for penalty in penalties:
-            start = _logistic_regression(inner_x, inner_y, classes, penalty, start)
+            start = fits[penalty] = _logistic_regression(inner_x, inner_y, classes, penalty, start)
             validation[penalty] = F.cross_entropy(x[outer] @ start[0] + start[1], y[outer]).item()
         chosen = min(validation, key=validation.get)
-    weight, bias = _logistic_regression(x.T.contiguous(), y, classes, chosen)
+    weight, bias = _logistic_regression(x.T.contiguous(), y, classes, chosen, fits.get(chosen))
     return Probe(*(values.contiguous().cpu().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
 
 
@@ -270,6 +269,8 @@ def _logistic_regression(
 
 
 def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+    from timm.optim import Lars  # takes longer to import than all the rest
+
     generator = torch.Generator().manual_seed(seed)
     weight = (0.01 * torch.randn(x.shape[1], classes, generator=generator)).to(x.device).requires_grad_()
     bias = x.new_zeros(classes).requires_grad_()

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import kornia
 import numpy as np
 import pandas as pd
 import torch
@@ -46,12 +45,14 @@ def centre_crop(area: float) -> Callable[[Tensor], Tensor]:
 
 def blur(sigma: float) -> Callable[[Tensor], Tensor]:
     """Gaussian blur with sigma in pixels (0: none)."""
+    from kornia.filters import gaussian_blur2d  # slow to import
+
 
     def transform(images: Tensor) -> Tensor:
         if not sigma:
             return images
         width = 2 * min(round(3 * sigma), *(length - 1 for length in images.shape[-2:])) + 1
-        return kornia.filters.gaussian_blur2d(images, (width, width), (sigma, sigma), border_type="reflect")
+        return gaussian_blur2d(images, (width, width), (sigma, sigma), border_type="reflect")
 
     return transform
 
