@@ -634,5 +634,6 @@ def training_curves(
     ax.set(xlabel=x.capitalize(), ylabel=label)
     if log_scale:
         _log_axis(ax.yaxis, drawn[columns].min(axis=None), drawn[columns].max(axis=None))
+        ax.autoscale(axis="y")  # the margins set on the linear axis reach below zero
     _label_ends(ax, ends)
     return drawn

@@ -358,3 +358,12 @@ def test_bad_data_are_errors():
             plotting.log_histogram(ax, broken, "group")
     with pytest.raises(ValueError, match="order and data disagree"):
         plotting.kappa_boxplots(ax, data, "group", ["a", "b", "d"])
+
+
+def test_a_log_axis_of_curves_stays_near_its_data():
+    log = pd.DataFrame({"method": "vi_simsiam", "seed": 0, "epoch": [1, 2, 3], "kappa": [700.0, 900.0, 2000.0], "low": 150.0, "high": 5000.0})
+    figure, axes = plt.subplots(1, 2, sharey=True)
+    for ax in axes:
+        plotting.training_curves(ax, log, y="kappa", label="κ", log_scale=True, band=("low", "high"))
+    figure.draw_without_rendering()
+    assert 75 < axes[0].get_ylim()[0] < 150 and 5000 < axes[0].get_ylim()[1] < 10_000
