@@ -361,9 +361,10 @@ def test_bad_data_are_errors():
 
 
 def test_a_log_axis_of_curves_stays_near_its_data():
-    log = pd.DataFrame({"method": "vi_simsiam", "seed": 0, "epoch": [1, 2, 3], "kappa": [700.0, 900.0, 2000.0], "low": 150.0, "high": 5000.0})
-    figure, axes = plt.subplots(1, 2, sharey=True)
-    axes[0].set_ylim(140, 5100)
+    plotting.use_style()
+    log = pd.DataFrame({"method": "vi_simsiam", "seed": 0, "epoch": [5, 50, 100], "kappa": [700.0, 900.0, 2000.0], "low": 170.0, "high": 4900.0})
+    figure, axes = plt.subplots(1, 2, figsize=plotting.TEXT, layout="constrained", sharey=True)
+    axes[0].set_ylim(166, 5000)
     for ax in axes:
         plotting.training_curves(ax, log, y="kappa", label="κ", log_scale=True, band=("low", "high"))
     figure.draw_without_rendering()
