@@ -37,10 +37,24 @@ def centre_crop(area: float) -> Callable[[Tensor], Tensor]:
     def transform(images: Tensor) -> Tensor:
         size = images.shape[-1]
         side = max(2, round(size * area**0.5))
-        box = torch.tensor([[(size - side) // 2, (size - side) // 2, side, side]], dtype=torch.float32, device=images.device)
-        return augmentations.crop_and_resize(images, box.expand(len(images), -1), size)
+        return _square(images, (size - side) // 2, (size - side) // 2, side)
 
     return transform
+
+
+def half_crop(top: float, left: float) -> Callable[[Tensor], Tensor]:
+    """Keep the square of half the side whose corner is at these shares of the side, and resize it to the whole."""
+
+    def transform(images: Tensor) -> Tensor:
+        size = images.shape[-1]
+        return _square(images, round(size * top), round(size * left), size // 2)
+
+    return transform
+
+
+def _square(images: Tensor, top: int, left: int, side: int) -> Tensor:
+    box = torch.tensor([[top, left, side, side]], dtype=torch.float32, device=images.device)
+    return augmentations.crop_and_resize(images, box.expand(len(images), -1), images.shape[-1])
 
 
 def blur(sigma: float) -> Callable[[Tensor], Tensor]:

@@ -38,7 +38,7 @@ def test_stems_reduce_as_they_say(stem, reduction):
 
 
 def test_unknown_backbone_and_stem_are_errors():
-    settings = {"backbone": "resnet18", "width": 4, "stem": "stride2"}
+    settings = {"backbone": "resnet18", "width": 4, "stem": "stride2", "image_size": 32, "local_views": 0}
     assert networks.backbone(settings, 3).features == 32
     with pytest.raises(ValueError, match="Unknown backbone 'vgg'; choose one of"):
         networks.backbone(settings | {"backbone": "vgg"}, 3)

@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import functional as tv
 
 import lib
-from lib import artifacts, data, evaluation, protocol, training
+from lib import artifacts, augmentations, data, evaluation, protocol, training
 from lib import settings as resolution
 
 TINY = {
@@ -228,3 +228,11 @@ def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypa
     assert protocol.measured_runs("smoke") == [listed[1]] and len(protocol.metrics([listed[1]])) == 1
     with pytest.raises(FileNotFoundError, match="seed5 has no stored metrics"):
         protocol.metrics(listed)
+
+
+def test_half_crop_takes_the_square_at_its_place():
+    images = noise(size=16)
+    for top, left in ((0, 0), (0.25, 0.5), (0.5, 0.5)):
+        row, column = int(16 * top), int(16 * left)
+        whole = augmentations.resize(images[:, :, row : row + 8, column : column + 8], 16)
+        torch.testing.assert_close(protocol.half_crop(top, left)(images), whole)
