@@ -78,6 +78,11 @@ def use_style() -> None:
     plt.style.use(artifacts.ROOT / "figures" / "style.mplstyle")
 
 
+def kappa_text(value: float) -> str:
+    """A concentration in words: whole numbers from 100 on, three digits below."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def panel_letters(axes) -> None:
     """Bold a, b, c at the top left, outside each of the axes (in reading order)."""
     for letter, ax in zip("abcdefghijkl", np.ravel(axes), strict=False):

@@ -369,3 +369,7 @@ def test_a_log_axis_of_curves_stays_near_its_data():
         plotting.training_curves(ax, log, y="kappa", label="κ", log_scale=True, band=("low", "high"))
     figure.draw_without_rendering()
     assert 75 < axes[0].get_ylim()[0] < 150 and 5000 < axes[0].get_ylim()[1] < 10_000
+
+
+def test_kappa_in_words():
+    assert [plotting.kappa_text(value) for value in (11104.2, 852.63, 2.6382)] == ["11,104", "853", "2.64"]
