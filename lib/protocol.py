@@ -98,6 +98,12 @@ class Run:
             self._method = training.load_trained(self.settings, self.channels)
         return self._method
 
+    @property
+    def bank(self) -> data.ImageSet:
+        """The labelled images that probe and k-NN learn from: all of train, or the profile's first ``bank_images`` of it."""
+        count = self.settings["bank_images"]
+        return self.train.subset(range(count)) if 0 < count < len(self.train) else self.train
+
     def test(self) -> data.ImageSet:
         return self.other(self.settings["dataset"])
 
@@ -186,7 +192,7 @@ def _battery(run: Run) -> tuple[list[dict], evaluation.Embedded]:
         return {name: run.embed(run.other(name)) for name in run.settings[f"ood_{distance}"]}
 
     return evaluation.battery(
-        run.embed(run.train), run.embed(test), test.title, near_ood=others("near"), far_ood=others("far"),
+        run.embed(run.bank), run.embed(test), test.title, near_ood=others("near"), far_ood=others("far"),
         conditions={name: run.embed(few, name, transform) for name, transform in conditions().items()},
         draws=run.settings["bootstrap_draws"],
     )  # fmt: skip

@@ -12,8 +12,8 @@ from functools import cache
 from lib.artifacts import ROOT, sha256
 
 # Said by the profile about evaluation and tuning; not part of what is trained.
-NOT_TRAINED_WITH = ("ood_near", "ood_far", "condition_images", "bootstrap_draws", "tuning_learning_rates", "tuning_epochs")
-DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto"}
+NOT_TRAINED_WITH = ("ood_near", "ood_far", "condition_images", "bank_images", "bootstrap_draws", "tuning_learning_rates", "tuning_epochs")
+DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0}
 
 
 @cache

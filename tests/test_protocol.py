@@ -236,3 +236,11 @@ def test_half_crop_takes_the_square_at_its_place():
         row, column = int(16 * top), int(16 * left)
         whole = augmentations.resize(images[:, :, row : row + 8, column : column + 8], 16)
         torch.testing.assert_close(protocol.half_crop(top, left)(images), whole)
+
+
+def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
+    assert run.bank is run.train
+    monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 100})
+    assert len(run.bank) == 100 and (run.bank.labels == run.train.labels[:100]).all()
+    monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
+    assert run.bank is run.train
