@@ -61,7 +61,6 @@ def blur(sigma: float) -> Callable[[Tensor], Tensor]:
     """Gaussian blur with sigma in pixels (0: none)."""
     from kornia.filters import gaussian_blur2d  # slow to import
 
-
     def transform(images: Tensor) -> Tensor:
         if not sigma:
             return images
