@@ -1,14 +1,22 @@
-"""Batched view recipes: every image of a batch is cropped, jittered and blurred with its own random parameters, on its own device.
+"""View recipes: every image of a batch is cropped, jittered and blurred with its own random parameters, on its own device.
 
 Crop, resize, flip and blur are linear and separable, so each is two small matrix products per image, ``A_y @ image @ A_x^T`` [S, H] [H, W] [W, S];
 the resampling matrix is the anti-aliased bilinear filter of PIL and torchvision. Colour operations follow torchvision's definitions. All random
 numbers are drawn on the CPU from one generator and moved over, so views do not depend on the device and drawing them never waits for it.
+
+The functions here define the mathematics, for whole batches on any device; on a CPU views are made by lib.fused_views, which is the same
+mathematics compiled, and several times faster.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,8 +37,7 @@ RECIPES = {
 # Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1); everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
-# Images per block: small enough that the intermediate colour images stay in a core's cache.
-BLOCK = 64
+BLOCK = 64  # views in a row whose colour jitter has one order
 
 
 def recipe(name: str) -> dict:
@@ -39,14 +46,35 @@ def recipe(name: str) -> dict:
     return RECIPES[name]
 
 
-def make_views(images: Tensor, settings: dict, generator: torch.Generator) -> list[Tensor]:
-    """Two standard views and ``local_views`` low-resolution ones of uint8 images [B, C, H, W]; floats in 0..1, global views first."""
-    strengths = recipe(settings["augmentation"])
-    views = list(augment(images.repeat(2, 1, 1, 1), settings["image_size"], strengths, generator).chunk(2))
-    if settings["local_views"]:
-        copies = images.repeat(settings["local_views"], 1, 1, 1)
-        local = augment(copies, settings["local_size"], strengths | {"scale": LOCAL_SCALE}, generator)
-        views += local.chunk(settings["local_views"])
+class Draws(NamedTuple):
+    """The random parameters of a batch of views, one row a view, on the CPU."""
+
+    box: Tensor  # [B, 4]: top, left, height, width
+    flip: Tensor  # [B]
+    jitter: Tensor  # [B]
+    factors: Tensor  # [B, 4]: brightness, contrast, saturation, hue
+    grey: Tensor  # [B]
+    blur: Tensor  # [B]
+    sigma: Tensor  # [B], pixels
+    order: Tensor  # [B, 4]: the order of the jitter's parts, the same within BLOCK rows
+
+    def rows(self, index) -> Draws:
+        return Draws(*(value[index] for value in self))
+
+
+def make_views(images: Tensor, settings: dict, generator: torch.Generator, part: int = 0, parts: int = 1) -> list[Tensor]:
+    """Two standard views and ``local_views`` low-resolution ones of uint8 images [B, C, H, W]; floats in 0..1, global views first.
+
+    With ``parts`` > 1 the images are the ``part``-th of equal parts of a batch: the parameters of the whole batch are drawn, and those of the
+    part used, so that several processes make together the views that one would have made.
+    """
+    strengths, batch = recipe(settings["augmentation"]), len(images)
+    kinds = [(2, settings["image_size"], strengths), (settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE})]
+    views: list[Tensor] = []
+    for count, size, wanted in kinds[: 2 if settings["local_views"] else 1]:
+        draws = draw(count * parts * batch, images.shape[2], images.shape[3], wanted, generator)
+        mine = torch.arange(count * parts * batch).view(count, parts, batch)[:, part].flatten()
+        views += render(images, torch.arange(batch).repeat(count), draws.rows(mine), size).chunk(count)
     return views
 
 
@@ -56,7 +84,11 @@ def augment(images: Tensor, size: int, strengths: dict, generator: torch.Generat
     Crop and flip, then colour jitter (in random order), greyscale and blur, as in SimSiam. Deviations: flip comes first instead of last (the
     same distribution, as the other steps commute with it), and the order of the jitter's four parts is drawn per block of images, not per image.
     """
-    batch, channels, height, width = images.shape
+    return render(images, torch.arange(len(images)), draw(len(images), images.shape[2], images.shape[3], strengths, generator), size)
+
+
+def draw(batch: int, height: int, width: int, strengths: dict, generator: torch.Generator) -> Draws:
+    """The random parameters of one view each of ``batch`` images of height x width."""
     box = random_boxes(batch, height, width, strengths["scale"], strengths["ratio"], generator)
     flip = chance(batch, strengths["flip"], generator)
     jitter = chance(batch, strengths["jitter"], generator)
@@ -65,24 +97,61 @@ def augment(images: Tensor, size: int, strengths: dict, generator: torch.Generat
     blur = chance(batch, strengths["blur"], generator)
     low, high = strengths["sigma"]
     sigma = low + (high - low) * torch.rand(batch, generator=generator)
-    orders = [torch.randperm(4, generator=generator).tolist() for _ in range(0, batch, BLOCK)]
+    orders = torch.stack([torch.randperm(4, generator=generator) for _ in range(0, batch, BLOCK)])
+    return Draws(box, flip, jitter, factors, grey, blur, sigma, orders.repeat_interleave(BLOCK, 0)[:batch])
 
-    device = images.device
-    parameters = (box, flip, jitter, factors, grey, blur, sigma)
-    box, flip, jitter, factors, grey, blur, sigma = (value.to(device, non_blocking=True) for value in parameters)
-    views = torch.empty(batch, channels, size, size, device=device)
-    for order, start in zip(orders, range(0, batch, BLOCK), strict=True):
-        block = slice(start, start + BLOCK)
-        view = images[block]
-        view = view.float().div_(255) if view.dtype == torch.uint8 else view
-        view = crop_and_resize(view, box[block], size, flip[block])
-        view = color_jitter(view, factors[:, block], jitter[block], order)
-        if channels == 3:
-            view = torch.where(grey[block, None, None, None], to_grey(view), view)
-        if strengths["blur"]:
-            view = torch.where(blur[block, None, None, None], gaussian_blur(view, sigma[block]), view)
-        views[block] = view
-    return views.contiguous(memory_format=torch.channels_last)
+
+def render(images: Tensor, chosen: Tensor, draws: Draws, size: int) -> Tensor:
+    """Views [B, C, size, size] in 0..1, channels last: view b is image chosen[b] of uint8 or 0..1 float images [N, C, H, W] under draws[b].
+
+    On a CPU one image after the other in compiled code (lib.fused_views), a share of them in every thread; elsewhere all together.
+    """
+    views = torch.empty(len(chosen), images.shape[1], size, size, device=images.device, memory_format=torch.channels_last)
+    if images.device.type == "cpu":
+        _render_fused(images, chosen, draws, views)
+    else:
+        _render_batched(images, chosen, draws, views)
+    return views
+
+
+def _render_fused(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor) -> None:
+    from lib import fused_views  # compiles at first use
+
+    source = images.permute(0, 2, 3, 1).contiguous().flatten(2).numpy()  # [N, H, W * C]
+    scale = np.float32(1 / 255) if images.dtype == torch.uint8 else np.float32(1)
+
+    def share(rows: slice) -> None:
+        fused_views.render(source, chosen[rows].numpy(), *(value[rows].numpy() for value in draws), scale, views[rows].permute(0, 2, 3, 1).numpy())
+
+    threads = torch.get_num_threads()
+    length = -(-len(chosen) // threads)
+    list(_pool(threads).map(share, [slice(start, start + length) for start in range(0, len(chosen), length)]))
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(threads, "views")
+
+
+def _render_batched(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor) -> None:
+    view = images[chosen.to(images.device, non_blocking=True)]
+    view = view.float().div_(255) if view.dtype == torch.uint8 else view
+    view = crop_and_resize(view, draws.box, views.shape[-1], draws.flip)
+    for order in sorted(set(map(tuple, draws.order.tolist()))):
+        here = draws.jitter & (draws.order == torch.tensor(order)).all(1)
+        _change(view, here, lambda some, rows, order=order: color_jitter(some, rows.factors, order), draws)
+    if view.shape[1] == 3:
+        _change(view, draws.grey, lambda some, rows: to_grey(some), draws)
+    _change(view, draws.blur, lambda some, rows: gaussian_blur(some, rows.sigma), draws)
+    views.copy_(view)
+
+
+def _change(views: Tensor, applied: Tensor, function: Callable[[Tensor, Draws], Tensor], draws: Draws) -> None:
+    """Replace the views where ``applied`` [B] by ``function(those views, their draws)``; which ones is known on the CPU, so nothing waits."""
+    rows = applied.nonzero()[:, 0]
+    if len(rows):
+        index = rows.to(views.device, non_blocking=True)
+        views[index] = function(views[index], draws.rows(rows)).expand(-1, views.shape[1], -1, -1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- random parameters
@@ -114,11 +183,11 @@ def random_boxes(batch: int, height: int, width: int, scale, ratio, generator: t
 
 
 def jitter_factors(batch: int, strengths: dict, generator: torch.Generator) -> Tensor:
-    """Factors of brightness, contrast and saturation, and the hue shift in turns, [4, B]."""
-    width = torch.tensor([strengths["brightness"], strengths["contrast"], strengths["saturation"], strengths["hue"]])[:, None]
-    centre = torch.tensor([1.0, 1.0, 1.0, 0.0])[:, None]
+    """Factors of brightness, contrast and saturation, and the hue shift in turns, [B, 4]."""
+    width = torch.tensor([strengths["brightness"], strengths["contrast"], strengths["saturation"], strengths["hue"]])
+    centre = torch.tensor([1.0, 1.0, 1.0, 0.0])
     low = torch.where(centre > 0, (centre - width).clamp(min=0), -width)
-    return low + (centre + width - low) * torch.rand(4, batch, generator=generator)
+    return low + (centre + width - low) * torch.rand(4, batch, generator=generator).T
 
 
 # ---------------------------------------------------------------------------------------------------------------- linear operations
@@ -141,9 +210,13 @@ def resampling_matrix(start: Tensor, extent: Tensor, source: int, size: int, fli
 
 def crop_and_resize(images: Tensor, box: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
     """Crop [B, C, H, W] to the boxes [B, 4], resize to ``size`` (anti-aliased bilinear), mirror left-right where ``flip``."""
+    box = box.to(images.device, non_blocking=True)
+    flip = None if flip is None else flip.to(images.device, non_blocking=True)
     rows = resampling_matrix(box[:, 0], box[:, 2], images.shape[2], size)  # [B, S, H]
     columns = resampling_matrix(box[:, 1], box[:, 3], images.shape[3], size, flip)  # [B, S, W]
-    return rows[:, None] @ images @ columns[:, None].mT  # [B, C, S, S]
+    batch, channels, height, width = images.shape
+    narrow = torch.bmm(images.reshape(batch, channels * height, width), columns.mT).view(batch, channels, height, size)
+    return torch.stack([torch.bmm(rows, narrow[:, channel]) for channel in range(channels)], 1)  # [B, C, S, S]
 
 
 def resize(images: Tensor, size: int) -> Tensor:
@@ -159,9 +232,11 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     Deviation: SimSiam's PIL filter approximates the Gaussian by box filters; this is the Gaussian, cut at 4 sigma.
     """
 
+    reach = math.ceil(4 * float(sigma.max()))
+    sigma = sigma.to(images.device, non_blocking=True)
+
     def matrix(length: int) -> Tensor:
-        reach = min(int(math.ceil(4 * float(sigma.max()))), length - 1) if sigma.device.type == "cpu" else min(8, length - 1)
-        offset = torch.arange(-reach, reach + 1, device=sigma.device)
+        offset = torch.arange(-min(reach, length - 1), min(reach, length - 1) + 1, device=sigma.device)
         kernel = torch.exp(-0.5 * (offset / sigma[:, None].clamp(min=1e-3)) ** 2)  # [B, 2 reach + 1]
         kernel = kernel / kernel.sum(1, keepdim=True)
         source = torch.arange(length, device=sigma.device)[:, None] + offset  # [length, 2 reach + 1]
@@ -184,38 +259,37 @@ def to_grey(images: Tensor) -> Tensor:
 
 def blend(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """weight * first + (1 - weight) * second, clipped to 0..1; ``weight`` [B, 1, 1, 1]."""
-    return torch.lerp(second, first, weight).clamp_(0, 1)
+    return torch.addcmul((1 - weight) * second, weight, first).clamp_(0, 1)
 
 
-def color_jitter(images: Tensor, factors: Tensor, applied: Tensor, order=(0, 1, 2, 3)) -> Tensor:
-    """Brightness, contrast, saturation and hue (torchvision's definitions) in the given order, where ``applied`` [B]; factors [4, B]."""
-    neutral = torch.tensor([1.0, 1.0, 1.0, 0.0], device=images.device)[:, None]
-    factors = torch.where(applied, factors, neutral)[:, :, None, None, None]
+def color_jitter(images: Tensor, factors: Tensor, order=(0, 1, 2, 3)) -> Tensor:
+    """Brightness, contrast, saturation and hue (torchvision's definitions) in the given order; factors [B, 4] as jitter_factors draws them."""
+    factors = factors.to(images.device, non_blocking=True)[:, :, None, None, None]
     for part in order:
         if part == 0:
-            images = (images * factors[0]).clamp_(0, 1)
+            images = (images * factors[:, 0]).clamp_(0, 1)
         elif part == 1:
-            images = blend(images, to_grey(images).mean((2, 3), keepdim=True), factors[1])
+            images = blend(images, to_grey(images).mean((2, 3), keepdim=True), factors[:, 1])
         elif part == 2 and images.shape[1] == 3:
-            images = blend(images, to_grey(images), factors[2])
+            images = blend(images, to_grey(images), factors[:, 2])
         elif part == 3 and images.shape[1] == 3:
-            images = shift_hue(images, factors[3, :, 0])
+            images = shift_hue(images, factors[:, 3])
     return images
 
 
 def shift_hue(images: Tensor, shift: Tensor) -> Tensor:
-    """Turn the HSV hue of [B, 3, H, W] by ``shift`` [B, 1, 1] turns, keeping value and chroma."""
+    """Turn the HSV hue of [B, 3, H, W] by ``shift`` [B, 1, 1, 1] turns, at most half a turn, keeping value V and chroma C.
+
+    A channel is V within one sixth of a turn of its pure colour, and falls to V - C over the next sixth. So with d its hue's signed distance
+    from the pure colour, in sixths, it is ``clip(V + C - C |d|, V - C, V)``; and C |d| is linear in the channels, ``V - 2 (V - C) + R + G + B - 2 x``
+    for channel x, the sign of d being that of the difference of the other two. Neither the hue nor its case distinction is ever needed.
+    """
     red, green, blue = images.unbind(1)
-    value, least = torch.maximum(torch.maximum(red, green), blue), torch.minimum(torch.minimum(red, green), blue)
-    chroma = value - least  # [B, H, W]
-    scale = 1 / chroma.clamp(min=1e-8)
-    hue = torch.where(
-        value == red, (green - blue) * scale, torch.where(value == green, (blue - red) * scale + 2, (red - green) * scale + 4)
-    )  # in sixths of a turn
-    hue = hue + 6 * shift
-
-    def channel(offset: int) -> Tensor:
-        position = torch.remainder(hue + offset, 6)
-        return value - chroma * torch.minimum(position, 4 - position).clamp_(0, 1)
-
-    return torch.stack([channel(5), channel(3), channel(1)], 1)
+    value = torch.maximum(torch.maximum(red, green), blue)[:, None]  # [B, 1, H, W]
+    least = torch.minimum(torch.minimum(red, green), blue)[:, None]
+    chroma = value - least
+    side = torch.stack([green - blue, blue - red, red - green], 1)  # [B, 3, H, W]
+    distance = torch.copysign(images.sum(1, keepdim=True).add_(value).sub_(2 * least) - 2 * images, side)
+    distance = distance.addcmul_(chroma, 6 * shift).abs_()
+    distance = torch.minimum(distance, 6 * chroma - distance)  # the shorter way round the circle
+    return torch.minimum(torch.maximum((value + chroma) - distance, least), value)

@@ -92,11 +92,10 @@ def test_colour_jitter_is_torchvisions(order):
     images[0], images[1] = 0.4, 0.0  # grey and black: the hue is not defined
     images[2, :2] = images[2, :1]  # two channels share the largest value
     factors = aug.jitter_factors(8, {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5}, generator())
-    applied = torch.tensor([True] * 7 + [False])
-    for i, got in enumerate(aug.color_jitter(images, factors, applied, order)):
+    for i, got in enumerate(aug.color_jitter(images, factors, order)):
         expected = images[i]
-        for part in order if applied[i] else ():
-            expected = OPERATIONS[part](expected, factors[part, i].item())
+        for part in order:
+            expected = OPERATIONS[part](expected, factors[i, part].item())
         torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)
 
 
@@ -108,10 +107,10 @@ def test_grey_is_torchvisions():
 
 def test_grey_images_only_change_in_brightness_and_contrast():
     images = noise(4, channels=1)
-    factors, applied = aug.jitter_factors(4, SIMSIAM, generator()), torch.ones(4, dtype=torch.bool)
-    got = aug.color_jitter(images, factors, applied, (3, 0, 2, 1))
+    factors = aug.jitter_factors(4, SIMSIAM, generator())
+    got = aug.color_jitter(images, factors, (3, 0, 2, 1))
     for i in range(4):
-        expected = tv.adjust_contrast(tv.adjust_brightness(images[i], factors[0, i].item()), factors[1, i].item())
+        expected = tv.adjust_contrast(tv.adjust_brightness(images[i], factors[i, 0].item()), factors[i, 1].item())
         torch.testing.assert_close(got[i], expected, rtol=0, atol=1e-5)
 
 
@@ -148,11 +147,11 @@ def test_where_no_box_fits_the_largest_central_one_is_taken(height, width):
 
 def test_jitter_factors_are_uniform_in_torchvisions_ranges():
     factors = aug.jitter_factors(20_000, SIMSIAM, generator())
-    for values, low, high in zip(factors, (0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1), strict=True):
+    for values, low, high in zip(factors.T, (0.6, 0.6, 0.6, -0.1), (1.4, 1.4, 1.4, 0.1), strict=True):
         assert stats.kstest(values.numpy(), "uniform", (low, high - low)).pvalue > ALIKE
-    strong = aug.jitter_factors(20_000, SIMSIAM | {"brightness": 1.5}, generator())[0]  # torchvision starts at max(0, 1 - 1.5)
+    strong = aug.jitter_factors(20_000, SIMSIAM | {"brightness": 1.5}, generator())[:, 0]  # torchvision starts at max(0, 1 - 1.5)
     assert stats.kstest(strong.numpy(), "uniform", (0, 2.5)).pvalue > ALIKE
-    assert np.abs(np.corrcoef(factors.numpy()) - np.eye(4)).max() < 0.03
+    assert np.abs(np.corrcoef(factors.numpy().T) - np.eye(4)).max() < 0.03
 
 
 OFF = SIMSIAM | {"flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
@@ -224,6 +223,41 @@ def test_views_are_distributed_as_torchvisions(name, shape):
         assert abs(a.mean() - b.mean()) < 4 * error, quantity
 
 
+@pytest.mark.parametrize("change", [{}, {"hue": 0.5}, {"scale": (0.002, 0.05)}, {"sigma": (0.1, 6.0), "blur": 1.0}, {"brightness": 1.2}])
+@pytest.mark.parametrize(("height", "width", "size"), [(24, 24, 24), (20, 33, 12), (9, 8, 16)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_compiled_views_are_the_batched_ones(change, height, width, size, channels):
+    """Every step at once, on up- and down-sampling, grey, black and saturated images among them."""
+    images = (noise(140, channels, height, width) * 255).byte()
+    images[0], images[1], images[2, :1] = 0, 255, 255
+    draws = aug.draw(280, height, width, SIMSIAM | change, generator())
+    chosen = torch.arange(140).repeat(2)
+    batched = torch.empty(280, channels, size, size).contiguous(memory_format=torch.channels_last)
+    aug._render_batched(images, chosen, draws, batched)
+    for source in (images, images.float() / 255):
+        torch.testing.assert_close(aug.render(source, chosen, draws, size), batched, rtol=0, atol=5e-5)
+
+
+def test_compiled_views_do_not_depend_on_the_number_of_threads():
+    images, threads = photos(70), torch.get_num_threads()
+    views = []
+    for count in (1, 3):
+        torch.set_num_threads(count)
+        views.append(aug.augment(images, 16, SIMSIAM, generator()))
+    torch.set_num_threads(threads)
+    assert torch.equal(*views)
+
+
+@pytest.mark.parametrize("local", [0, 2])
+def test_parts_of_a_batch_have_together_the_views_of_the_whole(local):
+    images = photos(128)
+    described = {"augmentation": "simsiam", "image_size": 16, "local_size": 8, "local_views": local}
+    whole = aug.make_views(images, described, generator())
+    parts = [aug.make_views(images[32 * part : 32 * part + 32], described, generator(), part, 4) for part in range(4)]
+    for view, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(view, torch.cat(pieces))
+
+
 def test_views_of_digits_stay_grey_and_move():
     images = data.load("digits", "train").batch(np.arange(64))
     views = aug.augment(images, 16, SIMSIAM, generator())
@@ -275,10 +309,12 @@ def test_make_views_gives_global_views_first(local):
 
 
 def test_local_views_see_a_small_part(monkeypatch):
-    scales = []
-    monkeypatch.setattr(aug, "augment", lambda images, size, strengths, generator: scales.append((size, strengths)) or images)
+    sizes, drawn = [], []
+    monkeypatch.setattr(aug, "render", lambda images, chosen, draws, size: sizes.append(size) or images)
+    draw = aug.draw
+    monkeypatch.setattr(aug, "draw", lambda *arguments: drawn.append(arguments[3]) or draw(*arguments))
     aug.make_views(photos(4), settings.recipe("vi_simsiam_2022"), generator())
-    (size, strengths), (local_size, local) = scales
+    (size, local_size), (strengths, local) = sizes, drawn
     assert (size, strengths["scale"]) == (224, (0.2, 1.0)) and (local_size, local["scale"]) == (96, (0.05, 0.2))
     assert {**local, "scale": None} == {**strengths, "scale": None}
 
