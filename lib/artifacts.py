@@ -121,10 +121,21 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def read_tensors(path: Path) -> tuple[dict, dict]:
     """The tensors and the ``info`` of a file that ``write_tensors`` wrote."""
-    try:
-        with _safe_open(str(path), framework="pt") as file:
-            info = json.loads((file.metadata() or {}).get("info", "{}"))
+    info = read_tensors_info(path)
+    with _whole(path):
         return load_file(str(path)), info
+
+
+def read_tensors_info(path: Path) -> dict:
+    """The ``info`` of such a file alone; its tensors are not read."""
+    with _whole(path), _safe_open(str(path), framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("info", "{}"))
+
+
+@contextlib.contextmanager
+def _whole(path: Path):
+    try:
+        yield
     except FileNotFoundError:
         raise
     except Exception as error:

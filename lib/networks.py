@@ -114,3 +114,49 @@ def to_concentration(raw: Tensor, dimension: int, mapping: str = "natural") -> T
     if mapping == "exp":
         return torch.exp(raw)
     raise ValueError(f"Unknown concentration_map {mapping!r}; choose one of ['exp', 'natural', 'softplus'].")
+
+
+# ---------------------------------------------------------------------------------------------------------------- several processes
+class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm whose statistics are taken over the batches of all processes, each of the same size; for the CPU, where torch has none.
+
+    Deviation: the running variance is updated with the biased variance times n / (n - 1) in float32, as torch does; sums are taken in float32.
+    """
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        if input.ndim < 2:
+            raise ValueError(f"Batch norm takes [B, C, ...], got shape {list(input.shape)}.")
+
+    def forward(self, input: Tensor) -> Tensor:
+        self._check_input_dim(input)
+        if not self.training:
+            return super().forward(input)
+        from torch.distributed.nn.functional import all_reduce  # differentiable
+
+        x = input.float()
+        axes = [0, *range(2, x.ndim)]
+        count = x.numel() // x.shape[1] * torch.distributed.get_world_size()
+        mean = all_reduce(x.sum(axes)) / count
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        centred = x - mean.view(shape)
+        variance = all_reduce(centred.square().sum(axes)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        normalised = centred * (variance + self.eps).rsqrt().view(shape)
+        return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
+
+
+def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
+    """The network with every batch norm synchronised between the processes of the default group."""
+    if device.type == "cuda":
+        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
+    for name, child in network.named_children():
+        if isinstance(child, nn.modules.batchnorm._BatchNorm):
+            replacement = SynchronisedBatchNorm(child.num_features, child.eps, child.momentum, child.affine).train(child.training)
+            replacement.load_state_dict(child.state_dict())
+            setattr(network, name, replacement)
+        else:
+            synchronise_batch_norm(child, device)
+    return network

@@ -1,13 +1,19 @@
 """The one training loop: precision, schedules, target networks, checkpoints, exact resume, guards, log and progress.
 
 Every random number of a step is a function of (seed, step) alone, so a run resumed from any checkpoint equals the uninterrupted run.
+
+    python -m lib.training NAME --profile standard                         one process
+    torchrun --nproc-per-node 4 -m lib.training NAME --profile standard    the same run, each batch shared by four
 """
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
 import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lib import artifacts, augmentations, data, methods
+from lib import artifacts, augmentations, data, methods, networks
 from lib import settings as resolution
 
 CHECKPOINT_SECONDS = 30
@@ -24,12 +30,12 @@ COLLAPSED_SPREAD = 0.02
 
 
 class TrainingStopped(RuntimeError):
-    """The run cannot go on usefully: the loss is not finite, or the outputs have collapsed. The last good checkpoint is kept."""
+    """The run cannot go on usefully: the loss is not finite, or the outputs have collapsed. The last good checkpoint, if any, is kept."""
 
 
 # ---------------------------------------------------------------------------------------------------------------- pieces
 def seed_of(seed: int, purpose: str, index: int) -> int:
-    """A 63-bit seed for one use of randomness, independent between purposes and indices."""
+    """A 60-bit seed for one use of randomness, independent between purposes and indices."""
     return int(artifacts.sha256(f"{seed}/{purpose}/{index}")[:15], 16)
 
 
@@ -119,7 +125,7 @@ def load_checkpoint(path: Path, method: nn.Module, optimizer: torch.optim.Optimi
 def is_finished(profile: str, run: str, run_hash: str) -> bool:
     """Whether the run's trained weights are there and belong to exactly these settings and data."""
     path = artifacts.run_dir(profile, run) / "model.safetensors"
-    return path.exists() and artifacts.read_tensors(path)[1].get("run_hash") == run_hash
+    return path.exists() and artifacts.read_tensors_info(path).get("run_hash") == run_hash
 
 
 def load_trained(settings: dict, channels: int) -> nn.Module:
@@ -135,16 +141,16 @@ def load_trained(settings: dict, channels: int) -> nn.Module:
 
 # ---------------------------------------------------------------------------------------------------------------- progress
 class Progress:
-    """Progress of one run: a tqdm bar where somebody looks, and progress.json for whoever watches from another process."""
+    """Progress of one run: a tqdm bar where somebody looks, and progress.json for whoever watches from another process (path None: neither)."""
 
-    def __init__(self, path: Path, run: str, steps: int, done: int, batch_size: int, show: bool):
+    def __init__(self, path: Path | None, run: str, steps: int, done: int, batch_size: int, show: bool):
         self.path, self.run, self.steps, self.batch_size = path, run, steps, batch_size
         self.start, self.done_at_start, self.written = time.perf_counter(), done, 0.0
         self.bar = tqdm(total=steps, initial=done, desc=run, unit="step", disable=not show, leave=False)
 
     def update(self, step: int, loss: float | None) -> None:
         now = time.perf_counter()
-        if now - self.written < 1 and step < self.steps:
+        if self.path is None or (now - self.written < 1 and step < self.steps):
             return
         speed = (step - self.done_at_start) / max(1e-9, now - self.start)
         state = {"run": self.run, "step": step, "steps": self.steps, "images_per_second": round(speed * self.batch_size, 1), "loss": loss}
@@ -155,15 +161,34 @@ class Progress:
 
     def close(self) -> None:
         self.bar.close()
-        self.path.unlink(missing_ok=True)
+        if self.path:
+            self.path.unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------------------------------------------------------- several processes
+def join_processes():
+    """Lightning's Fabric over the processes that torchrun started; None in a process of its own."""
+    if not torch.distributed.is_torchelastic_launched():
+        return None
+    from lightning.fabric import Fabric  # slow to import
+    from lightning.fabric.strategies import DDPStrategy
+
+    here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    # A head may be idle for a while: κ's during its warm-up.
+    strategy = DDPStrategy(find_unused_parameters=True)
+    fabric = Fabric(accelerator=best_device().type, devices=here, num_nodes=everywhere // here, strategy=strategy)
+    fabric.launch()
+    return fabric
 
 
 # ---------------------------------------------------------------------------------------------------------------- the loop
-def train(settings: dict, images: data.ImageSet | None = None, show_progress: bool = False) -> Path:
+def train(settings: dict, images: data.ImageSet | None = None, show_progress: bool = False, compiled: bool | None = None) -> Path:
     """Train one run to its end and return its folder; a finished run is left as it is, an interrupted one goes on from its checkpoint.
 
-    settings: from ``lib.settings.resolve``. Raises ValueError for settings or data that cannot work, before any training, and
-    TrainingStopped if the loss stops being finite or the outputs collapse.
+    settings: from ``lib.settings.resolve``. compiled: whether torch.compile builds the loss for this shape; None: on a GPU (on a CPU it
+    needs a C++ compiler and a minute, and gains a twentieth). Under torchrun every process calls this; each takes an equal part of every
+    batch, batch norm takes its statistics over all of them, gradients are averaged, and the first process writes. Raises ValueError for
+    settings or data that cannot work, before any training, and TrainingStopped if the loss stops being finite or the outputs collapse.
     """
     images = training_images(settings) if images is None else images
     run, profile = resolution.run_name(settings), settings["profile"]
@@ -175,9 +200,15 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     if epochs and not steps_per_epoch:
         raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size.")
     augmentations.recipe(settings["augmentation"])
-    device = best_device()
+    fabric = join_processes()
+    processes = fabric.world_size if fabric else 1
+    if batch_size % processes:
+        raise ValueError(f"batch_size {batch_size} cannot be shared equally by {processes} processes; start a divisor of it.")
+    device = fabric.device if fabric else best_device()
     precision = precision_of(settings, device)
     method = methods.build(settings, images.images.shape[3]).to(device).train()
+    if fabric:
+        method = networks.synchronise_batch_norm(method, device)
     steps, warmup = epochs * steps_per_epoch, round(settings["warmup_epochs"] * steps_per_epoch)
     learning_rate_factor(warmup, max(1, steps), warmup, settings["schedule"])
 
@@ -185,96 +216,174 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         "run": run, "run_hash": run_hash, "settings": resolution.trained_with(settings), "precision": precision,
         "data": {"title": images.title, "checksum": images.checksum, "images": len(images), "source": images.source},
         "parameters": sum(parameter.numel() for parameter in method.parameters()), "threads": torch.get_num_threads(),
-        **artifacts.provenance(),
+        "processes": processes, **artifacts.provenance(),
     }  # fmt: skip
-    artifacts.write_json(folder / "config.json", config | {"finished": False})
+    first = fabric is None or fabric.is_global_zero
+    if first:
+        artifacts.write_json(folder / "config.json", config | {"finished": False})
     log: list[dict] = []
     seconds = 0.0
     if steps:
-        log, seconds = _optimise(method, images, settings, folder, run_hash, device, precision, steps_per_epoch, warmup, show_progress)
-    speed = round(steps * batch_size / seconds, 1) if seconds else None
-    artifacts.write_csv(folder / "log.csv", pd.DataFrame(log, columns=None if log else ["step", "epoch", "loss"]))
-    artifacts.write_json(folder / "config.json", config | {"finished": True, "seconds": round(seconds, 1), "images_per_second": speed})
-    artifacts.write_tensors(folder / "model.safetensors", method.state_dict(), {"run": run, "run_hash": run_hash})
-    (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+        compiled = device.type == "cuda" if compiled is None else compiled
+        loop = _Loop(method, images, settings, folder, run_hash, device, precision, fabric, compiled)
+        log, seconds = loop.run(steps_per_epoch, warmup, show_progress and first)
+    if first:
+        speed = round(steps * batch_size / seconds, 1) if seconds else None
+        artifacts.write_csv(folder / "log.csv", pd.DataFrame(log, columns=None if log else ["step", "epoch", "loss"]))
+        artifacts.write_json(folder / "config.json", config | {"finished": True, "seconds": round(seconds, 1), "images_per_second": speed})
+        artifacts.write_tensors(folder / "model.safetensors", method.state_dict(), {"run": run, "run_hash": run_hash})
+        (folder / "checkpoint.safetensors").unlink(missing_ok=True)
+    if fabric:
+        fabric.barrier()
     return folder
 
 
-def _optimise(method, images, settings, folder, run_hash, device, precision, steps_per_epoch, warmup, show_progress):
-    """Train from the last checkpoint to the end; returns the log rows and the seconds spent over all sittings."""
-    batch_size, seed, steps = settings["batch_size"], settings["seed"], settings["epochs"] * steps_per_epoch
-    run, checkpoint = resolution.run_name(settings), folder / "checkpoint.safetensors"
-    optimizer = make_optimizer(method, settings)
-    step, log, seconds = 0, [], 0.0
-    if checkpoint.exists() and artifacts.read_tensors(checkpoint)[1].get("run_hash") == run_hash:
-        info = load_checkpoint(checkpoint, method, optimizer)
-        step, log, seconds = info["step"], info["log"], info["seconds"]
-    resident = images.to(device)
-    log_every = max(1, steps_per_epoch // LOGS_PER_EPOCH)
-    generator = torch.Generator()
-    progress = Progress(folder / "progress.json", run, steps, step, batch_size, show_progress)
-    terms, loss, started, saved = [], None, time.perf_counter() - seconds, time.perf_counter()
+def one_ahead(make: Callable[[int], list[Tensor] | None], begin: int, device: torch.device) -> Iterator[list[Tensor]]:
+    """make(begin), make(begin + 1), ... until it is None, each started before the one before it is handed out.
 
-    def index_batches(begin: int):
-        for epoch in range(begin // steps_per_epoch, settings["epochs"]):
-            order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed_of(seed, "order", epoch)))
-            first = max(0, begin - epoch * steps_per_epoch)
-            yield from order[first * batch_size : steps_per_epoch * batch_size].split(batch_size)
+    On a GPU they are computed on a stream of their own, beside whatever is done with the one handed out.
+    """
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    if stream:
+        stream.wait_stream(torch.cuda.current_stream(device))  # the images may still be on their way
 
-    try:
-        for batch in data.batches(resident, index_batches(step)):
-            torch.manual_seed(seed_of(seed, "method", step))
-            if hasattr(method, "set_epoch"):
-                method.set_epoch(step / steps_per_epoch)
-            views = augmentations.make_views(batch, settings, generator.manual_seed(seed_of(seed, "views", step)))
-            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                named = method.loss(views)
-            optimizer.zero_grad(set_to_none=True)
-            named["loss"].backward()
-            if settings["clip_norm"]:
-                nn.utils.clip_grad_norm_(method.parameters(), settings["clip_norm"])
-            factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
-            for group in optimizer.param_groups:
-                group["lr"] = settings["learning_rate"] * (1.0 if group["constant"] else factor)
-            optimizer.step()
-            step += 1
-            if hasattr(method, "update_target"):
-                method.update_target(step / steps)
-            terms.append({name: value.detach() for name, value in named.items()})
+    def start(step: int):
+        with torch.cuda.stream(stream) if stream else nullcontext():
+            views = make(step)
+            return views, stream.record_event() if stream else None
 
-            if step % log_every == 0 or step == steps:
-                means = {name: torch.stack([row[name] for row in terms]).float().mean().item() for name in terms[0]}
-                terms, loss = [], round(means["loss"], 4)
-                _guard(means, step, steps_per_epoch, method, run)
-                elapsed = time.perf_counter() - started
-                row = {"step": step, "epoch": step / steps_per_epoch, "seconds": round(elapsed, 2)}
-                log.append(row | {"learning_rate": settings["learning_rate"] * factor} | means)
-                if time.perf_counter() - saved > CHECKPOINT_SECONDS and step < steps:
-                    save_checkpoint(checkpoint, method, optimizer, {"run_hash": run_hash, "step": step, "log": log, "seconds": elapsed})
-                    saved = time.perf_counter()
-            progress.update(step, loss)
-    finally:
-        progress.close()
-    return log, time.perf_counter() - started
+    views, ready = start(begin)
+    step = begin
+    while views is not None:
+        step += 1
+        following = start(step)
+        if stream:
+            current = torch.cuda.current_stream(device)
+            current.wait_event(ready)
+            for view in views:
+                view.record_stream(current)
+        yield views
+        views, ready = following
+
+
+class _Loop:
+    """One run under way: everything that a step needs."""
+
+    def __init__(self, method, images, settings, folder, run_hash, device, precision, fabric, compiled):
+        self.method, self.images, self.settings, self.device, self.precision = method, images, settings, device, precision
+        self.folder, self.run_hash, self.fabric = folder, run_hash, fabric
+        self.name, self.checkpoint = resolution.run_name(settings), folder / "checkpoint.safetensors"
+        self.process, self.processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+        self.optimizer = make_optimizer(method, settings)
+        if compiled:
+            method.loss = torch.compile(method.loss, dynamic=False)
+        self.trained = method
+        if fabric:
+            self.trained = fabric.setup_module(method)
+            self.trained.mark_forward_method("loss")
+
+    def views(self, steps_per_epoch: int, begin: int) -> Iterator[list[Tensor]]:
+        """The views of every step from ``begin`` to the last: this process's part of each batch."""
+        batch_size, seed, epochs = self.settings["batch_size"], self.settings["seed"], self.settings["epochs"]
+        own = slice(self.process * batch_size // self.processes, (self.process + 1) * batch_size // self.processes)
+
+        def index_batches():
+            for epoch in range(begin // steps_per_epoch, epochs):
+                order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed_of(seed, "order", epoch)))
+                first = max(0, begin - epoch * steps_per_epoch)
+                for batch in order[first * batch_size : steps_per_epoch * batch_size].split(batch_size):
+                    yield batch[own]
+
+        batches, generator = data.batches(self.images.to(self.device), index_batches()), torch.Generator()
+
+        def make(step: int) -> list[Tensor] | None:
+            batch = next(batches, None)
+            generator.manual_seed(seed_of(seed, "views", step))
+            return None if batch is None else augmentations.make_views(batch, self.settings, generator, self.process, self.processes)
+
+        return one_ahead(make, begin, self.device)
+
+    def step(self, views: list[Tensor], step: int, epoch: float, factor: float) -> dict[str, Tensor]:
+        """One step of the optimiser; the named terms of its loss."""
+        torch.manual_seed(seed_of(self.settings["seed"], "method" if not self.process else f"method of process {self.process}", step))
+        if hasattr(self.method, "set_epoch"):
+            self.method.set_epoch(epoch)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            terms = self.trained.loss(views)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms["loss"].backward()
+        if self.settings["clip_norm"]:
+            nn.utils.clip_grad_norm_(self.method.parameters(), self.settings["clip_norm"])
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings["learning_rate"] * (1.0 if group["constant"] else factor)
+        self.optimizer.step()
+        return {name: value.detach() for name, value in terms.items()}
+
+    def run(self, steps_per_epoch: int, warmup: int, show_progress: bool) -> tuple[list[dict], float]:
+        """Train from the last checkpoint to the end; returns the log rows and the seconds spent over all sittings."""
+        settings, steps = self.settings, self.settings["epochs"] * steps_per_epoch
+        step, log, seconds = 0, [], 0.0
+        if self.checkpoint.exists() and artifacts.read_tensors_info(self.checkpoint).get("run_hash") == self.run_hash:
+            info = load_checkpoint(self.checkpoint, self.method, self.optimizer)
+            step, log, seconds = info["step"], info["log"], info["seconds"]
+        log_every = max(1, steps_per_epoch // LOGS_PER_EPOCH)
+        path = None if self.process else self.folder / "progress.json"
+        progress = Progress(path, self.name, steps, step, settings["batch_size"], show_progress)
+        rows, loss, started, saved = [], None, time.perf_counter() - seconds, time.perf_counter()
+        try:
+            for views in self.views(steps_per_epoch, step):
+                factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
+                rows.append(self.step(views, step, step / steps_per_epoch, factor))
+                step += 1
+                if hasattr(self.method, "update_target"):
+                    self.method.update_target(step / steps)
+
+                if step % log_every == 0 or step == steps:
+                    means = self._means(rows)
+                    rows, loss = [], round(means["loss"], 4)
+                    _guard(means, step, steps_per_epoch, self.method, self.name)
+                    elapsed = time.perf_counter() - started
+                    row = {"step": step, "epoch": step / steps_per_epoch, "seconds": round(elapsed, 2)}
+                    log.append(row | {"learning_rate": settings["learning_rate"] * factor} | means)
+                    if time.perf_counter() - saved > CHECKPOINT_SECONDS and step < steps and not self.process:
+                        info = {"run_hash": self.run_hash, "step": step, "log": log, "seconds": elapsed}
+                        save_checkpoint(self.checkpoint, self.method, self.optimizer, info)
+                        saved = time.perf_counter()
+                progress.update(step, loss)
+        finally:
+            progress.close()
+        return log, time.perf_counter() - started
+
+    def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
+        """Every term averaged over the steps since the last log row, and over the processes; the only place where the device is waited for."""
+        values = torch.stack([torch.stack([row[name].float() for row in rows]).mean() for name in rows[0]])
+        values = self.fabric.all_reduce(values, reduce_op="mean") if self.fabric else values
+        return dict(zip(rows[0], values.tolist(), strict=True))
 
 
 def _guard(means: dict, step: int, steps_per_epoch: int, method: nn.Module, run: str) -> None:
     advice = "Try a smaller learning_rate, a clip_norm of 1, or precision='float32'."
-    if not all(math.isfinite(value) for value in means.values()) or not all(bool(p.isfinite().all()) for p in method.parameters()):
-        raise TrainingStopped(f"{run}: loss or weights are not finite at step {step} ({means}). The last checkpoint is kept. {advice}")
+    finite = torch.stack([parameter.isfinite().all() for parameter in method.parameters()]).all()
+    if not all(math.isfinite(value) for value in means.values()) or not finite:
+        raise TrainingStopped(f"{run}: loss or weights are not finite at step {step} ({means}). The last checkpoint is kept, if any. {advice}")
     if step >= steps_per_epoch and means.get("spread", 1.0) < COLLAPSED_SPREAD:
         raise TrainingStopped(
             f"{run}: the outputs have collapsed to one point at step {step} (spread {means['spread']:.2g} of 1). "
-            "The last checkpoint is kept. Check that the target is detached and the predictor is there, or try a smaller learning_rate."
+            "The last checkpoint is kept, if any. Check that the target is detached and the predictor is there, or try a smaller learning_rate."
         )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one run listed in settings/experiments.toml.")
-    parser.add_argument("--run", required=True, help="its name, <method>-<dataset>-<variant>-seed<k>")
+    # torchrun takes --run for an abbreviation of an option of its own, so the name may also stand alone.
+    parser.add_argument("name", nargs="?", help="the run's name, <method>-<dataset>-<variant>-seed<k>")
+    parser.add_argument("--run", default="", help="the same")
     parser.add_argument("--profile", default="quick")
     arguments = parser.parse_args()
-    print(train(resolution.find_run(arguments.run, arguments.profile), show_progress=True))
+    name = arguments.name or arguments.run
+    if not name:
+        parser.error("which run? Give its name, <method>-<dataset>-<variant>-seed<k>.")
+    print(train(resolution.find_run(name, arguments.profile), show_progress=True))
 
 
 if __name__ == "__main__":
