@@ -14,7 +14,7 @@ LOCK := $(if $(shell command -v flock),flock requirements.txt)
 MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-long test-versions smoke notebook lab figures gallery lint clean FORCE
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab figures gallery benchmark lint clean FORCE
 
 help: ## list the targets (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ figures: setup ## choose the published set from results into figures/: PROFILE=s
 
 gallery: setup ## rebuild results/<profile>/index.html: PROFILE=quick
 	@$(PY) -m lib.gallery $(or $(PROFILE),quick)
+
+benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
+	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## check code and notebooks (ruff, and the rules for notebooks)
 	@$(PY) -m ruff check .

@@ -138,7 +138,8 @@ def save_figure(
 
 
 def _check_record(id: str, caption: str, alt: str, data: pd.DataFrame, notebook: str) -> None:
-    if not re.fullmatch(r"\d\d_[a-z0-9_]+", id) or id[:3] != notebook[:3]:
+    prefix = notebook[:3] if notebook[:2].isdigit() else f"{Path(notebook).name.removesuffix('s')}_"
+    if not re.fullmatch(r"[a-z0-9_]+", id) or not id.startswith(prefix):
         raise ValueError(f"figure id {id!r} must be lower case and start with the number of notebook {notebook!r}, as in 30_kappa_by_class")
     words = len(caption.split())
     if not 40 <= words <= 120:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -55,6 +57,27 @@ def seconds_per_call(call: Callable[[], object], calls: int, warm: int = 1) -> f
 def synchronise() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def megabytes() -> float:
+    """Memory this process holds now."""
+    return psutil.Process().memory_info().rss / 2**20
+
+
+def peak_megabytes(call: Callable[[], object]) -> float:
+    """The most memory held while ``call`` runs, above what was held before, sampled every 5 ms."""
+    before, peak, done = megabytes(), [0.0], threading.Event()
+
+    def sample() -> None:
+        while not done.wait(0.005):
+            peak[0] = max(peak[0], megabytes() - before)
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    call()
+    done.set()
+    thread.join()
+    return peak[0]
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:

@@ -1,0 +1,146 @@
+"""The figures of the benchmarks, from their tables."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from lib import artifacts, plotting
+from tests.benchmarks import measuring
+
+DRAWN_BY = "tests/benchmarks"
+PARTS = ["fetch the batch", "draw parameters", "make the views", "forward", "backward", "optimiser"]
+OTHERS = {"b": ("bare network", "s", plotting.INK), "c": ("lightly, float32", "o", plotting.BLUE), "c, bf16": ("lightly, bf16", "D", plotting.GREY),
+          "d": ("torchvision v2, bf16", "^", plotting.GREY)}  # fmt: skip
+
+
+def title(case: pd.Series) -> str:
+    return f"{case.image_size} px, width {case.width}, {case.stem}"
+
+
+def pretraining() -> None:
+    table, shares = measuring.read_table("pretraining"), measuring.read_table("pretraining_shares")
+    cases = list(dict.fromkeys(table.case))
+    names = [title(table[table.case == case].iloc[0]) for case in cases]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(plotting.TEXT[0], 0.36 * len(cases) + 1.1), width_ratios=[1.1, 1])
+    drawn = []
+    for arm, (label, marker, colour) in OTHERS.items():
+        ratios = table[table.quantity == f"ratio a / {arm}"].set_index("case").reindex(cases)
+        places = [place + {"b": -0.24, "c": -0.08, "c, bf16": 0.08, "d": 0.24}[arm] for place in range(len(cases))]
+        left.hlines(places, ratios.low, ratios.high, color=colour, linewidth=1)
+        left.plot(ratios["median"], places, marker, color=colour, markerfacecolor=colour if arm in "bc" else "white", label=label, zorder=3)
+        if arm in ("b", "c"):
+            aim = {"color": plotting.CHANCE, "linewidth": 2.5, "zorder": 1, "label": "aim" if arm == "b" else None}
+            left.vlines(ratios.bar, [place - 0.14 for place in places], [place + 0.14 for place in places], **aim)
+        drawn.append(ratios.reset_index()[["case", "quantity", "median", "low", "high", "bar"]])
+    left.axvline(1, color=plotting.GREY, linewidth=0.6, zorder=0)
+    left.set(xscale="log", xlabel="our images/s divided by theirs", ylim=(len(cases) - 0.5, -0.5))
+    ticks = [tick for tick in (0.5, 1, 2, 3, 5, 8, 12) if table[table.quantity.str.startswith("ratio")].low.min() * 0.9 <= tick]
+    left.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    left.xaxis.set_minor_formatter(plt.NullFormatter())
+    left.set_yticks(range(len(cases)), names)
+    colours = plt.get_cmap("Greys")([0.75, 0.55, 0.0, 0.25, 0.4, 0.9])
+    colours[2] = plt.matplotlib.colors.to_rgba(plotting.BLUE)
+    for place, case in enumerate(cases):
+        parts = shares[shares.case == case].set_index("part").milliseconds.clip(lower=0).reindex(PARTS)
+        begin = 0.0
+        for part, colour in zip(PARTS, colours, strict=True):
+            width = parts[part] / parts.sum()
+            right.barh(place, width, left=begin, color=colour, height=0.6, label=part if not place else None)
+            begin += width
+        right.text(1.02, place, f"{parts.sum():.0f} ms", va="center", fontsize=6.5)
+        drawn.append(pd.DataFrame({"case": case, "quantity": [f"share of {part}" for part in PARTS], "median": (parts / parts.sum()).to_numpy()}))
+    right.set(xlabel="share of one step's time, each part timed alone", xlim=(0, 1.18), ylim=(len(cases) - 0.5, -0.5))
+    right.set_xticks([0, 0.5, 1], ["0", "½", "1"])
+    right.set_yticks([])
+    for axes, columns in ((left, 2), (right, 3)):
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, fontsize=6.5, frameon=False, handlelength=1.2, columnspacing=1)
+    row = table.iloc[0]
+    plotting.panel_letters([left, right])
+    plotting.save_figure(
+        figure, "benchmark_pretraining", profile=measuring.FOLDER, notebook=DRAWN_BY,
+        caption=f"Pretraining against the bare network and against loops that others document. (a) Our images per second, end to end, divided by "
+        f"those of the same network alone on resident views and of the same method as a DataLoader loop, for ResNet-18 with SimSiam, batch 256; "
+        f"median and range of {int(row.repeats)} interleaved repeats, grey bars: what we aim at. (b) Where a step's time goes. {row.processor}, "
+        f"{row.threads} threads, {'no GPU' if row.accelerator == 'none' else row.accelerator}.",
+        alt="Our loop runs nearly as fast as the bare network and a multiple as fast as the documented loops. Views take a small share of a "
+        "step, the backward pass the largest.",
+        data=pd.concat(drawn, ignore_index=True),
+    )  # fmt: skip
+
+
+def proportional(ax, middle: pd.DataFrame, power: int) -> None:
+    """A thin line through the last point and, were there no fixed cost, through all others."""
+    at, value = middle["at"], middle["median"]
+    ax.plot(at, value.iloc[-1] * (at / at.iloc[-1]) ** power, color=plotting.GREY, linewidth=0.8, zorder=0)
+
+
+def growth() -> None:
+    table = measuring.read_table("growth")
+    panels = {"images": "images", "views": "views J", "image size": "image size, px", "epochs and runs": "runs of 8 epochs in one process"}
+    figure, axes = plt.subplots(1, 4, figsize=(plotting.TEXT[0], 1.9))
+    drawn = []
+    for ax, (against, label) in zip(axes, panels.items(), strict=True):
+        rows = table[table.against == ("runs in one process" if against == "epochs and runs" else against)]
+        middle = rows.groupby("at").value.agg(["median", "min", "max"]).reset_index()
+        ax.vlines(middle["at"], middle["min"], middle["max"], color=plotting.BLUE, linewidth=1)
+        ax.plot(middle["at"], middle["median"], "o-", color=plotting.BLUE)
+        if against in ("images", "views"):
+            proportional(ax, middle, 1)
+        if against == "image size":
+            proportional(ax, middle, 2)
+        ax.set(xlabel=label, ylabel={"s/epoch": "s per epoch", "ms/step": "ms per step", "MB more": "MB more than at the start"}[rows.unit.iloc[0]])
+        ax.set_xlim(0)
+        ax.set_ylim(0 if against != "epochs and runs" else min(-10, middle["min"].min()), None if against != "epochs and runs" else 500)
+        drawn.append(middle.assign(against=rows.against.iloc[0], unit=rows.unit.iloc[0]))
+    axes[0].set_xticks([0, 10_000, 20_000], ["0", "10k", "20k"])
+    plotting.panel_letters(axes)
+    row = table.iloc[0]
+    plotting.save_figure(
+        figure, "benchmark_growth", profile=measuring.FOLDER, notebook=DRAWN_BY,
+        caption="The cost of pretraining grows in proportion to the work, and memory stays flat. SimSiam with ResNet-18 of width 16 on drawn images: "
+        "(a) seconds an epoch against the number of images, (b) milliseconds a step of 256 images against the number of full-size views, (c) "
+        "against the image size, (d) memory above the start after each further run in one process. Grey: proportional to images, views and pixels. "
+        f"Median and range; {row.processor}, {row.threads} threads.",
+        alt="Time rises in proportion to the number of images and of views and with the number of pixels. Memory does not rise with further runs.",
+        data=pd.concat(drawn, ignore_index=True),
+    )  # fmt: skip
+
+
+def page() -> None:
+    """results/benchmarks/README.md: the tables and figures on one page, with what the numbers say."""
+    table, evaluation = measuring.read_table("pretraining"), measuring.read_table("evaluation")
+    lines = ["# Benchmarks", "", "Written by `make benchmark`: paired, interleaved timings in one run; median, and range in brackets.", ""]
+    lines += ["![Speed of pretraining](figures/benchmark_pretraining.png)", ""]
+    header = ["case", "our images/s", "a / b", "aim", "a / c, float32", "aim", "a / c, bf16", "a / d", "b / matrix multiply"]
+    lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+
+    def cell(row: pd.Series, digits: int) -> str:
+        return f"{row['median']:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+
+    below = []
+    for case, rows in table.groupby("case", sort=False):
+        by = rows.set_index(["quantity", "arm"])
+        cells = [title(rows.iloc[0]), cell(by.loc[("images/s", "a")], 0)]
+        for arm in ("b", "c"):
+            ratio = by.loc[(f"ratio a / {arm}", arm)]
+            cells += [cell(ratio, 2), f"≥ {ratio.bar:g}: {'yes' if ratio['median'] >= ratio.bar else 'no'}"]
+            if ratio["median"] < ratio.bar:
+                below.append(f"{case}: a / {arm} is {ratio['median']:.2f}, {ratio.bar - ratio['median']:.2f} below the aim")
+        cells += [cell(by.loc[(f"ratio a / {arm}", arm)], 2) for arm in ("c, bf16", "d")]
+        cells.append(cell(by.loc[("share of the matrix-multiply rate", "b")], 2))
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "a: our loop end to end. b: the bare network with its optimiser. c: lightly's documented loop. d: torchvision v2, bf16."]
+    lines += [f"Below the aim: {'; '.join(below)}." if below else "Every ratio reaches its aim.", ""]
+    compiled = table[(table.quantity == "ratio a / b, compiled")]
+    for row in compiled.itertuples():
+        lines += [f"Compiling the bare network (torch.compile) on `{row.case}`: a / b becomes {row.median:.2f} [{row.low:.2f}, {row.high:.2f}].", ""]
+    gpu = table[table.accelerator != "none"]
+    lines += ["GPU (images/s, model FLOP utilisation, peak memory): " + ("see the rows with an accelerator." if len(gpu) else "not measured."), ""]
+    lines += ["![Growth](figures/benchmark_growth.png)", "", "| evaluation | | |", "| --- | --- | --- |"]
+    for row in evaluation.itertuples():
+        digits, note = 0 if row.median > 50 else 2, "" if pd.isna(row.note) else row.note
+        lines.append(f"| {row.what} | {row.median:,.{digits}f} {row.unit} [{row.low:,.{digits}f}, {row.high:,.{digits}f}] | {note} |")
+    row = table.iloc[0]
+    lines += ["", f"{row.processor}, {row.cores} cores, {row.threads} threads, torch {row.torch}, commit {row.commit}."]
+    artifacts.write_text(artifacts.results_dir(measuring.FOLDER) / "README.md", "\n".join(lines) + "\n")
