@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import nbformat
+import psutil
 import torch
 from tqdm import tqdm
 
@@ -259,7 +260,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_end_with_parent
         )
         try:
-            _watch(process, stamps, folder)
+            peak = _watch(process, stamps, folder)
         except KeyboardInterrupt:
             os.killpg(process.pid, signal.SIGINT)
             process.wait()
@@ -273,7 +274,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
         print(f"The executed notebooks in {_shown(folder / 'notebooks')} show where; the log is {_shown(log_path)}.")
         print("What is done stays done: call the same command again.")
         return process.returncode or 1
-    _record_run(profile, paper, cores, time.perf_counter() - started)
+    _record_run(profile, paper, cores, time.perf_counter() - started, peak)
     print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
     return 0
 
@@ -282,20 +283,33 @@ def _shown(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
-def _record_run(profile: str, paper: str, cores: int, seconds: float) -> None:
-    """results/<profile>/run.json: what was run, on what, and how long all trainings and this call took."""
+def _record_run(profile: str, paper: str, cores: int, seconds: float, peak_memory: int) -> None:
+    """results/<profile>/run.json: what was run, on what, how long all trainings and this call took, and the most memory all its processes held."""
     trained = [artifacts.read_json(path) for path in sorted((artifacts.results_dir(profile) / "runs").glob("*/config.json"))]
     path = artifacts.results_dir(profile) / "run.json"
-    earlier = artifacts.read_json(path).get("seconds", 0) if path.exists() else 0
+    earlier = artifacts.read_json(path) if path.exists() else {}
+    memory = max(round(peak_memory / 2**30, 2), earlier.get("peak_memory_gib", 0))
     content = {
-        "profile": profile, "paper": paper, "cores": cores, "seconds": round(max(seconds, earlier), 1),
+        "profile": profile, "paper": paper, "cores": cores, "seconds": round(max(seconds, earlier.get("seconds", 0)), 1), "peak_memory_gib": memory,
         "training_seconds": {config["run"]: config["seconds"] for config in trained if config.get("finished")}, **artifacts.provenance(),
     }  # fmt: skip
     artifacts.write_json(path, content)
 
 
-def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> None:
-    """Draw the bars until the process ends: all jobs, and every training that writes a progress file."""
+def memory_of(process: int) -> int:
+    """Bytes held by a process and all it started; what several share counts once (on Linux, elsewhere it counts for each)."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(process)
+        for member in [parent, *parent.children(recursive=True)]:
+            with contextlib.suppress(psutil.Error):
+                total += getattr(member.memory_full_info() if sys.platform == "linux" else member.memory_info(), "pss", member.memory_info().rss)
+    return total
+
+
+def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> int:
+    """Draw the bars until the process ends: all jobs, and every training that writes a progress file. Returns the peak of memory_of in bytes."""
+    peak, looked = 0, 0.0
     bar = tqdm(total=len(stamps), desc="all jobs", unit="job", position=0)
     running: dict[str, tqdm] = {}
     while True:
@@ -317,10 +331,13 @@ def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> 
             running.pop(name).close()
         if finished:
             break
+        if time.perf_counter() - looked > 2:
+            peak, looked = max(peak, memory_of(process.pid)), time.perf_counter()
         time.sleep(0.5)
     for inner in running.values():
         inner.close()
     bar.close()
+    return peak
 
 
 def publish_figures(profile: str) -> list[Path]:

@@ -113,3 +113,14 @@ def test_snakemake_plans_every_job(tmp_path):
     assert done.returncode == 0, done.stderr
     counted = [line.split() for line in done.stdout.splitlines() if line.startswith("total")]
     assert counted and int(counted[0][1]) == len(reproduction.jobs("smoke")) + 1
+
+
+def test_memory_of_a_process_counts_what_its_children_hold():
+    held = 300 * 2**20
+    child = f"import sys; held = bytearray({held}); print('ready', flush=True); sys.stdin.read()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
+    with subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"ready\n"
+        assert held < reproduction.memory_of(process.pid) < 2 * held
+        process.stdin.close()
+    assert reproduction.memory_of(process.pid) == 0
