@@ -1,13 +1,14 @@
 # The DAG of the companion: one job is one papermill run of one notebook with one set of parameters (lib/reproduction.py lists them).
 # A job's output is its stamp, whose name holds the hash of everything the job depends on; checkpoints are outside the outputs, because
-# Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile and the paper.
+# Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile, the paper and the GPUs.
 
 import sys
 
-from lib import artifacts, reproduction
+from lib import reproduction
 
 PROFILE = config.get("profile", "quick")
 PAPER = config.get("paper", "all")
+GPUS = int(config.get("gpus", 0))
 JOBS = {job.name: job for job in reproduction.jobs(PROFILE, PAPER)}
 
 
@@ -30,15 +31,16 @@ for job in JOBS.values():
 
     rule:
         name:
-            job.name.replace("-", "_").replace(".", "_")
+            reproduction.rule_name(job)
         input:
             [stamp_of(name) for name in job.needs],
         output:
             stamp_of(job.name),
         threads: 1
         resources:
-            mem_mb=3000,
+            mem_mb=6000,
             runtime=600,
+            gpu=GPUS if job.notebook in reproduction.ON_GPU else 0,
         params:
             job=job.name,
         run:

@@ -32,6 +32,8 @@ from lib import artifacts, settings
 
 NOTEBOOKS = artifacts.ROOT / "notebooks"
 PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
+# Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
+ON_GPU = ("10_pretraining", "30_kappa_distributions", "31_kappa_and_augmentation")
 
 
 class Job(NamedTuple):
@@ -161,6 +163,11 @@ def stamp(job: Job, listed: dict[str, Job]) -> Path:
     return artifacts.results_dir(job.parameters["profile"]) / ".done" / f"{job.name}.{digest}"
 
 
+def rule_name(job: Job) -> str:
+    """The job's name in the letters that Snakemake allows."""
+    return job.name.replace("-", "_").replace(".", "_")
+
+
 def executed_path(job: Job) -> Path:
     return artifacts.results_dir(job.parameters["profile"]) / "notebooks" / f"{job.name}.ipynb"
 
@@ -231,7 +238,25 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
 
-def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None) -> int:
+def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
+    """Snakemake's options for where the jobs run; ValueError or FileNotFoundError, before any work, if they cannot run there."""
+    if not executor and gpus:
+        raise ValueError(f"GPUS={gpus} asks a cluster for GPUs: add EXECUTOR=slurm. On this machine a GPU that torch finds is used without asking.")
+    if not executor:
+        return ["--cores", str(cores)]
+    # A file written on another machine may be seen late here; what a job printed there is shown in the log here when it fails.
+    options = ["--executor", executor, "--jobs", str(cores), "--latency-wait", "60", "--show-failed-logs"]
+    if executor == "slurm":
+        if not shutil.which("sbatch"):
+            raise FileNotFoundError("EXECUTOR=slurm found no sbatch on the PATH: call it where you submit jobs, or leave EXECUTOR out to run here.")
+        options += ["--slurm-init-seconds-before-status-checks", "10"]
+        # Without accounting sacct is installed and fails; the plugin would ask it all the same, and wait for ever.
+        if shutil.which("sacct") and subprocess.run(["sacct", "--starttime", "now"], capture_output=True).returncode:
+            options += ["--slurm-status-command", "squeue"]
+    return options
+
+
+def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0) -> int:
     """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's exit status."""
     from lib import gallery
 
@@ -240,16 +265,17 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     for job in listed:
         check_parameters(job.notebook, job.parameters)
     stamps = {job.name: stamp(job, by_name) for job in listed}
-    cores = cores or os.cpu_count() or 1
+    cores = max(1, cores or os.cpu_count() or 1)
+    where = executor_options(executor, cores, gpus)
     folder = artifacts.results_dir(profile)
     folder.mkdir(parents=True, exist_ok=True)
     log_path = folder / ".done" / "snakemake.log"
     log_path.parent.mkdir(exist_ok=True)
     command = [
         sys.executable, "-m", "snakemake", "--snakefile", str(artifacts.ROOT / "Snakefile"), "--directory", str(artifacts.ROOT),
-        "--config", f"profile={profile}", f"paper={paper}", "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete",
+        "--config", f"profile={profile}", f"paper={paper}", f"gpus={gpus}",
+        "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete", *where,
     ]  # fmt: skip
-    command += ["--executor", executor, "--jobs", str(max(1, cores))] if executor else ["--cores", str(cores)]
     environment = os.environ | {"COMPANION_JOB": "1"}
     started = time.perf_counter()
     already = sum(path.exists() for path in stamps.values())
@@ -269,7 +295,8 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     missing = [name for name, path in stamps.items() if not path.exists()]
     if process.returncode or missing:
         print(f"Not done: {', '.join(missing)}.")
-        for line in [line for line in log_path.read_text().splitlines() if "failed:" in line][:10]:
+        # slurmstepd: a job that Slurm ended, for its time or memory, says nothing itself.
+        for line in [line for line in log_path.read_text().splitlines() if "failed:" in line or "slurmstepd: error:" in line][:10]:
             print("  " + line.strip())
         print(f"The executed notebooks in {_shown(folder / 'notebooks')} show where; the log is {_shown(log_path)}.")
         print("What is done stays done: call the same command again.")
@@ -360,6 +387,7 @@ def main() -> int:
     parser.add_argument("--paper", default="all", choices=PAPERS)
     parser.add_argument("--executor", default="", help="a Snakemake executor, e.g. slurm; empty: this machine")
     parser.add_argument("--jobs", type=int, default=None, help="jobs at once, one core each; default: all cores")
+    parser.add_argument("--gpus", default="0", help="GPUs that every job with a network asks the cluster for; default: 0")
     parser.add_argument("--notebook", default="", help="run this one notebook (name or number) instead of the DAG")
     parser.add_argument("--params", default="", help='for --notebook: "method=simsiam seed=1"')
     parser.add_argument("--job", default="", help="run this one job of the DAG (what the Snakefile calls)")
@@ -380,7 +408,9 @@ def main() -> int:
             given = parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)
             print(_shown(execute(Job(notebook, notebook, {"train_missing": True} | given))))
         else:
-            return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs)
+            if not arguments.gpus.isdecimal():
+                raise ValueError(f"GPUS={arguments.gpus} is not a number of GPUs; give a whole number, 0 or more: GPUS=1.")
+            return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs, int(arguments.gpus))
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -1,6 +1,7 @@
 """Jobs, stamps and the checks of parameters before anything runs."""
 
 import os
+import re
 import subprocess
 import sys
 
@@ -80,6 +81,9 @@ def test_begin_refuses_what_papermill_only_warns_about():
         (["--notebook", "10", "--params", "seed"], "not name=value"),
         (["--profile", "quik"], "Unknown profile"),
         (["--job", "nothing"], "has no job 'nothing'"),
+        (["--executor", "slurm", "--gpus", "one"], "GPUS=one is not a number of GPUs"),
+        (["--executor", "slurm", "--gpus", "-1"], "GPUS=-1 is not a number of GPUs"),
+        (["--gpus", "1"], "add EXECUTOR=slurm"),
     ],
 )
 def test_command_line_says_what_is_wrong(arguments, message):
@@ -105,14 +109,37 @@ def test_a_job_writes_the_stamp_it_was_asked_for(tmp_path, monkeypatch):
     assert asked.exists() and executed == [job]
 
 
+def test_slurm_without_sbatch_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="EXECUTOR=slurm found no sbatch"):
+        reproduction.reproduce("smoke", "all", "slurm")
+    assert not artifacts.RESULTS.exists()
+
+
+@pytest.mark.parametrize("status, asked", [(0, []), (1, ["--slurm-status-command", "squeue"])])
+def test_without_accounting_squeue_is_asked(tmp_path, monkeypatch, status, asked):
+    for name in ("sbatch", "sacct"):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    options = reproduction.executor_options("slurm", 2, 1)
+    assert options[:4] == ["--executor", "slurm", "--jobs", "2"] and options[options.index("10") + 1 :] == asked
+
+
 def test_snakemake_plans_every_job(tmp_path):
-    """The Snakefile gives Snakemake exactly the jobs of lib.reproduction."""
-    command = [sys.executable, "-m", "snakemake", "-n", "--quiet", "rules", "--cores", "1", "--config", "profile=smoke", "paper=all"]
-    environment = os.environ | {"RESULTS_DIR": str(tmp_path)}
+    """The Snakefile gives Snakemake exactly the jobs of lib.reproduction, their GPUs, and the partition of a profile."""
+    (tmp_path / "config.yaml").write_text("default-resources:\n  - slurm_partition=other\n")
+    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--config", "profile=smoke", "paper=all", "gpus=2"]
+    environment = os.environ | {"RESULTS_DIR": str(tmp_path), "SNAKEMAKE_PROFILE": str(tmp_path)}
     done = subprocess.run(command, cwd=artifacts.ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    counted = [line.split() for line in done.stdout.splitlines() if line.startswith("total")]
-    assert counted and int(counted[0][1]) == len(reproduction.jobs("smoke")) + 1
+    planned = dict(re.findall(r"^rule (\w+):\n(?: .+\n)*?    resources: (.+)", done.stdout, re.MULTILINE))
+    listed = reproduction.jobs("smoke")
+    assert set(planned) == {"all"} | {reproduction.rule_name(job) for job in listed}
+    assert set(reproduction.ON_GPU) < {job.notebook for job in listed}
+    for job in listed:
+        resources = planned[reproduction.rule_name(job)].split(", ")
+        assert f"gpu={2 if job.notebook in reproduction.ON_GPU else 0}" in resources and "slurm_partition=other" in resources
 
 
 def test_memory_of_a_process_counts_what_its_children_hold():
