@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -420,3 +421,38 @@ def test_the_command_trains_a_listed_run(monkeypatch, capsys):
     monkeypatch.setattr(training, "train", lambda settings, show_progress: asked.append(settings) or "folder")
     training.main()
     assert asked == [resolution.resolve("simsiam", "smoke")] and capsys.readouterr().out == "folder\n"
+
+
+# ---------------------------------------------------------------------------------------------------------------- what a GPU does, on a CPU
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam"])
+def test_a_compiled_loss_trains_the_same_run(method, fresh_results):
+    """What a GPU does by default; here only where a C++ compiler is. Tolerance: 1 % of the way that the weights have gone in 10 steps."""
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU; there is none")
+    settings = tiny(method, epochs=1, learning_rate=1e-3)
+    fresh_results("eager")
+    training.train(settings)
+    eager = weights(settings)
+    fresh_results("compiled")
+    training.train(settings, compiled=True)
+    compiled = weights(settings)
+    start = methods.build(settings, 1).state_dict()
+
+    def distance(first, second):
+        return sum((first[name].double() - second[name].double()).square().sum().item() for name in first) ** 0.5
+
+    assert 0 < distance(eager, compiled) < 0.01 * distance(start, eager)
+
+
+def test_views_are_made_one_step_ahead():
+    made = []
+
+    def make(step):
+        made.append(step)
+        return None if step == 5 else [step]
+
+    seen = []
+    for views in training.one_ahead(make, 2, torch.device("cpu")):
+        seen.append((views, list(made)))
+    assert seen == [([2], [2, 3]), ([3], [2, 3, 4]), ([4], [2, 3, 4, 5])]

@@ -47,6 +47,10 @@ CASES = {
 }
 
 
+# Floating-point operations a second that the makers give for dense bf16, without sparsity.
+DENSE_BF16_PEAK = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12, "L4": 121e12}
+
+
 class Case:
     """One row of CASES with its images; every arm is a method that returns images per second of one repeat."""
 
@@ -256,6 +260,12 @@ def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[d
         if arm != "a"
     ]
     rows.append(common | {"quantity": "matrix-multiply rate, TFLOP/s", "arm": "", "median": rate / 1e12})
+    if case.device.type == "cuda":
+        peak = next((most for card, most in DENSE_BF16_PEAK.items() if card in torch.cuda.get_device_name()), np.nan)
+        speed = measuring.summary(timings[timings.arm == "a"].value)
+        used = {key: speed[key] * flops / peak for key in ("median", "low", "high")}
+        rows.append(common | {"quantity": "model FLOP utilisation", "arm": "a", "bar": 0.25, **used, "repeats": repeats})
+        rows.append(common | {"quantity": "peak memory, GiB", "arm": "a", "median": torch.cuda.max_memory_allocated() / 2**30})
     shares = [common | {"part": part, "milliseconds": 1e3 * seconds} for part, seconds in case.shares().items()]
     return rows, shares
 
