@@ -42,3 +42,104 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
         mu = F.normalize(direction.float(), dim=1)
         z = F.normalize(target.detach().float(), dim=1)
         return -PowerSpherical(mu, concentration.float(), validate_args=False).log_prob(z).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------- baselines
+def info_nce_loss(first: Tensor, second: Tensor, temperature: float = 0.5, same_view_negatives: bool = True, rows: slice = slice(None)) -> Tensor:
+    """SimCLR's NT-Xent (Chen et al. 2020, Eq. 1), mean over the 2 B anchors, in nats.
+
+    ``-log exp(z_i . z_j / τ) / sum_{k != i} exp(z_i . z_k / τ)`` for the two views i, j of one image, z normalised. k runs over the views of
+    both kinds, or, without ``same_view_negatives``, over the other kind only: the cross-view InfoNCE that VI-SimSiam 2023 (Claim 4.5) means.
+
+    first, second: [B, D]; ``rows``: the images whose views are anchors (those of this process; the others are negatives only).
+    """
+    _same_shape(first=first, second=second)
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    with torch.autocast(first.device.type, enabled=False):
+        a, b = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
+        anchors = torch.arange(len(a), device=a.device)[rows]
+        terms = []
+        for own, other in ((a, b), (b, a)):
+            logits = own[anchors] @ other.T / temperature  # [B', B]
+            if same_view_negatives:
+                same = (own[anchors] @ own.T / temperature).scatter(1, anchors[:, None], float("-inf"))
+                logits = torch.cat([logits, same], 1)  # [B', 2 B]
+            terms.append(F.cross_entropy(logits, anchors))
+        return (terms[0] + terms[1]) / 2
+
+
+def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 0.0051) -> Tensor:
+    """``sum_i (1 - C_ii)² + λ sum_{i != j} C_ij²`` with C the cross-correlation of the two views over the batch (Zbontar et al. 2021, Eq. 1 and 2).
+
+    first, second: [B, D]; each coordinate is centred and divided by its standard deviation over the batch (biased).
+    """
+    _same_shape(first=first, second=second)
+    with torch.autocast(first.device.type, enabled=False):
+        correlation = _standardised(first).T @ _standardised(second) / len(first)  # [D, D]
+        diagonal = torch.diagonal(correlation)
+        return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
+
+
+def _standardised(z: Tensor) -> Tensor:
+    z = z.float() - z.float().mean(0)
+    return z / (z.square().mean(0) + 1e-5).sqrt()
+
+
+def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> dict[str, Tensor]:
+    """``λ s(Z, Z') + μ [v(Z) + v(Z')] + ν [c(Z) + c(Z')]`` (Bardes et al. 2022, Eq. 1 to 6): named terms and their sum under "loss".
+
+    s: mean squared distance over batch and coordinates; v: mean over coordinates of max(0, 1 - sqrt(Var + 1e-4)); c: sum of the squared
+    off-diagonal covariances over D. first, second: [B, D], B > 1. Deviation: s is divided by D (the paper's Eq. 5 is not) and the two v are
+    averaged (Eq. 6 adds them), as in the authors' code, for which the published weights were chosen.
+    """
+    _same_shape(first=first, second=second)
+    with torch.autocast(first.device.type, enabled=False):
+        a, b = first.float(), second.float()
+        dimension = a.shape[1]
+
+        def spread(z: Tensor) -> Tensor:
+            return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
+
+        def redundancy(z: Tensor) -> Tensor:
+            z = z - z.mean(0)
+            matrix = z.T @ z / (len(z) - 1)  # [D, D]
+            return (matrix.square().sum() - torch.diagonal(matrix).square().sum()) / dimension
+
+        terms = {
+            "invariance": F.mse_loss(a, b), "variance": (spread(a) + spread(b)) / 2, "covariance": redundancy(a) + redundancy(b),
+        }  # fmt: skip
+        loss = invariance * terms["invariance"] + variance * terms["variance"] + covariance * terms["covariance"]
+        return {"loss": loss} | terms
+
+
+def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """Mean squared distance of the normalised vectors, ``2 - 2 cos(p, z)``, the target a constant (BYOL, Grill et al. 2020, Eq. 2). [B, D] each."""
+    return 2 + 2 * simsiam_loss(prediction, target)
+
+
+def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.2) -> Tensor:
+    """``-log exp(q . k / τ) / (exp(q . k / τ) + sum_n exp(q . n / τ))``, keys and queue constants (MoCo, He et al. 2020, Eq. 1; τ of MoCo v2).
+
+    query, key: [B, D]; queue: [K, D], normalised.
+    """
+    _same_shape(query=query, key=key)
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = F.normalize(query.float(), dim=1), F.normalize(key.detach().float(), dim=1)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().float().T], 1) / temperature  # [B, 1 + K]
+        return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
+
+
+def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float = 0.04) -> Tensor:
+    """``-mean_b sum_k P_t(k) log P_s(k)`` with P_t = softmax((teacher - c) / τ_t), a constant, and P_s = softmax(student / τ_s).
+
+    Caron et al. 2021, Eq. 2 and §3.1. student, teacher: [B, K] outputs of the heads for different views; centre: [K].
+    """
+    _same_shape(student=student, teacher=teacher)
+    if min(student_temperature, teacher_temperature) <= 0:
+        raise ValueError(f"the temperatures are {student_temperature} and {teacher_temperature}; both must be positive.")
+    with torch.autocast(student.device.type, enabled=False):
+        target = torch.softmax((teacher.detach().float() - centre) / teacher_temperature, dim=1)
+        return -(target * torch.log_softmax(student.float() / student_temperature, dim=1)).sum(1).mean()

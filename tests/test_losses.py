@@ -5,9 +5,10 @@ import math
 import power_spherical as oracle
 import pytest
 import torch
-from lightly.loss import NegativeCosineSimilarity
+from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 from torch.nn import functional as F
 
+from lib import losses
 from lib.losses import simsiam_loss, vi_simsiam_loss
 
 
@@ -160,3 +161,105 @@ def test_extreme_concentrations_stay_finite(kappa, dimension):
     if kappa == 0:  # the uniform density: one over the area of the sphere
         area = math.log(2) + dimension / 2 * math.log(math.pi) - math.lgamma(dimension / 2)
         assert loss.item() == pytest.approx(area, rel=1e-6)
+
+
+# ---------------------------------------------------------------------------------------------------------------- baselines
+def same_with_gradients(ours, theirs, *inputs, tolerance=1e-5):
+    """Equal values, and equal gradients in every input."""
+    gradients = []
+    for loss in (ours, theirs):
+        leaves = [value.clone().requires_grad_() for value in inputs]
+        result = loss(*leaves)
+        result.backward()
+        gradients.append((result.detach(), [leaf.grad for leaf in leaves]))
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("temperature", [0.1, 0.5])
+def test_info_nce_is_lightlys_nt_xent(temperature):
+    a, _, b = draw()
+    same_with_gradients(lambda x, y: losses.info_nce_loss(x, y, temperature), NTXentLoss(temperature), a, b)
+
+
+def test_info_nce_without_negatives_of_the_same_view_is_a_classification_across_views():
+    a, _, b = draw()
+    z, w = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    expected = 0.0
+    for own, other in ((z, w), (w, z)):
+        for i in range(len(z)):
+            expected += -math.log(math.exp(own[i] @ other[i] / 0.3) / sum(math.exp(own[i] @ other[k] / 0.3) for k in range(len(z)))) / (2 * len(z))
+    assert losses.info_nce_loss(a, b, 0.3, same_view_negatives=False).item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("negatives", [True, False])
+def test_info_nce_of_parts_of_the_anchors_averages_to_the_whole(negatives):
+    a, _, b = draw()
+    parts = [losses.info_nce_loss(a, b, 0.5, negatives, slice(start, start + 2)) for start in (0, 2, 4)]
+    assert torch.stack(parts).mean().item() == pytest.approx(losses.info_nce_loss(a, b, 0.5, negatives).item(), rel=1e-6)
+
+
+def test_barlow_twins_is_lightlys():
+    a, _, b = draw(32, 8)
+    same_with_gradients(lambda x, y: losses.barlow_twins_loss(x, y, 0.005), BarlowTwinsLoss(0.005), a, b, tolerance=1e-4)
+    standard = (a - a.mean(0)) / a.std(0, correction=0)
+    correlation = standard.double().T @ standard.double() / len(a)
+    assert losses.barlow_twins_loss(a, a, 0.0).item() == pytest.approx((1 - correlation.diagonal()).square().sum().item(), abs=1e-6)
+
+
+def test_vicreg_is_lightlys_and_the_sum_of_its_terms():
+    a, _, b = draw(32, 8)
+    same_with_gradients(lambda x, y: losses.vicreg_loss(x, y)["loss"], VICRegLoss(), a, b, tolerance=1e-4)
+    terms = losses.vicreg_loss(a, b, 3.0, 5.0, 7.0)
+    expected = 3 * terms["invariance"] + 5 * terms["variance"] + 7 * terms["covariance"]
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_byol_is_the_squared_distance_of_unit_vectors():
+    p, _, z = draw()
+    expected = (F.normalize(p, dim=1) - F.normalize(z, dim=1)).square().sum(1).mean().item()
+    assert losses.byol_loss(p, z).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_moco_is_lightlys_nt_xent_with_a_memory_bank():
+    q, _, k = draw()
+    queue = F.normalize(torch.randn(16, 12, generator=torch.Generator().manual_seed(3)), dim=1)
+    theirs = NTXentLoss(0.2, memory_bank_size=(16, 12))
+    theirs.memory_bank.bank, theirs.memory_bank.bank_ptr = queue.clone(), torch.zeros(1, dtype=torch.long)
+    assert losses.moco_loss(q, k, queue, 0.2).item() == pytest.approx(theirs(q, k).item(), rel=1e-5)
+
+
+def test_dino_is_lightlys():
+    s, _, t = draw(6, 12)
+    s2, _, t2 = draw(6, 12, seed=1)
+    theirs = DINOLoss(12, teacher_temp=0.05, student_temp=0.1)
+    centre = torch.randn(1, 1, 12, generator=torch.Generator().manual_seed(3))
+    theirs.center = centre.clone()  # moved on in place by every call
+    expected = theirs([t, t2], [s, s2]).item()
+    pairs = [losses.dino_loss(s, t2, centre[0, 0], 0.1, 0.05), losses.dino_loss(s2, t, centre[0, 0], 0.1, 0.05)]
+    assert torch.stack(pairs).mean().item() == pytest.approx(expected, rel=1e-5)
+    uniform = losses.dino_loss(torch.zeros(3, 12), torch.zeros(3, 12), torch.zeros(12))
+    assert uniform.item() == pytest.approx(math.log(12), rel=1e-6)
+
+
+def test_targets_of_byol_moco_and_dino_are_constants():
+    p, _, z = draw()
+    for loss in (losses.byol_loss, lambda a, b: losses.moco_loss(a, b, torch.eye(12)), lambda a, b: losses.dino_loss(a, b, torch.zeros(12))):
+        first, second = p.clone().requires_grad_(), z.clone().requires_grad_()
+        loss(first, second).backward()
+        assert first.grad.abs().sum() > 0 and second.grad is None
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: losses.info_nce_loss(torch.ones(2, 3), torch.ones(3, 3)), "one shape"),
+        (lambda: losses.info_nce_loss(torch.ones(2, 3), torch.ones(2, 3), 0.0), "temperature is 0.0"),
+        (lambda: losses.barlow_twins_loss(torch.ones(3), torch.ones(3)), "one shape"),
+        (lambda: losses.vicreg_loss(torch.ones(2, 3), torch.ones(2, 4)), "one shape"),
+        (lambda: losses.moco_loss(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3), -1.0), "temperature is -1.0"),
+        (lambda: losses.dino_loss(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(3), 0.1, 0.0), "temperatures are 0.1 and 0.0"),
+    ],
+)
+def test_baselines_refuse_what_cannot_be(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
