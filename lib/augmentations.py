@@ -33,6 +33,16 @@ RECIPES = {
         "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
         "hue": 0.1, "grey": 0.2, "blur": 0.0, "sigma": (0.1, 2.0),
     },
+    # SimCLR (Chen et al. 2020, App. A), colour distortion of strength 1
+    "simclr": {
+        "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
+        "hue": 0.2, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0),
+    },
+    # BYOL (Grill et al. 2020, App. B), also Barlow Twins, VICReg and DINO: the second view has parameters of its own
+    "byol": {
+        "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
+        "hue": 0.1, "grey": 0.2, "blur": 1.0, "sigma": (0.1, 2.0), "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2},
+    },
 }  # fmt: skip
 # Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1); everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
@@ -57,6 +67,7 @@ class Draws(NamedTuple):
     blur: Tensor  # [B]
     sigma: Tensor  # [B], pixels
     order: Tensor  # [B, 4]: the order of the jitter's parts, the same within BLOCK rows
+    solarise: Tensor  # [B]
 
     def rows(self, index) -> Draws:
         return Draws(*(value[index] for value in self))
@@ -69,9 +80,13 @@ def make_views(images: Tensor, settings: dict, generator: torch.Generator, part:
     part used, so that several processes make together the views that one would have made.
     """
     strengths, batch = recipe(settings["augmentation"]), len(images)
-    kinds = [(2, settings["image_size"], strengths), (settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE})]
+    kinds = [(2, settings["image_size"], strengths)]
+    if "second" in strengths:
+        kinds = [(1, settings["image_size"], strengths), (1, settings["image_size"], strengths | strengths["second"])]
+    if settings["local_views"]:
+        kinds.append((settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE}))
     views: list[Tensor] = []
-    for count, size, wanted in kinds[: 2 if settings["local_views"] else 1]:
+    for count, size, wanted in kinds:
         draws = draw(count * parts * batch, images.shape[2], images.shape[3], wanted, generator)
         mine = torch.arange(count * parts * batch).view(count, parts, batch)[:, part].flatten()
         views += render(images, torch.arange(batch).repeat(count), draws.rows(mine), size).chunk(count)
@@ -81,8 +96,8 @@ def make_views(images: Tensor, settings: dict, generator: torch.Generator, part:
 def augment(images: Tensor, size: int, strengths: dict, generator: torch.Generator) -> Tensor:
     """One random view of every uint8 or 0..1 float image [B, C, H, W] -> [B, C, size, size] in 0..1, channels last.
 
-    Crop and flip, then colour jitter (in random order), greyscale and blur, as in SimSiam. Deviations: flip comes first instead of last (the
-    same distribution, as the other steps commute with it), and the order of the jitter's four parts is drawn per block of images, not per image.
+    Crop and flip, then colour jitter (in random order), greyscale, blur, solarisation, as in SimSiam and BYOL. Deviations: flip comes first,
+    not last (the same distribution, as the other steps commute with it), and the jitter's order is drawn per block of images, not per image.
     """
     return render(images, torch.arange(len(images)), draw(len(images), images.shape[2], images.shape[3], strengths, generator), size)
 
@@ -98,7 +113,9 @@ def draw(batch: int, height: int, width: int, strengths: dict, generator: torch.
     low, high = strengths["sigma"]
     sigma = low + (high - low) * torch.rand(batch, generator=generator)
     orders = torch.stack([torch.randperm(4, generator=generator) for _ in range(0, batch, BLOCK)])
-    return Draws(box, flip, jitter, factors, grey, blur, sigma, orders.repeat_interleave(BLOCK, 0)[:batch])
+    # Drawn where a recipe has it, so that the others keep their random numbers.
+    solarise = chance(batch, strengths["solarise"], generator) if strengths.get("solarise") else torch.zeros(batch, dtype=torch.bool)
+    return Draws(box, flip, jitter, factors, grey, blur, sigma, orders.repeat_interleave(BLOCK, 0)[:batch], solarise)
 
 
 def render(images: Tensor, chosen: Tensor, draws: Draws, size: int) -> Tensor:
@@ -143,6 +160,7 @@ def _render_batched(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor)
     if view.shape[1] == 3:
         _change(view, draws.grey, lambda some, rows: to_grey(some), draws)
     _change(view, draws.blur, lambda some, rows: gaussian_blur(some, rows.sigma), draws)
+    _change(view, draws.solarise, lambda some, rows: torch.where(some < 0.5, some, 1 - some), draws)
     views.copy_(view)
 
 

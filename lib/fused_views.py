@@ -13,12 +13,12 @@ from numba import njit
 
 COMPILED = {"nogil": True, "fastmath": True, "cache": True}
 GREY_RED, GREY_GREEN, GREY_BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
-ONE, ZERO, TWO, SIX = np.float32(1), np.float32(0), np.float32(2), np.float32(6)
+ONE, ZERO, HALF, TWO, SIX = np.float32(1), np.float32(0), np.float32(0.5), np.float32(2), np.float32(6)
 BLUR_REACH = np.float32(4)
 
 
 @njit(**COMPILED)
-def render(source, chosen, box, flip, jitter, factors, grey, blur, sigma, order, scale, views):
+def render(source, chosen, box, flip, jitter, factors, grey, blur, sigma, order, solarise, scale, views):
     """Write views [B, S, S, C] of source [N, H, W * C] times ``scale``: view b is of image chosen[b], its parameters are row b of the draws."""
     size, channels = views.shape[1], views.shape[3]
     image = np.empty((channels, size * size), np.float32)
@@ -39,6 +39,10 @@ def render(source, chosen, box, flip, jitter, factors, grey, blur, sigma, order,
                 image[0, i] = image[1, i] = image[2, i] = GREY_RED * image[0, i] + GREY_GREEN * image[1, i] + GREY_BLUE * image[2, i]
         if blur[b]:
             gaussian_blur(image, sigma[b], size)
+        if solarise[b]:
+            for c in range(channels):
+                for i in range(size * size):
+                    image[c, i] = image[c, i] if image[c, i] < HALF else ONE - image[c, i]
         for y in range(size):
             for x in range(size):
                 for c in range(channels):

@@ -116,7 +116,49 @@ def to_concentration(raw: Tensor, dimension: int, mapping: str = "natural") -> T
     raise ValueError(f"Unknown concentration_map {mapping!r}; choose one of ['exp', 'natural', 'softplus'].")
 
 
+class PrototypeHead(nn.Module):
+    """DINO's head (Caron et al. 2021, §3.2): an MLP with GELU, a normalised bottleneck, and cosines to K unit prototypes: [B, F] -> [B, K]."""
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int):
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+        for module in self.mlp:
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        self.prototypes = nn.Parameter(torch.randn(prototypes, bottleneck))
+
+    def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
+        """frozen: the prototypes are constants, as in DINO's first epoch."""
+        prototypes = self.prototypes.detach() if frozen else self.prototypes
+        return F.linear(F.normalize(self.mlp(features), dim=1), F.normalize(prototypes, dim=1))
+
+
+@torch.no_grad()
+def update_average(target: nn.Module, online: nn.Module, momentum: float) -> None:
+    """Exponential moving average of weights, ``target <- m target + (1 - m) online``; buffers are copied."""
+    for average, current in zip(target.parameters(), online.parameters(), strict=True):
+        average.lerp_(current, 1 - momentum)
+    for average, current in zip(target.buffers(), online.buffers(), strict=True):
+        average.copy_(current)
+
+
 # ---------------------------------------------------------------------------------------------------------------- several processes
+def gather(values: Tensor) -> Tensor:
+    """The rows [B, ...] of all processes in the order of their ranks, with gradients; unchanged in a process of its own."""
+    if not torch.distributed.is_initialized():
+        return values
+    from torch.distributed.nn.functional import all_gather
+
+    return torch.cat(all_gather(values))
+
+
+def own_rows(batch: int) -> slice:
+    """Where the ``batch`` rows of this process are in what ``gather`` returns."""
+    rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
+    return slice(rank * batch, (rank + 1) * batch)
+
+
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose statistics are taken over the batches of all processes, each of the same size; for the CPU, where torch has none.
 

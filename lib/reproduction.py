@@ -129,9 +129,16 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     return listed
 
 
+def module_files(name: str) -> list[Path]:
+    """The source files of lib.<name>, a module or a package; none if there is no such module."""
+    return [path for path in sorted((artifacts.ROOT / "lib").glob(f"{name}*/*.py")) if path.parent.name == name] or [
+        path for path in [artifacts.ROOT / "lib" / f"{name}.py"] if path.exists()
+    ]
+
+
 @cache
 def imported_modules(source: str) -> frozenset[str]:
-    """Names of the lib modules that Python source imports, those they import included."""
+    """Names of the lib modules that Python source imports, those they import included; a package counts as one module."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "lib":
@@ -140,10 +147,12 @@ def imported_modules(source: str) -> frozenset[str]:
             names.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
-    names = {name for name in names if (artifacts.ROOT / "lib" / f"{name}.py").exists()}
+    names = {name for name in names if module_files(name)}
     # This module starts every notebook and changes no number in it.
     names.discard("reproduction")
-    inner = [imported_modules((artifacts.ROOT / "lib" / f"{name}.py").read_text()) for name in sorted(names)]
+    files = [path for name in sorted(names) for path in module_files(name)]
+    # A package's files name each other; their own name is left out, or this would not end.
+    inner = [imported_modules(path.read_text().replace(f"from lib.{path.parent.name}", "from elsewhere")) for path in files]
     return frozenset(names.union(*inner))
 
 
@@ -151,7 +160,7 @@ def imported_modules(source: str) -> frozenset[str]:
 def source_hash(notebook: str) -> str:
     cells = [cell.source for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells]
     code = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells if cell.cell_type == "code")
-    files = [artifacts.ROOT / "lib" / f"{name}.py" for name in sorted(imported_modules(code))]
+    files = [path for name in sorted(imported_modules(code)) for path in module_files(name)]
     files += sorted((artifacts.ROOT / "settings").glob("*.toml"))
     return artifacts.sha256("\n".join(cells) + "".join(artifacts.sha256(path) for path in files))
 

@@ -12,6 +12,7 @@ import argparse
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
@@ -67,27 +68,27 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> f
 
 
 def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
-    """Two parameter groups: the predictor, whose learning rate may stay constant (SimSiam, App. C), and everything else."""
+    """Two parameter groups: the predictor, whose learning rate may stay constant (SimSiam, App. C), and everything else.
+
+    With LARS, biases and the parameters of batch norm are neither decayed nor adapted (You et al. 2017, as in SimCLR, BYOL, Barlow Twins).
+    """
     named = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
     constant = settings["constant_predictor_learning_rate"]
     predictor = [parameter for name, parameter in named if constant and name.startswith("predictor.")]
     rest = [parameter for name, parameter in named if not (constant and name.startswith("predictor."))]
     groups = [{"params": rest, "constant": False}] + ([{"params": predictor, "constant": True}] if predictor else [])
+    if settings["optimizer"] == "lars":
+        from timm.optim import Lars  # slow to import
+
+        matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1], "weight_decay": settings["weight_decay"]} for group in groups]
+        vectors = [{**group, "params": [p for p in group["params"] if p.ndim < 2], "weight_decay": 0.0} for group in groups]
+        return Lars([group for group in matrices + vectors if group["params"]], lr=settings["learning_rate"], momentum=settings["momentum"])
     rate, decay = settings["learning_rate"], settings["weight_decay"]
     if settings["optimizer"] == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings["momentum"], weight_decay=decay)
     if settings["optimizer"] == "adamw":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-    raise ValueError(f"Unknown optimizer {settings['optimizer']!r}; choose 'sgd' or 'adamw'.")
-
-
-@torch.no_grad()
-def update_average(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Exponential moving average of weights, ``target <- m target + (1 - m) online``; buffers are copied."""
-    for average, current in zip(target.parameters(), online.parameters(), strict=True):
-        average.lerp_(current, 1 - momentum)
-    for average, current in zip(target.buffers(), online.buffers(), strict=True):
-        average.copy_(current)
+    raise ValueError(f"Unknown optimizer {settings['optimizer']!r}; choose 'sgd', 'lars' or 'adamw'.")
 
 
 def training_images(settings: dict) -> data.ImageSet:
@@ -206,6 +207,8 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         raise ValueError(f"batch_size {batch_size} cannot be shared equally by {processes} processes; start a divisor of it.")
     device = fabric.device if fabric else best_device()
     precision = precision_of(settings, device)
+    if settings.get("classes", len(images.classes)) != len(images.classes):
+        raise ValueError(f"{images.title} has {len(images.classes)} classes, {settings['method']} was set up for {settings['classes']}; set classes.")
     method = methods.build(settings, images.images.shape[3]).to(device).train()
     if fabric:
         method = networks.synchronise_batch_norm(method, device)
@@ -283,7 +286,7 @@ class _Loop:
             self.trained.mark_forward_method("loss")
 
     def views(self, steps_per_epoch: int, begin: int) -> Iterator[list[Tensor]]:
-        """The views of every step from ``begin`` to the last: this process's part of each batch."""
+        """The views of every step from ``begin`` to the last, and behind them the labels: this process's part of each batch."""
         batch_size, seed, epochs = self.settings["batch_size"], self.settings["seed"], self.settings["epochs"]
         own = slice(self.process * batch_size // self.processes, (self.process + 1) * batch_size // self.processes)
 
@@ -292,32 +295,45 @@ class _Loop:
                 order = torch.randperm(len(self.images), generator=torch.Generator().manual_seed(seed_of(seed, "order", epoch)))
                 first = max(0, begin - epoch * steps_per_epoch)
                 for batch in order[first * batch_size : steps_per_epoch * batch_size].split(batch_size):
+                    labels.append(torch.from_numpy(self.images.labels[batch[own]]))
                     yield batch[own]
 
+        labels: deque[Tensor] = deque()
         batches, generator = data.batches(self.images.to(self.device), index_batches()), torch.Generator()
 
         def make(step: int) -> list[Tensor] | None:
             batch = next(batches, None)
             generator.manual_seed(seed_of(seed, "views", step))
-            return None if batch is None else augmentations.make_views(batch, self.settings, generator, self.process, self.processes)
+            if batch is None:
+                return None
+            views = augmentations.make_views(batch, self.settings, generator, self.process, self.processes)
+            return [*views, labels.popleft().to(self.device, non_blocking=True)]
 
         return one_ahead(make, begin, self.device)
 
-    def step(self, views: list[Tensor], step: int, epoch: float, factor: float) -> dict[str, Tensor]:
+    def step(self, views: list[Tensor], labels: Tensor, step: int, epoch: float, factor: float) -> dict[str, Tensor]:
         """One step of the optimiser; the named terms of its loss."""
         torch.manual_seed(seed_of(self.settings["seed"], "method" if not self.process else f"method of process {self.process}", step))
         if hasattr(self.method, "set_epoch"):
             self.method.set_epoch(epoch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            terms = self.trained.loss(views)
+            terms = self.trained.loss(views, labels) if hasattr(self.method, "classes") else self.trained.loss(views)
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         if self.settings["clip_norm"]:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.settings["clip_norm"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["learning_rate"] * (1.0 if group["constant"] else factor)
+            if "weight_decay_end" in self.settings:
+                group["weight_decay"] = self._weight_decay(step)
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
+
+    def _weight_decay(self, step: int) -> float:
+        """From ``weight_decay`` to ``weight_decay_end`` on a cosine over the run (DINO, App. C; ProSMin, §5)."""
+        first, last = self.settings["weight_decay"], self.settings["weight_decay_end"]
+        steps = self.settings["epochs"] * (len(self.images) // self.settings["batch_size"])
+        return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
 
     def run(self, steps_per_epoch: int, warmup: int, show_progress: bool) -> tuple[list[dict], float]:
         """Train from the last checkpoint to the end; returns the log rows and the seconds spent over all sittings."""
@@ -331,9 +347,9 @@ class _Loop:
         progress = Progress(path, self.name, steps, step, settings["batch_size"], show_progress)
         rows, loss, started, saved = [], None, time.perf_counter() - seconds, time.perf_counter()
         try:
-            for views in self.views(steps_per_epoch, step):
+            for *views, labels in self.views(steps_per_epoch, step):
                 factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
-                rows.append(self.step(views, step, step / steps_per_epoch, factor))
+                rows.append(self.step(views, labels, step, step / steps_per_epoch, factor))
                 step += 1
                 if hasattr(self.method, "update_target"):
                     self.method.update_target(step / steps)

@@ -188,6 +188,7 @@ def torchvision_views(images, size, recipe, seed=0):
         v2.RandomApply([v2.ColorJitter(*parts)], recipe["jitter"]),
         v2.RandomGrayscale(recipe["grey"]),
         v2.RandomApply([v2.GaussianBlur(17, recipe["sigma"])], recipe["blur"]),
+        v2.RandomSolarize(0.5, recipe.get("solarise", 0.0)),
         v2.RandomHorizontalFlip(recipe["flip"]),
     ])  # fmt: skip
     torch.manual_seed(seed)
@@ -206,14 +207,14 @@ def statistics(views):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", sorted(aug.RECIPES))
+@pytest.mark.parametrize("recipe", [aug.RECIPES[name] for name in sorted(aug.RECIPES)] + [aug.RECIPES["byol"] | aug.RECIPES["byol"]["second"]])
 @pytest.mark.parametrize("shape", ["square", "tall"])
-def test_views_are_distributed_as_torchvisions(name, shape):
+def test_views_are_distributed_as_torchvisions(recipe, shape):
     images = photos(700)
     if shape == "tall":
         images = images[..., 4:]  # off-centre, so that a wrong flip or crop shows
-    ours = aug.augment(images.repeat(6, 1, 1, 1), 18, aug.recipe(name), generator(3))
-    theirs = torchvision_views(images, 18, aug.recipe(name))
+    ours = aug.augment(images.repeat(6, 1, 1, 1), 18, recipe, generator(3))
+    theirs = torchvision_views(images, 18, recipe)
     assert ours.min() >= -1e-6 and ours.max() <= 1 + 1e-6
     expected = statistics(theirs)
     for quantity, values in statistics(ours).items():
@@ -223,7 +224,7 @@ def test_views_are_distributed_as_torchvisions(name, shape):
         assert abs(a.mean() - b.mean()) < 4 * error, quantity
 
 
-@pytest.mark.parametrize("change", [{}, {"hue": 0.5}, {"scale": (0.002, 0.05)}, {"sigma": (0.1, 6.0), "blur": 1.0}, {"brightness": 1.2}])
+@pytest.mark.parametrize("change", [{}, {"hue": 0.5}, {"scale": (0.002, 0.05)}, {"sigma": (0.1, 6.0), "blur": 1.0}, {"solarise": 0.5}])
 @pytest.mark.parametrize(("height", "width", "size"), [(24, 24, 24), (20, 33, 12), (9, 8, 16)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_compiled_views_are_the_batched_ones(change, height, width, size, channels):
@@ -320,12 +321,26 @@ def test_local_views_see_a_small_part(monkeypatch):
 
 
 def test_recipes_are_those_of_the_paper():
-    """Chen & He 2021, App. A and D."""
+    """Chen & He 2021, App. A and D; Chen et al. 2020, App. A; Grill et al. 2020, App. B."""
     paper = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
              "hue": 0.1, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0)}  # fmt: skip
     message = "a change of the views must raise the version of every method that uses them in settings/recipes.toml"
     assert aug.RECIPES["simsiam"] == paper, message
     assert aug.RECIPES["simsiam_small"] == paper | {"blur": 0.0}, message
+    strong = {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    assert aug.RECIPES["simclr"] == paper | strong, message
+    byol = {"scale": (0.08, 1.0), "saturation": 0.2, "blur": 1.0, "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2}}
+    assert aug.RECIPES["byol"] == paper | byol, message
+
+
+def test_the_second_view_has_the_recipes_own_parameters(monkeypatch):
+    drawn, draw = [], aug.draw
+    monkeypatch.setattr(aug, "draw", lambda *arguments: drawn.append((arguments[0], arguments[3])) or draw(*arguments))
+    described = {"augmentation": "byol", "image_size": 16, "local_size": 8, "local_views": 3}
+    assert [len(view) for view in aug.make_views(photos(4), described, generator())] == [4] * 5
+    assert [(count, parts["blur"], parts["solarise"], parts["scale"]) for count, parts in drawn] == [
+        (4, 1.0, 0.0, (0.08, 1.0)), (4, 0.1, 0.2, (0.08, 1.0)), (12, 1.0, 0.0, aug.LOCAL_SCALE),
+    ]  # fmt: skip
 
 
 def test_unknown_recipe_is_an_error():

@@ -1,7 +1,9 @@
 """lib.methods on tiny networks. ``python -m tests.test_methods`` rewrites golden.json, the first losses of every method."""
 
 import json
+import math
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import losses, methods, settings
-from lib.methods import METHODS, VISimSiam, forward_by_size, view_pairs
+from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, view_pairs
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-4
@@ -19,13 +21,23 @@ SMALL = {
     "seed": 0, "width": 4, "stem": "stride2", "projector_layers": 2, "dimension": 16, "predictor_hidden": 8, "image_size": 16,
     "local_size": 10,
 }  # fmt: skip
+# What only some recipes have.
+SMALL_PARTS = {"head_hidden": 12, "bottleneck": 6, "queue_length": 24, "warmup_epochs": 0.0}
 LEARNED = sorted(name for name in METHODS if settings.recipe(name)["epochs"] > 0)
+MULTI_CROP = {"simsiam", "vi_simsiam", "vi_simsiam_undivided", "vi_simsiam_2022", "dino", "dino_two_views"}
 PROBABILISTIC = sorted(name for name in LEARNED if METHODS[name] is VISimSiam)
 
 
 def small(method, **other):
     """The method's recipe on a tiny network."""
-    return settings.recipe(method) | {"method": method} | SMALL | other
+    recipe = settings.recipe(method)
+    return recipe | {"method": method} | SMALL | {name: value for name, value in SMALL_PARTS.items() if name in recipe} | other
+
+
+def loss_of(network, views):
+    """The method's terms; one that learns from labels is given 0, 1, 2, ..."""
+    labels = [torch.arange(len(views[0])) % 10] if hasattr(network, "classes") else []
+    return network.loss(views, *labels)
 
 
 def draw_views(local=0, batch=8, channels=3, seed=0):
@@ -49,7 +61,7 @@ def first_losses(method):
         if hasattr(network, "set_epoch"):
             network.set_epoch(epoch)
         torch.manual_seed(step)
-        loss = network.loss(draw_views(described["local_views"], seed=step))["loss"]
+        loss = loss_of(network, draw_views(described["local_views"], seed=step))["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,11 +104,13 @@ def test_loss_is_a_dict_of_scalars_that_reaches_every_weight(method, channels):
     network = methods.build(small(method), channels).train()
     if hasattr(network, "set_epoch"):
         network.set_epoch(100.0)
-    terms = network.loss(draw_views(local=2, channels=channels))
+    terms = loss_of(network, draw_views(local=2 if method in MULTI_CROP else 0, channels=channels))
     assert all(value.shape == () and value.isfinite() for value in terms.values())
     assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
     terms["loss"].backward()
-    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
+    assert [name for name, parameter in trained if parameter.grad is None] == []
+    assert {name.split(".")[0] for name, parameter in network.named_parameters() if not parameter.requires_grad} <= {"target", "teacher"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -113,6 +127,8 @@ def test_embedding_is_deterministic_and_does_not_depend_on_the_batch(method):
         torch.testing.assert_close(value[2:3], one, rtol=1e-4, atol=1e-5)
     if method in PROBABILISTIC:
         assert whole.native["kappa"].shape == (8,) and torch.equal(whole.uncertainty, -whole.native["kappa"])
+    elif METHODS[method] is baselines.DINO:
+        assert torch.equal(whole.uncertainty, whole.native["entropy"]) and 0 < whole.uncertainty.min() and whole.uncertainty.max() < math.log(16)
     else:
         assert torch.equal(whole.uncertainty, -whole.features.norm(dim=1)) and whole.native == {}
 
@@ -127,7 +143,7 @@ def test_embeds_with_names_all_parts_that_embedding_needs(method):
             nn.init.normal_(parameter)
     assert torch.equal(network.embed(images).features, expected.features)
     assert torch.equal(network.embed(images).uncertainty, expected.uncertainty)
-    assert set(network.embeds_with) <= {name for name, _ in network.named_children()}
+    assert set(network.embeds_with) <= {name for name, _ in [*network.named_children(), *network.named_buffers()]}
 
 
 def test_build_follows_the_seed_and_leaves_the_generator_alone():
@@ -140,8 +156,10 @@ def test_build_follows_the_seed_and_leaves_the_generator_alone():
 
 
 def test_unknown_names_are_errors():
-    with pytest.raises(ValueError, match="Unknown method 'simclr'; choose one of .*'simsiam'"):
-        methods.build(small("simsiam") | {"method": "simclr"})
+    with pytest.raises(ValueError, match="Unknown method 'simclear'; choose one of .*'simsiam'"):
+        methods.build(small("simsiam") | {"method": "simclear"})
+    with pytest.raises(ValueError, match="simclr compares two standard views; set local_views to 0, not 2"):
+        methods.build(small("simclr", local_views=2))
     with pytest.raises(ValueError, match="Unknown concentration_from 'nowhere'; choose 'features'"):
         methods.build(small("vi_simsiam", concentration_from="nowhere"))
     with pytest.raises(ValueError, match="Unknown concentration_map 'square'"):
@@ -236,7 +254,7 @@ def test_kappa_learns_nothing_while_it_warms_up(method):
         assert network.backbone[0].weight.grad.abs().max() > 0
 
 
-@pytest.mark.parametrize("method", LEARNED)
+@pytest.mark.parametrize("method", ["simsiam", *PROBABILISTIC])
 def test_targets_are_constants(method):
     """Only predictions are drawn to targets: with the prediction cut off, nothing reaches the projector's last layer from a target."""
     network, views = methods.build(small(method)).train(), draw_views()
@@ -245,6 +263,114 @@ def test_targets_are_constants(method):
     nn.init.ones_(network.predictor[-1].bias)
     network.loss(views)["loss"].backward()
     assert network.projector[-2].weight.grad.abs().max() == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- baselines
+def after_a_step(method, **other):
+    """A tiny network after one step of gradient descent on fixed views, and the one it was."""
+    network = methods.build(small(method, **other)).train()
+    before = deepcopy(network)
+    loss_of(network, draw_views())["loss"].backward()
+    torch.optim.SGD([parameter for parameter in network.parameters() if parameter.requires_grad], lr=0.5).step()
+    return network, before
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("simclr", lambda a, b: losses.info_nce_loss(a, b, 0.1)),
+        ("barlow_twins", lambda a, b: 0.024 * losses.barlow_twins_loss(a, b, 5.1e-3)),
+        ("vicreg", lambda a, b: losses.vicreg_loss(a, b, 25, 25, 1)["loss"]),
+    ],
+)
+def test_two_view_methods_compare_the_projections_of_the_two_views(method, expected):
+    network, views = methods.build(small(method)).eval(), draw_views()
+    projections = [network.projector(network.backbone(view)) for view in views]
+    assert network.loss(views)["loss"].item() == pytest.approx(expected(*projections).item(), rel=1e-3)
+
+
+def test_byol_predicts_the_targets_projection_of_the_other_view():
+    network, views = methods.build(small("byol")).eval(), draw_views()
+    nn.init.normal_(network.target[0][0].weight)  # unlike the trained network
+    p1, p2 = (network.predictor(network.projector(network.backbone(view))) for view in views)
+    t1, t2 = (network.target(view) for view in views)
+    assert network.loss(views)["loss"].item() == pytest.approx((losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)).item(), rel=1e-4)
+
+
+@pytest.mark.parametrize(("method", "trained", "averaged"), [("byol", "backbone", 0), ("moco_v2", "backbone", 0), ("dino", "backbone", 0)])
+def test_the_target_follows_and_comes_to_rest(method, trained, averaged):
+    network, before = after_a_step(method, local_views=0)
+    target = network.teacher if method == "dino" else network.target
+    online, old = getattr(network, trained)[0].weight, getattr(before, trained)[0].weight
+    m = network.settings["target_momentum"]
+    network.update_target(0.0)
+    torch.testing.assert_close(target[averaged][0].weight, m * old + (1 - m) * online)
+    assert not torch.equal(target[averaged][0].weight, old)
+    kept = target[averaged][0].weight.clone()
+    network.update_target(1.0)
+    assert torch.equal(target[averaged][0].weight, kept) == (method != "moco_v2")  # whose momentum stays
+
+
+def test_byol_without_average_is_its_own_target():
+    network, _ = after_a_step("byol_without_average")
+    network.update_target(0.3)
+    own, target = nn.Sequential(network.backbone, network.projector).state_dict(), network.target.state_dict()
+    assert all(torch.equal(own[name], target[name]) for name in own)
+
+
+def test_directpred_has_the_eigenvectors_of_the_correlation_and_the_root_of_its_eigenvalues():
+    network = methods.build(small("directpred"))
+    f = torch.randn(500, 16) * torch.linspace(0.1, 2, 16)
+    for _ in range(40):  # the average forgets where it began
+        network.set_predictor(f)
+    unit = F.normalize(f, dim=1)
+    expected = torch.linalg.eigvalsh((unit.T @ unit / 500).double()).sqrt()
+    got = torch.linalg.eigvalsh(network.predictor.double())
+    torch.testing.assert_close(got, expected + 0.1 * expected.max(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(network.predictor @ network.correlation, network.correlation @ network.predictor, rtol=0, atol=1e-5)
+    before = network.predictor.clone()
+    network.set_predictor(5 * f)
+    torch.testing.assert_close(network.predictor, before, rtol=0, atol=1e-4)
+
+
+def test_moco_keeps_the_newest_keys():
+    network, views = methods.build(small("moco_v2")).eval(), draw_views()
+    before = network.queue.clone()
+    network.loss(views)
+    keys = F.normalize(network.target(views[0]), dim=1)
+    torch.testing.assert_close(network.queue[:8], keys, rtol=1e-4, atol=1e-5)
+    assert torch.equal(network.queue[8:], before[:16])
+
+
+def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
+    network, views = methods.build(small("dino", local_views=2)).eval(), draw_views(2)
+    network.set_epoch(15.0)  # half of the temperature's warm-up
+    assert network.teacher_temperature == pytest.approx(0.055)
+    outputs = [network.head(network.backbone(view)) for view in views]
+    targets = [network.teacher(view) for view in views[:2]]
+    pairs = [losses.dino_loss(outputs[i], targets[j], torch.zeros(16), 0.1, 0.055) for i in range(4) for j in (0, 1) if i != j]
+    assert network.loss(views)["loss"].item() == pytest.approx(torch.stack(pairs).mean().item(), rel=1e-4)
+    torch.testing.assert_close(network.centre, 0.1 * torch.cat(targets).mean(0), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("epoch", "learns"), [(0.9, False), (1.0, True)])
+def test_dinos_prototypes_learn_nothing_in_the_first_epoch(epoch, learns):
+    network = methods.build(small("dino", local_views=0)).train()
+    network.set_epoch(epoch)
+    network.loss(draw_views())["loss"].backward()
+    assert (network.head.prototypes.grad is not None) == learns and network.head.mlp[0].weight.grad is not None
+
+
+def test_supervised_learns_its_labels():
+    network = methods.build(small("supervised")).train()
+    optimizer, accuracy = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9), []
+    for _ in range(60):
+        terms = loss_of(network, [draw_views()[0]] * 2)
+        optimizer.zero_grad()
+        terms["loss"].backward()
+        optimizer.step()
+        accuracy.append(terms["accuracy"].item())
+    assert accuracy[0] < 0.6 and accuracy[-1] == 1.0
 
 
 def test_spread_is_one_when_isotropic_and_zero_when_collapsed():

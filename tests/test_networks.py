@@ -136,3 +136,21 @@ def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, smalles
     for change in ({"image_size": smallest - 1}, {"local_views": 2, "local_size": smallest - 1}):
         with pytest.raises(ValueError, match=f"{smallest - 1} px; .* needs at least {smallest} px"):
             networks.backbone(settings | change, 3)
+
+
+# ---------------------------------------------------------------------------------------------------------------- target networks
+def test_update_average_is_the_moving_average():
+    online, target = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    online(torch.randn(5, 3))
+    before = {name: value.clone() for name, value in target.state_dict().items()}
+    kept = {name: value.clone() for name, value in online.state_dict().items()}
+    networks.update_average(target, online, 0.9)
+    parameters = dict(target.named_parameters())
+    for name, value in target.state_dict().items():
+        expected = 0.9 * before[name] + 0.1 * kept[name] if name in parameters else kept[name]
+        torch.testing.assert_close(value, expected)
+        assert torch.equal(online.state_dict()[name], kept[name])
+    networks.update_average(target, online, 0.0)
+    torch.testing.assert_close(dict(target.state_dict()), kept)
+    with pytest.raises(ValueError, match="argument"):
+        networks.update_average(target, online[:1], 0.9)

@@ -277,23 +277,6 @@ def test_every_weight_is_in_one_group_with_decay(method, optimizer):
     assert {id(p) for p in predictor[0]["params"]} == {id(p) for p in network.predictor.parameters()}
 
 
-def test_update_average_is_the_moving_average():
-    online, target = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
-    online(torch.randn(5, 3))
-    before = {name: value.clone() for name, value in target.state_dict().items()}
-    kept = {name: value.clone() for name, value in online.state_dict().items()}
-    training.update_average(target, online, 0.9)
-    parameters = dict(target.named_parameters())
-    for name, value in target.state_dict().items():
-        expected = 0.9 * before[name] + 0.1 * kept[name] if name in parameters else kept[name]
-        torch.testing.assert_close(value, expected)
-        assert torch.equal(online.state_dict()[name], kept[name])
-    training.update_average(target, online, 0.0)
-    torch.testing.assert_close(dict(target.state_dict()), kept)
-    with pytest.raises(ValueError, match="argument"):
-        training.update_average(target, online[:1], 0.9)
-
-
 def test_the_loop_tells_a_method_epoch_and_progress(monkeypatch):
     told = {"epoch": [], "progress": []}
 

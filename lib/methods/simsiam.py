@@ -1,50 +1,15 @@
-"""One class per method: its networks, its loss and what it says of an image. ``METHODS`` maps each recipe's name to its class.
-
-A method is a module with ``loss(views) -> named scalar terms with "loss"`` and ``embed(images) -> Embedding``; ``embeds_with`` names the parts
-that ``embed`` needs. Where a method has them, the training loop calls ``set_epoch(epoch)`` before every step (epoch a float, steps included)
-and ``update_target(progress)`` after it (progress in 0..1).
-"""
+"""SimSiam, and VI-SimSiam in both published forms."""
 
 from __future__ import annotations
-
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
+from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 
 QUANTILES = (0.05, 0.95)
-
-
-class Embedding(NamedTuple):
-    """What a method says of images: ``uncertainty`` is higher where it is less certain; ``native`` holds the method's own quantities."""
-
-    features: Tensor  # [B, F]
-    uncertainty: Tensor  # [B]
-    native: dict[str, Tensor]
-
-
-def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """The outputs of ``network`` for every view, with one forward pass (and one batch of statistics) for all views of one size."""
-    outputs = {}
-    for size in dict.fromkeys(view.shape[-1] for view in views):
-        same = [index for index, view in enumerate(views) if view.shape[-1] == size]
-        stacked = network(torch.cat([views[index] for index in same]))
-        for index, *parts in zip(same, *(output.chunk(len(same)) for output in stacked), strict=True):
-            outputs[index] = tuple(parts)
-    return [outputs[index] for index in range(len(views))]
-
-
-def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
-    """Pairs (i, j): view i predicts the target of global view j, never its own."""
-    return [(i, j) for i in range(views) for j in range(global_views) if i != j]
-
-
-def spread(target: Tensor) -> Tensor:
-    """Standard deviation of the normalised outputs [B, D] over the batch, times sqrt(D): 1 if isotropic, 0 if collapsed."""
-    return F.normalize(target.detach().float(), dim=1).std(0).mean() * target.shape[1] ** 0.5
 
 
 class SimSiam(nn.Module):
@@ -146,39 +111,3 @@ class VISimSiam(nn.Module):
         prediction = None if self.concentration_head else self.predictor(self.projector(y))
         kappa = self.concentration(y, prediction)
         return Embedding(y.float(), -kappa, {"kappa": kappa})
-
-
-class RandomInitialisation(SimSiam):
-    """SimSiam's network as initialised: a reference row."""
-
-
-class RawPixels(nn.Module):
-    """The image itself, flattened: a reference row. Its uncertainty is the negative norm of the image, a trivial baseline."""
-
-    embeds_with = ()
-
-    def __init__(self, settings: dict, channels: int = 3):
-        super().__init__()
-
-    def embed(self, images: Tensor) -> Embedding:
-        pixels = images.flatten(1).float()
-        return Embedding(pixels, -pixels.norm(dim=1), {})
-
-
-METHODS = {
-    "simsiam": SimSiam,
-    "vi_simsiam": VISimSiam,
-    "vi_simsiam_undivided": VISimSiam,
-    "vi_simsiam_2022": VISimSiam,
-    "random": RandomInitialisation,
-    "raw_pixels": RawPixels,
-}
-
-
-def build(settings: dict, channels: int = 3) -> nn.Module:
-    """The method named in resolved settings, initialised with their seed, in channels-last memory."""
-    if settings["method"] not in METHODS:
-        raise ValueError(f"Unknown method {settings['method']!r}; choose one of {sorted(METHODS)}.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        return METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)

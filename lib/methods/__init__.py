@@ -1,0 +1,47 @@
+"""One class per method: its networks, its loss and what it says of an image. ``METHODS`` maps each recipe's name to its class.
+
+A method is a module with ``loss(views) -> named scalar terms with "loss"`` and ``embed(images) -> Embedding``; ``embeds_with`` names the parts
+that ``embed`` needs. Where a method has them, the training loop calls ``set_epoch(epoch)`` before every step (epoch a float, steps included)
+and ``update_target(progress)`` after it (progress in 0..1); a method with ``classes`` is given labels too, ``loss(views, labels)``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from lib.methods import baselines
+from lib.methods.baselines import RandomInitialisation, RawPixels
+from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
+from lib.methods.simsiam import SimSiam, VISimSiam
+
+__all__ = ["METHODS", "Embedding", "RandomInitialisation", "RawPixels", "SimSiam", "VISimSiam", "build", "forward_by_size", "spread",
+           "view_pairs"]  # fmt: skip
+
+METHODS = {
+    "simsiam": SimSiam,
+    "vi_simsiam": VISimSiam,
+    "vi_simsiam_undivided": VISimSiam,
+    "vi_simsiam_2022": VISimSiam,
+    "simclr": baselines.SimCLR,
+    "barlow_twins": baselines.BarlowTwins,
+    "vicreg": baselines.VICReg,
+    "byol": baselines.BYOL,
+    "byol_without_average": baselines.BYOL,
+    "directpred": baselines.DirectPred,
+    "moco_v2": baselines.MoCo,
+    "dino": baselines.DINO,
+    "dino_two_views": baselines.DINO,
+    "supervised": baselines.Supervised,
+    "random": RandomInitialisation,
+    "raw_pixels": RawPixels,
+}
+
+
+def build(settings: dict, channels: int = 3) -> nn.Module:
+    """The method named in resolved settings, initialised with their seed, in channels-last memory."""
+    if settings["method"] not in METHODS:
+        raise ValueError(f"Unknown method {settings['method']!r}; choose one of {sorted(METHODS)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings["seed"])
+        return METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)

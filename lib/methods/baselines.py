@@ -1,0 +1,253 @@
+"""The methods that others are compared with, in the same loop: contrastive, redundancy-reducing, self-distilling, supervised, untrained."""
+
+from __future__ import annotations
+
+import math
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import losses, networks
+from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
+from lib.methods.simsiam import SimSiam
+
+
+# ---------------------------------------------------------------------------------------------------------------- two views, one network
+class _TwoViews(nn.Module):
+    """Backbone and projector over two standard views; features without an uncertainty of their own (their negative norm stands in)."""
+
+    embeds_with = ("backbone",)
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+        if settings["local_views"]:
+            raise ValueError(f"{settings['method']} compares two standard views; set local_views to 0, not {settings['local_views']}.")
+        self.settings = settings
+        self.backbone = networks.backbone(settings, channels)
+        self.projector = networks.projector(self.backbone.features, settings["dimension"], settings["projector_layers"])
+
+    def forward(self, view: Tensor) -> tuple[Tensor]:
+        return (self.projector(self.backbone(view)),)
+
+    def projections(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The two views' projections [B, D], over the batch of all processes."""
+        (first,), (second,) = forward_by_size(self, views)
+        return networks.gather(first), networks.gather(second)
+
+    def embed(self, images: Tensor) -> Embedding:
+        features = self.backbone(images).float()
+        return Embedding(features, -features.norm(dim=1), {})
+
+
+class SimCLR(_TwoViews):
+    """SimCLR (Chen et al. 2020, Algorithm 1): each view is to be recognised as its image's other view among all views of the batch."""
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        first, second = self.projections(views)
+        loss = losses.info_nce_loss(first, second, self.settings["temperature"], rows=networks.own_rows(len(views[0])))
+        return {"loss": loss, "cosine": F.cosine_similarity(first.detach().float(), second.detach().float()).mean(), "spread": spread(first)}
+
+
+class BarlowTwins(_TwoViews):
+    """Barlow Twins (Zbontar et al. 2021, Algorithm 1), the loss times ``loss_scale`` as the authors' code has it (their App.)."""
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        first, second = self.projections(views)
+        loss = self.settings["loss_scale"] * losses.barlow_twins_loss(first, second, self.settings["redundancy_weight"])
+        return {"loss": loss, "cosine": F.cosine_similarity(first.detach().float(), second.detach().float()).mean(), "spread": spread(first)}
+
+
+class VICReg(_TwoViews):
+    """VICReg (Bardes et al. 2022, Algorithm 1). Deviation: the expander ends in batch norm, as all projectors here."""
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        first, second = self.projections(views)
+        weights = (self.settings[name] for name in ("invariance", "variance", "covariance"))
+        terms = losses.vicreg_loss(first, second, *weights)
+        return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | {"spread": spread(first)}
+
+
+class Supervised(_TwoViews):
+    """The same network and views trained with labels: what the labels would have given. Cross-entropy, mean over both views."""
+
+    classes = True
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__(settings, channels)
+        self.projector = nn.Linear(self.backbone.features, settings["classes"])
+
+    def loss(self, views: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
+        (first,), (second,) = forward_by_size(self, views)
+        loss = (F.cross_entropy(first.float(), labels) + F.cross_entropy(second.float(), labels)) / 2
+        return {"loss": loss, "accuracy": (first.argmax(1) == labels).float().mean()}
+
+
+# ---------------------------------------------------------------------------------------------------------------- with a target network
+class _WithTarget(_TwoViews):
+    """A second backbone and projector whose weights follow the trained ones: ``target <- m target + (1 - m) online`` after every step."""
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__(settings, channels)
+        self.target = deepcopy(nn.Sequential(self.backbone, self.projector)).requires_grad_(False)
+
+    def update_target(self, progress: float) -> None:
+        """m rises from ``target_momentum`` to 1 on a cosine (BYOL, §3.3), or stays where it is."""
+        m = self.settings["target_momentum"]
+        if self.settings["target_schedule"] == "cosine":
+            m = 1 - (1 - m) * (1 + math.cos(math.pi * progress)) / 2
+        networks.update_average(self.target, nn.Sequential(self.backbone, self.projector), m)
+
+    @torch.no_grad()
+    def targets(self, views: list[Tensor]) -> list[Tensor]:
+        return list(self.target(torch.cat(views)).chunk(len(views)))  # each [B, D]
+
+
+class BYOL(_WithTarget):
+    """BYOL (Grill et al. 2020, §3.1): each view's prediction is drawn to the target network's projection of the other view.
+
+    With ``target_momentum`` 0 the target is the trained network itself, its gradient stopped (recipe byol_without_average).
+    """
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__(settings, channels)
+        self.predictor = networks.predictor(settings["dimension"], settings["predictor_hidden"])
+
+    def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
+        z = self.projector(self.backbone(view))
+        return z, self.predictor(z)
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        (z, p1), (_, p2) = forward_by_size(self, views)
+        t1, t2 = self.targets(views)
+        loss = losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)
+        return {"loss": loss, "cosine": 1 - loss.detach() / 4, "spread": spread(z)}
+
+
+class DirectPred(_WithTarget):
+    """DirectPred (Tian et al. 2021, §4): BYOL whose predictor is set, not trained, ``W = U diag(sqrt(s) + ε max sqrt(s)) U^T``.
+
+    U diag(s) U^T is the moving average, with weight ρ on the past, of the correlation E[f f^T] of the predictor's input f.
+    Deviation: f is normalised first and ε multiplies max sqrt(s) where the paper prints max s, so that W does not depend on the scale of f.
+    """
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__(settings, channels)
+        dimension = settings["dimension"]
+        self.register_buffer("correlation", torch.eye(dimension) / dimension)
+        self.register_buffer("predictor", torch.eye(dimension))
+
+    @torch.no_grad()
+    def set_predictor(self, f: Tensor) -> None:
+        f = F.normalize(f.float(), dim=1)
+        self.correlation.lerp_(f.T @ f / len(f), 1 - self.settings["correlation_memory"])
+        values, vectors = torch.linalg.eigh(self.correlation)
+        root = values.clamp(min=0).sqrt()
+        self.predictor.copy_(vectors * (root + self.settings["eigenvalue_boost"] * root.max()) @ vectors.T)
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        (z1,), (z2,) = forward_by_size(self, views)
+        with torch.autocast(z1.device.type, enabled=False):
+            self.set_predictor(torch.cat([networks.gather(z1.detach()), networks.gather(z2.detach())]))
+            p1, p2 = z1.float() @ self.predictor, z2.float() @ self.predictor
+        t1, t2 = self.targets(views)
+        loss = losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)
+        return {"loss": loss, "cosine": 1 - loss.detach() / 4, "spread": spread(z1)}
+
+
+class MoCo(_WithTarget):
+    """MoCo v2 (He et al. 2020, Algorithm 1; Chen et al. 2020b): a query against its key and a queue of keys from earlier batches.
+
+    Deviation: both views are queries in turn, as in MoCo v3, so that a step costs what it costs the other methods; batch norm is not shuffled
+    (with one process there is nothing to shuffle between).
+    """
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__(settings, channels)
+        self.register_buffer("queue", F.normalize(torch.randn(settings["queue_length"], settings["dimension"]), dim=1))
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        (q1,), (q2,) = forward_by_size(self, views)
+        k1, k2 = self.targets(views)
+        queue = self.queue.clone()
+        loss = (losses.moco_loss(q1, k2, queue, self.settings["temperature"]) + losses.moco_loss(q2, k1, queue, self.settings["temperature"])) / 2
+        new = F.normalize(networks.gather(k1).float(), dim=1)
+        self.queue.copy_(torch.cat([new, queue])[: len(queue)])
+        return {"loss": loss, "cosine": F.cosine_similarity(q1.detach().float(), k2.float()).mean(), "spread": spread(q1)}
+
+
+class DINO(nn.Module):
+    """DINO (Caron et al. 2021, Algorithm 1): the student's softmax over K prototypes follows the averaged teacher's, centred and sharpened.
+
+    The teacher sees the standard views, the student all of them; every pair of different views counts. ``dimension`` is K. Embeddings are the
+    teacher's, and the uncertainty is the entropy, in nats, of its softmax((f(x) - c) / τ_t) (VI-SimSiam 2023, §4.4).
+    """
+
+    embeds_with = ("teacher", "centre")
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+        self.settings = settings
+        self.backbone = networks.backbone(settings, channels)
+        self.head = networks.PrototypeHead(self.backbone.features, settings["head_hidden"], settings["bottleneck"], settings["dimension"])
+        self.teacher = deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False)
+        self.register_buffer("centre", torch.zeros(settings["dimension"]))
+        self.epoch = 0.0
+
+    def set_epoch(self, epoch: float) -> None:
+        self.epoch = epoch
+
+    @property
+    def teacher_temperature(self) -> float:
+        """From its first value to its last over the warm-up (Caron et al. 2021, App. C)."""
+        first, last = self.settings["teacher_temperature_start"], self.settings["teacher_temperature"]
+        return first + (last - first) * min(1.0, self.epoch / max(self.settings["teacher_temperature_warmup_epochs"], 1e-9))
+
+    def forward(self, view: Tensor) -> tuple[Tensor]:
+        return (self.head(self.backbone(view), frozen=self.epoch < self.settings["frozen_prototypes_epochs"]),)
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        outputs = [output for (output,) in forward_by_size(self, views)]  # V x [B, K]
+        temperature = self.teacher_temperature
+        with torch.no_grad():
+            targets = self.teacher(torch.cat(views[:2])).float().chunk(2)
+        pairs = view_pairs(len(views))
+        terms = [losses.dino_loss(outputs[i], targets[j], self.centre, self.settings["temperature"], temperature) for i, j in pairs]
+        loss = torch.stack(terms).mean()
+        with torch.no_grad():
+            share = torch.softmax((targets[0] - self.centre) / temperature, dim=1)
+            entropy = -(share * share.clamp(min=1e-12).log()).sum(1).mean()
+            usage = share.mean(0)
+            diversity = -(usage * usage.clamp(min=1e-12).log()).sum()
+            m = self.settings["centre_momentum"]
+            self.centre.mul_(m).add_(torch.cat([networks.gather(target) for target in targets]).mean(0), alpha=1 - m)
+        return {"loss": loss, "entropy": entropy, "entropy_of_mean": diversity}
+
+    def update_target(self, progress: float) -> None:
+        m = 1 - (1 - self.settings["target_momentum"]) * (1 + math.cos(math.pi * progress)) / 2
+        networks.update_average(self.teacher, nn.Sequential(self.backbone, self.head), m)
+
+    def embed(self, images: Tensor) -> Embedding:
+        features = self.teacher[0](images)
+        logits = (self.teacher[1](features).float() - self.centre) / self.settings["teacher_temperature"]
+        entropy = torch.distributions.Categorical(logits=logits).entropy()
+        return Embedding(features.float(), entropy, {"entropy": entropy})
+
+
+# ---------------------------------------------------------------------------------------------------------------- reference rows
+class RandomInitialisation(SimSiam):
+    """SimSiam's network as initialised: a reference row."""
+
+
+class RawPixels(nn.Module):
+    """The image itself, flattened: a reference row. Its uncertainty is the negative norm of the image, a trivial baseline."""
+
+    embeds_with = ()
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+
+    def embed(self, images: Tensor) -> Embedding:
+        pixels = images.flatten(1).float()
+        return Embedding(pixels, -pixels.norm(dim=1), {})

@@ -1,0 +1,38 @@
+"""What methods share: the embedding they answer with, and how views pass a network."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Embedding(NamedTuple):
+    """What a method says of images: ``uncertainty`` is higher where it is less certain; ``native`` holds the method's own quantities."""
+
+    features: Tensor  # [B, F]
+    uncertainty: Tensor  # [B]
+    native: dict[str, Tensor]
+
+
+def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The outputs of ``network`` for every view, with one forward pass (and one batch of statistics) for all views of one size."""
+    outputs = {}
+    for size in dict.fromkeys(view.shape[-1] for view in views):
+        same = [index for index, view in enumerate(views) if view.shape[-1] == size]
+        stacked = network(torch.cat([views[index] for index in same]))
+        for index, *parts in zip(same, *(output.chunk(len(same)) for output in stacked), strict=True):
+            outputs[index] = tuple(parts)
+    return [outputs[index] for index in range(len(views))]
+
+
+def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
+    """Pairs (i, j): view i predicts the target of global view j, never its own."""
+    return [(i, j) for i in range(views) for j in range(global_views) if i != j]
+
+
+def spread(target: Tensor) -> Tensor:
+    """Standard deviation of the normalised outputs [B, D] over the batch, times sqrt(D): 1 if isotropic, 0 if collapsed."""
+    return F.normalize(target.detach().float(), dim=1).std(0).mean() * target.shape[1] ** 0.5
