@@ -80,7 +80,7 @@ def test_integers_are_taken_for_floats():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: resolve("simclr", "smoke"), r"Unknown method 'simclr'; choose one of \[.*'simsiam'"),
+        (lambda: resolve("simclear", "smoke"), r"Unknown method 'simclear'; choose one of \[.*'simsiam'"),
         (lambda: resolve("simsiam", "fast"), r"Unknown profile 'fast'; choose one of \['paper', 'quick', 'smoke', 'standard'\]"),
         (lambda: resolve("simsiam", "smoke", learning_rat=1.0), r"Unknown parameter 'learning_rat' for method 'simsiam'; choose from \["),
         (lambda: resolve("simsiam", "smoke", initial_cosine=0.1), "Unknown parameter 'initial_cosine'"),

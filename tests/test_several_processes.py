@@ -70,9 +70,12 @@ def script(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam"])
+@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam", "simclr", "dino"])
 def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(tmp_path, script, method):
-    """Tolerance: 1 % of the way that the weights have gone in 10 steps; the processes add up in another order. vi_simsiam's head idles at first."""
+    """Tolerance: 1 % of the way that the weights have gone in 10 steps, as the processes add up in another order.
+
+    vi_simsiam's head and dino's prototypes idle at first; simclr's negatives come from both processes.
+    """
     one, alone = stored(start(tmp_path, "one", 0, [script, method, "0"]))
     two, shared = stored(start(tmp_path, "two", 2, [script, method, "0"]))
     assert (alone["processes"], shared["processes"]) == (1, 2) and alone["run_hash"] == shared["run_hash"]
