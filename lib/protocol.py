@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, evaluation, methods, training
+from lib import artifacts, augmentations, data, evaluation, methods, training, uncertainty
 from lib import settings as resolution
 
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 1_500_000
+REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
@@ -162,6 +163,34 @@ def measured_runs(profile: str, paper: str = "all") -> list[dict]:
     if not found:
         raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
     return found
+
+
+def must_beat(reference: str, dataset: str) -> bool:
+    """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
+    return reference == "random" or dataset.startswith(("cifar10", "imagenette"))
+
+
+def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
+    """k-NN accuracy of a run minus that of each reference row among ``listed``: its stored scores, paired by test image, 95 % bootstrap.
+
+    Columns: reference (random, raw_pixels; the one with the run's seed, else the first), value, ci_low, ci_high, n, must_beat.
+    """
+    profile, test, rows = run["profile"], run["dataset"], []
+    own = artifacts.read_scores(profile, resolution.run_name(run), test)["knn_correct"].astype(float)
+    for reference in REFERENCES:
+        found = sorted((other for other in listed if other["method"] == reference), key=lambda other: other["seed"] != run["seed"])
+        if found:
+            gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test)["knn_correct"]
+            low, high = uncertainty.bootstrap_interval(np.mean, gain)
+            row = {"reference": reference, "value": gain.mean(), "ci_low": low, "ci_high": high, "n": len(gain)}
+            rows.append(row | {"must_beat": must_beat(reference, test)})
+    return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
+
+
+def is_evidence(found: pd.DataFrame) -> bool:
+    """Whether all gains that count, of all runs in ``found``, exclude zero; otherwise the runs are under-trained."""
+    counting = found[found.must_beat.astype(bool)]
+    return len(counting) > 0 and bool((counting.ci_low > 0).all())
 
 
 def measure(run: Run) -> pd.DataFrame:

@@ -244,3 +244,25 @@ def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
     assert len(run.bank) == 100 and (run.bank.labels == run.train.labels[:100]).all()
     monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
     assert run.bank is run.train
+
+
+# ---------------------------------------------------------------------------------------------------------------- what counts as evidence
+def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
+    run, listed = resolution.resolve("simsiam", "smoke", seed=1), [resolution.resolve("random", "smoke", seed=seed) for seed in (0, 1)]
+    generator = np.random.default_rng(0)
+    right = {"own": generator.random(400) < 0.8, 0: generator.random(400) < 0.3, 1: generator.random(400) < 0.5}
+    artifacts.write_scores("smoke", resolution.run_name(run), "digits", {"knn_correct": right["own"]})
+    for other in listed:
+        artifacts.write_scores("smoke", resolution.run_name(other), "digits", {"knn_correct": right[other["seed"]]})
+    found = protocol.gains(run, listed)
+    assert found.reference.tolist() == ["random"] and found.must_beat.tolist() == [True]
+    assert found.value[0] == pytest.approx(right["own"].mean() - right[1].mean()) and found.n[0] == 400
+    error = (right["own"].astype(float) - right[1]).std() / 20
+    assert found.ci_low[0] == pytest.approx(found.value[0] - 1.96 * error, abs=0.02)
+    assert protocol.is_evidence(found) and not protocol.is_evidence(found.assign(ci_low=-0.01)) and not protocol.is_evidence(found[:0])
+    assert protocol.is_evidence(found.assign(ci_low=-0.01, must_beat=False)) is False
+
+
+def test_raw_pixels_must_be_beaten_on_natural_images_alone():
+    assert [protocol.must_beat("raw_pixels", name) for name in ("cifar10", "imagenette96", "fashion_mnist", "mnist")] == [True, True, False, False]
+    assert all(protocol.must_beat("random", name) for name in ("cifar10", "fashion_mnist"))
