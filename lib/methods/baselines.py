@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
+from lib.methods.common import Embedding, agreement, forward_by_size, spread, view_pairs
 from lib.methods.simsiam import SimSiam
 
 
@@ -47,7 +47,7 @@ class SimCLR(_TwoViews):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
         loss = losses.info_nce_loss(first, second, self.settings["temperature"], rows=networks.own_rows(len(views[0])))
-        return {"loss": loss, "cosine": F.cosine_similarity(first.detach().float(), second.detach().float()).mean(), "spread": spread(first)}
+        return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
 class BarlowTwins(_TwoViews):
@@ -56,7 +56,7 @@ class BarlowTwins(_TwoViews):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
         loss = self.settings["loss_scale"] * losses.barlow_twins_loss(first, second, self.settings["redundancy_weight"])
-        return {"loss": loss, "cosine": F.cosine_similarity(first.detach().float(), second.detach().float()).mean(), "spread": spread(first)}
+        return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
 class VICReg(_TwoViews):
@@ -66,7 +66,9 @@ class VICReg(_TwoViews):
         first, second = self.projections(views)
         weights = (self.settings[name] for name in ("invariance", "variance", "covariance"))
         terms = losses.vicreg_loss(first, second, *weights)
-        return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | {"spread": spread(first)}
+        return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | {
+            "cosine": agreement(first, second), "spread": spread(first),
+        }  # fmt: skip
 
 
 class Supervised(_TwoViews):
@@ -174,7 +176,7 @@ class MoCo(_WithTarget):
         loss = (losses.moco_loss(q1, k2, queue, self.settings["temperature"]) + losses.moco_loss(q2, k1, queue, self.settings["temperature"])) / 2
         new = F.normalize(networks.gather(k1).float(), dim=1)
         self.queue.copy_(torch.cat([new, queue])[: len(queue)])
-        return {"loss": loss, "cosine": F.cosine_similarity(q1.detach().float(), k2.float()).mean(), "spread": spread(q1)}
+        return {"loss": loss, "cosine": agreement(q1, k2), "spread": spread(q1)}
 
 
 class DINO(nn.Module):

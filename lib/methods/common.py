@@ -36,3 +36,8 @@ def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
 def spread(target: Tensor) -> Tensor:
     """Standard deviation of the normalised outputs [B, D] over the batch, times sqrt(D): 1 if isotropic, 0 if collapsed."""
     return F.normalize(target.detach().float(), dim=1).std(0).mean() * target.shape[1] ** 0.5
+
+
+def agreement(first: Tensor, second: Tensor) -> Tensor:
+    """Mean cosine of the rows of two batches [B, D], without gradient."""
+    return F.cosine_similarity(first.detach().float(), second.detach().float()).mean()
