@@ -132,13 +132,16 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def dino_loss(student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float = 0.04) -> Tensor:
+def dino_loss(
+    student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float | Tensor = 0.04
+) -> Tensor:
     """``-mean_b sum_k P_t(k) log P_s(k)`` with P_t = softmax((teacher - c) / τ_t), a constant, and P_s = softmax(student / τ_s).
 
-    Caron et al. 2021, Eq. 2 and §3.1. student, teacher: [B, K] outputs of the heads for different views; centre: [K].
+    Caron et al. 2021, Eq. 2 and §3.1. student, teacher: [B, K] outputs of the heads for different views; centre: [K]. A teacher's
+    temperature that is a tensor (so that a compiled step may change it) is not checked.
     """
     _same_shape(student=student, teacher=teacher)
-    if min(student_temperature, teacher_temperature) <= 0:
+    if student_temperature <= 0 or (not isinstance(teacher_temperature, Tensor) and teacher_temperature <= 0):
         raise ValueError(f"the temperatures are {student_temperature} and {teacher_temperature}; both must be positive.")
     with torch.autocast(student.device.type, enabled=False):
         target = torch.softmax((teacher.detach().float() - centre) / teacher_temperature, dim=1)

@@ -345,7 +345,7 @@ def test_moco_keeps_the_newest_keys():
 def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
     network, views = methods.build(small("dino", local_views=2)).eval(), draw_views(2)
     network.set_epoch(15.0)  # half of the temperature's warm-up
-    assert network.teacher_temperature == pytest.approx(0.055)
+    assert network.teacher_temperature.item() == pytest.approx(0.055)
     outputs = [network.head(network.backbone(view)) for view in views]
     targets = [network.teacher(view) for view in views[:2]]
     pairs = [losses.dino_loss(outputs[i], targets[j], torch.zeros(16), 0.1, 0.055) for i in range(4) for j in (0, 1) if i != j]

@@ -195,19 +195,18 @@ class DINO(nn.Module):
         self.head = networks.PrototypeHead(self.backbone.features, settings["head_hidden"], settings["bottleneck"], settings["dimension"])
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(settings["dimension"]))
-        self.epoch = 0.0
+        # A tensor: a compiled step would be compiled again for every new number.
+        self.register_buffer("teacher_temperature", torch.tensor(0.0), persistent=False)
+        self.set_epoch(0.0)
 
     def set_epoch(self, epoch: float) -> None:
-        self.epoch = epoch
-
-    @property
-    def teacher_temperature(self) -> float:
-        """From its first value to its last over the warm-up (Caron et al. 2021, App. C)."""
+        """The teacher's temperature goes from its first value to its last over its warm-up (Caron et al. 2021, App. C)."""
         first, last = self.settings["teacher_temperature_start"], self.settings["teacher_temperature"]
-        return first + (last - first) * min(1.0, self.epoch / max(self.settings["teacher_temperature_warmup_epochs"], 1e-9))
+        self.teacher_temperature.fill_(first + (last - first) * min(1.0, epoch / max(self.settings["teacher_temperature_warmup_epochs"], 1e-9)))
+        self.frozen = epoch < self.settings["frozen_prototypes_epochs"]
 
     def forward(self, view: Tensor) -> tuple[Tensor]:
-        return (self.head(self.backbone(view), frozen=self.epoch < self.settings["frozen_prototypes_epochs"]),)
+        return (self.head(self.backbone(view), frozen=self.frozen),)
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         outputs = [output for (output,) in forward_by_size(self, views)]  # V x [B, K]
