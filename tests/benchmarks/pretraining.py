@@ -213,7 +213,7 @@ class Tensors(Pictures):
     """uint8 tensors, two views each."""
 
     def __getitem__(self, index: int):
-        image = torch.from_numpy(self.images.images[index]).permute(2, 0, 1)
+        image = torch.from_numpy(self.images.images[index].copy()).permute(2, 0, 1)
         return [self.transform(image), self.transform(image)], int(self.images.labels[index])
 
 
