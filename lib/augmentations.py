@@ -47,6 +47,7 @@ RECIPES = {
 # Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1); everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
+BLUR_REACH = 4  # standard deviations at which the blur's Gaussian is cut
 BLOCK = 64  # views in a row whose colour jitter has one order
 
 
@@ -250,7 +251,7 @@ def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
     Deviation: SimSiam's PIL filter approximates the Gaussian by box filters; this is the Gaussian, cut at 4 sigma.
     """
 
-    reach = math.ceil(4 * float(sigma.max()))
+    reach = math.ceil(BLUR_REACH * float(sigma.max()))
     sigma = sigma.to(images.device, non_blocking=True)
 
     def matrix(length: int) -> Tensor:

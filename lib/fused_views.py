@@ -11,10 +11,12 @@ import math
 import numpy as np
 from numba import njit
 
+from lib import augmentations
+
 COMPILED = {"nogil": True, "fastmath": True, "cache": True}
-GREY_RED, GREY_GREEN, GREY_BLUE = np.float32(0.2989), np.float32(0.587), np.float32(0.114)
+GREY_RED, GREY_GREEN, GREY_BLUE = (np.float32(weight) for weight in augmentations.GREY_WEIGHTS)
 ONE, ZERO, HALF, TWO, SIX = np.float32(1), np.float32(0), np.float32(0.5), np.float32(2), np.float32(6)
-BLUR_REACH = np.float32(4)
+BLUR_REACH = np.float32(augmentations.BLUR_REACH)
 
 
 @njit(**COMPILED)
@@ -36,7 +38,7 @@ def render(source, chosen, box, flip, jitter, factors, grey, blur, sigma, order,
                     hue(image, factors[b, 3])
         if grey[b] and channels == 3:
             for i in range(size * size):
-                image[0, i] = image[1, i] = image[2, i] = GREY_RED * image[0, i] + GREY_GREEN * image[1, i] + GREY_BLUE * image[2, i]
+                image[0, i] = image[1, i] = image[2, i] = luma(image[0, i], image[1, i], image[2, i])
         if blur[b]:
             gaussian_blur(image, sigma[b], size)
         if solarise[b]:
@@ -109,6 +111,11 @@ def brightness(image, factor):
 
 
 @njit(**COMPILED)
+def luma(red, green, blue):
+    return GREY_RED * red + GREY_GREEN * green + GREY_BLUE * blue
+
+
+@njit(**COMPILED)
 def blended(first, second, weight):
     value = weight * first + (ONE - weight) * second
     value = ZERO if value < ZERO else value
@@ -120,7 +127,7 @@ def contrast(image, factor):
     mean = ZERO
     if image.shape[0] == 3:
         for i in range(image.shape[1]):
-            mean += GREY_RED * image[0, i] + GREY_GREEN * image[1, i] + GREY_BLUE * image[2, i]
+            mean += luma(image[0, i], image[1, i], image[2, i])
     else:
         for i in range(image.shape[1]):
             mean += image[0, i]
@@ -134,7 +141,7 @@ def contrast(image, factor):
 def saturation(image, factor):
     red, green, blue = image[0], image[1], image[2]
     for i in range(image.shape[1]):
-        level = GREY_RED * red[i] + GREY_GREEN * green[i] + GREY_BLUE * blue[i]
+        level = luma(red[i], green[i], blue[i])
         red[i], green[i], blue[i] = blended(red[i], level, factor), blended(green[i], level, factor), blended(blue[i], level, factor)
 
 

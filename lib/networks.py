@@ -134,6 +134,11 @@ class PrototypeHead(nn.Module):
         return F.linear(F.normalize(self.mlp(features), dim=1), F.normalize(prototypes, dim=1))
 
 
+def cosine_between(first: float, last: float, progress: float) -> float:
+    """From ``first`` at progress 0 to ``last`` at 1 on half a cosine."""
+    return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
+
+
 @torch.no_grad()
 def update_average(target: nn.Module, online: nn.Module, momentum: float) -> None:
     """Exponential moving average of weights, ``target <- m target + (1 - m) online``; buffers are copied."""

@@ -131,14 +131,25 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
 
 def module_files(name: str) -> list[Path]:
     """The source files of lib.<name>, a module or a package; none if there is no such module."""
-    return [path for path in sorted((artifacts.ROOT / "lib").glob(f"{name}*/*.py")) if path.parent.name == name] or [
-        path for path in [artifacts.ROOT / "lib" / f"{name}.py"] if path.exists()
-    ]
+    path = artifacts.ROOT / "lib" / name
+    return sorted(path.glob("*.py")) or [file for file in [path.with_suffix(".py")] if file.exists()]
+
+
+def imported_modules(source: str) -> frozenset[str]:
+    """Names of the lib modules that Python source imports, those they import included; a package counts as one module."""
+    found: set[str] = set()
+    waiting = set(_named_modules(source))
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        for path in module_files(name):
+            waiting |= _named_modules(path.read_text()) - found
+    return frozenset(found)
 
 
 @cache
-def imported_modules(source: str) -> frozenset[str]:
-    """Names of the lib modules that Python source imports, those they import included; a package counts as one module."""
+def _named_modules(source: str) -> frozenset[str]:
+    """Names of the lib modules that the source itself names in its imports."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "lib":
@@ -147,22 +158,17 @@ def imported_modules(source: str) -> frozenset[str]:
             names.add(node.module.split(".")[1])
         elif isinstance(node, ast.Import):
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
-    names = {name for name in names if module_files(name)}
     # This module starts every notebook and changes no number in it.
-    names.discard("reproduction")
-    files = [path for name in sorted(names) for path in module_files(name)]
-    # A package's files name each other; their own name is left out, or this would not end.
-    inner = [imported_modules(path.read_text().replace(f"from lib.{path.parent.name}", "from elsewhere")) for path in files]
-    return frozenset(names.union(*inner))
+    return frozenset(name for name in names - {"reproduction"} if module_files(name))
 
 
 @cache
 def source_hash(notebook: str) -> str:
-    cells = [cell.source for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells]
-    code = "\n".join(cell.source for cell in nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells if cell.cell_type == "code")
+    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
+    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
     files = [path for name in sorted(imported_modules(code)) for path in module_files(name)]
     files += sorted((artifacts.ROOT / "settings").glob("*.toml"))
-    return artifacts.sha256("\n".join(cells) + "".join(artifacts.sha256(path) for path in files))
+    return artifacts.sha256("\n".join(cell.source for cell in cells) + "".join(artifacts.sha256(path) for path in files))
 
 
 def stamp(job: Job, listed: dict[str, Job]) -> Path:

@@ -63,7 +63,7 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> f
     if schedule == "constant":
         return 1.0
     if schedule == "cosine":
-        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
+        return networks.cosine_between(1.0, 0.0, (step - warmup) / max(1, steps - warmup))
     raise ValueError(f"Unknown schedule {schedule!r}; choose 'cosine' or 'constant'.")
 
 
@@ -288,7 +288,7 @@ class _Loop:
     def views(self, steps_per_epoch: int, begin: int) -> Iterator[list[Tensor]]:
         """The views of every step from ``begin`` to the last, and behind them the labels: this process's part of each batch."""
         batch_size, seed, epochs = self.settings["batch_size"], self.settings["seed"], self.settings["epochs"]
-        own = slice(self.process * batch_size // self.processes, (self.process + 1) * batch_size // self.processes)
+        own = networks.own_rows(batch_size // self.processes)
 
         def index_batches():
             for epoch in range(begin // steps_per_epoch, epochs):
@@ -325,15 +325,11 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["learning_rate"] * (1.0 if group["constant"] else factor)
             if "weight_decay_end" in self.settings:
-                group["weight_decay"] = self._weight_decay(step)
+                # DINO, App. C; ProSMin, §5
+                progress = epoch / self.settings["epochs"]
+                group["weight_decay"] = networks.cosine_between(self.settings["weight_decay"], self.settings["weight_decay_end"], progress)
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
-
-    def _weight_decay(self, step: int) -> float:
-        """From ``weight_decay`` to ``weight_decay_end`` on a cosine over the run (DINO, App. C; ProSMin, §5)."""
-        first, last = self.settings["weight_decay"], self.settings["weight_decay_end"]
-        steps = self.settings["epochs"] * (len(self.images) // self.settings["batch_size"])
-        return last + (first - last) * (1 + math.cos(math.pi * step / steps)) / 2
 
     def run(self, steps_per_epoch: int, warmup: int, show_progress: bool) -> tuple[list[dict], float]:
         """Train from the last checkpoint to the end; returns the log rows and the seconds spent over all sittings."""

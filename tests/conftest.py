@@ -19,6 +19,17 @@ def isolated(request, monkeypatch):
         monkeypatch.setattr(artifacts, "RESULTS", request.getfixturevalue("tmp_path") / "results")
 
 
+@pytest.fixture(scope="session")
+def distance():
+    """Euclidean distance of two state dicts, all tensors together."""
+
+    def between(first, second):
+        assert first.keys() == second.keys()
+        return sum((first[name].double() - second[name].double()).square().sum().item() for name in first) ** 0.5
+
+    return between
+
+
 @pytest.fixture
 def data_dir(tmp_path, monkeypatch):
     """An empty DATA_DIR: only the sets that need no files are there."""

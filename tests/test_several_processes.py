@@ -57,12 +57,6 @@ def stored(results):
     return artifacts.read_tensors(folder / "model.safetensors")[0], artifacts.read_json(folder / "config.json")
 
 
-def distance(first, second):
-    """Euclidean distance of all tensors together."""
-    assert first.keys() == second.keys()
-    return sum((first[name].double() - second[name].double()).square().sum().item() for name in first) ** 0.5
-
-
 @pytest.fixture
 def script(tmp_path):
     path = tmp_path / "train_tiny.py"
@@ -71,7 +65,7 @@ def script(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["simsiam", "vi_simsiam", "simclr", "dino"])
-def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(tmp_path, script, method):
+def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(tmp_path, script, distance, method):
     """Tolerance: 1 % of the way that the weights have gone in 10 steps, as the processes add up in another order.
 
     vi_simsiam's head and dino's prototypes idle at first; simclr's negatives come from both processes.
@@ -96,7 +90,7 @@ def test_a_listed_run_under_torchrun_is_found_done(tmp_path, monkeypatch):
     assert sorted(path.name for path in (results / "smoke" / "runs" / name).iterdir()) == ["config.json", "log.csv", "model.safetensors"]
 
 
-def test_a_folder_of_images_streams_to_every_process(tmp_path):
+def test_a_folder_of_images_streams_to_every_process(tmp_path, distance):
     """The pixels never lie in memory as a whole, and the run is that of the same images in memory."""
     script = tmp_path / "train_folder.py"
     script.write_text(

@@ -409,7 +409,7 @@ def test_the_command_trains_a_listed_run(monkeypatch, capsys):
 # ---------------------------------------------------------------------------------------------------------------- what a GPU does, on a CPU
 @pytest.mark.long
 @pytest.mark.parametrize("method", ["simsiam", "vi_simsiam"])
-def test_a_compiled_loss_trains_the_same_run(method, fresh_results):
+def test_a_compiled_loss_trains_the_same_run(method, fresh_results, distance):
     """What a GPU does by default; here only where a C++ compiler is. Tolerance: 1 % of the way that the weights have gone in 10 steps."""
     if not any(shutil.which(name) for name in ("g++", "clang++")):
         pytest.skip("torch.compile needs a C++ compiler on a CPU; there is none")
@@ -421,10 +421,6 @@ def test_a_compiled_loss_trains_the_same_run(method, fresh_results):
     training.train(settings, compiled=True)
     compiled = weights(settings)
     start = methods.build(settings, 1).state_dict()
-
-    def distance(first, second):
-        return sum((first[name].double() - second[name].double()).square().sum().item() for name in first) ** 0.5
-
     assert 0 < distance(eager, compiled) < 0.01 * distance(start, eager)
 
 

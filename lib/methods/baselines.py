@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from copy import deepcopy
 
 import torch
@@ -98,12 +97,18 @@ class _WithTarget(_TwoViews):
         """m rises from ``target_momentum`` to 1 on a cosine (BYOL, §3.3), or stays where it is."""
         m = self.settings["target_momentum"]
         if self.settings["target_schedule"] == "cosine":
-            m = 1 - (1 - m) * (1 + math.cos(math.pi * progress)) / 2
+            m = networks.cosine_between(m, 1.0, progress)
         networks.update_average(self.target, nn.Sequential(self.backbone, self.projector), m)
 
     @torch.no_grad()
     def targets(self, views: list[Tensor]) -> list[Tensor]:
         return list(self.target(torch.cat(views)).chunk(len(views)))  # each [B, D]
+
+    def drawn_to_targets(self, views: list[Tensor], p1: Tensor, p2: Tensor, z: Tensor) -> dict[str, Tensor]:
+        """The terms of BYOL's symmetric loss for the predictions of the two views; z: projections [B, D] whose spread is watched."""
+        t1, t2 = self.targets(views)
+        loss = losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)
+        return {"loss": loss, "cosine": 1 - loss.detach() / 4, "spread": spread(z)}
 
 
 class BYOL(_WithTarget):
@@ -122,9 +127,7 @@ class BYOL(_WithTarget):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         (z, p1), (_, p2) = forward_by_size(self, views)
-        t1, t2 = self.targets(views)
-        loss = losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)
-        return {"loss": loss, "cosine": 1 - loss.detach() / 4, "spread": spread(z)}
+        return self.drawn_to_targets(views, p1, p2, z)
 
 
 class DirectPred(_WithTarget):
@@ -153,9 +156,7 @@ class DirectPred(_WithTarget):
         with torch.autocast(z1.device.type, enabled=False):
             self.set_predictor(torch.cat([networks.gather(z1.detach()), networks.gather(z2.detach())]))
             p1, p2 = z1.float() @ self.predictor, z2.float() @ self.predictor
-        t1, t2 = self.targets(views)
-        loss = losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)
-        return {"loss": loss, "cosine": 1 - loss.detach() / 4, "spread": spread(z1)}
+        return self.drawn_to_targets(views, p1, p2, z1)
 
 
 class MoCo(_WithTarget):
@@ -218,15 +219,13 @@ class DINO(nn.Module):
         loss = torch.stack(terms).mean()
         with torch.no_grad():
             share = torch.softmax((targets[0] - self.centre) / temperature, dim=1)
-            entropy = -(share * share.clamp(min=1e-12).log()).sum(1).mean()
-            usage = share.mean(0)
-            diversity = -(usage * usage.clamp(min=1e-12).log()).sum()
+            entropy, diversity = torch.special.entr(share).sum(1).mean(), torch.special.entr(share.mean(0)).sum()
             m = self.settings["centre_momentum"]
             self.centre.mul_(m).add_(torch.cat([networks.gather(target) for target in targets]).mean(0), alpha=1 - m)
         return {"loss": loss, "entropy": entropy, "entropy_of_mean": diversity}
 
     def update_target(self, progress: float) -> None:
-        m = 1 - (1 - self.settings["target_momentum"]) * (1 + math.cos(math.pi * progress)) / 2
+        m = networks.cosine_between(self.settings["target_momentum"], 1.0, progress)
         networks.update_average(self.teacher, nn.Sequential(self.backbone, self.head), m)
 
     def embed(self, images: Tensor) -> Embedding:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import tempfile
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from lib import artifacts, data, training
+from lib import data, training
 from lib import settings as resolution
 from tests.benchmarks import measuring
 
@@ -35,27 +33,23 @@ def run(repeats: int) -> None:
         return dataclasses.replace(drawn[size].subset(np.arange(count) % 256), name=name)
 
     rows: list[dict] = []
-    with tempfile.TemporaryDirectory() as folder:
-        results, artifacts.RESULTS = artifacts.RESULTS, Path(folder)
-        try:
-            seconds_of(images(1024, name="warm"), epochs=1)
-            for turn in range(repeats):
-                for count in IMAGES:
-                    seconds, _ = seconds_of(images(count, name=f"n{count}_{turn}"), epochs=1)
-                    rows.append({"against": "images", "at": count, "unit": "s/epoch", "round": turn, "value": seconds})
-                for views in VIEWS:
-                    seconds, _ = seconds_of(images(256 * STEPS, name=f"v{views}_{turn}"), epochs=1, local_views=views - 2, local_size=32)
-                    rows.append({"against": "views", "at": views, "unit": "ms/step", "round": turn, "value": 1e3 * seconds / STEPS})
-                for size in SIZES:
-                    seconds, _ = seconds_of(images(256 * STEPS, size, f"s{size}_{turn}"), epochs=1)
-                    rows.append({"against": "image size", "at": size, "unit": "ms/step", "round": turn, "value": 1e3 * seconds / STEPS})
-            start = measuring.megabytes()
-            for seed in range(RUNS):
-                before = measuring.megabytes()
-                seconds, _ = seconds_of(images(2_560, name="memory"), epochs=EPOCHS, seed=seed)
-                rows.append({"against": "seeds", "at": seed + 1, "unit": "s/epoch", "round": 0, "value": seconds})
-                rows.append({"against": "runs in one process", "at": seed + 1, "unit": "MB more", "round": 0, "value": measuring.megabytes() - start})
-                rows.append({"against": "epochs of one run", "at": EPOCHS, "unit": "MB more", "round": seed, "value": measuring.megabytes() - before})
-        finally:
-            artifacts.RESULTS = results
+    with measuring.scratch_results():
+        seconds_of(images(1024, name="warm"), epochs=1)
+        for turn in range(repeats):
+            for count in IMAGES:
+                seconds, _ = seconds_of(images(count, name=f"n{count}_{turn}"), epochs=1)
+                rows.append({"against": "images", "at": count, "unit": "s/epoch", "round": turn, "value": seconds})
+            for views in VIEWS:
+                seconds, _ = seconds_of(images(256 * STEPS, name=f"v{views}_{turn}"), epochs=1, local_views=views - 2, local_size=32)
+                rows.append({"against": "views", "at": views, "unit": "ms/step", "round": turn, "value": 1e3 * seconds / STEPS})
+            for size in SIZES:
+                seconds, _ = seconds_of(images(256 * STEPS, size, f"s{size}_{turn}"), epochs=1)
+                rows.append({"against": "image size", "at": size, "unit": "ms/step", "round": turn, "value": 1e3 * seconds / STEPS})
+        start = measuring.megabytes()
+        for seed in range(RUNS):
+            before = measuring.megabytes()
+            seconds, _ = seconds_of(images(2_560, name="memory"), epochs=EPOCHS, seed=seed)
+            rows.append({"against": "seeds", "at": seed + 1, "unit": "s/epoch", "round": 0, "value": seconds})
+            rows.append({"against": "runs in one process", "at": seed + 1, "unit": "MB more", "round": 0, "value": measuring.megabytes() - start})
+            rows.append({"against": "epochs of one run", "at": EPOCHS, "unit": "MB more", "round": seed, "value": measuring.megabytes() - before})
     measuring.replace_rows("growth", [row | {"part": "growth"} for row in rows], part="growth")

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import tempfile
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +33,17 @@ def interleaved(arms: dict[str, Callable[[], float]], repeats: int, title: str) 
                 rows.append({"arm": name, "round": turn, "value": arms[name]()})
                 bar.update()
     return pd.DataFrame(rows)
+
+
+@contextlib.contextmanager
+def scratch_results():
+    """What is trained in the block goes to a folder that is removed behind it."""
+    with tempfile.TemporaryDirectory() as folder:
+        results, artifacts.RESULTS = artifacts.RESULTS, Path(folder)
+        try:
+            yield
+        finally:
+            artifacts.RESULTS = results
 
 
 def summary(values) -> dict:

@@ -12,10 +12,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -28,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from lib import artifacts, augmentations, data, losses, methods, training
+from lib import augmentations, data, losses, methods, training
 from lib import settings as resolution
 from tests.benchmarks import measuring
 
@@ -228,12 +226,6 @@ def load(dataset: str, size: int) -> data.ImageSet:
         return dataclasses.replace(drawn, name=f"drawn in place of {dataset}", images=grey)
 
 
-ARMS = {
-    "a": "ours", "b": "bare network", "b, compiled": "bare network, compiled", "c": "lightly, float32", "c, bf16": "lightly, bf16",
-    "d": "torchvision v2, bf16",
-}  # fmt: skip
-
-
 def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[dict]]:
     """Rows of the table of speeds and of the table of shares for one case."""
     case = Case(name)
@@ -274,11 +266,7 @@ def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[d
 def run(cases: list[str], repeats: int) -> None:
     """Measure the cases one after the other; what is measured is written at once, and other cases' rows stay."""
     for name in cases:
-        with tempfile.TemporaryDirectory() as folder:
-            results, artifacts.RESULTS = artifacts.RESULTS, Path(folder)
-            try:
-                rows, shares = measure(name, repeats, compiled=bool(shutil.which("g++")) and name == "cifar10-w16")
-            finally:
-                artifacts.RESULTS = results
+        with measuring.scratch_results():
+            rows, shares = measure(name, repeats, compiled=bool(shutil.which("g++")) and name == "cifar10-w16")
         measuring.replace_rows("pretraining", rows, case=name)
         measuring.replace_rows("pretraining_shares", shares, case=name)
