@@ -6,6 +6,7 @@ without a network.
 """
 
 import json
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -202,18 +203,11 @@ def linear_probe(
     features as they are. Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are
     computed once.
     """
-    train_x = _features(train_x, "train_x")
-    train_y = _labels(train_y, "train_y", len(train_x))
-    if len(np.unique(train_y)) < 2:
-        raise ValueError(f"train_y holds a single class ({train_y[0]}); a probe needs at least two.")
-    classes = int(train_y.max()) + 1
     if recipe == "paper":
-        mean, scale = np.zeros(train_x.shape[1], np.float32), np.ones(train_x.shape[1], np.float32)
-        x, y = torch.as_tensor(train_x, dtype=torch.float32, device=device), torch.as_tensor(train_y, device=device)
-        return Probe(mean, scale, *_lars(x, y, classes, epochs, seed), penalty=0.0, validation={})
+        return linear_probes([train_x], [train_y], epochs, seed, device)[0]
     if recipe != "lbfgs":
         raise ValueError(f'recipe must be "lbfgs" or "paper", got {recipe!r}.')
-
+    train_x, train_y, classes = _labelled(train_x, train_y)
     x, y = torch.as_tensor(train_x, dtype=torch.float32, device=device), torch.as_tensor(train_y, device=device)
     scale, mean = torch.std_mean(x, dim=0, correction=0)
     scale[scale <= 1e-6 * mean.abs()] = 1  # a constant feature carries nothing; dividing by its rounding noise would say otherwise
@@ -232,6 +226,34 @@ def linear_probe(
         chosen = min(validation, key=validation.get)
     weight, bias = _logistic_regression(x.T.contiguous(), y, classes, chosen, fits.get(chosen))
     return Probe(*(values.contiguous().cpu().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
+
+
+def linear_probes(
+    train_xs: list[np.ndarray], train_ys: list[np.ndarray], epochs: int = 200, seed: int = 0, device: str | torch.device = "cpu"
+) -> list[Probe]:
+    """The paper's probe (see linear_probe) of many runs at once: each of train_xs [M, D] with its labels [M], of one shape and one number of classes.
+
+    R runs share every step, which takes hardly longer than one run's where launching it is what costs. Each run's probe is the one it would get
+    alone: the same start, batches and schedule, its own LARS factor. (Our own probe is fitted run by run: one L-BFGS over all is no faster.)
+    """
+    checked = [_labelled(x, y) for x, y in zip(train_xs, train_ys, strict=True)]
+    shapes = sorted({(*x.shape, classes) for x, _, classes in checked})
+    if len(shapes) != 1:
+        raise ValueError(f"Probes trained together need features of one shape and one number of classes, got {shapes}; group the runs by them.")
+    x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _, _ in checked]).to(device)  # [R, M, D]
+    y = torch.stack([torch.as_tensor(y) for _, y, _ in checked]).to(device)  # [R, M]
+    weights, biases = _lars(x, y, checked[0][2], epochs, seed)
+    mean, scale = np.zeros(x.shape[2], np.float32), np.ones(x.shape[2], np.float32)
+    return [Probe(mean, scale, weight, bias, 0.0, {}) for weight, bias in zip(weights, biases, strict=True)]
+
+
+def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+    """Features and labels as a probe takes them, and the number of classes."""
+    x = _features(x, "train_x")
+    y = _labels(y, "train_y", len(x))
+    if len(np.unique(y)) < 2:
+        raise ValueError(f"train_y holds a single class ({y[0]}); a probe needs at least two.")
+    return x, y, int(y.max()) + 1
 
 
 def _stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -269,21 +291,30 @@ def _logistic_regression(
 
 
 def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
-    from timm.optim import Lars  # takes longer to import than all the rest
+    """Weights [R, D, C] and biases [R, C] of R softmax regressions, x [R, M, D] and y [R, M], by LARS (You et al. 2017, Algorithm 1).
 
+    For each run and each of its tensors w with gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either
+    norm is zero) and η_t = 1.6 · ½(1 + cos(π t/T)).
+    """
     generator = torch.Generator().manual_seed(seed)
-    weight = (0.01 * torch.randn(x.shape[1], classes, generator=generator)).to(x.device).requires_grad_()
-    bias = x.new_zeros(classes).requires_grad_()
-    # Without weight decay timm's Lars is plain SGD unless told to adapt always.
-    optimizer = Lars([weight, bias], lr=1.6, momentum=0.9, weight_decay=0, always_adapt=True)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // batch_size))
+    runs, count, dimension = x.shape
+    start = 0.01 * torch.randn(dimension, classes, generator=generator)
+    parameters = [start.to(x.device).repeat(runs, 1, 1), x.new_zeros(runs, 1, classes)]  # [R, D, C], [R, 1, C]
+    velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    steps, step = epochs * -(-count // batch_size), 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).to(x.device).split(batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(torch.addmm(bias, x[rows], weight), y[rows]).backward()
-            optimizer.step()
-            scheduler.step()
-    return weight.detach().cpu().numpy(), bias.detach().cpu().numpy()
+        for rows in torch.randperm(count, generator=generator).to(x.device).split(batch_size):
+            images = x[:, rows]  # [R, B, D]
+            error = torch.softmax(torch.baddbmm(parameters[1], images, parameters[0]), dim=2)  # [R, B, C]
+            error.scatter_add_(2, y[:, rows, None], error.new_full((runs, len(rows), 1), -1.0)).div_(len(rows))
+            gradients = [images.transpose(1, 2) @ error, error.sum(1, keepdim=True)]
+            rate = 0.8 * (1 + math.cos(math.pi * step / steps))
+            for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
+                size, slope = (values.flatten(1).norm(dim=1)[:, None, None] for values in (parameter, gradient))  # [R, 1, 1]
+                ratio = torch.where((size > 0) & (slope > 0), 1e-3 * size / slope, 1.0)
+                parameter.sub_(rate * velocity.mul_(0.9).add_(ratio * gradient))
+            step += 1
+    return parameters[0].cpu().numpy(), parameters[1][:, 0].cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------- scores, battery

@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from timm.optim import Lars
 from torch import nn
 
 from lib import evaluation, uncertainty
@@ -264,6 +265,37 @@ def test_paper_recipe_learns_with_layerwise_rates():
     first = evaluation.linear_probe(1e3 * train["features"][:512], train["label"][:512], recipe="paper", epochs=1)
     start = 0.01 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).numpy()
     assert np.linalg.norm(first.weight - start) == pytest.approx(1.6e-3 * np.linalg.norm(start), rel=1e-3)
+
+
+def probe_by_timm(x, y, classes, epochs):
+    """The paper's probe of one run, by autograd and timm's LARS (which adapts without weight decay only when told to)."""
+    generator = torch.Generator().manual_seed(0)
+    weight = (0.01 * torch.randn(x.shape[1], classes, generator=generator)).requires_grad_()
+    bias = torch.zeros(classes, requires_grad=True)
+    optimizer = Lars([weight, bias], lr=1.6, momentum=0.9, weight_decay=0, always_adapt=True)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // 512))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(x), generator=generator).split(512):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(x[rows] @ weight + bias, y[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    return weight.detach().numpy(), bias.detach().numpy()
+
+
+def test_probes_of_several_runs_are_those_that_timm_trains_one_by_one():
+    runs = [clusters(1300, seed, spread=width) for seed, width in ((1, 0.5), (2, 1.0), (3, 3.0))]
+    together = evaluation.linear_probes([run["features"] for run in runs], [run["label"] for run in runs], epochs=10)
+    for run, probe in zip(runs, together, strict=True):
+        weight, bias = probe_by_timm(torch.as_tensor(run["features"]), torch.as_tensor(run["label"]), 4, epochs=10)
+        np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
+
+
+def test_probes_trained_together_need_one_shape():
+    few, many = clusters(100), clusters(200)
+    with pytest.raises(ValueError, match="one shape"):
+        evaluation.linear_probes([few["features"], many["features"]], [few["label"], many["label"]])
 
 
 def test_probe_refuses_bad_input():
