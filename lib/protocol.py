@@ -156,9 +156,9 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def measured_runs(profile: str, paper: str = "all") -> list[dict]:
+def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROTOCOL) -> list[dict]:
     """Settings of the listed runs whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
-    listed = resolution.runs(profile, paper)
+    listed = resolution.runs(profile, paper, group)
     found = [settings for settings in listed if artifacts.metrics_path(profile, MEASURED_BY, resolution.run_name(settings)).exists()]
     if not found:
         raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")

@@ -112,9 +112,11 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
         raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
     grouping = settings.experiments(profile)["one_job_per"]
     groups: dict[str, list[str]] = {}
+    compared = {settings.run_name(run) for run in settings.runs(profile, paper, settings.PROTOCOL)}
     for run in settings.runs(profile, paper):
         name = settings.run_name(run)
-        groups.setdefault({"run": name, "method": run["method"], "profile": "all"}[grouping], []).append(name)
+        own = run["method"] if name in compared else f"{run['method']}-apart"
+        groups.setdefault({"run": name, "method": own, "profile": "all"}[grouping], []).append(name)
     for run in settings.tuning_runs(profile, paper):
         groups.setdefault(f"tuning-{run['method']}", []).append(settings.run_name(run))
     listed = [

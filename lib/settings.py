@@ -5,6 +5,7 @@ The files are settings/recipes.toml, settings/profiles.toml and settings/experim
 
 from __future__ import annotations
 
+import itertools
 import json
 import tomllib
 from functools import cache
@@ -13,6 +14,7 @@ from lib.artifacts import ROOT, sha256
 
 # Said by the profile about evaluation and tuning; not part of what is trained.
 NOT_TRAINED_WITH = ("ood_near", "ood_far", "condition_images", "bank_images", "bootstrap_draws", "tuning_learning_rates", "tuning_epochs")
+PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0}
 
 
@@ -32,8 +34,8 @@ def _choose(table: dict, name: str, what: str) -> dict:
 
 
 def profile_settings(profile: str) -> dict:
-    """The profile's own table, without its per-method part."""
-    return {key: value for key, value in _choose(_read("profiles"), profile, "profile").items() if key != "methods"}
+    """The profile's own table, without its parts for single methods and data sets."""
+    return {key: value for key, value in _choose(_read("profiles"), profile, "profile").items() if key not in ("methods", "datasets")}
 
 
 def recipe(method: str) -> dict:
@@ -43,13 +45,15 @@ def recipe(method: str) -> dict:
 
 
 def resolve(method: str, profile: str, **parameters) -> dict:
-    """Settings of one run: recipe <- profile <- profile's method table <- ``parameters``.
+    """Settings of one run: recipe <- profile <- profile's table for the data set <- profile's table for the method <- ``parameters``.
 
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
     base = recipe(method)
-    own = _choose(_read("profiles"), profile, "profile").get("methods", {}).get(method, {})
+    tables = _choose(_read("profiles"), profile, "profile")
+    own = tables.get("methods", {}).get(method, {})
     budget = profile_settings(profile)
+    budget |= tables.get("datasets", {}).get(parameters.get("dataset", own.get("dataset", budget.get("dataset"))), {})
     if base["epochs"] == 0:
         budget.pop("epochs", None)
     settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget, **own}
@@ -84,7 +88,7 @@ SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d
 
 def variant(settings: dict) -> str:
     """What differs from recipe and profile, always with the number of epochs: ``e40``, ``e5-fit-lr0.03``."""
-    usual = resolve(settings["method"], settings["profile"])
+    usual = resolve(settings["method"], settings["profile"], dataset=settings["dataset"])
     parts = [f"e{settings['epochs']}"]
     for name, value in settings.items():
         tuned = name == "learning_rate" and settings["split"] == "fit"  # named even where it is the usual one
@@ -114,15 +118,19 @@ def experiments(profile: str) -> dict:
     return _choose(_read("experiments"), profile, "profile of settings/experiments.toml")
 
 
-def runs(profile: str, paper: str = "all") -> list[dict]:
-    """Resolved settings of every pretraining run that experiments.toml lists for a profile and a paper."""
-    return [
-        resolve(method, profile, seed=seed)
-        for group in experiments(profile).get("runs", [])
-        if paper == "all" or paper in group["papers"]
-        for seed in group["seeds"]
-        for method in group["methods"]
-    ]
+def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
+    """Resolved settings of every pretraining run that experiments.toml lists for a profile, a paper and a group, each once.
+
+    An entry lists methods and seeds; ``set`` changes a setting for all its runs, ``vary`` makes a run for every combination of its values.
+    """
+    found = {}
+    for entry in experiments(profile).get("runs", []):
+        if paper in ("all", *entry["papers"]) and group in ("all", entry.get("group", PROTOCOL)):
+            vary = entry.get("vary", {})
+            for seed, method, values in itertools.product(entry["seeds"], entry["methods"], itertools.product(*vary.values())):
+                run = resolve(method, profile, seed=seed, **entry.get("set", {}), **dict(zip(vary, values, strict=True)))
+                found.setdefault(run_name(run), run)
+    return list(found.values())
 
 
 def tuning_runs(profile: str, paper: str = "all") -> list[dict]:

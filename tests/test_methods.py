@@ -103,7 +103,7 @@ def test_methods_and_recipes_have_the_same_names():
 def test_loss_is_a_dict_of_scalars_that_reaches_every_weight(method, channels):
     network = methods.build(small(method), channels).train()
     if hasattr(network, "set_epoch"):
-        network.set_epoch(100.0)
+        network.set_epoch(1e9)
     terms = loss_of(network, draw_views(local=2 if method in MULTI_CROP else 0, channels=channels))
     assert all(value.shape == () and value.isfinite() for value in terms.values())
     assert [name for name, value in terms.items() if value.requires_grad] == ["loss"]
@@ -216,7 +216,8 @@ def test_vi_simsiam_is_its_algorithm_1(method, local):
     terms = network.loss(views)
     assert terms["negative_log_likelihood"].item() == pytest.approx(expected, rel=1e-4)
     scale = 1 if method == "vi_simsiam_undivided" else 1 / 15
-    assert terms["loss"].item() == pytest.approx(expected * scale, rel=1e-4)
+    alone = -terms["cosine"].item() if method == "vi_simsiam_read_out" else 0
+    assert terms["loss"].item() == pytest.approx(expected * scale + alone, rel=1e-4)
     every = torch.cat([kappa[i] for i, _ in view_pairs(len(views))])
     assert terms["kappa"].item() == pytest.approx(every.mean().item(), rel=1e-4)
     assert terms["kappa_q05"].item() == pytest.approx(np.quantile(every.detach().numpy(), 0.05), rel=1e-4)
@@ -239,7 +240,8 @@ def test_the_two_published_forms_read_kappa_off_different_places():
 def test_kappa_starts_where_the_recipe_says(method):
     network, views = methods.build(small(method)), draw_views()
     for mode in (network.train(), network.eval()):
-        torch.testing.assert_close(mode(views[0])[2], torch.full((8,), kappa_of(0.15)), rtol=5e-3, atol=0)
+        expected = kappa_of(settings.recipe(method)["initial_cosine"])
+        torch.testing.assert_close(mode(views[0])[2], torch.full((8,), expected), rtol=0.02, atol=0)
 
 
 @pytest.mark.parametrize("method", PROBABILISTIC)
@@ -252,6 +254,26 @@ def test_kappa_learns_nothing_while_it_warms_up(method):
         network.loss(views)["loss"].backward()
         assert (last.bias.grad is not None and bool(last.bias.grad[-1] != 0)) == learns
         assert network.backbone[0].weight.grad.abs().max() > 0
+
+
+def test_read_out_trains_simsiam_and_beside_it_the_concentration_head():
+    """The same seed gives the same network, and every weight of it SimSiam's gradient; κ's head gets that of the density alone."""
+    simsiam, read_out, dense = (methods.build(small(method)).train() for method in ("simsiam", "vi_simsiam_read_out", "vi_simsiam"))
+    for network in (simsiam, read_out, dense):
+        network.loss(draw_views())["loss"].backward()
+    gradients = {name: parameter.grad for name, parameter in read_out.named_parameters()}
+    for name, parameter in simsiam.named_parameters():
+        torch.testing.assert_close(gradients.pop(name), parameter.grad, rtol=1e-4, atol=1e-7)
+    head = dict(dense.concentration_head.named_parameters(prefix="concentration_head"))
+    assert gradients.keys() == head.keys() and gradients["concentration_head.3.bias"].abs() > 0
+    for name, parameter in head.items():
+        torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("wrong", [{"alignment": "euclidean"}, {"alignment": "cosine", "concentration_from": "predictor"}])
+def test_read_out_needs_a_head_of_its_own(wrong):
+    with pytest.raises(ValueError, match="alignment"):
+        methods.build(small("vi_simsiam") | wrong)
 
 
 @pytest.mark.parametrize("method", ["simsiam", *PROBABILISTIC])

@@ -62,7 +62,8 @@ def test_every_recipe_resolves_in_every_profile(method, profile):
 def test_profiles_and_experiments_name_only_what_there_is(profile):
     assert set(settings._read("profiles")[profile].get("methods", {})) <= set(METHODS)
     known = {*settings.DEFAULTS, *settings.NOT_TRAINED_WITH, "dataset"}.union(*(settings.recipe(method) for method in METHODS))
-    tables = [settings.profile_settings(profile), *settings._read("profiles")[profile].get("methods", {}).values()]
+    own = settings._read("profiles")[profile]
+    tables = [settings.profile_settings(profile), *own.get("methods", {}).values(), *own.get("datasets", {}).values()]
     assert set().union(*tables) <= known
     listed = settings.runs(profile) + settings.tuning_runs(profile)
     names = [run_name(run) for run in listed]
@@ -162,6 +163,28 @@ def test_papers_choose_runs():
     assert len(second) < len(everything) and all(run in everything for run in first + second)
     assert {run["method"] for run in second} == {"vi_simsiam_undivided", "simsiam"}
     assert settings.runs("paper", "none") == []
+
+
+def test_groups_set_and_vary_make_runs(monkeypatch):
+    entries = [
+        {"papers": ["vs1"], "methods": ["simsiam"], "seeds": [0]},
+        {"papers": ["vs2"], "group": "lengths", "methods": ["simsiam"], "seeds": [0, 1], "set": {"width": 8}, "vary": {"epochs": [1, 2, 3]}},
+        {"papers": ["vs2"], "group": "controls", "methods": ["simsiam"], "seeds": [0], "vary": {"learning_rate": [0.06, 0.5]}},
+    ]
+    monkeypatch.setattr(settings, "experiments", lambda profile: {"runs": entries})
+    names = [run_name(run) for run in settings.runs("smoke", group="lengths")]
+    assert names == [f"simsiam-digits-e{epochs}-w8-seed{seed}" for seed in (0, 1) for epochs in (1, 2, 3)]
+    assert [run["learning_rate"] for run in settings.runs("smoke", group="controls")] == [0.06, 0.5]
+    # Two groups share the run at the usual learning rate; it is one run.
+    assert len(settings.runs("smoke")) == 1 + 6 + 1 and len(settings.runs("smoke", "vs1")) == 1
+    assert settings.runs("smoke", group=settings.PROTOCOL) == [resolve("simsiam", "smoke")]
+
+
+def test_a_data_set_brings_its_own_budget_and_a_plain_name():
+    run = resolve("vi_simsiam", "standard", dataset="imagenette96")
+    assert run["image_size"] == 96 and run_name(run) == "vi_simsiam-imagenette96-e200-seed0"
+    assert resolve("random", "standard", dataset="imagenette96")["epochs"] == 0
+    assert run_name(resolve("vi_simsiam", "standard", dataset="imagenette96", image_size=64)).startswith("vi_simsiam-imagenette96-e200-imagesize64")
 
 
 def test_tuning_is_the_same_effort_for_every_method():

@@ -23,6 +23,8 @@ METHODS = {
     "vi_simsiam": VISimSiam,
     "vi_simsiam_undivided": VISimSiam,
     "vi_simsiam_2022": VISimSiam,
+    "vi_simsiam_read_out": VISimSiam,
+    "vi_simsiam_fixed": VISimSiam,
     "simclr": baselines.SimCLR,
     "barlow_twins": baselines.BarlowTwins,
     "vicreg": baselines.VICReg,

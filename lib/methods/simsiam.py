@@ -74,6 +74,10 @@ class VISimSiam(nn.Module):
             self.embeds_with, last = ("backbone", "projector", "predictor"), self.predictor[-1]
         else:
             raise ValueError(f"Unknown concentration_from {source!r}; choose 'features' (2023) or 'predictor' (2022).")
+        alignment = settings.get("alignment", "density")
+        if alignment not in ("density", "cosine") or (alignment == "cosine" and source != "features"):
+            raise ValueError(f"Unknown alignment {alignment!r} with κ from {source!r}; choose 'density', or 'cosine' with κ from 'features'.")
+        self.reads_out = alignment == "cosine"
         self.warmup_epochs = settings["concentration_warmup_epochs"]
         networks.start_at_cosine(last, self.dimension, settings["initial_cosine"], self.mapping)
 
@@ -81,6 +85,7 @@ class VISimSiam(nn.Module):
         self.warming_up = epoch < self.warmup_epochs
 
     def concentration(self, features: Tensor, prediction: Tensor | None = None) -> Tensor:
+        features = features.detach() if self.reads_out else features
         raw = self.concentration_head(features)[:, 0] if self.concentration_head else prediction[:, -1]
         return networks.to_concentration(raw.detach() if self.warming_up else raw, self.dimension, self.mapping)  # [B]
 
@@ -93,7 +98,11 @@ class VISimSiam(nn.Module):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         z, mu, kappa = zip(*forward_by_size(self, views), strict=True)  # V x [B, D], V x [B, D], V x [B]
         pairs = view_pairs(len(views))
-        nll = 2 * torch.stack([losses.vi_simsiam_loss(mu[i], kappa[i], z[j]) for i, j in pairs]).mean()
+        direction = [part.detach() for part in mu] if self.reads_out else mu
+        nll = 2 * torch.stack([losses.vi_simsiam_loss(direction[i], kappa[i], z[j]) for i, j in pairs]).mean()
+        loss = nll * self.scale
+        if self.reads_out:
+            loss = loss + torch.stack([losses.simsiam_loss(mu[i], z[j]) for i, j in pairs]).mean()
         with torch.no_grad():
             s = torch.cat([F.cosine_similarity(mu[i].float(), z[j].float()) for i, j in pairs])
             k = torch.cat([kappa[i] for i, _ in pairs])
@@ -102,7 +111,7 @@ class VISimSiam(nn.Module):
             low, high = torch.quantile(k, levels)
             s_low, s_high = torch.quantile(s, levels)
         return {
-            "loss": nll * self.scale, "negative_log_likelihood": nll.detach(), "cosine": s.mean(), "cosine_q05": s_low, "cosine_q95": s_high,
+            "loss": loss, "negative_log_likelihood": nll.detach(), "cosine": s.mean(), "cosine_q05": s_low, "cosine_q95": s_high,
             "kappa": k.mean(), "kappa_q05": low, "kappa_q95": high, "kappa_minus_best": (k - best).mean(), "spread": spread(z[0]),
         }  # fmt: skip
 
