@@ -26,6 +26,11 @@ from lib.artifacts import METRIC_COLUMNS, read_npz, write_npz
 Embedded = dict[str, np.ndarray]
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
+# VI-SimSiam 2022, App. 9.1, but for the choice of the epoch: the paper takes the best on validation.
+PAPER_PROBE = {
+    "optimizer": "lars", "learning_rate": 1.6, "weight_decay": 0.0, "momentum": 0.9, "batch_size": 512, "epochs": 200, "schedule": "cosine",
+    "chosen_epoch": "last",
+}  # fmt: skip
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 KEPT_AREA = {"crop"}  # families whose number is the share of the image that is kept: smaller is more severe
 
@@ -191,7 +196,7 @@ def linear_probe(
     recipe: str = "lbfgs",
     penalties: Iterable[float] = PENALTIES,
     validation_fraction: float = 0.1,
-    epochs: int = 200,
+    epochs: int = PAPER_PROBE["epochs"],
     seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Probe:
@@ -229,7 +234,7 @@ def linear_probe(
 
 
 def linear_probes(
-    train_xs: list[np.ndarray], train_ys: list[np.ndarray], epochs: int = 200, seed: int = 0, device: str | torch.device = "cpu"
+    train_xs: list[np.ndarray], train_ys: list[np.ndarray], epochs: int = PAPER_PROBE["epochs"], seed: int = 0, device: str | torch.device = "cpu"
 ) -> list[Probe]:
     """The paper's probe (see linear_probe) of many runs at once: each of train_xs [M, D] with its labels [M], of one shape and one number of classes.
 
@@ -290,17 +295,18 @@ def _logistic_regression(
     return weight.detach().T, bias.detach()
 
 
-def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int, batch_size: int = 512) -> tuple[np.ndarray, np.ndarray]:
+def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Weights [R, D, C] and biases [R, C] of R softmax regressions, x [R, M, D] and y [R, M], by LARS (You et al. 2017, Algorithm 1).
 
     For each run and each of its tensors w with gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either
-    norm is zero) and η_t = 1.6 · ½(1 + cos(π t/T)).
+    norm is zero) and η_t = η · ½(1 + cos(π t/T)).
     """
     generator = torch.Generator().manual_seed(seed)
     runs, count, dimension = x.shape
     start = 0.01 * torch.randn(dimension, classes, generator=generator)
     parameters = [start.to(x.device).repeat(runs, 1, 1), x.new_zeros(runs, 1, classes)]  # [R, D, C], [R, 1, C]
     velocities = [torch.zeros_like(parameter) for parameter in parameters]
+    batch_size, momentum = PAPER_PROBE["batch_size"], PAPER_PROBE["momentum"]
     steps, step = epochs * -(-count // batch_size), 0
     for _ in range(epochs):
         for rows in torch.randperm(count, generator=generator).to(x.device).split(batch_size):
@@ -308,11 +314,11 @@ def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int, batch_size
             error = torch.softmax(torch.baddbmm(parameters[1], images, parameters[0]), dim=2)  # [R, B, C]
             error.scatter_add_(2, y[:, rows, None], error.new_full((runs, len(rows), 1), -1.0)).div_(len(rows))
             gradients = [images.transpose(1, 2) @ error, error.sum(1, keepdim=True)]
-            rate = 0.8 * (1 + math.cos(math.pi * step / steps))
+            rate = PAPER_PROBE["learning_rate"] * (1 + math.cos(math.pi * step / steps)) / 2
             for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
                 size, slope = (values.flatten(1).norm(dim=1)[:, None, None] for values in (parameter, gradient))  # [R, 1, 1]
                 ratio = torch.where((size > 0) & (slope > 0), 1e-3 * size / slope, 1.0)
-                parameter.sub_(rate * velocity.mul_(0.9).add_(ratio * gradient))
+                parameter.sub_(rate * velocity.mul_(momentum).add_(ratio * gradient))
             step += 1
     return parameters[0].cpu().numpy(), parameters[1][:, 0].cpu().numpy()
 
@@ -341,6 +347,7 @@ def score_images(
         "label": label.astype(np.int16),
         "linear_prediction": linear_prediction.astype(np.int16),
         "linear_correct": linear_prediction == label,
+        "linear_top5_correct": in_top5(probabilities, label),
         "knn_prediction": knn_prediction.astype(np.int16),
         "knn_correct": knn_prediction == label,
         "nearest_neighbour_correct": measures.nearest_neighbour_correct(test["features"], label),
@@ -352,6 +359,11 @@ def score_images(
         "uncertainty": test["uncertainty"].astype(np.float32),
     }
     return scores | {name: test[name].astype(np.float32) for name in _native(test)}
+
+
+def in_top5(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Whether the label [N] is one of the five most probable classes [N, C] of its image: [N]."""
+    return (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == np.asarray(label)[:, None]).any(axis=1)
 
 
 def _native(embedded: Embedded) -> list[str]:
@@ -425,6 +437,8 @@ def battery(
     for classifier in ("linear", "knn"):
         correct = scores[f"{classifier}_correct"]
         add("accuracy", np.mean, correct.astype(np.float64), classifier=classifier, draws=draws)
+        if classifier == "linear":
+            add("top5_accuracy", np.mean, scores["linear_top5_correct"].astype(np.float64), classifier=classifier)
         for name, values in uncertainties.items():
             add("correctness_auroc", measures.auroc, -values, correct, classifier=classifier, score=name, draws=draws)
             for metric in ("aurc", "excess_aurc", "augrc"):

@@ -49,7 +49,7 @@ METHODS = {
     "vi_simsiam_2022": MethodStyle("VI-SimSiam (2022)", BLUE, "P", (0, (1, 0.8)), True, BLUE),
     "vi_simsiam_undivided": MethodStyle("VI-SimSiam (undivided)", BLUE, "*", (0, (8, 1, 2, 1)), True, BLUE),
     "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", BLUE, "X", (0, (2, 1, 1, 1)), False, BLUE),
-    "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", BLUE, "d", (0, (5, 1, 1, 1)), False, BLUE),
+    "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", BLUE, "8", (0, (5, 1, 1, 1)), False, BLUE),
     "simvae": MethodStyle("SimVAE", "#D55E00", "s", (0, (6, 1.5)), True, "#C15500"),
     "prosmin": MethodStyle("ProSMin", "#009E73", "^", (0, (3, 1.5)), True, "#008661"),
     "vje": MethodStyle("VJE", "#CC79A7", "D", "-.", True, "#A26085"),
@@ -589,6 +589,27 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
     return pd.concat(rows, ignore_index=True)
+
+
+def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0) -> pd.DataFrame:
+    """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
+
+    bound: a grey line, where the claim would be void. Rows with neither number are left out. Returns what is drawn, in order.
+    """
+    _require(data, "name")
+    drawn = data[data[["published", "ours"]].notna().any(axis=1)].reset_index(drop=True)
+    if drawn.empty:
+        raise ValueError("there is no number to draw: neither published nor ours.")
+    place = np.arange(len(drawn))
+    ax.axvline(bound, color=CHANCE, linewidth=0.6, zorder=1)
+    ax.hlines(place, drawn.ci_low, drawn.ci_high, color=BLUE, linewidth=1.2)
+    ax.plot(drawn.ours, place, "o", color=BLUE, markersize=4, label="ours, 95 % interval", zorder=3)
+    ax.plot(drawn.published, place, "D", color=INK, markerfacecolor="none", markersize=4, label="published", zorder=4)
+    ax.set_yticks(place, drawn["name"])
+    ax.set(xlabel=label, ylim=(len(drawn) - 0.4, -0.6))
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="x")
+    return drawn
 
 
 def reliability_plot(axes, data: pd.DataFrame, *, bins: int = 15, order=None, colour: str = BLUE) -> pd.DataFrame:

@@ -236,6 +236,30 @@ def _validation_accuracy(run: Run) -> dict:
     }  # fmt: skip
 
 
+def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
+    """Top-1 and top-5 accuracy of the paper's linear probe (evaluation.linear_probes) for all runs at once, as metrics of ``notebook``.
+
+    A run whose metrics are stored is left as it is.
+    """
+    together: dict[tuple, list[Run]] = {}
+    for ready in map(Run, runs):
+        stored = artifacts.read_metrics(ready.profile, notebook, ready.name)
+        if stored.empty or (stored.run_hash != ready.hash).any():
+            together.setdefault((ready.train.checksum, ready.settings["backbone"], ready.settings["width"]), []).append(ready)
+    for group in together.values():
+        banks, test = [ready.embed(ready.bank) for ready in group], group[0].test()
+        probes = evaluation.linear_probes([bank["features"] for bank in banks], [bank["label"] for bank in banks], device=training.best_device())
+        for ready, probe in zip(group, probes, strict=True):
+            probabilities = probe.probabilities(ready.embed(test)["features"])
+            right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": evaluation.in_top5(probabilities, test.labels)}
+            common = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper", "n": len(test)}
+            rows = []
+            for metric, values in right.items():
+                low, high = uncertainty.bootstrap_interval(np.mean, values.astype(float))
+                rows.append(common | {"metric": metric, "value": values.mean(), "ci_low": low, "ci_high": high})
+            artifacts.write_metrics(ready.profile, notebook, ready.name, evaluation.metrics_rows(rows, **ready.identity(notebook)))
+
+
 # ---------------------------------------------------------------------------------------------------------------- committed encoders
 def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
     """What ``embed`` needs of the run's method, in float16 (at most 1.5 MB), with a model card beside it."""
@@ -250,8 +274,9 @@ def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
         raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {ENCODER_BYTES}; commit a smaller network.")
     artifacts.write_tensors(path, kept, info)
     accuracy = metrics[(metrics.metric == "accuracy") & (metrics.condition == "clean")].set_index("classifier").value
+    labels = "with" if hasattr(run.method, "classes") else "without"
     card = (
-        f"# {run.settings['method']}\n\nRun `{run.name}` (hash {run.hash}), trained without labels on {run.train.title} ({run.train.source}).\n"
+        f"# {run.settings['method']}\n\nRun `{run.name}` (hash {run.hash}), trained {labels} labels on {run.train.title} ({run.train.source}).\n"
         f"Input: float images [B, {run.channels}, {run.settings['image_size']}, {run.settings['image_size']}] in 0..1. "
         f"Stored in float16: outputs differ from the trained network's in the third digit.\n\n"
         f"Linear probe {accuracy['linear']:.1%}, k-NN {accuracy['knn']:.1%} on the test set. Not for decisions about people.\n\n"

@@ -19,7 +19,7 @@ DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto",
 
 
 @cache
-def _read(name: str) -> dict:
+def read(name: str) -> dict:
     path = ROOT / "settings" / f"{name}.toml"
     try:
         return tomllib.loads(path.read_text())
@@ -35,11 +35,11 @@ def _choose(table: dict, name: str, what: str) -> dict:
 
 def profile_settings(profile: str) -> dict:
     """The profile's own table, without its parts for single methods and data sets."""
-    return {key: value for key, value in _choose(_read("profiles"), profile, "profile").items() if key not in ("methods", "datasets")}
+    return {key: value for key, value in _choose(read("profiles"), profile, "profile").items() if key not in ("methods", "datasets")}
 
 
 def recipe(method: str) -> dict:
-    table = dict(_choose(_read("recipes"), method, "method"))
+    table = dict(_choose(read("recipes"), method, "method"))
     parent = table.pop("inherits", None)
     return {**recipe(parent), **table} if parent else table
 
@@ -50,7 +50,7 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
     base = recipe(method)
-    tables = _choose(_read("profiles"), profile, "profile")
+    tables = _choose(read("profiles"), profile, "profile")
     own = tables.get("methods", {}).get(method, {})
     budget = profile_settings(profile)
     budget |= tables.get("datasets", {}).get(parameters.get("dataset", own.get("dataset", budget.get("dataset"))), {})
@@ -115,7 +115,7 @@ def run_hash(settings: dict, data_checksum: str) -> str:
 
 
 def experiments(profile: str) -> dict:
-    return _choose(_read("experiments"), profile, "profile of settings/experiments.toml")
+    return _choose(read("experiments"), profile, "profile of settings/experiments.toml")
 
 
 def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
@@ -154,4 +154,4 @@ def find_run(name: str, profile: str) -> dict:
 
 def notebooks() -> list[dict]:
     """The notebooks after pretraining: name, papers and the numbers of the notebooks they need."""
-    return _read("experiments")["notebooks"]
+    return read("experiments")["notebooks"]

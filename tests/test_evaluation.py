@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy import stats
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import top_k_accuracy_score
 from timm.optim import Lars
 from torch import nn
 
@@ -350,11 +351,19 @@ def test_scores_hold_what_the_classifiers_say(measured):
     unit = [x["features"] / np.linalg.norm(x["features"], axis=1, keepdims=True) for x in (test, train)]
     np.testing.assert_allclose(scores["knn_distance"], np.sort(1 - unit[0] @ unit[1].T, axis=1)[:, :20].mean(1), rtol=2e-3, atol=1e-6)
     assert list(scores) == [
-        "index", "label", "linear_prediction", "linear_correct", "knn_prediction", "knn_correct", "nearest_neighbour_correct", "linear_nll",
-        "linear_brier", "linear_max_softmax", "feature_norm", "knn_distance", "uncertainty", "kappa",
+        "index", "label", "linear_prediction", "linear_correct", "linear_top5_correct", "knn_prediction", "knn_correct", "nearest_neighbour_correct",
+        "linear_nll", "linear_brier", "linear_max_softmax", "feature_norm", "knn_distance", "uncertainty", "kappa",
     ]  # fmt: skip
     for name in ("kappa", "uncertainty"):
         np.testing.assert_array_equal(stats.rankdata(scores[name]), stats.rankdata(test[name].astype(np.float32)))
+
+
+def test_top_five():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(9), size=400)
+    label = np.random.default_rng(1).integers(9, size=400)
+    expected = top_k_accuracy_score(label, probabilities, k=5, normalize=False, labels=range(9))
+    assert evaluation.in_top5(probabilities, label).sum() == expected < 400
+    assert evaluation.in_top5(probabilities[:, :4], label % 4).all()  # with four classes every label is among them
 
 
 def test_score_files_of_ten_thousand_images_stay_under_the_bound(tmp_path):

@@ -95,7 +95,7 @@ def rewrite_golden():
 
 # ---------------------------------------------------------------------------------------------------------------- all methods
 def test_methods_and_recipes_have_the_same_names():
-    assert set(METHODS) == set(settings._read("recipes"))
+    assert set(METHODS) == set(settings.read("recipes"))
 
 
 @pytest.mark.parametrize("method", LEARNED)

@@ -314,6 +314,22 @@ def test_dots_of_the_scores_of_one_method():
         plotting.dot_interval_plot(ax, data.rename(columns={"score": "method"}), value="auroc", label="AUROC")
 
 
+def test_forest_puts_published_and_ours_in_one_row():
+    nan = np.nan
+    data = pd.DataFrame({"name": ["A", "B", "none", "C"], "published": [1.0, 2.0, nan, nan], "ours": [0.5, nan, nan, -1.0],
+                         "ci_low": [0.1, nan, nan, -2.0], "ci_high": [0.9, nan, nan, 0.0]})  # fmt: skip
+    ax = plt.subplots()[1]
+    drawn = plotting.forest_plot(ax, data, label="points", bound=0.25)
+    assert drawn["name"].tolist() == ["A", "B", "C"] == [text.get_text() for text in ax.get_yticklabels()]
+    ours, published = ax.lines[1], ax.lines[2]
+    assert ax.lines[0].get_xdata()[0] == 0.25 and published.get_markerfacecolor() == "none"
+    np.testing.assert_array_equal(ours.get_xdata(), [0.5, nan, -1.0])
+    np.testing.assert_array_equal(published.get_xdata(), [1.0, 2.0, nan])
+    np.testing.assert_array_equal(ax.collections[0].get_segments()[0], [[0.1, 0], [0.9, 0]])
+    with pytest.raises(ValueError, match="no number to draw"):
+        plotting.forest_plot(ax, data.iloc[2:3], label="points")
+
+
 def test_reliability_uses_the_bins_of_the_ece():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.1, 1, 800)

@@ -138,6 +138,20 @@ def test_measure_writes_metrics_and_scores(run, frame):
     assert not artifacts.encoder_path("vi_simsiam", "smoke").exists()  # encoders are those of standard
 
 
+def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
+    notebook = "20_linear_and_knn_evaluation"
+    protocol.probe_by_the_paper([run.settings], notebook)
+    stored = artifacts.read_metrics("smoke", notebook, run.name)
+    assert set(stored.run_hash) == {run.hash} and set(stored.classifier) == {"linear_paper"} and (stored.n == 359).all()
+    bank, test = run.embed(run.bank), run.embed(run.test())
+    probe = evaluation.linear_probe(bank["features"], bank["label"], recipe="paper")
+    value = stored.set_index("metric").value
+    assert value["accuracy"] == pytest.approx(np.mean(probe.predict(test["features"]) == test["label"]), abs=1e-3)
+    assert value["accuracy"] <= value["top5_accuracy"] <= 1
+    monkeypatch.setattr(evaluation, "linear_probes", None)
+    protocol.probe_by_the_paper([run.settings], notebook)
+
+
 def test_raw_pixels_are_not_stored(shared_results):
     settings = resolution.resolve("raw_pixels", "smoke", **TINY)
     training.train(settings)

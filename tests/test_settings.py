@@ -9,7 +9,7 @@ from lib import settings
 from lib.methods import METHODS
 from lib.settings import find_run, resolve, run_hash, run_name, variant
 
-PROFILES = sorted(settings._read("profiles"))
+PROFILES = sorted(settings.read("profiles"))
 
 
 @pytest.fixture
@@ -21,10 +21,10 @@ def files(tmp_path, monkeypatch):
         for name, text in texts.items():
             (tmp_path / "settings" / f"{name}.toml").write_text(text)
         monkeypatch.setattr(settings, "ROOT", tmp_path)
-        settings._read.cache_clear()
+        settings.read.cache_clear()
 
     yield write
-    settings._read.cache_clear()
+    settings.read.cache_clear()
 
 
 # ---------------------------------------------------------------------------------------------------------------- precedence
@@ -60,9 +60,9 @@ def test_every_recipe_resolves_in_every_profile(method, profile):
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_and_experiments_name_only_what_there_is(profile):
-    assert set(settings._read("profiles")[profile].get("methods", {})) <= set(METHODS)
+    assert set(settings.read("profiles")[profile].get("methods", {})) <= set(METHODS)
     known = {*settings.DEFAULTS, *settings.NOT_TRAINED_WITH, "dataset"}.union(*(settings.recipe(method) for method in METHODS))
-    own = settings._read("profiles")[profile]
+    own = settings.read("profiles")[profile]
     tables = [settings.profile_settings(profile), *own.get("methods", {}).values(), *own.get("datasets", {}).values()]
     assert set().union(*tables) <= known
     listed = settings.runs(profile) + settings.tuning_runs(profile)

@@ -1,0 +1,220 @@
+"""The claims ledger: every published claim, the stored number that answers it, and the verdict of a rule written before the run.
+
+settings/claims.toml holds the claims; results/<profile>/tables and metrics hold our numbers. Nothing is computed from checkpoints here.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from lib import artifacts, evaluation, protocol
+from lib import settings as resolution
+
+REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
+NOT_TESTED, NOT_TESTABLE, FOLLOWED, DEVIATES = "not tested", "not testable", "followed", "deviates"
+# From worst to best: a claim of several parts is as good as the worst of those that were tested.
+ORDER = (CONTRADICTED, NOT_REPRODUCED, SAME, REPRODUCED, NOT_TESTED, NOT_TESTABLE)
+ILLUSTRATIONS = ("smoke", "quick")
+KINDS = ("number", "direction", "qualitative", "recipe")
+SEEDS = 3
+COLUMNS = [
+    "id", "part", "paper", "where", "statement", "kind", "unit", "published", "ours", "ci_low", "ci_high", "n", "seeds", "verdict", "reason",
+    "commit",
+]  # fmt: skip
+
+
+class Found(NamedTuple):
+    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, and the commit that measured it."""
+
+    value: float
+    low: float
+    high: float
+    n: float
+    seeds: int
+    commit: str
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is claimed
+@cache
+def claims() -> dict[str, dict]:
+    """Every claim of settings/claims.toml by id, each with a list of parts; ValueError for one that cannot be judged."""
+    found = {}
+    for name, claim in resolution.read("claims").items():
+        if claim["kind"] not in KINDS:
+            raise ValueError(f"Claim {name} has the kind {claim['kind']!r}; choose one of {list(KINDS)}.")
+        shared = {key: claim[key] for key in ("data", "epochs", "family", "about") if key in claim}
+        parts = [shared | part for part in claim.get("parts", [])]
+        for part in parts:
+            if ("query" in part) != ("rule" in part) or ("query" in part) == ("why" in part):
+                raise ValueError(f"Claim {name}, part {part['name']!r}: give a query and its rule, or why there is none.")
+            if "rule" in part and (len(part["rule"]) != 1 or not set(part["rule"]) <= {"above", "below", "differs", "at_most"}):
+                raise ValueError(f"Claim {name}, part {part['name']!r}: the rule {part['rule']} is not one of above, below, differs, at_most.")
+        found[name] = claim | {"parts": parts}
+    return found
+
+
+def published(part: dict) -> float:
+    """The published number of a part: as printed, a difference or ratio of two printed cells, or NaN where the paper prints none."""
+    value = part.get("published", np.nan)
+    if isinstance(value, dict):
+        value = value["of"] - value["minus"] if "minus" in value else value["of"] / value["over"]
+    return float(value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- what was measured
+def find(query: dict, profile: str) -> Found | None:
+    """Our number for a query: one row of a table, or the metrics of all seeds of the protocol; None if it is not stored.
+
+    Of metrics the value is the mean over seeds, and the interval reaches from the lowest to the highest end of any seed's own: it holds each of
+    them. ValueError if the query has an unknown column or more than one answer.
+    """
+    query = dict(query)
+    if "table" in query:
+        return _in_table(query.pop("table"), query.pop("value"), query, profile)
+    return _in_metrics(query.pop("notebook"), query, profile)
+
+
+def _in_table(table: str, column: str, query: dict, profile: str) -> Found | None:
+    path = artifacts.results_dir(profile) / "tables" / f"{table}.csv"
+    rows = _select(pd.read_csv(path), query, path.name).dropna(subset=[column]) if path.exists() else pd.DataFrame()
+    if len(rows) > 1:
+        raise ValueError(f"{len(rows)} rows of {path.name} answer {query}; name more of its columns.")
+    if rows.empty:
+        return None
+    row = rows.iloc[0]
+    low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
+    return Found(row[column], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""))
+
+
+def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
+    runs = [run for run in resolution.runs(profile, group=resolution.PROTOCOL) if run["method"] == query["method"]]
+    stored = [artifacts.read_metrics(profile, notebook, resolution.run_name(run)) for run in runs]
+    stored = [rows for rows in stored if len(rows)]
+    rows = _select(pd.concat(stored), query, notebook).dropna(subset=["value"]) if stored else pd.DataFrame()
+    if rows.empty:
+        return None
+    if rows.seed.duplicated().any():
+        raise ValueError(f"Several metrics of one seed of {notebook} answer {query}; name more of their columns.")
+    return Found(rows.value.mean(), rows.ci_low.min(), rows.ci_high.max(), rows.n.max(), len(rows), rows.commit.iloc[0])
+
+
+def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
+    unknown = set(query) - set(rows.columns)
+    if unknown:
+        raise ValueError(f"{where} has no columns {sorted(unknown)}; it has {list(rows.columns)}.")
+    for column, wanted in query.items():
+        same = np.isclose(rows[column].astype(float), wanted) if isinstance(wanted, (int, float)) else rows[column] == wanted
+        rows = rows[same]
+    return rows
+
+
+def is_trained(method: str, profile: str) -> bool:
+    """Whether the method's runs of the protocol learned enough to say anything about their uncertainty (protocol.is_evidence, every seed)."""
+    listed = protocol.measured_runs(profile)
+    found = [protocol.gains(run, listed) for run in listed if run["method"] == method]
+    return bool(found) and protocol.is_evidence(pd.concat(found))
+
+
+# ---------------------------------------------------------------------------------------------------------------- what follows
+def side(rule: dict, found: Found) -> int:
+    """1 if our interval lies where the rule says, -1 if it lies on the other side, 0 if it does neither."""
+    (kind, bound), = rule.items()
+    if kind == "at_most":
+        return 1 if found.value <= bound else -1
+    if np.isnan(found.low) or np.isnan(found.high):
+        return 0
+    above, below = found.low > bound, found.high < bound
+    if kind == "differs":
+        return int(above or below)
+    return int(above) - int(below) if kind == "above" else int(below) - int(above)
+
+
+def decide(part: dict, kind: str, found: Found | None, profile: str, needs: str = "") -> tuple[str, str]:
+    """Verdict of one part and the reason in words.
+
+    "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs and three seeds; a published number then has to
+    lie in our interval, a direction our interval on its side. On other data our interval gives "same direction" or "not reproduced".
+    """
+    if found is None:
+        missing = part.get("why", f"no such run in profile {profile}")
+        return NOT_TESTED, f"budget: {missing}; the full test takes {needs}" if needs else f"budget: {missing}"
+    holds = side(part["rule"], found)
+    if part.get("about") == "theory":
+        return (REPRODUCED, "holds up to rounding") if holds > 0 else (CONTRADICTED, f"off by {found.value:.2g}")
+    if profile in ILLUSTRATIONS:
+        return NOT_TESTED, f"profile: {profile} is an illustration"
+    method = part["query"].get("method", "vi_simsiam")
+    if part.get("about") == "kappa" and not is_trained(method, profile):
+        return NOT_TESTED, f"under-trained: k-NN on {method} does not beat its references in every seed"
+    lacking = _lacking(part, resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {})), found)
+    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
+    if lacking:
+        where = {1: "our interval lies on the claimed side", 0: "our interval includes the bound", -1: "our interval lies on the other side"}[holds]
+        return (SAME if holds > 0 else NOT_REPRODUCED), f"{where}, {seeds}; {lacking}"
+    if kind == "number" and not np.isnan(published(part)):
+        inside = found.low <= published(part) <= found.high
+        return (REPRODUCED if inside else CONTRADICTED), f"the published value lies {'in' if inside else 'outside'} our interval, {seeds}"
+    return {1: REPRODUCED, 0: NOT_REPRODUCED, -1: CONTRADICTED}[holds], f"our interval, {seeds}"
+
+
+def _lacking(part: dict, run: dict, found: Found) -> str:
+    """What keeps our run from being the claim's own experiment; empty if nothing does."""
+    lacking = []
+    if part.get("data") != run["dataset"]:
+        lacking.append(f"other data ({run['dataset']}, not {part.get('data', 'in the paper')})")
+    epochs = part["query"].get("epochs", run["epochs"])
+    if epochs < part.get("epochs", 0) / 2:
+        lacking.append(f"{epochs} epochs, not {part['epochs']}")
+    if not run["backbone"].startswith(part.get("family", "")):
+        lacking.append(f"another network ({run['backbone']})")
+    if found.seeds < SEEDS:
+        lacking.append("too few seeds")
+    return ", ".join(lacking)
+
+
+def recipes() -> dict[str, dict]:
+    """What a recipe claim is compared with: the recipes of settings/recipes.toml, and the paper's linear probe."""
+    return {name: resolution.recipe(name) for name in resolution.read("recipes")} | {"linear probe": evaluation.PAPER_PROBE}
+
+
+def decide_recipe(claim: dict) -> tuple[str, str]:
+    """Whether our recipe has the published settings, and where it has others."""
+    ours = recipes()[claim["recipe"]]
+    other = [f"{name} is {ours.get(name)}, not {value}" for name, value in claim["published"].items() if ours.get(name) != value]
+    return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(claim['published'])} settings as published")
+
+
+def ledger(profile: str, paper: str = "all") -> pd.DataFrame:
+    """One row for every part of every claim (of a paper): the published and our number, interval, seeds, verdict and reason. Columns: COLUMNS."""
+    rows = []
+    for name, claim in claims().items():
+        if paper not in ("all", claim["paper"]):
+            continue
+        common = {"id": name, "unit": claim.get("unit", "")} | {key: claim[key] for key in ("paper", "where", "statement", "kind")}
+        if claim["kind"] == "recipe":
+            verdict, reason = decide_recipe(claim)
+            rows.append(common | {"part": f"recipe {claim['recipe']}", "verdict": verdict, "reason": reason, "commit": artifacts.commit()})
+        for part in claim["parts"]:
+            found = find(part["query"], profile) if "query" in part else None
+            verdict, reason = decide(part, claim["kind"], found, profile, claim.get("needs", ""))
+            row = common | {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
+            if found is not None:
+                row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n, "seeds": found.seeds, "commit": found.commit}
+            rows.append(row)
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def verdicts(table: pd.DataFrame) -> pd.DataFrame:
+    """One row for every claim of a ledger: the worst verdict of its tested parts, and how many parts were tested."""
+    rows = []
+    for name, parts in table.groupby("id", sort=False):
+        tested = parts[~parts.verdict.isin([NOT_TESTED, NOT_TESTABLE])]
+        worst = min((tested if len(tested) else parts).verdict, key=lambda verdict: ORDER.index(verdict) if verdict in ORDER else len(ORDER))
+        first = parts.iloc[0]
+        rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
+                     "parts": len(parts), "parts_tested": len(tested)})  # fmt: skip
+    return pd.DataFrame(rows)

@@ -1,0 +1,167 @@
+"""The claims ledger on small stored results: what a query finds, what a rule says of it, and what that makes of a claim."""
+
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import artifacts, claims, plotting, reproduction
+from lib import settings as resolution
+from lib.claims import CONTRADICTED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, SAME, Found
+
+OWN = {"data": "imagenet100", "epochs": 40, "family": "resnet", "query": {"method": "vi_simsiam"}, "rule": {"above": 0}}
+
+
+@pytest.fixture
+def stored(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "RESULTS", tmp_path)
+    table = pd.DataFrame({"dataset": ["a", "a", "b"], "epochs": [5, 40, 5], "points": [1.0, -2.0, 3.0], "ci_low": [0.5, -3.0, np.nan],
+                          "ci_high": [1.5, -1.0, np.nan], "seeds": 3, "n": 100})  # fmt: skip
+    artifacts.write_csv(tmp_path / "standard" / "tables" / "20_points.csv", table)
+    for seed, (value, low, high) in enumerate([(0.6, 0.55, 0.65), (0.7, 0.66, 0.74)]):
+        rows = pd.DataFrame([{"method": "vi_simsiam", "metric": "auroc", "condition": "clean", "value": value, "ci_low": low, "ci_high": high,
+                              "n": 50, "seed": seed, "commit": "abc"}])  # fmt: skip
+        name = resolution.run_name(resolution.resolve("vi_simsiam", "standard", seed=seed))
+        artifacts.write_metrics("standard", "32_x", name, rows.reindex(columns=artifacts.METRIC_COLUMNS))
+        artifacts.write_metrics("standard", "32_x", name.replace("e40", "e5"), rows.assign(value=0.1).reindex(columns=artifacts.METRIC_COLUMNS))
+    return tmp_path
+
+
+# ---------------------------------------------------------------------------------------------------------------- the file
+def test_every_claim_can_be_judged():
+    found = claims.claims()
+    assert {f"VS1-{number}" for number in range(1, 13)} | {f"VS2-{number}" for number in range(1, 15)} <= set(found)
+    for name, claim in found.items():
+        assert claim["paper"] in reproduction.PAPERS and name.startswith({"vs1": "VS1-", "vs2": "VS2-"}[claim["paper"]])
+        assert claim["parts"] or claim["kind"] == "recipe", name
+        for part in claim["parts"]:
+            assert "query" not in part or part["query"].get("method", "vi_simsiam") in plotting.METHODS
+            if claim["kind"] == "number" and "published" in part and "query" in part and part["rule"].keys() <= {"above", "below"}:
+                # The published number itself lies where the rule says: a rule is a direction that the paper's own number has.
+                number = claims.published(part)
+                assert claims.side(part["rule"], Found(number, number, number, 1, 3, "")) == 1, (name, part["name"])
+
+
+def test_notebooks_and_figures_name_only_claims_that_there_are():
+    for path in reproduction.NOTEBOOKS.glob("*.ipynb"):
+        assert set(re.findall(r"VS[12]-\d+", path.read_text())) <= set(claims.claims()), path.stem
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"name": "p", "query": {"table": "t"}}, "query and its rule"),
+        ({"name": "p"}, "query and its rule, or why"),
+        ({"name": "p", "query": {}, "rule": {"around": 1}}, "not one of above, below"),
+        ({"name": "p", "query": {}, "rule": {"above": 1, "below": 2}}, "not one of above, below"),
+    ],
+)
+def test_claims_that_cannot_be_judged_are_refused(monkeypatch, part, message):
+    monkeypatch.setattr(resolution, "read", lambda name: {"X-1": {"kind": "number", "parts": [part]}})
+    with pytest.raises(ValueError, match=message):
+        claims.claims.__wrapped__()
+
+
+def test_published_numbers_are_cells_differences_or_ratios():
+    assert claims.published({"published": 0.72}) == 0.72 and np.isnan(claims.published({}))
+    assert claims.published({"published": {"of": 5, "minus": 2}}) == 3 and claims.published({"published": {"of": 6, "over": 2}}) == 3
+
+
+# ---------------------------------------------------------------------------------------------------------------- queries
+def test_a_query_finds_one_row_of_a_table(stored):
+    found = claims.find({"table": "20_points", "value": "points", "dataset": "a", "epochs": 5}, "standard")
+    assert found[:5] == (1.0, 0.5, 1.5, 100, 3)
+    assert claims.find({"table": "20_points", "value": "points", "dataset": "c"}, "standard") is None
+    assert claims.find({"table": "21_none", "value": "points"}, "standard") is None
+    with pytest.raises(ValueError, match="2 rows of 20_points.csv answer"):
+        claims.find({"table": "20_points", "value": "points", "dataset": "a"}, "standard")
+    with pytest.raises(ValueError, match="no columns"):
+        claims.find({"table": "20_points", "value": "points", "data": "a"}, "standard")
+
+
+def test_a_query_finds_the_metrics_of_all_seeds_of_the_protocol(stored):
+    found = claims.find({"notebook": "32_x", "method": "vi_simsiam", "metric": "auroc"}, "standard")
+    assert found.value == pytest.approx(0.65) and (found.low, found.high, found.seeds, found.commit) == (0.55, 0.74, 2, "abc")
+    assert claims.find({"notebook": "32_x", "method": "vi_simsiam", "metric": "aurc"}, "standard") is None
+    assert claims.find({"notebook": "32_x", "method": "simsiam", "metric": "auroc"}, "standard") is None
+
+
+# ---------------------------------------------------------------------------------------------------------------- verdicts
+@pytest.mark.parametrize(
+    ("rule", "low", "high", "expected"),
+    [
+        ({"above": 0}, 0.1, 0.3, 1), ({"above": 0}, -0.1, 0.3, 0), ({"above": 0}, -0.3, -0.1, -1), ({"above": 0.5}, 0.4, 0.45, -1),
+        ({"below": 0}, -0.3, -0.1, 1), ({"below": 0}, 0.1, 0.3, -1), ({"below": 0}, -0.1, 0.1, 0),
+        ({"differs": 0}, 0.1, 0.3, 1), ({"differs": 0}, -0.3, -0.1, 1), ({"differs": 0}, -0.1, 0.3, 0),
+        ({"above": 0}, np.nan, np.nan, 0),
+    ],
+)  # fmt: skip
+def test_sides(rule, low, high, expected):
+    assert claims.side(rule, Found(0.0, low, high, 10, 3, "")) == expected
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "low", "high", "seeds", "expected"),
+    [
+        ("number", {"published": 0.2}, 0.1, 0.3, 3, REPRODUCED),
+        ("number", {"published": 0.4}, 0.1, 0.3, 3, CONTRADICTED),
+        ("direction", {}, 0.1, 0.3, 3, REPRODUCED),
+        ("direction", {}, -0.1, 0.3, 3, NOT_REPRODUCED),
+        ("direction", {}, -0.3, -0.1, 3, CONTRADICTED),
+        # What is not the paper's own experiment is at most a direction, and never a contradiction.
+        ("number", {"published": 0.2, "data": "imagenet"}, 0.1, 0.3, 3, SAME),
+        ("number", {"published": 0.2, "data": "imagenet"}, -0.3, -0.1, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.2}, 0.1, 0.3, 2, SAME),
+        ("number", {"published": 0.2, "epochs": 500}, 0.1, 0.3, 3, SAME),
+        ("direction", {"family": "vit"}, -0.3, -0.1, 3, NOT_REPRODUCED),
+    ],
+)
+def test_verdicts(monkeypatch, kind, change, low, high, seeds, expected):
+    resolved = {"dataset": "imagenet100", "epochs": 40, "backbone": "resnet18"}
+    monkeypatch.setattr(resolution, "resolve", lambda *_, **__: resolved)
+    verdict, reason = claims.decide(OWN | change, kind, Found(0.0, low, high, 10, seeds, ""), "standard")
+    assert verdict == expected and reason
+
+
+def test_half_the_epochs_are_enough(monkeypatch):
+    monkeypatch.setattr(resolution, "resolve", lambda *_, **__: {"dataset": "imagenet100", "epochs": 50, "backbone": "resnet18"})
+    found = Found(0.2, 0.1, 0.3, 10, 3, "")
+    assert claims.decide(OWN | {"epochs": 100}, "direction", found, "standard")[0] == REPRODUCED
+    assert claims.decide(OWN | {"epochs": 101}, "direction", found, "standard")[0] == SAME
+
+
+def test_what_cannot_be_said_is_not_tested(monkeypatch):
+    found = Found(0.2, 0.1, 0.3, 10, 3, "")
+    verdict, reason = claims.decide(OWN, "direction", None, "standard", "a week")
+    assert verdict == NOT_TESTED and reason.startswith("budget") and reason.endswith("a week")
+    assert claims.decide(OWN, "direction", found, "quick") == (NOT_TESTED, "profile: quick is an illustration")
+    monkeypatch.setattr(claims, "is_trained", lambda method, profile: False)
+    verdict, reason = claims.decide(OWN | {"about": "kappa"}, "direction", found, "standard")
+    assert verdict == NOT_TESTED and reason.startswith("under-trained")
+
+
+def test_theory_needs_no_data():
+    part = {"about": "theory", "query": {}, "rule": {"at_most": 1e-9}}
+    assert claims.decide(part, "number", Found(1e-12, np.nan, np.nan, 1, 1, ""), "smoke")[0] == REPRODUCED
+    assert claims.decide(part, "number", Found(1e-3, np.nan, np.nan, 1, 1, ""), "smoke")[0] == CONTRADICTED
+
+
+def test_recipes_are_followed_or_deviate():
+    ours = resolution.recipe("vi_simsiam_2022")
+    claim = {"recipe": "vi_simsiam_2022", "published": {"batch_size": ours["batch_size"], "momentum": ours["momentum"]}}
+    assert claims.decide_recipe(claim)[0] == claims.FOLLOWED
+    verdict, reason = claims.decide_recipe(claim | {"published": {"batch_size": 4096, "momentum": ours["momentum"]}})
+    assert verdict == claims.DEVIATES and reason == "batch_size is 64, not 4096"
+
+
+def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_part(stored, monkeypatch):
+    table = claims.ledger("smoke")
+    assert list(table.columns) == claims.COLUMNS and set(table.id) == set(claims.claims())
+    assert set(table[table.kind != "recipe"].verdict) <= {NOT_TESTED, REPRODUCED}
+    assert set(claims.ledger("smoke", "vs2").paper) == {"vs2"}
+    parts = pd.DataFrame({"id": ["A", "A", "A", "B", "C"], "paper": "vs1", "where": "", "statement": "", "kind": "number",
+                          "verdict": [SAME, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES]})  # fmt: skip
+    combined = claims.verdicts(parts).set_index("id")
+    assert combined.verdict.to_dict() == {"A": NOT_REPRODUCED, "B": NOT_TESTED, "C": claims.DEVIATES}
+    assert combined.parts_tested.to_dict() == {"A": 2, "B": 0, "C": 1}
