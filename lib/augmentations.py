@@ -33,6 +33,11 @@ RECIPES = {
         "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
         "hue": 0.1, "grey": 0.2, "blur": 0.0, "sigma": (0.1, 2.0),
     },
+    # for training with labels: crop and flip alone, as for ResNets (He et al. 2016, §3.4), the crop as SimSiam's
+    "crop_and_flip": {
+        "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0,
+        "hue": 0.0, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
+    },
     # SimCLR (Chen et al. 2020, App. A), colour distortion of strength 1
     "simclr": {
         "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,

@@ -258,6 +258,77 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
                 low, high = uncertainty.bootstrap_interval(np.mean, values.astype(float))
                 rows.append(common | {"metric": metric, "value": values.mean(), "ci_low": low, "ci_high": high})
             artifacts.write_metrics(ready.profile, notebook, ready.name, evaluation.metrics_rows(rows, **ready.identity(notebook)))
+# ---------------------------------------------------------------------------------------------------------------- few labels
+def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: int, learning_rate: float) -> evaluation.Embedded:
+    """Label [N] and class probabilities [N, C] of ``test`` after fine-tuning a copy of the run's network; stored with the run."""
+    folder = artifacts.run_dir(run.profile, run.name)
+
+    def compute():
+        found = evaluation.fine_tune(
+            run.method, labelled, test, epochs, learning_rate, seed=run.settings["seed"], precision=run.settings["precision"],
+            progress_path=folder / "progress.json",
+        )  # fmt: skip
+        return {"label": test.labels, "probabilities": found.astype(np.float32)}
+
+    path = folder / "embeddings" / f"{test.name}-{test.split}-{len(test)}-fine_tuned_{len(labelled)}_e{epochs}_lr{learning_rate:g}.npz"
+    key = {"run": run.hash, "labelled": labelled.checksum, "data": test.checksum, "epochs": epochs, "learning_rate": learning_rate}
+    return evaluation.embed_cached(path, key, compute)
+
+
+def fine_tuning_search(settings: dict, share: float, epochs: int) -> dict[float, float]:
+    """Validation accuracy of every learning rate of the profile's grid for fine-tuning on ``share`` of the labels, the same effort for all.
+
+    One search a method: its seed-0 run, a quarter of the epochs, labels from train without its validation part, judged on that part. The test
+    set is never seen. A grid of one rate is not searched: its accuracy is NaN.
+    """
+    rates = settings["fine_tune_learning_rates"]
+    if len(rates) == 1:
+        return {rates[0]: np.nan}
+    run = Run(settings | {"seed": 0})
+    fitted, held_out = data.train_validation_split(run.train.labels)
+    labelled = run.train.subset(fitted[data.label_subset(run.train.labels[fitted], share)])
+    found = {rate: fine_tuned(run, labelled, run.train.subset(held_out), max(1, epochs // 4), rate) for rate in rates}
+    return {rate: float(np.mean(table["probabilities"].argmax(1) == table["label"])) for rate, table in found.items()}
+
+
+def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
+    """Fine-tune and probe one run with each share of the labels, write metrics and per-image correctness, and return the metrics rows.
+
+    Every method sees the same labelled images for the same seed, those of a smaller share among those of a larger one. Classifiers: fine_tuned
+    (all layers; not for a method without weights), and on frozen features linear and knn (k = 20). Rows of condition "labels_<share>" hold the
+    accuracy with its 95 % bootstrap interval over test images, the number of labelled images, epochs and learning rate; of
+    "labels_<share>_validation", for seed 0, the search of the learning rate. Scores "<classifier>_<share>" [N] say which test images are right.
+    """
+    settings, test = run.settings, run.test()
+    whole = run.embed(test)
+    scores, rows = {"index": np.arange(len(test), dtype=np.int32), "label": test.labels.astype(np.int16)}, []
+    for share, epochs in zip(settings["fine_tune_shares"], settings["fine_tune_epochs"], strict=True):
+        common = {"condition": f"labels_{share:g}", "evaluated_on": test.title, "n": len(test)}
+        labelled = run.train.subset(data.label_subset(run.train.labels, share, settings["seed"]))
+        few = run.embed(labelled, common["condition"])
+        predictions = {
+            "linear": evaluation.linear_probe(few["features"], few["label"]).predict(whole["features"]),
+            "knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0],
+        }
+        rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
+        if settings["method"] != "raw_pixels":
+            search = fine_tuning_search(settings, share, epochs)
+            rate = max(search, key=search.get)
+            predictions["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"].argmax(1)
+            used = {"epochs": epochs, "learning_rate": rate}
+            rows += [common | {"classifier": "fine_tuned", "metric": name, "value": value} for name, value in used.items()]
+            tried = {"condition": f"labels_{share:g}_validation", "evaluated_on": run.train.name, "classifier": "fine_tuned", "metric": "accuracy"}
+            if settings["seed"] == 0 and len(search) > 1:
+                rows += [tried | {"score": f"learning_rate_{rate:g}", "value": value} for rate, value in search.items()]
+        for classifier, prediction in predictions.items():
+            right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
+            low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
+            row = common | {"classifier": classifier, "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}
+            rows.append(row)
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
+    artifacts.write_metrics(run.profile, notebook, run.name, frame)
+    return frame
 
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders

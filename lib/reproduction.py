@@ -33,7 +33,7 @@ from lib import artifacts, settings
 NOTEBOOKS = artifacts.ROOT / "notebooks"
 PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
-ON_GPU = ("10_pretraining", "30_kappa_distributions", "31_kappa_and_augmentation")
+ON_GPU = ("10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation")
 
 
 class Job(NamedTuple):
