@@ -275,16 +275,16 @@ def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: i
     return evaluation.embed_cached(path, key, compute)
 
 
-def fine_tuning_search(settings: dict, share: float, epochs: int) -> dict[float, float]:
+def fine_tuning_search(run: Run, share: float, epochs: int) -> dict[float, float]:
     """Validation accuracy of every learning rate of the profile's grid for fine-tuning on ``share`` of the labels, the same effort for all.
 
     One search a method: its seed-0 run, a quarter of the epochs, labels from train without its validation part, judged on that part. The test
     set is never seen. A grid of one rate is not searched: its accuracy is NaN.
     """
-    rates = settings["fine_tune_learning_rates"]
+    rates = run.settings["fine_tune_learning_rates"]
     if len(rates) == 1:
         return {rates[0]: np.nan}
-    run = Run(settings | {"seed": 0})
+    run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
     fitted, held_out = data.train_validation_split(run.train.labels)
     labelled = run.train.subset(fitted[data.label_subset(run.train.labels[fitted], share)])
     found = {rate: fine_tuned(run, labelled, run.train.subset(held_out), max(1, epochs // 4), rate) for rate in rates}
@@ -312,7 +312,7 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         }
         rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
         if settings["method"] != "raw_pixels":
-            search = fine_tuning_search(settings, share, epochs)
+            search = fine_tuning_search(run, share, epochs)
             rate = max(search, key=search.get)
             predictions["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"].argmax(1)
             used = {"epochs": epochs, "learning_rate": rate}

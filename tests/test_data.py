@@ -535,6 +535,7 @@ def test_label_subset():
     assert len(set(chosen)) == 16 and np.array_equal(chosen, np.sort(chosen))
     assert not np.array_equal(chosen, label_subset(labels, 0.01, seed=4))
     np.testing.assert_array_equal(label_subset(labels, 1.0), np.arange(1503))
+    assert set(chosen) < set(label_subset(labels, 0.1, seed=3))  # fewer labels are some of the more
 
 
 def test_choice_is_spread_over_the_class():
