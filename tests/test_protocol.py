@@ -260,6 +260,68 @@ def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
     assert run.bank is run.train
 
 
+# ---------------------------------------------------------------------------------------------------------------- few labels
+FEW = {"fine_tune_shares": [0.05, 0.2], "fine_tune_epochs": [8, 4], "fine_tune_learning_rates": [0.01, 0.3]}
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every fine-tuning as (labelled, test, epochs, rate); its answer is right for the first image, and for one more with the larger rate."""
+    made = []
+
+    def fine_tune(method, labelled, test, epochs, learning_rate, seed, precision, progress_path):
+        made.append((labelled, test, epochs, learning_rate))
+        right = np.arange(len(test)) < (1 if learning_rate == 0.01 else 2)
+        return np.eye(10)[np.where(right, test.labels, (test.labels + 1) % 10)]
+
+    monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
+    return made
+
+
+def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, monkeypatch):
+    monkeypatch.setattr(run, "settings", run.settings | FEW)
+    monkeypatch.setattr(protocol, "Run", None)  # seed 0 searches with itself
+    frame = protocol.measure_few_labels(run, "21_few")
+    assert artifacts.read_metrics("smoke", "21_few", run.name).value.tolist() == pytest.approx(frame.value.tolist())
+    held_out = len(data.train_validation_split(run.train.labels)[1])
+    assert [(len(test), epochs, rate) for _, test, epochs, rate in calls] == [
+        (held_out, 2, 0.01), (held_out, 2, 0.3), (359, 8, 0.3), (held_out, 1, 0.01), (held_out, 1, 0.3), (359, 4, 0.3),
+    ]  # fmt: skip
+    for labelled, validation, *_ in (calls[0], calls[3]):
+        assert not {image.tobytes() for image in labelled.images} & {image.tobytes() for image in validation.images}
+    small, large = calls[2][0], calls[5][0]
+    assert set(small.index) < set(large.index) and len(np.unique(small.labels)) == 10
+
+    scores = artifacts.read_scores("smoke", run.name, "digits_few_labels")
+    rows = frame.set_index(["condition", "classifier", "metric"])
+    for share in FEW["fine_tune_shares"]:
+        for classifier in ("fine_tuned", "linear", "knn"):
+            row = rows.loc[(f"labels_{share:g}", classifier, "accuracy")]
+            assert row.value == scores[f"{classifier}_{share:g}"].mean() and row.ci_low <= row.value <= row.ci_high and row.n == 359
+        assert rows.loc[(f"labels_{share:g}", "fine_tuned", "accuracy")].value == pytest.approx(2 / 359)
+        assert rows.loc[(f"labels_{share:g}", "fine_tuned", "learning_rate")].value == 0.3
+        assert len(rows.loc[(f"labels_{share:g}_validation", "fine_tuned", "accuracy")]) == 2
+    few = run.embed(small, "labels_0.05")
+    expected = evaluation.knn_predict(few["features"], few["label"], run.embed(run.test())["features"], k=len(small))[0]
+    np.testing.assert_array_equal(scores["knn_0.05"], expected == run.test().labels)
+
+    before = len(calls)
+    pd.testing.assert_frame_equal(protocol.measure_few_labels(run, "21_few"), frame)
+    assert len(calls) == before, "a stored fine-tuning was done again"
+    monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_epochs": [8, 8]})
+    protocol.measure_few_labels(run, "21_few")
+    assert [(epochs, rate) for *_, epochs, rate in calls[before:]] == [(2, 0.01), (2, 0.3), (8, 0.3)], "other epochs are another fine-tuning"
+
+
+def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
+    asked = []
+    monkeypatch.setattr(run, "settings", run.settings | FEW | {"seed": 3})
+    monkeypatch.setattr(protocol, "Run", lambda settings: asked.append(settings["seed"]) or run)
+    assert protocol.fine_tuning_search(run, 0.05, 8).keys() == {0.01, 0.3} and asked == [0]
+    monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_learning_rates": [0.1]})
+    assert list(protocol.fine_tuning_search(run, 0.05, 8)) == [0.1] and asked == [0]
+
+
 # ---------------------------------------------------------------------------------------------------------------- what counts as evidence
 def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
     run, listed = resolution.resolve("simsiam", "smoke", seed=1), [resolution.resolve("random", "smoke", seed=seed) for seed in (0, 1)]
