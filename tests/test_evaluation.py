@@ -509,11 +509,11 @@ def test_all_layers_are_fine_tuned(monkeypatch):
 
 
 def test_fine_tuning_follows_from_its_seed_alone():
-    labelled, test = stripes(50), stripes(20, seed=1)
-    first = tuned(labelled, test, epochs=2)
+    method, labelled, test = Convolutional(), stripes(50), stripes(20, seed=1)
+    first = tuned(labelled, test, method, epochs=2)
     torch.manual_seed(77)
-    np.testing.assert_array_equal(tuned(labelled, test, epochs=2), first)
-    assert not np.array_equal(tuned(labelled, test, epochs=2, seed=1), first)
+    np.testing.assert_array_equal(tuned(labelled, test, method, epochs=2), first)
+    assert not np.array_equal(tuned(labelled, test, method, epochs=2, seed=1), first)
 
 
 @pytest.mark.parametrize(("batch_size", "sizes"), [(32, [17, 16] * 3), (33, [33] * 3), (256, [33] * 3)])
