@@ -258,6 +258,8 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
                 low, high = uncertainty.bootstrap_interval(np.mean, values.astype(float))
                 rows.append(common | {"metric": metric, "value": values.mean(), "ci_low": low, "ci_high": high})
             artifacts.write_metrics(ready.profile, notebook, ready.name, evaluation.metrics_rows(rows, **ready.identity(notebook)))
+
+
 # ---------------------------------------------------------------------------------------------------------------- few labels
 def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: int, learning_rate: float) -> evaluation.Embedded:
     """Label [N] and class probabilities [N, C] of ``test`` after fine-tuning a copy of the run's network; stored with the run."""
