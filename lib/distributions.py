@@ -223,6 +223,15 @@ class PowerSpherical(_TiltedUniform):
         return kappa / (self.dim - 1 + kappa)
 
 
+def best_concentration(cosine: Tensor, dim: int) -> Tensor:
+    """The κ that gives a sample at cosine s the highest Power Spherical density: κ*(s) ≈ (D - 1) s/(1 - s) + ½, zero where that is negative.
+
+    It is the root of ψ(D - 1 + κ) - ψ((D - 1)/2 + κ) + log((1 + s)/2), with ψ(x) ≈ log(x - ½). Relative error below 0.1 % for D >= 64 and
+    s >= 0.05; 6 % at D = 4 and s = 0.05. cosine: any shape, below 1 (held 1e-6 away from it).
+    """
+    return torch.clamp((dim - 1) * cosine / (1 - cosine).clamp(min=1e-6) + 0.5, min=0)
+
+
 class VonMisesFisher(_TiltedUniform):
     r"""Von Mises-Fisher distribution, p(x) ∝ exp(κ loc·x) on S^{D-1}.
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
+from lib.distributions import best_concentration
 from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 
 QUANTILES = (0.05, 0.95)
@@ -106,7 +107,7 @@ class VISimSiam(nn.Module):
         with torch.no_grad():
             s = torch.cat([F.cosine_similarity(mu[i].float(), z[j].float()) for i, j in pairs])
             k = torch.cat([kappa[i] for i, _ in pairs])
-            best = torch.clamp((self.dimension - 1) * s / (1 - s).clamp(min=1e-6) + 0.5, min=0)  # κ*(s), where the gradient in κ vanishes
+            best = best_concentration(s, self.dimension)  # κ*(s), where the gradient in κ vanishes
             levels = torch.tensor(QUANTILES, device=k.device)
             low, high = torch.quantile(k, levels)
             s_low, s_high = torch.quantile(s, levels)

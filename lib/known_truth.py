@@ -1,0 +1,103 @@
+"""Data whose uncertainty is known: Power Spherical posteriors with drawn concentrations, and the best that their samples allow."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy import special
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lib import losses, networks
+from lib.distributions import PowerSpherical
+
+COSINES = (0.05, 0.95)  # mean cosines between which log κ is uniform
+
+
+class Posteriors(NamedTuple):
+    """N things, each with a posterior PS(location, concentration), the samples that are seen of it and one more that is to be predicted."""
+
+    location: Tensor  # [N, D]
+    concentration: Tensor  # [N]
+    views: Tensor  # [N, V, D]
+    target: Tensor  # [N, D]
+
+
+def concentration_of(cosine: float, dimension: int) -> float:
+    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ."""
+    return (dimension - 1) * cosine / (1 - cosine)
+
+
+def draw_posteriors(count: int, dimension: int, views: int = 4, seed: int = 0) -> Posteriors:
+    """Locations uniform on the sphere, log κ uniform between the mean cosines 0.05 and 0.95, ``views`` samples of each posterior and a target."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        location = F.normalize(torch.randn(count, dimension, dtype=torch.float64), dim=1)
+        low, high = (math.log(concentration_of(cosine, dimension)) for cosine in COSINES)
+        concentration = torch.exp(low + (high - low) * torch.rand(count, dtype=torch.float64))
+        samples = PowerSpherical(location, concentration).rsample((views + 1,)).transpose(0, 1)  # [N, V + 1, D]
+    return Posteriors(location.float(), concentration.float(), samples[:, :-1].float(), samples[:, -1].float())
+
+
+def cosines(posteriors: Posteriors) -> Tensor:
+    """Cosine of every view with the location, [N, V]: all that the views say of κ once the location is known."""
+    return torch.einsum("nvd,nd->nv", posteriors.views, posteriors.location)
+
+
+def bayes_log_concentration(posteriors: Posteriors, grid: int = 400) -> np.ndarray:
+    """E[log κ | views, location] under the prior that κ was drawn from, [N]: no estimate of log κ has a smaller mean squared error.
+
+    The likelihood of V cosines t is C(κ)^V exp(κ Σ log(1 + t)) up to a factor without κ, so the estimate is a rising function of Σ log(1 + t),
+    and no function of the views ranks the concentrations better on average. Integrated on ``grid`` values of log κ.
+    """
+    t, dimension = cosines(posteriors).double().numpy(), posteriors.location.shape[1]
+    low, high = (math.log(concentration_of(cosine, dimension)) for cosine in COSINES)
+    log_kappa = np.linspace(low, high, grid)
+    kappa, beta = np.exp(log_kappa), (dimension - 1) / 2
+    # log C(κ) but for a constant: -[(2β + κ) log 2 + log Γ(β + κ) - log Γ(2β + κ)]
+    log_c = -(kappa * math.log(2) + special.gammaln(beta + kappa) - special.gammaln(2 * beta + kappa))
+    log_weight = t.shape[1] * log_c + np.log1p(t).sum(1)[:, None] * kappa  # [N, G]
+    log_weight[:, [0, -1]] -= math.log(2)  # the trapezoidal rule
+    return special.softmax(log_weight, axis=1) @ log_kappa
+
+
+@torch.enable_grad()
+def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> nn.Module:
+    """A small network that learns κ from the views by VI-SimSiam's loss alone: cosines [N, V] to κ [N]; the true κ is never seen.
+
+    The location is given, so that what is learned, and what can be learned, is the concentration: an MLP of two hidden layers on log(1 + t),
+    ``to_concentration``, and ``-log PS(target; location, κ)/(D - 1)``, minimised by Adam with a cosine schedule.
+    """
+    dimension, inputs = posteriors.location.shape[1], posteriors.views.shape[1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _ConcentrationNetwork(inputs, dimension, torch.log1p(cosines(posteriors)))
+        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        steps = epochs * -(-len(posteriors.location) // batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        t = cosines(posteriors)
+        for _ in range(epochs):
+            for rows in torch.randperm(len(t)).split(batch_size):
+                nll = losses.vi_simsiam_loss(posteriors.location[rows], network(t[rows]), posteriors.target[rows])
+                optimizer.zero_grad()
+                (nll / (dimension - 1)).backward()
+                optimizer.step()
+                schedule.step()
+    return network.eval()
+
+
+class _ConcentrationNetwork(nn.Module):
+    def __init__(self, inputs: int, dimension: int, log_cosines: Tensor):
+        super().__init__()
+        self.dimension = dimension
+        self.register_buffer("mean", log_cosines.mean())
+        self.register_buffer("scale", log_cosines.std())
+        self.layers = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
+        networks.start_at_cosine(self.layers[-1], dimension, 0.15, "natural")
+
+    def forward(self, t: Tensor) -> Tensor:
+        raw = self.layers((torch.log1p(t) - self.mean) / self.scale)[:, 0]
+        return networks.to_concentration(raw, self.dimension)  # [B]
