@@ -9,6 +9,11 @@ from torch.nn import functional as F
 from lib.distributions import PowerSpherical
 
 
+def _precise(tensor: Tensor) -> Tensor:
+    """In float32, or in float64 where it comes in float64: derivations are checked to its last digits."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
 def _same_shape(**tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
@@ -21,7 +26,7 @@ def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
     prediction, target: [B, D], of any length. Returns a scalar in [-1, 1]. ValueError if the shapes differ.
     """
     _same_shape(prediction=prediction, target=target)
-    return -F.cosine_similarity(prediction.float(), target.detach().float()).mean()
+    return -F.cosine_similarity(_precise(prediction), _precise(target.detach())).mean()
 
 
 def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) -> Tensor:
@@ -39,9 +44,9 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
             "a trailing dimension of one would broadcast to [B, B]: squeeze it."
         )
     with torch.autocast(direction.device.type, enabled=False):
-        mu = F.normalize(direction.float(), dim=1)
-        z = F.normalize(target.detach().float(), dim=1)
-        return -PowerSpherical(mu, concentration.float(), validate_args=False).log_prob(z).mean()
+        mu = F.normalize(_precise(direction), dim=1)
+        z = F.normalize(_precise(target.detach()), dim=1)
+        return -PowerSpherical(mu, _precise(concentration), validate_args=False).log_prob(z).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------------- baselines
@@ -57,7 +62,7 @@ def info_nce_loss(first: Tensor, second: Tensor, temperature: float = 0.5, same_
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be positive.")
     with torch.autocast(first.device.type, enabled=False):
-        a, b = F.normalize(first.float(), dim=1), F.normalize(second.float(), dim=1)
+        a, b = F.normalize(_precise(first), dim=1), F.normalize(_precise(second), dim=1)
         anchors = torch.arange(len(a), device=a.device)[rows]
         terms = []
         for own, other in ((a, b), (b, a)):
@@ -74,15 +79,21 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 
 
     first, second: [B, D]; each coordinate is centred and divided by its standard deviation over the batch (biased).
     """
+    correlation = cross_correlation(first, second)
+    diagonal = torch.diagonal(correlation)
+    return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
+
+
+def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
+    """C [D, D] of two views [B, D] over the batch, 1e-5 added to every variance (Zbontar et al. 2021, Eq. 2; the constant is batch norm's)."""
     _same_shape(first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
-        correlation = _standardised(first).T @ _standardised(second) / len(first)  # [D, D]
-        diagonal = torch.diagonal(correlation)
-        return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
+        return _standardised(first).T @ _standardised(second) / len(first)
 
 
 def _standardised(z: Tensor) -> Tensor:
-    z = z.float() - z.float().mean(0)
+    z = _precise(z)
+    z = z - z.mean(0)
     return z / (z.square().mean(0) + 1e-5).sqrt()
 
 
@@ -95,7 +106,7 @@ def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, varianc
     """
     _same_shape(first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
-        a, b = first.float(), second.float()
+        a, b = _precise(first), _precise(second)
         dimension = a.shape[1]
 
         def spread(z: Tensor) -> Tensor:
@@ -127,8 +138,8 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be positive.")
     with torch.autocast(query.device.type, enabled=False):
-        q, k = F.normalize(query.float(), dim=1), F.normalize(key.detach().float(), dim=1)
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().float().T], 1) / temperature  # [B, 1 + K]
+        q, k = F.normalize(_precise(query), dim=1), F.normalize(_precise(key.detach()), dim=1)
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ _precise(queue.detach()).T], 1) / temperature  # [B, 1 + K]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
@@ -144,5 +155,5 @@ def dino_loss(
     if student_temperature <= 0 or (not isinstance(teacher_temperature, Tensor) and teacher_temperature <= 0):
         raise ValueError(f"the temperatures are {student_temperature} and {teacher_temperature}; both must be positive.")
     with torch.autocast(student.device.type, enabled=False):
-        target = torch.softmax((teacher.detach().float() - centre) / teacher_temperature, dim=1)
-        return -(target * torch.log_softmax(student.float() / student_temperature, dim=1)).sum(1).mean()
+        target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=1)
+        return -(target * torch.log_softmax(_precise(student) / student_temperature, dim=1)).sum(1).mean()

@@ -671,3 +671,44 @@ def training_curves(
         ax.autoscale(axis="y")  # the margins set on the linear axis reach below zero
     _label_ends(ax, ends)
     return drawn
+
+
+def line_chart(
+    ax: Axes, data: pd.DataFrame, looks: dict[str, tuple], *, x: str, y: str, group: str, label: str, reference: float | None = None,
+    log: str = "", columns: int = 2,
+) -> None:  # fmt: skip
+    """`y` against `x` with hollow markers for every group of `looks` (name -> colour, line style, marker); a legend below the axes.
+
+    label: of the horizontal axis; reference: a value of y marked by a thin line; log: the logarithmic axes, "x", "y" or "xy".
+    """
+    _require(data, x, y, group)
+    for name in _ordered(data[group], looks):
+        part = data[data[group] == name].sort_values(x)
+        colour, line, marker = looks[name]
+        ax.plot(part[x], part[y], color=colour, linestyle=line, marker=marker, markerfacecolor="white", label=name)
+    if reference is not None:
+        ax.axhline(reference, color=CHANCE, linewidth=0.6, zorder=1)
+    for axis, column in (("x", x), ("y", y)):
+        if axis in log:
+            _require_positive(data, column)
+            _log_axis(getattr(ax, f"{axis}axis"), data[column].min(), data[column].max())
+    ax.set_xlabel(label)
+    _legend_below(ax, ncols=columns, columnspacing=1)
+
+
+def flow_chart(ax: Axes, nodes: dict[str, tuple[float, float]], edges, *, circles=(), marked=(), dashed=()) -> pd.DataFrame:
+    """Boxes (nodes: text -> x, y) and arrows between them; `circles` are round, `marked` boxes blue, `dashed` edges grey and dashed.
+
+    Returns from, to of every arrow.
+    """
+    for text, (x, y) in nodes.items():
+        shape = {"boxstyle": "circle,pad=0.5" if text in circles else "round,pad=0.35", "facecolor": "white"}
+        ax.text(x, y, text, ha="center", va="center", fontsize=6.5, zorder=3, bbox=shape | {"edgecolor": BLUE if text in marked else INK})
+    boxes = {text.get_text(): text.get_bbox_patch() for text in ax.texts if text.get_bbox_patch()}
+    for start, end in edges:
+        broken = (start, end) in dashed
+        look = {"arrowstyle": "->", "linewidth": 0.8, "color": GREY if broken else INK, "linestyle": "--" if broken else "-"}
+        ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 1, "shrinkB": 1}
+        ax.annotate("", nodes[end], nodes[start], arrowprops=look | ends, zorder=1)
+    ax.axis("off")
+    return pd.DataFrame(edges, columns=["from", "to"])

@@ -241,6 +241,26 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     return folder
 
 
+def first_steps(method: nn.Module, images: data.ImageSet, settings: dict, steps: int) -> Iterator[dict[str, float]]:
+    """Train ``method`` for a few steps of the loop that ``train`` runs, and yield the terms of the loss after each; nothing is stored.
+
+    For measures along a short training, and for methods that no recipe has (a part taken out). The schedule ends with the last step.
+    """
+    per_epoch = len(images) // settings["batch_size"]
+    if not per_epoch:
+        raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {settings['batch_size']}; lower batch_size.")
+    device = best_device()
+    settings = settings | {"epochs": -(-steps // per_epoch)}
+    loop = _Loop(method.to(device).train(), images, settings, Path(), "", device, precision_of(settings, device), None, False)
+    warmup = round(settings["warmup_epochs"] * per_epoch)
+    for step, (*views, labels) in zip(range(steps), loop.views(per_epoch, 0), strict=False):
+        factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
+        terms = loop.step(views, labels, step, step / per_epoch, factor)
+        if hasattr(method, "update_target"):
+            method.update_target((step + 1) / steps)
+        yield {name: float(value) for name, value in terms.items()}
+
+
 def one_ahead(make: Callable[[int], list[Tensor] | None], begin: int, device: torch.device) -> Iterator[list[Tensor]]:
     """make(begin), make(begin + 1), ... until it is None, each started before the one before it is handed out.
 

@@ -263,3 +263,11 @@ def test_targets_of_byol_moco_and_dino_are_constants():
 def test_baselines_refuse_what_cannot_be(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_float64_stays_float64():
+    a, kappa, b = (values.double() for values in draw())
+    for loss in (losses.simsiam_loss(a, b), losses.vi_simsiam_loss(a, kappa, b), losses.info_nce_loss(a, b), losses.barlow_twins_loss(a, b),
+                 losses.vicreg_loss(a, b)["loss"], losses.dino_loss(a, b, torch.zeros(12)), losses.moco_loss(a, b, torch.eye(12))):  # fmt: skip
+        assert loss.dtype == torch.float64
+    assert losses.simsiam_loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
