@@ -176,7 +176,7 @@ def predictor_gains(method: nn.Module, views: list[Tensor]) -> pd.DataFrame:
     return pd.DataFrame({"eigenvalue": values[kept].flip(0).cpu(), "gain": gains[kept].flip(0).cpu()})
 
 
-def sphere_grid(latitudes: int = 400) -> tuple[Tensor, Tensor]:
+def sphere_grid(latitudes: int = 100) -> tuple[Tensor, Tensor]:
     """Points [N, 3] on the sphere in three dimensions and the area [N] each stands for: Gauss-Legendre in the cosine, equal steps around; float64."""
     node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(latitudes))
     step = math.pi / latitudes

@@ -98,7 +98,7 @@ def test_compare_sees_values_and_gradients():
 # ---------------------------------------------------------------------------------------------------------------- product of experts
 @pytest.mark.parametrize("kappas", [(0.5, 2.0), (30.0, 1.0, 8.0)])
 def test_product_and_log_eta_by_quadrature(kappas):
-    points, area = inference.sphere_grid(200)
+    points, area = inference.sphere_grid()
     assert area.sum().item() == pytest.approx(4 * math.pi, rel=1e-12)
     kappa = torch.tensor(kappas, dtype=torch.float64)
     loc = F.normalize(draw(len(kappas), 3), dim=1)

@@ -382,6 +382,22 @@ def test_load_trained():
     assert not loaded.training and equal({name: value.cpu() for name, value in loaded.state_dict().items()}, weights(settings))
 
 
+@pytest.mark.parametrize("method", ["simsiam", "byol"])
+def test_first_steps_are_those_of_a_run(method, fresh_results):
+    """A run of as many steps has the same losses and weights; nothing is stored."""
+    fresh_results("first steps")
+    settings = tiny(method)
+    images = training.training_images(settings)
+    short = methods.build(settings, 1)
+    steps = 2 * (len(images) // settings["batch_size"])
+    terms = list(training.first_steps(short, images, settings, steps))
+    assert len(terms) == steps and not list(artifacts.RESULTS.rglob(resolution.run_name(settings)))
+    training.train(settings)
+    assert equal(weights(settings), {name: value.cpu() for name, value in short.state_dict().items()})
+    with pytest.raises(ValueError, match="fewer than one batch"):
+        next(training.first_steps(short, images, settings | {"batch_size": 10**6}, 1))
+
+
 def test_bf16_trains_close_to_float32():
     losses = {}
     for precision in ("float32", "bf16"):
