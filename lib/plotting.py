@@ -699,8 +699,10 @@ def line_chart(
 def flow_chart(ax: Axes, nodes: dict[str, tuple[float, float]], edges, *, circles=(), marked=(), dashed=()) -> pd.DataFrame:
     """Boxes (nodes: text -> x, y) and arrows between them; `circles` are round, `marked` boxes blue, `dashed` edges grey and dashed.
 
-    Returns from, to of every arrow.
+    Returns from, to of every arrow. ValueError for a name that is no node.
     """
+    if unknown := sorted({*circles, *marked, *(name for pair in edges for name in pair)} - set(nodes)):
+        raise ValueError(f"no node {', '.join(map(repr, unknown))}: the nodes are {', '.join(map(repr, nodes))}")
     for text, (x, y) in nodes.items():
         shape = {"boxstyle": "circle,pad=0.5" if text in circles else "round,pad=0.35", "facecolor": "white"}
         ax.text(x, y, text, ha="center", va="center", fontsize=6.5, zorder=3, bbox=shape | {"edgecolor": BLUE if text in marked else INK})

@@ -353,6 +353,31 @@ def test_training_curves_draw_the_mean_of_the_seeds():
     assert ends[:, 1].min() == -3 - 1 - 2 and ends[:, 1].max() == -1 + 2  # means over the seeds 0, 1, 2
 
 
+def test_line_chart_draws_each_group_in_order_of_x():
+    data = pd.DataFrame({"step": [2, 1, 1, 2], "value": [4.0, 3.0, 10.0, 20.0], "run": ["a", "a", "b", "b"]})
+    _, ax = plt.subplots(figsize=plotting.COLUMN)
+    looks = {"b": (plotting.BLACK, "--", "o"), "a": (plotting.GREY, "-", "s")}
+    plotting.line_chart(ax, data, looks, x="step", y="value", group="run", label="Step", reference=5, log="y")
+    first, second, reference = ax.lines
+    assert (first.get_label(), list(first.get_ydata())) == ("b", [10, 20]) and list(second.get_ydata()) == [3, 4]
+    assert second.get_color() == plotting.GREY and first.get_linestyle() == "--" and set(reference.get_ydata()) == {5}
+    assert (ax.get_xscale(), ax.get_yscale()) == ("linear", "log")
+    with pytest.raises(ValueError, match="order and data disagree"):
+        plotting.line_chart(ax, data, {"a": looks["a"]}, x="step", y="value", group="run", label="Step")
+
+
+def test_flow_chart_draws_every_box_and_arrow():
+    _, ax = plt.subplots(figsize=plotting.COLUMN)
+    drawn = plotting.flow_chart(ax, {"x": (0, 0), "z": (1, 1), "p": (2, 0)}, [("x", "z"), ("z", "p")], marked=["p"], dashed=[("z", "p")])
+    assert drawn.to_dict("list") == {"from": ["x", "z"], "to": ["z", "p"]}
+    boxes = {text.get_text(): text.get_bbox_patch() for text in ax.texts if text.get_text()}
+    assert set(boxes) == {"x", "z", "p"} and to_rgb(boxes["p"].get_edgecolor()) == to_rgb(plotting.BLUE) != to_rgb(boxes["x"].get_edgecolor())
+    arrows = [text.arrow_patch for text in ax.texts if not text.get_text()]
+    assert [arrow.get_linestyle() for arrow in arrows] == ["-", "--"]
+    with pytest.raises(ValueError, match="no node 'y'"):
+        plotting.flow_chart(ax, {"x": (0, 0)}, [("x", "y")])
+
+
 def test_spread_keeps_order_and_gap():
     spread = plotting._spread(np.array([0.5, 0.1, 0.51, 0.52, 0.9]), 0.1)
     assert np.diff(np.sort(spread)).min() >= 0.1 - 1e-12 and np.argsort(spread).tolist() == [1, 0, 2, 3, 4]
