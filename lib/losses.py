@@ -139,7 +139,7 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
         raise ValueError(f"temperature is {temperature}; it must be positive.")
     with torch.autocast(query.device.type, enabled=False):
         q, k = F.normalize(_precise(query), dim=1), F.normalize(_precise(key.detach()), dim=1)
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ _precise(queue.detach()).T], 1) / temperature  # [B, 1 + K]
+        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().to(q).T], 1) / temperature  # [B, 1 + K]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
