@@ -34,7 +34,8 @@ NOTEBOOKS = artifacts.ROOT / "notebooks"
 PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
 ON_GPU = (
-    "01_ssl_as_inference", "10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation", "33_kappa_closed_form",
+    "01_ssl_as_inference", "10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation",
+    "33_kappa_closed_form",
 )  # fmt: skip
 
 

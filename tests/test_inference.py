@@ -175,6 +175,9 @@ def test_parts_taken_out():
     assert through.item() == pytest.approx(stopped.item(), abs=1e-6)
     slopes = [torch.autograd.grad(loss, model.projector[0].weight)[0] for loss, model in ((stopped, whole), (through, full))]
     assert (slopes[0] - slopes[1]).abs().max() > 1e-4
+    (z1, p1), (z2, p2) = inference.forward_by_size(full, views)
+    expected = torch.autograd.grad(-(F.cosine_similarity(p1, z2) + F.cosine_similarity(p2, z1)).mean() / 2, full.projector[0].weight)[0]
+    torch.testing.assert_close(slopes[1], expected)
     with pytest.raises(ValueError, match="Unknown part 'head'"):
         inference.take_out(method, "head")
 
