@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -43,12 +44,14 @@ def centre_crop(area: float) -> Callable[[Tensor], Tensor]:
     return transform
 
 
-def half_crop(top: float, left: float) -> Callable[[Tensor], Tensor]:
-    """Keep the square of half the side whose corner is at these shares of the side, and resize it to the whole."""
+def square_crop(top: float, left: float, side: float = 0.5) -> Callable[[Tensor], Tensor]:
+    """Keep the square with this corner and side, as shares of the image's side, and resize it to the whole."""
+    if not (0 <= top <= 1 and 0 <= left <= 1 and 0 < side <= 1 and max(top, left) + side <= 1 + 1e-9):
+        raise ValueError(f"The square with top {top:g}, left {left:g} and side {side:g} is not inside the image (shares of its side).")
 
     def transform(images: Tensor) -> Tensor:
         size = images.shape[-1]
-        return _square(images, round(size * top), round(size * left), size // 2)
+        return _square(images, round(size * top), round(size * left), max(2, int(size * side)))
 
     return transform
 
@@ -258,6 +261,18 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
                 low, high = uncertainty.bootstrap_interval(np.mean, values.astype(float))
                 rows.append(common | {"metric": metric, "value": values.mean(), "ci_low": low, "ci_high": high})
             artifacts.write_metrics(ready.profile, notebook, ready.name, evaluation.metrics_rows(rows, **ready.identity(notebook)))
+
+
+# ---------------------------------------------------------------------------------------------------------------- augmented training images
+def kappa_of_views(run: Run, views: int = 8) -> tuple[data.ImageSet, np.ndarray]:
+    """The first ``condition_images`` training images and κ of random views of each, [views, N] (VI-SimSiam 2022, Table 1: 8 of every image)."""
+    few = run.train.subset(range(min(run.settings["condition_images"], len(run.train))))
+    size, strengths, kappa = run.settings["image_size"], augmentations.recipe(run.settings["augmentation"]), []
+    for i in range(views):
+        generator = torch.Generator().manual_seed(training.seed_of(run.settings["seed"], "kappa views", i))
+        augment = partial(augmentations.augment, size=size, strengths=strengths, generator=generator)
+        kappa.append(run.embed(few, f"view_{i}", augment)["kappa"])
+    return few, np.stack(kappa)
 
 
 # ---------------------------------------------------------------------------------------------------------------- few labels

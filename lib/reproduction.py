@@ -35,7 +35,7 @@ PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
 ON_GPU = (
     "01_ssl_as_inference", "10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation",
-    "33_kappa_closed_form",
+    "33_kappa_closed_form", "36_kappa_across_data_sets",
 )  # fmt: skip
 
 
@@ -88,6 +88,11 @@ def begin(notebook: str, namespace: dict) -> None:
     given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit", "NOTEBOOK")}
     check_parameters(notebook, given)
     plotting.use_style()
+
+
+def headless() -> bool:
+    """Whether a job runs this notebook, so that nobody is there to move anything."""
+    return "COMPANION_HEADLESS" in os.environ
 
 
 def parse_parameters(text: str, notebook: str) -> dict:
@@ -200,6 +205,7 @@ def execute(job: Job) -> Path:
     from lib import gallery
 
     check_parameters(job.notebook, job.parameters)
+    os.environ["COMPANION_HEADLESS"] = "1"  # the kernel inherits it
     output = executed_path(job)
     output.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -244,12 +244,18 @@ def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypa
         protocol.metrics(listed)
 
 
-def test_half_crop_takes_the_square_at_its_place():
+@pytest.mark.parametrize("place", [(-0.1, 0, 0.5), (0.6, 0, 0.5), (0, 0.6, 0.5), (0, 0, 0), (0, 0, 1.1)])
+def test_a_square_outside_the_image_is_refused(place):
+    with pytest.raises(ValueError, match="not inside the image"):
+        protocol.square_crop(*place)
+
+
+def test_square_crop_takes_the_square_at_its_place():
     images = noise(size=16)
     for top, left in ((0, 0), (0.25, 0.5), (0.5, 0.5)):
         row, column = int(16 * top), int(16 * left)
         whole = augmentations.resize(images[:, :, row : row + 8, column : column + 8], 16)
-        torch.testing.assert_close(protocol.half_crop(top, left)(images), whole)
+        torch.testing.assert_close(protocol.square_crop(top, left)(images), whole)
 
 
 def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
