@@ -44,7 +44,7 @@ def test_stamps_follow_parameters_sources_and_needs(monkeypatch):
     original = reproduction.source_hash
     monkeypatch.setattr(reproduction, "source_hash", lambda notebook: original(notebook) + ("x" if notebook.startswith("32") else ""))
     edited = {name: reproduction.stamp(job, listed).name for name, job in listed.items()}
-    assert {name for name in listed if edited[name] != stamps[name]} == {"32_kappa_as_confidence", "00_start_here"}
+    assert {name for name in listed if edited[name] != stamps[name]} == {"32_kappa_as_confidence", "00_start_here", "90_claims_ledger"}
 
 
 def test_imported_modules_are_followed():
