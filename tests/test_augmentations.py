@@ -218,7 +218,8 @@ def test_views_are_distributed_as_torchvisions(recipe, shape):
     assert ours.min() >= -1e-6 and ours.max() <= 1 + 1e-6
     expected = statistics(theirs)
     for quantity, values in statistics(ours).items():
-        assert same_distribution(values, expected[quantity]), quantity
+        # rounded: where a recipe changes no colour, a quantity has few values, equal but for their last digits
+        assert same_distribution(values.round(decimals=5), expected[quantity].round(decimals=5)), quantity
         a, b = values.numpy(), expected[quantity].numpy()
         error = math.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
         assert abs(a.mean() - b.mean()) < 4 * error, quantity
