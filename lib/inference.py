@@ -129,9 +129,8 @@ def barlow_twins_terms(first: Tensor, second: Tensor, redundancy_weight: float =
 
     first, second: [B, D]. The negative of their sum is ``losses.barlow_twins_loss``.
     """
-    correlation = losses.cross_correlation(first, second)
-    diagonal = torch.diagonal(correlation)
-    return -(1 - diagonal).square().sum(), -redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
+    align, uniform = losses.barlow_twins_terms(first, second, redundancy_weight)
+    return -align, -uniform
 
 
 # ---------------------------------------------------------------------------------------------------------------- product of experts

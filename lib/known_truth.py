@@ -74,11 +74,11 @@ def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: in
     dimension, inputs = posteriors.location.shape[1], posteriors.views.shape[1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = _ConcentrationNetwork(inputs, dimension, torch.log1p(cosines(posteriors)))
+        t = cosines(posteriors)
+        network = _ConcentrationNetwork(inputs, dimension, torch.log1p(t))
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         steps = epochs * -(-len(posteriors.location) // batch_size)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        t = cosines(posteriors)
         for _ in range(epochs):
             for rows in torch.randperm(len(t)).split(batch_size):
                 nll = losses.vi_simsiam_loss(posteriors.location[rows], network(t[rows]), posteriors.target[rows])

@@ -79,9 +79,14 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 
 
     first, second: [B, D]; each coordinate is centred and divided by its standard deviation over the batch (biased).
     """
+    return sum(barlow_twins_terms(first, second, redundancy_weight))
+
+
+def barlow_twins_terms(first: Tensor, second: Tensor, redundancy_weight: float = 0.0051) -> tuple[Tensor, Tensor]:
+    """The two terms of barlow_twins_loss: of the diagonal of C, and of the rest."""
     correlation = cross_correlation(first, second)
     diagonal = torch.diagonal(correlation)
-    return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
+    return (1 - diagonal).square().sum(), redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
 
 
 def cross_correlation(first: Tensor, second: Tensor) -> Tensor:

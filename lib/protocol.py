@@ -46,14 +46,19 @@ def centre_crop(area: float) -> Callable[[Tensor], Tensor]:
 
 def square_crop(top: float, left: float, side: float = 0.5) -> Callable[[Tensor], Tensor]:
     """Keep the square with this corner and side, as shares of the image's side, and resize it to the whole."""
-    if not (0 <= top <= 1 and 0 <= left <= 1 and 0 < side <= 1 and max(top, left) + side <= 1 + 1e-9):
-        raise ValueError(f"The square with top {top:g}, left {left:g} and side {side:g} is not inside the image (shares of its side).")
+    pixels_of_square(top, left, side, 1)  # what is not inside is refused here, before there is an image
 
     def transform(images: Tensor) -> Tensor:
-        size = images.shape[-1]
-        return _square(images, round(size * top), round(size * left), max(2, int(size * side)))
+        return _square(images, *pixels_of_square(top, left, side, images.shape[-1]))
 
     return transform
+
+
+def pixels_of_square(top: float, left: float, side: float, size: int) -> tuple[int, int, int]:
+    """Top, left and side in pixels of a square given as shares of an image's side; ValueError if it is not inside the image."""
+    if not (0 <= top <= 1 and 0 <= left <= 1 and 0 < side <= 1 and max(top, left) + side <= 1 + 1e-9):
+        raise ValueError(f"The square with top {top:g}, left {left:g} and side {side:g} is not inside the image (shares of its side).")
+    return round(size * top), round(size * left), max(2, int(size * side))
 
 
 def _square(images: Tensor, top: int, left: int, side: int) -> Tensor:

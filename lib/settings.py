@@ -107,6 +107,11 @@ def run_name(settings: dict) -> str:
     return f"{settings['method']}-{settings['dataset']}-{variant(settings)}-seed{settings['seed']}"
 
 
+def is_usual(settings: dict) -> bool:
+    """Whether nothing but data set and seed differs from what the profile gives the method."""
+    return settings == resolve(settings["method"], settings["profile"], dataset=settings["dataset"], seed=settings["seed"])
+
+
 def trained_with(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in NOT_TRAINED_WITH}
 

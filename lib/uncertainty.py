@@ -356,6 +356,11 @@ def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 1
     return float((1 + np.sum(distances >= abs(ranks[positive].sum() - expected))) / (1 + draws))
 
 
+def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
+    """Spearman's rank correlation; NaN where one of the two is constant."""
+    return float(stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
+
+
 class TestResult(NamedTuple):
     """A two-sided t-test: statistic, p-value, mean of first minus mean of second, and that difference's 95 % confidence interval."""
 

@@ -20,15 +20,14 @@ def crop_figure(image: Tensor, top: float, left: float, side: float, score: Call
     top, left, side: shares of the side. score: κ of one image [C, S, S].
     """
     crop = protocol.square_crop(top, left, side)(image[None])[0]
-    size = image.shape[-1]
+    y, x, width = protocol.pixels_of_square(top, left, side, image.shape[-1])
     figure, axes = plt.subplots(1, 2, figsize=(3.4, 1.9), layout="constrained")
     for ax, shown, name in zip(axes, (image, crop), ("image", "crop"), strict=True):
         pixels = shown.clamp(0, 1).movedim(0, -1).numpy(force=True)
         ax.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         ax.set_title(f"{name}: κ = {plotting.kappa_text(score(shown))}")
         ax.axis("off")
-    corner = (round(size * left) - 0.5, round(size * top) - 0.5)
-    axes[0].add_patch(Rectangle(corner, round(size * side), round(size * side), fill=False, edgecolor=plotting.BLUE, linewidth=1.5))
+    axes[0].add_patch(Rectangle((x - 0.5, y - 0.5), width, width, fill=False, edgecolor=plotting.BLUE, linewidth=1.5))
     return figure
 
 

@@ -1,5 +1,6 @@
-"""What every test shares: one thread, fixed seeds, and results and data folders of its own."""
+"""What every test shares: one thread, fixed seeds, matplotlib's own style, and results and data folders of its own."""
 
+import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
@@ -12,11 +13,13 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def isolated(request, monkeypatch):
-    """Fixed seeds, and a results folder of the test's own unless a fixture of its module has already set one."""
+    """Fixed seeds, no style left over for the next test, and a results folder of the test's own unless a fixture of its module has set one."""
     torch.manual_seed(0)
     np.random.seed(0)
     if artifacts.RESULTS == RESULTS:
         monkeypatch.setattr(artifacts, "RESULTS", request.getfixturevalue("tmp_path") / "results")
+    with mpl.rc_context():
+        yield
 
 
 @pytest.fixture(scope="session")

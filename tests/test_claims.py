@@ -141,6 +141,14 @@ def test_what_cannot_be_said_is_not_tested(monkeypatch):
     assert verdict == NOT_TESTED and reason.startswith("under-trained")
 
 
+def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
+    asked = []
+    monkeypatch.setattr(claims, "find", lambda query, profile: Found(0.2, 0.1, 0.3, 10, 3, ""))
+    monkeypatch.setattr(claims, "is_trained", lambda method, profile: asked.append(method) or True)
+    claims.ledger("standard")
+    assert sorted(asked) == ["dino", "vi_simsiam"]
+
+
 def test_theory_needs_no_data():
     part = {"about": "theory", "query": {}, "rule": {"at_most": 1e-9}}
     assert claims.decide(part, "number", Found(1e-12, np.nan, np.nan, 1, 1, ""), "smoke")[0] == REPRODUCED

@@ -187,6 +187,12 @@ def test_a_data_set_brings_its_own_budget_and_a_plain_name():
     assert run_name(resolve("vi_simsiam", "standard", dataset="imagenette96", image_size=64)).startswith("vi_simsiam-imagenette96-e200-imagesize64")
 
 
+def test_a_usual_run_differs_in_data_set_and_seed_alone():
+    assert settings.is_usual(resolve("vi_simsiam", "standard", dataset="mnist", seed=2)) and settings.is_usual(resolve("random", "standard"))
+    assert not settings.is_usual(resolve("vi_simsiam", "standard", epochs=5))
+    assert not settings.is_usual(resolve("vi_simsiam", "standard", learning_rate=0.5))
+
+
 def test_tuning_is_the_same_effort_for_every_method():
     runs = settings.tuning_runs("standard")
     by_method = {method: [run for run in runs if run["method"] == method] for method in {run["method"] for run in runs}}

@@ -415,3 +415,9 @@ def test_embeddings_that_are_none_are_errors():
     for arrays in ((), (np.arange(3), np.arange(4)), (np.array([]),)):
         with pytest.raises(ValueError, match="same N"):
             u.bootstrap_interval(np.mean, *arrays)
+
+
+def test_rank_correlation_is_scipys_and_undefined_for_a_constant():
+    first, second = np.random.default_rng(0).normal(size=(2, 50))
+    assert u.rank_correlation(first, second) == pytest.approx(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
+    assert np.isnan(u.rank_correlation(first, np.ones(50))) and np.isnan(u.rank_correlation(np.ones(50), second))

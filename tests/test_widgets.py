@@ -14,9 +14,12 @@ def test_the_figure_shows_the_image_and_the_crop_with_their_scores():
     figure = widgets.crop_figure(IMAGES[1], 0.25, 0.5, 0.5, lambda image: seen.append(image) or 100.0 + len(seen))
     torch.testing.assert_close(seen[0], IMAGES[1])
     torch.testing.assert_close(seen[1], protocol.square_crop(0.25, 0.5, 0.5)(IMAGES[1:2])[0])
-    assert [ax.get_title() for ax in figure.axes] == ["image: κ = 101", "crop: κ = 102"]
+    titles = ["".join(ax.get_title(loc=side) for side in ("left", "center", "right")) for ax in figure.axes]
+    assert titles == ["image: κ = 101", "crop: κ = 102"]
     square = figure.axes[0].patches[0]
     assert (square.get_x(), square.get_y(), square.get_width(), square.get_height()) == (7.5, 3.5, 8, 8)
+    odd = widgets.crop_figure(IMAGES[1], 0, 0, 0.55, lambda image: 1.0).axes[0].patches[0]
+    assert odd.get_width() == protocol.pixels_of_square(0, 0, 0.55, 16)[2] == 8  # drawn as it is scored, where the share is no whole pixel
     grey = widgets.crop_figure(IMAGES[0, :1], 0, 0, 1, lambda image: 1.0)
     assert grey.axes[0].images[0].get_array().shape == (16, 16)
 
