@@ -312,7 +312,7 @@ def _legend_below(ax: Axes, *arguments, points: float = 26, **options):
     return ax.legend(*arguments, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=anchor, **options)
 
 
-def _thin(points: int, most: int = 1000) -> np.ndarray:
+def _thin(points: int, most: int = 400) -> np.ndarray:
     """Indices of at most `most` evenly spaced points, both ends included."""
     return np.unique(np.linspace(0, points - 1, min(points, most)).round().astype(int))
 
@@ -419,7 +419,7 @@ def roc_plot(
 
     positive: the positive class in words. inset: enlarge the part with a false positive rate below 0.1. below: labels under the axes
     (0.2 in more height for each line) instead of in the free triangle of a 2.6 in square, where only two have room.
-    Returns curve, false_positive_rate, true_positive_rate (at most 1,000 exact points of each curve), auroc, ci_low, ci_high.
+    Returns curve, false_positive_rate, true_positive_rate (at most 400 points of each curve, to six digits), auroc, ci_low, ci_high.
     """
     _require(data, "curve", "score", "positive")
     _require(summary, "curve", "auroc", "ci_low", "ci_high")
@@ -442,7 +442,7 @@ def roc_plot(
             pd.DataFrame({"curve": name, "false_positive_rate": false_positive[kept], "true_positive_rate": true_positive[kept]})
             .assign(auroc=auroc, ci_low=low, ci_high=high)
         )  # fmt: skip
-    drawn = pd.concat(rows, ignore_index=True)
+    drawn = pd.concat(rows, ignore_index=True).round(6)
     for panel in axes:
         panel.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.6, zorder=1)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
@@ -469,7 +469,7 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str 
 
     Equal uncertainties share their mean error, as in the expectation over random orders. A thin line shows the error of the whole set:
     what an uninformative score gives. Curves start at 1 % of the images: below, single images make them jump between 0 and 100 %.
-    Returns curve, coverage, error (fractions, at most 1,000 points of each curve).
+    Returns curve, coverage, error (fractions, at most 400 points of each curve).
     """
     _require(data, "curve", "uncertainty", "correct")
     order = _ordered(data["curve"], order)
@@ -482,7 +482,7 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str 
         ax.axhline(100 * error[-1], color=CHANCE, linewidth=0.6, zorder=1)
         ax.plot(100 * coverage[kept], 100 * error[kept], color=shade, linestyle=line, label=label)
         rows.append(pd.DataFrame({"curve": name, "coverage": coverage[kept], "error": error[kept]}))
-    drawn = pd.concat(rows, ignore_index=True)
+    drawn = pd.concat(rows, ignore_index=True).round(6)
     top = drawn["error"].max()
     ax.set(xlim=(0, 100), ylim=(0, 108 * top if top > 0 else 1), xlabel="Images kept, most certain first (%)", ylabel="Error (%)")
     _legend_below(ax, ncols=1 if _inches(ax)[0] < 2.6 else 2)
