@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -14,10 +16,10 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _same_shape(**tensors: Tensor) -> None:
+def _same_shape(form: str = "[B, D]", **tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != 2:
-        raise ValueError(f"Expected tensors of one shape [B, D], got {shapes}.")
+    if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != form.count(",") + 1:
+        raise ValueError(f"Expected tensors of one shape {form}, got {shapes}.")
 
 
 def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -162,3 +164,97 @@ def dino_loss(
     with torch.autocast(student.device.type, enabled=False):
         target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=1)
         return -(target * torch.log_softmax(_precise(student) / student_temperature, dim=1)).sum(1).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------- variational autoencoders
+LOG_2PI = math.log(2 * math.pi)
+
+
+def simvae_loss(
+    reconstruction: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor, sample: Tensor, likelihood: str = "gaussian",
+    variance: float = 0.02, prior_variance: float = 0.15, mean_prior: str = "uniform", mean_prior_variance: float = 1.0, entropy_weight: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """``-ELBO_SSL`` of J views of each image, in nats with all constants, mean over the images (SimVAE, §3 "ELBO_SSL", Eq. 6, A.2, A.4).
+
+    ``- sum_j [ log p(x_j | z_j) + H(q(z_j | x_j)) ] - log s(z_1 .. z_J)`` with one sample z_j of q(z_j | x_j) = N(mean_j, diag exp(log_variance_j)).
+    s is the prior of the views of one image with their common mean ψ integrated out, z_j ~ N(ψ, σ²): with L latents and z̄ the mean of the z_j,
+    ``log s = - L (J - 1)/2 log(2 π σ²) - L/2 log J - sum_j |z_j - z̄|² / (2 σ²) + log r(z̄)``, where mean_prior says what r is:
+
+    "uniform": ψ has the flat density 1 (the paper's choice; improper: the bound is one up to a constant); r = 1.
+    "normal": ψ ~ N(0, γ² I); r = N(0, (γ² + σ²/J) I), γ² = mean_prior_variance.
+    "public_code": r = N(0, I), as in the authors' code: a prior on z̄, which is not the marginal of any ψ ~ N(0, γ² I) unless γ² + σ²/J = 1.
+
+    With J = 1 this is a VAE with prior N(0, (γ² + σ²) I) under "normal", N(0, I) under "public_code", and none under "uniform".
+
+    reconstruction, images: [J, B, ...]; reconstruction holds the mean of a Gaussian of ``variance``, or for likelihood "bernoulli" the logits.
+    mean, log_variance, sample: [J, B, L]. prior_variance: σ². Returns scalars "loss" and its terms "reconstruction", "entropy", "prior".
+    ValueError for other shapes, an unknown likelihood or mean_prior, and variances that are not positive.
+
+    Deviation: Algorithm 1 adds the posterior's log-determinant to a loss that is minimised, and divides the squared error by the number of pixels
+    and not by its variance; here are the signs and constants of ELBO_SSL. entropy_weight: 1; the authors' code has 2 π.
+    """
+    _same_shape("[J, B, L]", mean=mean, log_variance=log_variance, sample=sample)
+    if reconstruction.shape != images.shape or images.shape[:2] != mean.shape[:2]:
+        raise ValueError(
+            f"reconstruction {list(reconstruction.shape)} and images {list(images.shape)} must have one shape [J, B, ...], "
+            f"and J, B those of the latents {list(mean.shape)}."
+        )
+    if prior_variance <= 0 or mean_prior_variance <= 0:
+        raise ValueError(f"prior_variance is {prior_variance}, mean_prior_variance {mean_prior_variance}; both must be positive.")
+    views, latents = mean.shape[0], mean.shape[2]
+    with torch.autocast(mean.device.type, enabled=False):
+        nll = _pixel_nll(reconstruction, images, likelihood, variance)  # [J, B]
+        z, log_v = _precise(sample), _precise(log_variance)
+        entropy = (1 + LOG_2PI + log_v).sum(2) / 2  # [J, B]
+        centre = z.mean(0)  # [B, L]
+        apart = (z - centre).square().sum((0, 2)) / (2 * prior_variance)  # [B]
+        log_s = -latents * ((views - 1) / 2 * (LOG_2PI + math.log(prior_variance)) + math.log(views) / 2) - apart
+        widths = {"uniform": None, "normal": mean_prior_variance + prior_variance / views, "public_code": 1.0}
+        if mean_prior not in widths:
+            raise ValueError(f"Unknown mean_prior {mean_prior!r}; choose one of {sorted(widths)}.")
+        if widths[mean_prior] is not None:
+            log_s = log_s - (centre.square().sum(1) / widths[mean_prior] + latents * (LOG_2PI + math.log(widths[mean_prior]))) / 2
+        return _summed({"reconstruction": nll.sum(0).mean(), "entropy": -entropy_weight * entropy.sum(0).mean(), "prior": -log_s.mean()})
+
+
+def vae_loss(
+    reconstruction: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor, likelihood: str = "gaussian", variance: float = 0.02,
+    beta: float = 1.0,
+) -> dict[str, Tensor]:  # fmt: skip
+    """``- log p(x | z) + β KL( q(z | x) || N(0, I) )``, in nats, mean over the images (Kingma & Welling 2014, Eq. 10; β: Higgins et al. 2017, Eq. 4).
+
+    reconstruction, images: [B, ...], as in simvae_loss; mean, log_variance: [B, L]. Returns "loss" and its terms "reconstruction", "kl".
+    """
+    _same_shape(mean=mean, log_variance=log_variance)
+    if reconstruction.shape != images.shape or len(images) != len(mean):
+        shapes = f"reconstruction {list(reconstruction.shape)} and images {list(images.shape)}"
+        raise ValueError(f"{shapes} must be alike and as many as the {len(mean)} means.")
+    with torch.autocast(mean.device.type, enabled=False):
+        kl = gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean)).mean()
+        return _summed({"reconstruction": _pixel_nll(reconstruction, images, likelihood, variance, axes=1).mean(), "kl": beta * kl})
+
+
+def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
+    """``KL( N(mean, exp log_variance) || N(other_mean, exp other_log_variance) )`` of diagonal Gaussians [B, L], in nats: [B]."""
+    _same_shape(mean=mean, log_variance=log_variance, other_mean=other_mean, other_log_variance=other_log_variance)
+    m, log_v, other_m, other_log_v = (_precise(tensor) for tensor in (mean, log_variance, other_mean, other_log_variance))
+    ratio = log_v - other_log_v
+    return (ratio.exp() - 1 - ratio + (m - other_m).square() * (-other_log_v).exp()).sum(1) / 2
+
+
+def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance: float, axes: int = 2) -> Tensor:
+    """``-log p(x | z)`` summed over all but the first ``axes`` axes."""
+    x, r = _precise(images), _precise(reconstruction)
+    if likelihood == "bernoulli":
+        nll = F.binary_cross_entropy_with_logits(r, x, reduction="none")
+    elif likelihood == "gaussian":
+        if variance <= 0:
+            raise ValueError(f"The variance of the Gaussian likelihood is {variance}; it must be positive.")
+        nll = ((x - r).square() / variance + LOG_2PI + math.log(variance)) / 2
+    else:
+        raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'.")
+    return nll.flatten(axes).sum(axes)
+
+
+def _summed(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {"loss": torch.stack(list(terms.values())).sum()} | terms

@@ -1,0 +1,182 @@
+"""The bounds of SimVAE and the VAEs on a linear-Gaussian model, whose evidence and posterior are known in closed form."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+
+from lib import losses
+
+VARIANCE, SIGMA2, GAMMA2 = 0.3, 0.15, 0.7
+
+
+class Toy:
+    """x_j = W z_j + noise of VARIANCE, z_j = ψ + noise of SIGMA2, ψ ~ N(0, γ² I); everything stacked over the J views, in float64."""
+
+    def __init__(self, views: int, latents: int = 2, pixels: int = 5, gamma2: float = GAMMA2, images: int = 3):
+        generator = torch.Generator().manual_seed(7)
+        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+        self.views, self.latents, self.w = views, latents, draw(pixels, latents)
+        self.x, self.mean = draw(views, images, pixels), draw(views, images, latents)
+        self.log_variance = draw(views, images, latents) / 2 - 1
+        identity = torch.eye(latents, dtype=torch.float64)
+        together = torch.ones(views, views, dtype=torch.float64) * gamma2 + SIGMA2 * torch.eye(views, dtype=torch.float64)
+        self.prior = torch.kron(together, identity)  # [J L, J L]
+        self.decoder = torch.kron(torch.eye(views, dtype=torch.float64), self.w)  # [J D, J L]
+
+    def evidence(self) -> torch.Tensor:
+        """log p(x_1 .. x_J) [B]."""
+        covariance = self.decoder @ self.prior @ self.decoder.T + VARIANCE * torch.eye(len(self.decoder), dtype=torch.float64)
+        x = self.x.movedim(0, 1).flatten(1)
+        return MultivariateNormal(torch.zeros_like(x), covariance).log_prob(x)
+
+    def posterior(self) -> MultivariateNormal:
+        precision = torch.linalg.inv(self.prior) + self.decoder.T @ self.decoder / VARIANCE
+        x = self.x.movedim(0, 1).flatten(1)
+        return MultivariateNormal(x @ self.decoder / VARIANCE @ torch.linalg.inv(precision), precision_matrix=precision)
+
+    def approximate(self) -> MultivariateNormal:
+        return MultivariateNormal(self.mean.movedim(0, 1).flatten(1), torch.diag_embed(self.log_variance.exp().movedim(0, 1).flatten(1)))
+
+    def points(self):
+        """Samples whose mean is the exact expectation of anything quadratic: ± sqrt(n) standard deviations along each of the n = J L axes."""
+        n = self.views * self.latents
+        axes = torch.eye(n, dtype=torch.float64) * math.sqrt(n)
+        for direction in torch.cat([axes, -axes]):
+            yield self.mean + (self.log_variance / 2).exp() * direction.view(self.views, 1, self.latents)
+
+    def expected(self, **options) -> dict[str, torch.Tensor]:
+        terms = [
+            losses.simvae_loss(z @ self.w.T, self.x, self.mean, self.log_variance, z, variance=VARIANCE, prior_variance=SIGMA2, **options)
+            for z in self.points()
+        ]
+        return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+
+
+@pytest.mark.parametrize("views", [1, 2, 4])
+def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(views):
+    toy = Toy(views)
+    loss = toy.expected(mean_prior="normal", mean_prior_variance=GAMMA2)["loss"]
+    gap = kl_divergence(toy.approximate(), toy.posterior())
+    assert loss.item() == pytest.approx((gap - toy.evidence()).mean().item(), rel=1e-12)
+    assert (gap > 0.1).all()  # so a bound, and not one by chance
+
+
+@pytest.mark.parametrize("views", [2, 4])
+def test_a_flat_mean_is_the_limit_of_a_wide_one(views):
+    wide = 1e9
+    toy = Toy(views, gamma2=wide)
+    flat_evidence = toy.evidence() + toy.latents / 2 * math.log(2 * math.pi * wide)  # p(ψ) = 1 in place of its density at the centre
+    gap = kl_divergence(toy.approximate(), toy.posterior())
+    assert toy.expected(mean_prior="uniform")["loss"].item() == pytest.approx((gap - flat_evidence).mean().item(), rel=1e-6)
+
+
+def test_the_public_codes_prior_on_the_mean_is_a_marginal_at_one_width_alone():
+    toy, width = Toy(3), 1 - SIGMA2 / 3
+    assert toy.expected(mean_prior="public_code")["loss"].item() == pytest.approx(
+        toy.expected(mean_prior="normal", mean_prior_variance=width)["loss"].item(), rel=1e-12
+    )
+    assert abs(toy.expected(mean_prior="public_code")["loss"] - toy.expected(mean_prior="normal", mean_prior_variance=1.0)["loss"]) > 1e-3
+
+
+def test_one_view_is_a_vae():
+    toy = Toy(1)
+    own = {name: value.item() for name, value in toy.expected(mean_prior="public_code").items()}
+    reconstructions = [z[0] @ toy.w.T for z in toy.points()]
+    vae = [losses.vae_loss(r, toy.x[0], toy.mean[0], toy.log_variance[0], variance=VARIANCE) for r in reconstructions]
+    assert own["loss"] == pytest.approx(np.mean([terms["loss"].item() for terms in vae]), rel=1e-12)
+    posterior = Normal(toy.mean[0], (toy.log_variance[0] / 2).exp())
+    normal = {"mean_prior": "normal", "mean_prior_variance": GAMMA2}
+    for options, scale in (({"mean_prior": "public_code"}, 1.0), (normal, math.sqrt(GAMMA2 + SIGMA2))):
+        terms = toy.expected(**options)
+        assert (terms["entropy"] + terms["prior"]).item() == pytest.approx(
+            kl_divergence(posterior, Normal(torch.zeros(2).double(), scale)).sum(1).mean().item(), rel=1e-12
+        )
+    assert toy.expected(mean_prior="uniform")["prior"].item() == pytest.approx(0, abs=1e-14)
+
+
+def test_terms_are_what_torch_says_they_are():
+    toy = Toy(3)
+    z = toy.mean + 0.1
+    logits = z @ toy.w.T
+    pixels = (toy.x > 0).double()
+    terms = losses.simvae_loss(logits, pixels, toy.mean, toy.log_variance, z, "bernoulli")
+    assert terms["reconstruction"].item() == pytest.approx(-Bernoulli(logits=logits).log_prob(pixels).sum((0, 2)).mean().item())
+    assert terms["entropy"].item() == pytest.approx(-Normal(toy.mean, (toy.log_variance / 2).exp()).entropy().sum((0, 2)).mean().item())
+    assert terms["loss"].item() == pytest.approx(sum(terms[name].item() for name in ("reconstruction", "entropy", "prior")))
+    heavier = losses.simvae_loss(logits, pixels, toy.mean, toy.log_variance, z, "bernoulli", entropy_weight=2 * math.pi)
+    assert heavier["entropy"].item() == pytest.approx(2 * math.pi * terms["entropy"].item())
+    gaussian = losses.simvae_loss(logits, toy.x, toy.mean, toy.log_variance, z, variance=0.5)
+    assert gaussian["reconstruction"].item() == pytest.approx(-Normal(logits, 0.5**0.5).log_prob(toy.x).sum((0, 2)).mean().item())
+
+
+def test_the_entropy_weight_of_the_public_code_widens_the_posterior_as_derived():
+    # Between prior and entropy alone a posterior variance v minimises w (-½ log v) + v (1 - 1/J) / (2 σ²), so v = w σ² J / (J - 1).
+    for weight, views, expected in ((1.0, 10, 1 / 6), (2 * math.pi, 10, 1.047), (1.0, 2, 0.3), (2 * math.pi, 2, 1.885)):
+        grid = torch.linspace(math.log(expected) - 1, math.log(expected) + 1, 2001, dtype=torch.float64)
+        values = [
+            # E |z_j - z̄|² = v (1 - 1/J) for every view: a sample that has exactly this spread
+            losses.simvae_loss(
+                torch.zeros(views, 1, 1).double(), torch.zeros(views, 1, 1).double(), torch.zeros(views, 1, 1).double(),
+                log_v.expand(views, 1, 1), spread(views) * (log_v / 2).exp(), entropy_weight=weight,
+            )["loss"]
+            for log_v in grid
+        ]  # fmt: skip
+        assert grid[int(torch.stack(values).argmin())].exp().item() == pytest.approx(expected, rel=2e-3)
+
+
+def spread(views: int) -> torch.Tensor:
+    """J numbers [J, 1, 1] of mean 0 whose squares add up to J - 1."""
+    values = torch.linspace(-1, 1, views, dtype=torch.float64)
+    return (values * math.sqrt((views - 1) / values.square().sum().item())).view(views, 1, 1)
+
+
+def test_kl_of_gaussians_is_torchs():
+    generator = torch.Generator().manual_seed(0)
+    first, log_v, second, other = torch.randn(4, 6, 3, generator=generator)
+    expected = kl_divergence(Normal(first, (log_v / 2).exp()), Normal(second, (other / 2).exp())).sum(1)
+    torch.testing.assert_close(losses.gaussian_kl(first, log_v, second, other), expected)
+    beta = losses.vae_loss(first, second, first, log_v, beta=4.0)["kl"] / losses.vae_loss(first, second, first, log_v)["kl"]
+    assert beta.item() == pytest.approx(4)
+
+
+def test_order_of_views_and_rotation_of_the_latents_change_nothing():
+    toy = Toy(3)
+    z, turned = toy.mean + 0.1, torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0]
+    zero = torch.zeros_like(toy.mean)
+    loss = lambda z, x, r: losses.simvae_loss(r, x, zero, zero, z, mean_prior="normal")["loss"].item()  # noqa: E731
+    usual = loss(z, toy.x, z @ toy.w.T)
+    order = [2, 0, 1]
+    assert loss(z[order], toy.x[order], z[order] @ toy.w.T) == pytest.approx(usual)
+    assert loss(z @ turned, toy.x, z @ toy.w.T) == pytest.approx(usual)
+
+
+def test_computed_in_float32_under_autocast():
+    toy = Toy(2)
+    x, m, v = (tensor.float() for tensor in (toy.x, toy.mean, toy.log_variance))
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = losses.simvae_loss(x + 0.1, x, m, v, m)
+    assert inside["loss"].dtype == torch.float32
+    torch.testing.assert_close(inside["loss"], losses.simvae_loss(x + 0.1, x, m, v, m)["loss"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"likelihood": "poisson"}, "Unknown likelihood 'poisson'"),
+        ({"mean_prior": "flat"}, "Unknown mean_prior 'flat'"),
+        ({"variance": 0.0}, "variance of the Gaussian likelihood is 0.0"),
+        ({"prior_variance": -1.0}, "prior_variance is -1.0"),
+        ({"sample": torch.zeros(2, 3)}, r"\[J, B, L\]"),
+        ({"images": torch.zeros(2, 3, 4)}, "must have one shape"),
+    ],
+)
+def test_what_cannot_be_is_refused(change, message):
+    toy = Toy(2)
+    arguments = {"reconstruction": toy.x, "images": toy.x, "mean": toy.mean, "log_variance": toy.mean, "sample": toy.mean}
+    with pytest.raises(ValueError, match=message):
+        losses.simvae_loss(**(arguments | change))
+    with pytest.raises(ValueError, match="as many as the 3 means"):
+        losses.vae_loss(toy.x[0, :2], toy.x[0, :2], toy.mean[0], toy.mean[0])
