@@ -48,6 +48,16 @@ RECIPES = {
         "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
         "hue": 0.1, "grey": 0.2, "blur": 1.0, "sigma": (0.1, 2.0), "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2},
     },
+    # SimVAE (Bizeul et al. 2024, Table 2), MNIST and Fashion-MNIST: crop, and flip upside down
+    "simvae_grey": {
+        "scale": (0.4, 1.0), "ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0,
+        "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
+    },
+    # the same table, CIFAR-10 and CelebA; neither greyscale nor blur
+    "simvae_colour": {
+        "scale": (0.6, 1.0), "ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8,
+        "saturation": 0.8, "hue": 0.2, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
+    },
 }  # fmt: skip
 # Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1); everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
@@ -74,20 +84,26 @@ class Draws(NamedTuple):
     sigma: Tensor  # [B], pixels
     order: Tensor  # [B, 4]: the order of the jitter's parts, the same within BLOCK rows
     solarise: Tensor  # [B]
+    upside_down: Tensor  # [B]
 
     def rows(self, index) -> Draws:
         return Draws(*(value[index] for value in self))
 
 
 def make_views(images: Tensor, settings: dict, generator: torch.Generator, part: int = 0, parts: int = 1) -> list[Tensor]:
-    """Two standard views and ``local_views`` low-resolution ones of uint8 images [B, C, H, W]; floats in 0..1, global views first.
+    """Two standard views (or ``views``, where a recipe says so) and ``local_views`` low-resolution ones of uint8 images [B, C, H, W].
+
+    Floats in 0..1, global views first.
 
     With ``parts`` > 1 the images are the ``part``-th of equal parts of a batch: the parameters of the whole batch are drawn, and those of the
     part used, so that several processes make together the views that one would have made.
     """
     strengths, batch = recipe(settings["augmentation"]), len(images)
-    kinds = [(2, settings["image_size"], strengths)]
+    standard = settings.get("views", 2)
+    kinds = [(standard, settings["image_size"], strengths)]
     if "second" in strengths:
+        if standard != 2:
+            raise ValueError(f"The augmentation recipe {settings['augmentation']!r} is for two views, not {standard}.")
         kinds = [(1, settings["image_size"], strengths), (1, settings["image_size"], strengths | strengths["second"])]
     if settings["local_views"]:
         kinds.append((settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE}))
@@ -119,9 +135,12 @@ def draw(batch: int, height: int, width: int, strengths: dict, generator: torch.
     low, high = strengths["sigma"]
     sigma = low + (high - low) * torch.rand(batch, generator=generator)
     orders = torch.stack([torch.randperm(4, generator=generator) for _ in range(0, batch, BLOCK)])
-    # Drawn where a recipe has it, so that the others keep their random numbers.
-    solarise = chance(batch, strengths["solarise"], generator) if strengths.get("solarise") else torch.zeros(batch, dtype=torch.bool)
-    return Draws(box, flip, jitter, factors, grey, blur, sigma, orders.repeat_interleave(BLOCK, 0)[:batch], solarise)
+    # Drawn where a recipe has them, so that the others keep their random numbers.
+    solarise, upside_down = (
+        chance(batch, strengths[name], generator) if strengths.get(name) else torch.zeros(batch, dtype=torch.bool)
+        for name in ("solarise", "upside_down")
+    )
+    return Draws(box, flip, jitter, factors, grey, blur, sigma, orders.repeat_interleave(BLOCK, 0)[:batch], solarise, upside_down)
 
 
 def render(images: Tensor, chosen: Tensor, draws: Draws, size: int) -> Tensor:
@@ -159,7 +178,7 @@ def _pool(threads: int) -> ThreadPoolExecutor:
 def _render_batched(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor) -> None:
     view = images[chosen.to(images.device, non_blocking=True)]
     view = view.float().div_(255) if view.dtype == torch.uint8 else view
-    view = crop_and_resize(view, draws.box, views.shape[-1], draws.flip)
+    view = crop_and_resize(view, draws.box, views.shape[-1], draws.flip, draws.upside_down)
     for order in sorted(set(map(tuple, draws.order.tolist()))):
         here = draws.jitter & (draws.order == torch.tensor(order)).all(1)
         _change(view, here, lambda some, rows, order=order: color_jitter(some, rows.factors, order), draws)
@@ -232,11 +251,11 @@ def resampling_matrix(start: Tensor, extent: Tensor, source: int, size: int, fli
     return weight / weight.sum(-1, keepdim=True)
 
 
-def crop_and_resize(images: Tensor, box: Tensor, size: int, flip: Tensor | None = None) -> Tensor:
-    """Crop [B, C, H, W] to the boxes [B, 4], resize to ``size`` (anti-aliased bilinear), mirror left-right where ``flip``."""
+def crop_and_resize(images: Tensor, box: Tensor, size: int, flip: Tensor | None = None, upside_down: Tensor | None = None) -> Tensor:
+    """Crop [B, C, H, W] to the boxes [B, 4], resize to ``size`` (anti-aliased bilinear), mirror left-right and top-bottom where those say so."""
     box = box.to(images.device, non_blocking=True)
-    flip = None if flip is None else flip.to(images.device, non_blocking=True)
-    rows = resampling_matrix(box[:, 0], box[:, 2], images.shape[2], size)  # [B, S, H]
+    flip, upside_down = (None if mirror is None else mirror.to(images.device, non_blocking=True) for mirror in (flip, upside_down))
+    rows = resampling_matrix(box[:, 0], box[:, 2], images.shape[2], size, upside_down)  # [B, S, H]
     columns = resampling_matrix(box[:, 1], box[:, 3], images.shape[3], size, flip)  # [B, S, W]
     batch, channels, height, width = images.shape
     narrow = torch.bmm(images.reshape(batch, channels * height, width), columns.mT).view(batch, channels, height, size)

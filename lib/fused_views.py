@@ -20,12 +20,12 @@ BLUR_REACH = np.float32(augmentations.BLUR_REACH)
 
 
 @njit(**COMPILED)
-def render(source, chosen, box, flip, jitter, factors, grey, blur, sigma, order, solarise, scale, views):
+def render(source, chosen, box, flip, jitter, factors, grey, blur, sigma, order, solarise, upside_down, scale, views):
     """Write views [B, S, S, C] of source [N, H, W * C] times ``scale``: view b is of image chosen[b], its parameters are row b of the draws."""
     size, channels = views.shape[1], views.shape[3]
     image = np.empty((channels, size * size), np.float32)
     for b in range(len(views)):
-        crop_and_resize(source[chosen[b]], box[b], flip[b], scale, image, size)
+        crop_and_resize(source[chosen[b]], box[b], flip[b], upside_down[b], scale, image, size)
         if jitter[b]:
             for part in order[b]:
                 if part == 0:
@@ -72,10 +72,10 @@ def filter_bank(start, extent, size, flip):
 
 
 @njit(**COMPILED)
-def crop_and_resize(source, box, flip, scale, image, size):
-    """Write image [C, S * S]: the box of source [H, W * C] resized, mirrored left-right where ``flip``."""
+def crop_and_resize(source, box, flip, upside_down, scale, image, size):
+    """Write image [C, S * S]: the box of source [H, W * C] resized, mirrored left-right and top-bottom where those say so."""
     channels = image.shape[0]
-    top, row_weight = filter_bank(box[0], box[2], size, False)
+    top, row_weight = filter_bank(box[0], box[2], size, upside_down)
     left, column_weight = filter_bank(box[1], box[3], size, flip)
     begin, end = int(box[1]) * channels, int(box[1] + box[3]) * channels
     line, left = np.empty(source.shape[1], np.float32), (left * channels).astype(np.uint32)

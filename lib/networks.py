@@ -1,4 +1,4 @@
-"""Backbones, projectors, predictors and the concentration head."""
+"""Backbones, projectors, predictors, the concentration head and decoders."""
 
 from __future__ import annotations
 
@@ -40,23 +40,128 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
     return network
 
 
-BACKBONES = {"resnet18": resnet18}
+def mlp(channels: int, image_size: int, widths: tuple[int, ...] = (500, 500, 2000)) -> nn.Sequential:
+    """SimVAE's fully connected encoder without its last layer (Table 3a): pixels -> 500 -> 500 -> 2000, a ReLU after each."""
+    sizes, layers = (channels * image_size**2, *widths), [nn.Flatten()]
+    for inputs, outputs in zip(sizes, widths, strict=False):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    network = nn.Sequential(*layers)
+    network.features = widths[-1]
+    return network
+
+
+def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
+    """SimVAE's convolutional encoder without its last layer (Table 4a): one residual block a stage, 32 to 256 channels, flattened.
+
+    Deviation: the table's sizes hold for 64 px; for views of less than 64 px the stem has no max-pool, so that 32 px end in 4 x 4 as well.
+    """
+    if image_size < 16:
+        raise ValueError(f"image_size is {image_size} px; resnet_simvae needs at least 16 px.")
+    layers = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(channels, 16, 4, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    layers += [nn.MaxPool2d(3, 2, 1)] if image_size >= 64 else []
+    for inputs, outputs, stride in ((16, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 2)):
+        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        layers.append(BasicBlock(inputs, outputs, stride, shortcut))
+    network = nn.Sequential(*layers, nn.Flatten())
+    side = image_size // (2 if image_size >= 64 else 1)
+    network.features = 256 * (-(-side // 8)) ** 2
+    return network
+
+
+class Binarise(nn.Module):
+    """1 where a pixel exceeds the threshold, else 0."""
+
+    def __init__(self, threshold: float):
+        super().__init__()
+        self.threshold = threshold
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images > self.threshold).to(images.dtype)
+
+
 STEM_STRIDES = {"imagenet": 4, "stride2": 2, "small": 1}
+BACKBONES = {
+    "resnet18": lambda settings, channels: resnet18(settings["width"], settings["stem"], channels),
+    "mlp": lambda settings, channels: mlp(channels, settings["image_size"]),
+    "resnet_simvae": lambda settings, channels: resnet_simvae(channels, settings["image_size"]),
+}
 
 
 def backbone(settings: dict, channels: int) -> nn.Sequential:
-    """The backbone that resolved settings name; ValueError for unknown names and for views too small for it.
+    """The backbone that resolved settings name; ``.features`` is the length of its output.
 
-    A view must leave more than one pixel for the last stage: less is no image, and in bf16 the CPU library's weight gradient of a strided
-    convolution over a single pixel reads memory that nobody wrote (oneDNN 3.10, seen as NaN in some runs and not in others).
+    Where a recipe has them, ``binarise`` > 0 puts a threshold on the pixels in front, and ``representation`` > 0 one more linear layer behind:
+    the features are then that many numbers, as in SimVAE's comparisons.
+
+    ValueError for unknown names and for views too small. A view must leave a resnet18 more than one pixel for the last stage: less is no image,
+    and in bf16 the CPU library's weight gradient of a strided convolution over a single pixel reads memory that nobody wrote (oneDNN 3.10, seen
+    as NaN in some runs and not in others).
     """
-    smallest = 4 * STEM_STRIDES.get(settings["stem"], 1) + 1
-    for name in ("image_size", "local_size") if settings["local_views"] else ("image_size",):
-        if settings[name] < smallest:
-            raise ValueError(f"{name} is {settings[name]} px; a resnet18 with stem {settings['stem']!r} needs at least {smallest} px.")
     if settings["backbone"] not in BACKBONES:
         raise ValueError(f"Unknown backbone {settings['backbone']!r}; choose one of {sorted(BACKBONES)}.")
-    return BACKBONES[settings["backbone"]](settings["width"], settings["stem"], channels)
+    if settings["backbone"] == "resnet18":
+        smallest = 4 * STEM_STRIDES.get(settings["stem"], 1) + 1
+        for name in ("image_size", "local_size") if settings["local_views"] else ("image_size",):
+            if settings[name] < smallest:
+                raise ValueError(f"{name} is {settings[name]} px; a resnet18 with stem {settings['stem']!r} needs at least {smallest} px.")
+    elif settings["local_views"]:
+        raise ValueError(f"A {settings['backbone']} takes views of one size; set local_views to 0, not {settings['local_views']}.")
+    network = BACKBONES[settings["backbone"]](settings, channels)
+    if not (settings.get("binarise") or settings.get("representation")):
+        return network
+    before = [Binarise(settings["binarise"])] if settings.get("binarise") else []
+    after = [nn.Linear(network.features, settings["representation"])] if settings.get("representation") else []
+    whole = nn.Sequential(*before, *network, *after)
+    whole.features = settings.get("representation") or network.features
+    return whole
+
+
+class UpsamplingBlock(nn.Module):
+    """A residual block that doubles the side where stride is 2: [B, C, H, W] -> [B, outputs, stride H, stride W] (SimVAE, Table 4b).
+
+    The first 3x3 convolution and the shortcut are transposed where they double. Deviation: the table says neither how a stride of 2 goes up nor
+    whether there are shortcuts.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+
+        def grow(kernel: int) -> nn.Module:
+            if stride == 1:
+                return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
+            return nn.ConvTranspose2d(inputs, outputs, kernel, stride, kernel // 2, output_padding=1, bias=False)
+
+        self.residual = nn.Sequential(
+            grow(3), nn.BatchNorm2d(outputs), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+        )
+        self.shortcut = nn.Sequential(grow(1), nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.residual(x) + self.shortcut(x))
+
+
+def decoder(inputs: int, channels: int, image_size: int, form: str) -> nn.Sequential:
+    """Latents [B, L] -> what the likelihood is of, [B, C, S, S], unbounded (a sigmoid makes it a mean in 0..1).
+
+    form: "mlp", Table 3b: L -> 2000 -> 500 -> 500 -> pixels; "resnet", Table 4b: a linear layer to 256 channels of S / 2^k px, four residual blocks
+    of 128, 64, 32 and 16 channels of which the first k double the side, and a 5x5 convolution. Deviation: k = 4 at 64 px as printed; at 32 px 3.
+    """
+    if form == "mlp":
+        widths = (inputs, 2000, 500, 500)
+        layers: list[nn.Module] = []
+        for before, after in zip(widths, widths[1:], strict=False):
+            layers += [nn.Linear(before, after), nn.ReLU()]
+        return nn.Sequential(*layers, nn.Linear(widths[-1], channels * image_size**2), nn.Unflatten(1, (channels, image_size, image_size)))
+    if form != "resnet":
+        raise ValueError(f"Unknown decoder {form!r}; choose 'mlp' or 'resnet'.")
+    doublings = next((k for k in (4, 3, 2, 1) if image_size % 2**k == 0 and image_size // 2**k >= 4), None)
+    if doublings is None:
+        raise ValueError(f"image_size is {image_size} px; a resnet decoder doubles at least once from 4 px or more: use a multiple of 2 from 8 on.")
+    side, widths = image_size // 2**doublings, (256, 128, 64, 32, 16)
+    blocks = [UpsamplingBlock(before, after, 2 if k < doublings else 1) for k, (before, after) in enumerate(zip(widths, widths[1:], strict=False))]
+    return nn.Sequential(
+        nn.Linear(inputs, 256 * side**2), nn.Unflatten(1, (256, side, side)), *blocks, nn.Conv2d(widths[-1], channels, 5, padding=2)
+    )
 
 
 def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:

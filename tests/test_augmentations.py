@@ -57,6 +57,7 @@ def test_crop_of_the_whole_image_at_its_own_size_is_the_image_and_flips_are_mirr
     plain, mirrored = aug.crop_and_resize(images, box, 16), aug.crop_and_resize(images, box, 16, flip)
     torch.testing.assert_close(mirrored[flip], plain[flip].flip(-1))
     assert torch.equal(mirrored[~flip], plain[~flip])
+    torch.testing.assert_close(aug.crop_and_resize(images, box, 16, None, flip)[flip], plain[flip].flip(-2))
 
 
 @pytest.mark.parametrize("size", [8, 24, 50])
@@ -157,17 +158,20 @@ def test_jitter_factors_are_uniform_in_torchvisions_ranges():
 OFF = SIMSIAM | {"flip": 0.0, "jitter": 0.0, "grey": 0.0, "blur": 0.0, "scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 
 
-@pytest.mark.parametrize("name", ["flip", "jitter", "grey", "blur"])
+@pytest.mark.parametrize("name", ["flip", "upside_down", "jitter", "grey", "blur"])
 def test_each_part_happens_as_often_as_its_recipe_says_and_alone(name):
     """All other parts off, the whole image kept: what differs from the input was changed by this part."""
     images = noise(1).expand(3000, -1, -1, -1)
-    strengths = OFF | {name: SIMSIAM[name], "sigma": (1.0, 2.0)}
+    often = SIMSIAM.get(name, 0.5)
+    strengths = OFF | {name: often, "sigma": (1.0, 2.0)}
     views = aug.augment(images, 24, strengths, generator())
     changed = ((views - images).abs().amax((1, 2, 3)) > 1e-4).numpy()
-    assert stats.binomtest(int(changed.sum()), 3000, SIMSIAM[name]).pvalue > ALIKE
+    assert stats.binomtest(int(changed.sum()), 3000, often).pvalue > ALIKE
     view = views[torch.from_numpy(changed)][0]
     if name == "flip":
         torch.testing.assert_close(view, images[0].flip(-1))
+    if name == "upside_down":
+        torch.testing.assert_close(view, images[0].flip(-2))
     if name == "grey":
         torch.testing.assert_close(view, tv.rgb_to_grayscale(images[0], 3), rtol=0, atol=1e-5)
     if name == "blur":
@@ -190,6 +194,7 @@ def torchvision_views(images, size, recipe, seed=0):
         v2.RandomApply([v2.GaussianBlur(17, recipe["sigma"])], recipe["blur"]),
         v2.RandomSolarize(0.5, recipe.get("solarise", 0.0)),
         v2.RandomHorizontalFlip(recipe["flip"]),
+        v2.RandomVerticalFlip(recipe.get("upside_down", 0.0)),
     ])  # fmt: skip
     torch.manual_seed(seed)
     return torch.stack([pipeline(image.float() / 255) for image in images])
@@ -203,6 +208,7 @@ def statistics(views):
         **{f"mean of channel {c}": views[:, c].mean((1, 2)) for c in range(3)},
         "contrast": grey.std((1, 2)), "brightest": grey.amax((1, 2)), "colour": views.std(1).mean((1, 2)),
         "sharpness": grey.diff(dim=-1).abs().mean((1, 2)) / grey.std((1, 2)).clamp(min=1e-3),
+        "top minus bottom": grey[:, : grey.shape[1] // 2].mean((1, 2)) - grey[:, grey.shape[1] // 2 :].mean((1, 2)),
         "left minus right": grey[..., : grey.shape[-1] // 2].mean((1, 2)) - grey[..., grey.shape[-1] // 2 :].mean((1, 2)),
     }  # fmt: skip
 
@@ -225,7 +231,10 @@ def test_views_are_distributed_as_torchvisions(recipe, shape):
         assert abs(a.mean() - b.mean()) < 4 * error, quantity
 
 
-@pytest.mark.parametrize("change", [{}, {"hue": 0.5}, {"scale": (0.002, 0.05)}, {"sigma": (0.1, 6.0), "blur": 1.0}, {"solarise": 0.5}])
+CHANGES = [{}, {"hue": 0.5}, {"scale": (0.002, 0.05)}, {"sigma": (0.1, 6.0), "blur": 1.0}, {"solarise": 0.5, "upside_down": 0.5}]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize(("height", "width", "size"), [(24, 24, 24), (20, 33, 12), (9, 8, 16)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_compiled_views_are_the_batched_ones(change, height, width, size, channels):
@@ -322,7 +331,7 @@ def test_local_views_see_a_small_part(monkeypatch):
 
 
 def test_recipes_are_those_of_the_paper():
-    """Chen & He 2021, App. A and D; Chen et al. 2020, App. A; Grill et al. 2020, App. B."""
+    """Chen & He 2021, App. A and D; Chen et al. 2020, App. A; Grill et al. 2020, App. B; Bizeul et al. 2024, Table 2."""
     paper = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
              "hue": 0.1, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0)}  # fmt: skip
     message = "a change of the views must raise the version of every method that uses them in settings/recipes.toml"
@@ -332,6 +341,20 @@ def test_recipes_are_those_of_the_paper():
     assert aug.RECIPES["simclr"] == paper | strong, message
     byol = {"scale": (0.08, 1.0), "saturation": 0.2, "blur": 1.0, "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2}}
     assert aug.RECIPES["byol"] == paper | byol, message
+    none = {"flip": 0.0, "grey": 0.0, "blur": 0.0, "upside_down": 0.5, "ratio": (3 / 4, 1.3)}
+    colour = {"scale": (0.6, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+    assert aug.RECIPES["simvae_colour"] == paper | none | colour, message
+    uncoloured = {"scale": (0.4, 1.0), "jitter": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+    assert aug.RECIPES["simvae_grey"] == paper | none | uncoloured, message
+
+
+@pytest.mark.parametrize("views", [1, 5])
+def test_a_recipe_may_have_any_number_of_views(views):
+    described = {"augmentation": "simvae_colour", "image_size": 16, "local_size": 8, "local_views": 0, "views": views}
+    made = aug.make_views(photos(6), described, generator())
+    assert len(made) == views and len({view.sum().item() for view in made}) == views
+    with pytest.raises(ValueError, match=f"'byol' is for two views, not {views}"):
+        aug.make_views(photos(6), described | {"augmentation": "byol"}, generator())
 
 
 def test_the_second_view_has_the_recipes_own_parameters(monkeypatch):
