@@ -42,21 +42,33 @@ def profile_settings(profile: str) -> dict:
 
 
 def recipe(method: str) -> dict:
+    """A method's paper values: its own table over those it inherits from, later ones over earlier ones; without its parts for single data sets."""
+    return {key: value for key, value in _whole_recipe(method).items() if key not in ("datasets", "keeps")}
+
+
+def _whole_recipe(method: str) -> dict:
     table = dict(_choose(read("recipes"), method, "method"))
-    parent = table.pop("inherits", None)
-    return {**recipe(parent), **table} if parent else table
+    parents, merged = table.pop("inherits", []), {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        merged |= _whole_recipe(parent)
+    datasets = merged.get("datasets", {})
+    own = {name: datasets.get(name, {}) | values for name, values in table.pop("datasets", {}).items()}
+    return merged | table | {"datasets": datasets | own}
 
 
 def resolve(method: str, profile: str, **parameters) -> dict:
-    """Settings of one run: recipe <- profile <- profile's table for the data set <- profile's table for the method <- ``parameters``.
+    """Settings of one run: recipe <- profile <- the data set's table in recipe, in profile <- the method's in profile <- ``parameters``.
+
+    What a recipe ``keeps``, the profile's own table does not change: an optimiser's learning rate means nothing to another optimiser.
 
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
-    base = recipe(method)
+    whole, base = _whole_recipe(method), recipe(method)
     tables = _choose(read("profiles"), profile, "profile")
     own = tables.get("methods", {}).get(method, {})
-    budget = profile_settings(profile)
-    budget |= tables.get("datasets", {}).get(parameters.get("dataset", own.get("dataset", budget.get("dataset"))), {})
+    budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
+    dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
+    budget |= whole["datasets"].get(dataset, {}) | tables.get("datasets", {}).get(dataset, {})
     if base["epochs"] == 0:
         budget.pop("epochs", None)
     settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget, **own}

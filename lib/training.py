@@ -88,7 +88,9 @@ def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
         return torch.optim.SGD(groups, lr=rate, momentum=settings["momentum"], weight_decay=decay)
     if settings["optimizer"] == "adamw":
         return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
-    raise ValueError(f"Unknown optimizer {settings['optimizer']!r}; choose 'sgd', 'lars' or 'adamw'.")
+    if settings["optimizer"] == "adam":
+        return torch.optim.Adam(groups, lr=rate, weight_decay=decay, eps=settings["adam_epsilon"])
+    raise ValueError(f"Unknown optimizer {settings['optimizer']!r}; choose 'sgd', 'lars', 'adamw' or 'adam'.")
 
 
 def training_images(settings: dict) -> data.ImageSet:

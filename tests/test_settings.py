@@ -49,12 +49,26 @@ def test_precedence(files):
     assert "inherits" not in child and "methods" not in child
 
 
+def test_precedence_of_what_a_recipe_has_for_a_data_set_and_of_what_it_keeps(files):
+    files(
+        recipes=f"[first]\n{COMMON}epochs = 9\nlearning_rate = 1.0\nkeeps = ['learning_rate']\n[first.datasets.x]\nwidth = 2\nimage_size = 9\n"
+        "[second]\nbatch_size = 4\nepochs = 5\n[third]\ninherits = ['first', 'second']\n[third.datasets.x]\nwidth = 3\n",
+        profiles="[tiny]\nlearning_rate = 3.0\nwidth = 8\nimage_size = 12\n[tiny.datasets.x]\nimage_size = 10\n[tiny.methods.third]\nepochs = 1\n",
+    )
+    elsewhere, here, child = resolve("first", "tiny", dataset="y"), resolve("first", "tiny", dataset="x"), resolve("third", "tiny", dataset="x")
+    assert (elsewhere["width"], here["width"], child["width"]) == (8, 2, 3)  # profile, recipe's data set, child's data set
+    assert (elsewhere["image_size"], here["image_size"], child["image_size"]) == (12, 10, 10)  # the profile's data set over the recipe's
+    assert elsewhere["learning_rate"] == here["learning_rate"] == child["learning_rate"] == 1.0  # kept
+    assert (child["batch_size"], child["epochs"]) == (4, 1)  # the later parent, the profile's method
+    assert "keeps" not in child and "datasets" not in child
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_recipe_resolves_in_every_profile(method, profile):
     resolved = resolve(method, profile)
     json.dumps(resolved)
-    assert resolved["dataset"] and (resolved["epochs"] == 0) == (method in ("random", "raw_pixels"))
+    assert resolved["dataset"] and (resolved["epochs"] == 0) == (method in ("random", "random_latent", "raw_pixels"))
     assert re.fullmatch(rf"{method}-{resolved['dataset']}-e\d+-seed0", run_name(resolved))
 
 
@@ -70,6 +84,12 @@ def test_profiles_and_experiments_name_only_what_there_is(profile):
     assert listed and len(names) == len(set(names))
     hashes = [run_hash(run, "data") for run in listed]
     assert len(hashes) == len(set(hashes))
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_data_sets_of_a_recipe_change_only_what_it_has(method):
+    whole = settings._whole_recipe(method)
+    assert set(whole.get("keeps", ())).union(*whole["datasets"].values()) <= set(settings.recipe(method))
 
 
 def test_integers_are_taken_for_floats():

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lib.methods import baselines
+from lib.methods import baselines, vae
 from lib.methods.baselines import RandomInitialisation, RawPixels
 from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 from lib.methods.simsiam import SimSiam, VISimSiam
@@ -37,6 +37,16 @@ METHODS = {
     "supervised": baselines.Supervised,
     "random": RandomInitialisation,
     "raw_pixels": RawPixels,
+    "random_latent": RandomInitialisation,
+    "vae": vae.VAE,
+    "beta_vae": vae.VAE,
+    "cr_vae": vae.CRVAE,
+    "simvae": vae.SimVAE,
+    "simvae_public_code": vae.SimVAE,
+    "simclr_latent": baselines.SimCLR,
+    "moco_latent": baselines.MoCo,
+    "moco_v2_latent": baselines.MoCo,
+    "vicreg_latent": baselines.VICReg,
 }
 
 

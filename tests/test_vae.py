@@ -1,4 +1,4 @@
-"""The bounds of SimVAE and the VAEs on a linear-Gaussian model, whose evidence and posterior are known in closed form."""
+"""SimVAE and the VAEs: their bounds on a linear-Gaussian model, whose evidence and posterior are known in closed form, their networks and methods."""
 
 import math
 
@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
 
-from lib import losses
+from lib import losses, methods, networks, settings
 
 VARIANCE, SIGMA2, GAMMA2 = 0.3, 0.15, 0.7
+FAMILY = ["vae", "beta_vae", "cr_vae", "simvae", "simvae_public_code"]
 
 
 class Toy:
@@ -180,3 +181,149 @@ def test_what_cannot_be_is_refused(change, message):
         losses.simvae_loss(**(arguments | change))
     with pytest.raises(ValueError, match="as many as the 3 means"):
         losses.vae_loss(toy.x[0, :2], toy.x[0, :2], toy.mean[0], toy.mean[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------- networks
+def test_fully_connected_networks_are_those_of_table_3():
+    encoder, decoder = networks.mlp(1, 28), networks.decoder(10, 1, 28, "mlp")
+    shapes = lambda network: [tuple(layer.weight.shape) for layer in network if isinstance(layer, torch.nn.Linear)]  # noqa: E731
+    assert shapes(encoder) == [(500, 784), (500, 500), (2000, 500)] and encoder.features == 2000
+    assert shapes(decoder) == [(2000, 10), (500, 2000), (500, 500), (784, 500)]
+    assert encoder(torch.zeros(3, 1, 28, 28)).shape == (3, 2000) and decoder(torch.zeros(3, 10)).shape == (3, 1, 28, 28)
+
+
+def outputs_of(network, x, kinds):
+    """Sizes [C, H, W] behind every module of these kinds."""
+    sizes = []
+    for module in network:
+        x = module(x)
+        if isinstance(module, kinds):
+            sizes.append(tuple(x.shape[1:]))
+    return sizes
+
+
+def test_convolutional_networks_have_the_sizes_of_table_4():
+    block = networks.BasicBlock
+    assert outputs_of(networks.resnet_simvae(3, 64), torch.zeros(2, 3, 64, 64), (torch.nn.MaxPool2d, block)) == [
+        (16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4),
+    ]  # fmt: skip
+    assert outputs_of(networks.decoder(64, 3, 64, "resnet"), torch.zeros(2, 64), (torch.nn.Unflatten, networks.UpsamplingBlock, torch.nn.Conv2d)) == [
+        (256, 4, 4), (128, 8, 8), (64, 16, 16), (32, 32, 32), (16, 64, 64), (3, 64, 64),
+    ]  # fmt: skip
+    assert networks.decoder(64, 3, 64, "resnet")[0].weight.shape == (4096, 64)  # fc 64 x 4096
+
+
+@pytest.mark.parametrize(("size", "features"), [(16, 1024), (28, 4096), (32, 4096), (64, 4096)])
+def test_convolutional_networks_fit_every_size(size, features):
+    encoder = networks.resnet_simvae(1, size)
+    assert encoder.features == features and encoder(torch.zeros(2, 1, size, size)).shape == (2, features)
+    assert networks.decoder(5, 1, size, "resnet")(torch.zeros(2, 5)).shape == (2, 1, size, size)
+
+
+@pytest.mark.parametrize("size", [7, 9])
+def test_sizes_that_no_decoder_doubles_to_are_refused(size):
+    with pytest.raises(ValueError, match=f"image_size is {size} px; a resnet decoder"):
+        networks.decoder(5, 1, size, "resnet")
+    with pytest.raises(ValueError, match="needs at least 16 px"):
+        networks.resnet_simvae(1, size)
+    with pytest.raises(ValueError, match="Unknown decoder 'linear'"):
+        networks.decoder(5, 1, size, "linear")
+
+
+def test_a_backbone_may_have_a_threshold_in_front_and_a_short_representation_behind():
+    described = {"backbone": "mlp", "image_size": 8, "local_views": 0, "representation": 3, "binarise": 0.5}
+    network = networks.backbone(described, 1)
+    images = torch.rand(4, 1, 8, 8)
+    assert network.features == 3 and network(images).shape == (4, 3)
+    assert torch.equal(network(images), network((images > 0.5).float()))
+    with pytest.raises(ValueError, match="views of one size; set local_views to 0, not 2"):
+        networks.backbone(described | {"local_views": 2}, 1)
+
+
+# ---------------------------------------------------------------------------------------------------------------- methods
+def small(method, **other):
+    resolved = settings.recipe(method) | {"method": method, "seed": 0, "image_size": 16, "backbone": "mlp", "representation": 4}
+    return methods.build(resolved | other, channels=1).train()
+
+
+def draw_views(count=2, batch=5):
+    return list(torch.rand(count, batch, 1, 16, 16, generator=torch.Generator().manual_seed(1)))
+
+
+def terms_of(network, views, seed=0):
+    torch.manual_seed(seed)
+    return {name: value.item() for name, value in network.loss(views).items()}
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_a_loss_is_its_function_of_one_sample_of_the_posterior(method):
+    network, views = small(method), draw_views()
+    x = torch.cat(views)
+    mean, log_variance = network.posterior(network.backbone(x)).chunk(2, 1)
+    torch.manual_seed(0)
+    z = mean + torch.randn_like(mean) * log_variance.exp().sqrt()
+    r = torch.sigmoid(network.decoder(z))
+    group = lambda tensor: tensor.view(2, 5, *tensor.shape[1:])  # noqa: E731
+    recipe = settings.recipe(method)
+    if method.startswith("simvae"):
+        options = {name: recipe[name] for name in ("variance", "prior_variance", "mean_prior", "entropy_weight")}
+        expected = losses.simvae_loss(*map(group, (r, x, mean, log_variance, z)), **options)["loss"]
+    else:
+        expected = losses.vae_loss(r, x, mean, log_variance, variance=0.02, beta=recipe["beta"])["loss"]
+        if method == "cr_vae":
+            (m1, m2), (v1, v2) = group(mean), group(log_variance)
+            expected = 2 * expected + 0.1 * losses.gaussian_kl(m2, v2, m1, v1).mean()
+    terms = terms_of(network, views)
+    assert terms["loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert terms["mse"] == pytest.approx((r - x).square().mean().item(), rel=1e-5)
+    torch.testing.assert_close(network.picture(z), r)
+
+
+def test_views_of_one_image_are_drawn_together():
+    network, (first, second) = small("simvae"), draw_views()
+    network.posterior.weight.data *= 30
+    apart = [1, 2, 3, 4, 0]
+    own, others = terms_of(network, [first, second]), terms_of(network, [first, first])
+    assert others["prior"] < own["prior"]  # equal views differ by their noise alone
+    mixed = terms_of(network, [first, first[apart]])
+    assert mixed["prior"] > others["prior"] + 0.1 and mixed["reconstruction"] == pytest.approx(others["reconstruction"], rel=1e-2)
+
+
+def test_cr_vae_asks_for_consistency_between_exactly_two_views():
+    network, (first, second) = small("cr_vae"), draw_views()
+    assert terms_of(network, [first, first])["consistency"] == 0 < terms_of(network, [first, second])["consistency"]
+    with pytest.raises(ValueError, match="set views to 2, not 3"):
+        network.loss([first] * 3)
+
+
+@pytest.mark.parametrize("method", FAMILY)
+def test_a_bernoulli_likelihood_takes_logits_and_binarised_images_are_what_is_explained(method):
+    network, views = small(method, likelihood="bernoulli", binarise=0.5), draw_views()
+    thresholded = [(view > 0.5).float() for view in views]
+    assert terms_of(network, views) == terms_of(network, thresholded)
+    z = torch.randn(3, 4)
+    torch.testing.assert_close(network.picture(z), torch.sigmoid(network.decode(z)))
+    assert terms_of(network, views)["reconstruction"] > 0  # no density: a probability
+
+
+def test_the_public_codes_weight_counts_reconstruction_more():
+    network, views = small("simvae_public_code", likelihood="bernoulli", binarise=0.5), draw_views()
+    weighted = small("simvae_public_code", likelihood="bernoulli", binarise=0.5, reconstruction_weight=99.5)
+    plain, heavy = terms_of(network, views), terms_of(weighted, views)
+    assert heavy["loss"] - plain["loss"] == pytest.approx(98.5 * plain["reconstruction"], rel=1e-4)
+    assert settings.resolve("simvae_public_code", "paper", dataset="mnist")["reconstruction_weight"] == pytest.approx(math.exp(4.6), rel=1e-12)
+    public = settings.recipe("simvae_public_code")
+    assert (public["variance"], public["entropy_weight"]) == pytest.approx((math.exp(-4.6), 2 * math.pi), rel=1e-12)
+
+
+def test_a_vae_learns_to_reconstruct():
+    network, views = small("vae"), draw_views(1)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
+    before = terms_of(network, views)
+    for _ in range(60):
+        optimizer.zero_grad()
+        network.loss(views)["loss"].backward()
+        optimizer.step()
+    after = terms_of(network, views)
+    assert after["loss"] < before["loss"] - 100 and after["mse"] < 0.8 * before["mse"]
+    assert 0 < after["active_latents"] <= 4 and after["posterior_variance"] < before["posterior_variance"]
