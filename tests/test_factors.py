@@ -1,0 +1,117 @@
+"""lib.factors against closed forms, scikit-learn and torchmetrics, and on data whose answer is known."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+import torch
+from sklearn.metrics import r2_score
+from torchmetrics.image.fid import _compute_fid
+
+from lib import factors
+
+
+def rings(n=1500, seed=0):
+    """Two classes that no line separates: points within and around a circle; and their angle, a number."""
+    generator = np.random.default_rng(seed)
+    label, angle = generator.integers(2, size=n), generator.uniform(-1.5, 1.5, n)
+    radius = 1 + label + 0.1 * generator.normal(size=n)
+    return np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1), label, angle
+
+
+def blobs(n=600, apart=8.0, seed=0):
+    generator = np.random.default_rng(seed)
+    label = np.arange(n) % 3
+    stretched = generator.normal(size=(n, 2)) * [1.0, 3.0]
+    return stretched + apart * np.stack([label == 1, label == 2], 1) * [[1, 0]] + apart * 2 * (label == 2)[:, None] * [[1, 0]], label
+
+
+@pytest.mark.parametrize("recipe", ["own", "paper"])
+def test_mlp_probe_learns_what_a_line_cannot(recipe):
+    (x, y, _), (test_x, test_y, _) = rings(), rings(seed=1)
+    predicted = factors.mlp_probe(x if recipe == "own" else np.c_[x, x**2, x**3, -x, -(x**2)], y,
+                                  test_x if recipe == "own" else np.c_[test_x, test_x**2, test_x**3, -test_x, -(test_x**2)], recipe)  # fmt: skip
+    assert predicted.dtype.kind == "i" and factors.skill(predicted, test_y) > 0.97
+    assert 0.4 < factors.chance(y, test_y) < 0.6
+
+
+def test_mlp_probe_of_numbers_is_a_regression():
+    (x, _, angle), (test_x, _, test_angle) = rings(), rings(seed=1)
+    predicted = factors.mlp_probe(x, angle * 100 + 7, test_x)
+    assert factors.skill(predicted, test_angle * 100 + 7) == pytest.approx(r2_score(test_angle * 100 + 7, predicted), rel=1e-9)
+    assert factors.skill(predicted, test_angle * 100 + 7) > 0.95 and factors.chance(angle, test_angle) == 0
+    shuffled = factors.mlp_probe(np.random.default_rng(0).normal(size=x.shape), angle, test_x)
+    assert factors.skill(shuffled, test_angle) < 0.05
+
+
+def test_probes_follow_their_seed():
+    x, y, _ = rings(300)
+    assert np.array_equal(factors.mlp_probe(x, y, x, seed=3), factors.mlp_probe(x, y, x, seed=3))
+
+
+def test_retention_is_one_for_pixels_and_zero_for_chance():
+    assert factors.retention(0.8, 0.8, 0.2) == 1 and factors.retention(0.2, 0.8, 0.2) == 0
+    assert factors.retention(0.5, 0.8, 0.2) == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="cannot be measured here"):
+        factors.retention(0.5, 0.1, 0.2)
+
+
+def test_a_mixture_finds_blobs_whatever_their_shape_and_number():
+    (x, _), (test_x, test_y) = blobs(), blobs(seed=1)
+    found = factors.cluster(x, test_x, test_y, 3, starts=3)
+    assert min(found) > 0.97 and max(found) <= 1
+    nothing = factors.cluster(np.random.default_rng(0).normal(size=x.shape), test_x, np.random.default_rng(1).permutation(test_y), 3, starts=1)
+    assert nothing.accuracy < 0.45 and abs(nothing.ari) < 0.05 and nothing.nmi < 0.05
+
+
+def test_hungarian_accuracy_is_the_best_over_all_assignments():
+    generator = np.random.default_rng(0)
+    clusters, labels = generator.integers(4, size=(2, 200))
+    best = max(np.mean(np.array(order)[clusters] == labels) for order in permutations(range(4)))
+    assert factors.hungarian_accuracy(clusters, labels) == pytest.approx(best)
+    assert factors.hungarian_accuracy(clusters * 7 + 3, labels) == pytest.approx(best)  # names do not matter
+    assert factors.hungarian_accuracy(np.arange(200), labels) == pytest.approx(4 / 200)  # one cluster an image: one image a class
+
+
+def test_variance_within_is_the_analysis_of_variance():
+    generator = np.random.default_rng(0)
+    groups = np.repeat(np.arange(50), 8)
+    x = 3 * generator.normal(size=(50, 4))[groups] + generator.normal(size=(400, 4))
+    within = sum(np.sum((x[groups == g] - x[groups == g].mean(0)) ** 2) for g in range(50))
+    between = sum(8 * np.sum((x[groups == g].mean(0) - x.mean(0)) ** 2) for g in range(50))
+    assert factors.variance_within(x, groups) == pytest.approx(within / (within + between), rel=1e-5)
+    assert factors.variance_within(3 * generator.normal(size=(50, 4))[groups], groups) == pytest.approx(0, abs=1e-6)
+    assert factors.variance_within(x @ np.linalg.qr(generator.normal(size=(4, 4)))[0] * 5 + 2, groups) == pytest.approx(
+        factors.variance_within(x, groups), rel=1e-4
+    )
+    with pytest.raises(ValueError, match="no variance"):
+        factors.variance_within(np.ones((4, 2)), np.arange(4))
+
+
+def test_frechet_distance_is_torchmetrics_and_that_of_known_gaussians():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(500, 6)), generator.normal(size=(700, 6)) @ generator.normal(size=(6, 6)) + 1
+    single = [torch.tensor(x.astype(np.float32)).double() for x in (a, b)]
+    theirs = _compute_fid(*(moment for x in single for moment in (x.mean(0), x.T.cov())))
+    assert factors.frechet_distance(a, b) == pytest.approx(theirs.item(), rel=1e-6)
+    assert factors.frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
+    assert factors.frechet_distance(a, a + 2) == pytest.approx(4 * 6, rel=1e-5)
+    assert factors.frechet_distance(a, 3 * a) == pytest.approx(np.sum(a.mean(0) ** 2) * 4 + 4 * np.trace(np.cov(a.T)), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.zeros(4, int), np.zeros((1, 2))), r"expected \[N, D\] and \[N\]"),
+        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.arange(3), np.zeros((1, 5))), "train_x has 2 features, test_x 5"),
+        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.zeros(3, int), np.zeros((1, 2))), "a single value"),
+        (lambda: factors.mlp_probe(np.full((3, 2), np.nan), np.arange(3), np.zeros((1, 2))), "NaN or infinite"),
+        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.arange(3), np.zeros((1, 2)), "best"), 'recipe must be "own" or "paper"'),
+        (lambda: factors.cluster(np.zeros((3, 2)), np.zeros((3, 2)), np.arange(3), 9), "clusters is 9"),
+        (lambda: factors.skill(np.arange(3), np.arange(4)), "must have one shape"),
+        (lambda: factors.frechet_distance(np.zeros((3, 2)), np.zeros((3, 4))), "features of one length"),
+    ],
+)
+def test_what_cannot_be_is_refused(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
