@@ -23,7 +23,7 @@ import sys
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -45,10 +45,11 @@ from lib.image_sets import (
     lazy_images,
     read_npz,
     square,
+    styled,
     train_validation_split,
 )
 
-__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "image_folder", "label_subset", "load", "train_validation_split"]
+__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "image_folder", "label_subset", "load", "styled", "train_validation_split"]
 
 NETWORK_TIMEOUT = 20  # seconds without an answer
 DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
@@ -108,6 +109,8 @@ DATASETS = {
         None, "non-commercial research (Russakovsky et al. 2015)",
         "it needs an account: put it in DATA_DIR/imagenet/train/<class>/ and DATA_DIR/imagenet/val/<class>/"),
     "digits": Known("", "", _splits(train=1_438, test=359), 8, "CC BY 4.0 (Alpaydin & Kaynak 1998, from scikit-learn)"),
+    "styled_fashion_mnist": Known("", "", _splits(train=60_000, test=10_000), 32, "as fashion_mnist; colour and place drawn by lib.data"),
+    "styled_digits": Known("", "", _splits(train=1_438, test=359), 32, "as digits; colour and place drawn by lib.data"),
     "generated": Known("", "", _splits(train=512, test=256), 32, "none: drawn by lib.data"),
     "generated_noise": Known("", "", _splits(train=512, test=256), 32, "none: drawn by lib.data"),
 }  # fmt: skip
@@ -148,7 +151,7 @@ def load(
         if split not in known.splits and not (only_all and split in ("train", "test")):
             raise ValueError(f"{name} has no split {split!r}: it has {', '.join(known.splits)}.")
         if not known.provider:
-            found = _made_here(name, split, image_size)
+            found = _made_here(name, split, image_size, lambda base: load(base, split, data_dir, download=download))
         elif known.size is None and image_size is None:
             raise ValueError(f"{name} has images of many sizes: give image_size, as in image_size=64.")
         else:
@@ -398,7 +401,10 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ sets that need no files
-def _made_here(name: str, split: str, image_size: int | None) -> ImageSet:
+def _made_here(name: str, split: str, image_size: int | None, load_base: Callable[[str], ImageSet]) -> ImageSet:
+    if name.startswith("styled_"):
+        # "train" and "test" have styles of their own
+        return styled(load_base(name.removeprefix("styled_")), image_size or DATASETS[name].size, seed=["train", "test"].index(split))
     if name == "digits":
         bunch = load_digits()
         images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]

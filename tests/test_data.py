@@ -17,7 +17,7 @@ import torchvision
 from PIL import Image
 
 from lib import data, image_sets
-from lib.data import ImageSet, batches, data_table, generated, image_folder, label_subset, load, train_validation_split
+from lib.data import ImageSet, batches, data_table, generated, image_folder, label_subset, load, styled, train_validation_split
 
 RANDOM = np.random.default_rng(0)
 
@@ -719,6 +719,47 @@ def test_generated_shapes_show_what_their_labels_say():
     disc = images.labels == 0
     area = (pixel[disc].max(axis=3) > 130).mean(axis=(1, 2))
     np.testing.assert_allclose(area, np.pi * (0.9 * images.extra["scale"][disc]) ** 2, rtol=0.15)
+
+
+def ramp(n=200, size=28):
+    """Grey images of one bright disc in the middle with a darker spot right of it, so that place, size and turn can be read off."""
+    grid = (np.arange(size) + 0.5) / size - 0.5
+    x, y = np.meshgrid(grid, grid)
+    disc, spot = np.hypot(x, y) < 0.4, np.hypot(x - 0.25, y) < 0.1
+    image = (200 * disc - 150 * (disc & spot)).astype(np.uint8)
+    return ImageSet("ramp", "train", np.repeat(image[None, ..., None], n, 0), np.arange(n) % 3, ["a", "b", "c"])
+
+
+def test_styled_images_show_what_their_factors_say():
+    images = styled(ramp(), size=48)
+    pixel, extra = images.images.astype(float), images.extra
+    assert images.checksum == styled(ramp(), 48).checksum != styled(ramp(), 48, seed=1).checksum and images.name == "styled_ramp"
+    assert images.images.shape == (200, 48, 48, 3) and np.array_equal(images.labels, ramp().labels)
+    hue = np.array([image_sets.HUES[name] for name in images.extra_classes["colour"]])[extra["colour"]]
+    assert np.abs(pixel.max(axis=(1, 2)) - hue * 200 / 255).max() <= 1
+    level = pixel.sum(3) / hue.sum(1)[:, None, None] * 255 / 200  # [N, 48, 48], 1 on the disc, 0.25 on the spot
+    grid = (np.arange(48) + 0.5) / 48 - 0.5
+    inside = level > 0.1
+    centre_x, centre_y = ((inside.sum(axis) * grid).sum(1) / inside.sum((1, 2)) for axis in (1, 2))
+    assert np.abs(centre_x - extra["x"]).max() < 0.01 and np.abs(centre_y - extra["y"]).max() < 0.01
+    np.testing.assert_allclose(inside.mean((1, 2)), np.pi * (0.4 * extra["scale"]) ** 2, rtol=0.12)
+    away = np.hypot(grid[None, None] - extra["x"][:, None, None], grid[None, :, None] - extra["y"][:, None, None])
+    dark = (level < 0.6) & (away < 0.36 * extra["scale"][:, None, None])  # not the blurred edge
+    spot_x, spot_y = ((dark.sum(axis) * grid).sum(1) / dark.sum((1, 2)) for axis in (1, 2))
+    turned = np.rad2deg(np.arctan2(spot_y - extra["y"], spot_x - extra["x"]))
+    assert np.corrcoef(turned, extra["rotation"])[0, 1] > 0.97 and np.abs(turned - extra["rotation"]).mean() < 4
+    factors = np.stack([extra[name] for name in ("colour", "scale", "rotation", "x", "y")] + [images.labels])
+    assert np.abs(np.corrcoef(factors) - np.eye(6)).max() < 0.25  # independent of one another and of the content
+
+
+def test_styled_by_name(tmp_path):
+    train, test = load("styled_digits", "train", tmp_path), load("styled_digits", "test", tmp_path)
+    assert train.title == "styled_digits" and (len(train), len(test)) == (1438, 359) and train.images.shape[1:] == (32, 32, 3)
+    assert np.array_equal(test.labels, load("digits", "test", tmp_path).labels)
+    assert load("styled_digits", "test", tmp_path, image_size=16).images.shape == (359, 16, 16, 3)
+    assert abs(train.extra["scale"][:359] - test.extra["scale"]).mean() > 0.1  # each split has styles of its own
+    with pytest.raises(ValueError, match="3 channels; give grey images"):
+        styled(train)
 
 
 def test_generated_by_name(tmp_path):
