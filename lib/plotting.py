@@ -51,6 +51,7 @@ METHODS = {
     "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", BLUE, "X", (0, (2, 1, 1, 1)), False, BLUE),
     "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", BLUE, "2", (0, (5, 1, 1, 1)), False, BLUE),
     "simvae": MethodStyle("SimVAE", "#D55E00", "s", (0, (6, 1.5)), True, "#C15500"),
+    "simvae_public_code": MethodStyle("SimVAE (public code)", "#D55E00", "3", (0, (2, 1.5)), True, "#C15500"),
     "prosmin": MethodStyle("ProSMin", "#009E73", "^", (0, (3, 1.5)), True, "#008661"),
     "vje": MethodStyle("VJE", "#CC79A7", "D", "-.", True, "#A26085"),
     "simsiam": MethodStyle("SimSiam", BLACK, "o", ":", False, INK),
@@ -62,6 +63,7 @@ METHODS = {
     "dino": MethodStyle("DINO", BLACK, "v", (0, (2, 1)), False, INK),
     "dino_two_views": MethodStyle("DINO, two views", BLACK, "1", (0, (2, 3)), False, INK),
     "ibot": MethodStyle("iBOT", BLACK, "<", (0, (5, 1, 2, 1)), False, INK),
+    "moco": MethodStyle("MoCo", BLACK, "8", (0, (6, 1, 1, 2)), False, INK),
     "moco_v2": MethodStyle("MoCo v2", BLACK, ">", (0, (1, 2)), False, INK),
     "vicreg": MethodStyle("VICReg", BLACK, "^", (0, (7, 2)), False, INK),
     "vae": MethodStyle("VAE", GREY, "v", (0, (4, 2)), True, GREY),
@@ -74,10 +76,11 @@ METHODS = {
 
 
 def method_style(name: str) -> MethodStyle:
-    """The one look of a method in all figures."""
-    if name not in METHODS:
+    """The one look of a method in all figures; on SimVAE's short representation (``<method>_latent``) it looks as it does elsewhere."""
+    known = name.removesuffix("_latent")
+    if known not in METHODS:
         raise ValueError(f"no style for method {name!r}: use one of {', '.join(METHODS)}, or add a row to lib.plotting.METHODS")
-    return METHODS[name]
+    return METHODS[known]
 
 
 def use_style() -> None:

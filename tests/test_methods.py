@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib import losses, methods, settings
+from lib import losses, methods, plotting, settings
 from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, vae, view_pairs
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -97,6 +97,7 @@ def rewrite_golden():
 # ---------------------------------------------------------------------------------------------------------------- all methods
 def test_methods_and_recipes_have_the_same_names():
     assert set(METHODS) == set(settings.read("recipes"))
+    assert all(plotting.method_style(name) for name in METHODS)
 
 
 @pytest.mark.parametrize("method", LEARNED)
