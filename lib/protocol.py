@@ -215,7 +215,7 @@ def measure(run: Run) -> pd.DataFrame:
     artifacts.write_metrics(run.profile, MEASURED_BY, run.name, frame)
     if scores is not None:
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], scores)
-        if run.profile == "standard" and run.settings["seed"] == 0 and run.settings["epochs"]:
+        if run.profile == "standard" and _leaves_encoder(run.settings):
             write_encoder(run, frame)
     return frame
 
@@ -354,6 +354,11 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders
+def _leaves_encoder(settings: dict) -> bool:
+    """A method has one committed encoder: of its run in the protocol, seed 0; not of shorter runs, or on other data."""
+    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
+
+
 def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
     """What ``embed`` needs of the run's method, in float16 (at most 1.5 MB), with a model card beside it."""
     state = run.method.state_dict()

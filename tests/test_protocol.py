@@ -211,18 +211,29 @@ def test_loading_what_is_not_there_lists_what_is(run, encoder):
         protocol.load("vi_simsiam")
 
 
-def test_the_seed_0_run_of_standard_leaves_its_encoder(run, frame, monkeypatch):
+@pytest.mark.parametrize("changes", [{}, {"seed": 1}, {"epochs": 5}, {"dataset": "mnist"}, {"method": "random"}])
+def test_only_a_methods_seed_0_run_of_the_protocol_leaves_an_encoder(changes):
+    settings = resolution.resolve(**({"method": "vi_simsiam", "profile": "standard"} | changes))
+    assert protocol._leaves_encoder(settings) == (changes == {})
+
+
+@pytest.mark.parametrize("profile", ["standard", "smoke"])
+def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatch):
     asked = []
-    monkeypatch.setattr(protocol, "write_encoder", lambda r, metrics: asked.append(metrics))
-    monkeypatch.setattr(evaluation, "battery", lambda *a, **k: ([], {}))
+    monkeypatch.setattr(protocol, "write_encoder", lambda *_: asked.append(1))
+    monkeypatch.setattr(protocol, "_leaves_encoder", lambda _: True)
+    monkeypatch.setattr(protocol, "_battery", lambda _: ([], {}))
     monkeypatch.setattr(artifacts, "write_metrics", lambda *_: None)
     monkeypatch.setattr(artifacts, "write_scores", lambda *_: None)
-    for profile, seed, epochs in (("standard", 0, 1), ("standard", 1, 1), ("smoke", 0, 1), ("standard", 0, 0)):
-        monkeypatch.setattr(run, "profile", profile)
-        monkeypatch.setattr(run, "settings", run.settings | {"seed": seed, "epochs": epochs, "ood_near": []})
-        monkeypatch.setattr(run, "embed", lambda *_: {})
-        protocol.measure(run)
-    assert len(asked) == 1
+    monkeypatch.setattr(run, "profile", profile)
+    protocol.measure(run)
+    assert len(asked) == (profile == "standard")
+
+
+def test_committed_encoders_are_of_the_protocol():
+    names = {resolution.run_name(settings) for settings in resolution.runs("standard", group=resolution.PROTOCOL)}
+    found = sorted((artifacts.ROOT / "results" / "standard" / "encoders").glob("*.safetensors"))
+    assert found and {artifacts.read_tensors_info(path)["run"] for path in found} <= names
 
 
 def test_a_tuning_run_is_measured_on_validation_alone(shared_results):
