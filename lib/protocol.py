@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, evaluation, methods, training, uncertainty
+from lib import artifacts, augmentations, data, evaluation, factors, methods, training, uncertainty
 from lib import settings as resolution
 
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
@@ -269,15 +269,21 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- augmented training images
-def kappa_of_views(run: Run, views: int = 8) -> tuple[data.ImageSet, np.ndarray]:
-    """The first ``condition_images`` training images and κ of random views of each, [views, N] (VI-SimSiam 2022, Table 1: 8 of every image)."""
+def embed_views(run: Run, views: int) -> tuple[data.ImageSet, list[evaluation.Embedded]]:
+    """The first ``condition_images`` training images, and what the run says of ``views`` random views of each."""
     few = run.train.subset(range(min(run.settings["condition_images"], len(run.train))))
-    size, strengths, kappa = run.settings["image_size"], augmentations.recipe(run.settings["augmentation"]), []
+    size, strengths, embedded = run.settings["image_size"], augmentations.recipe(run.settings["augmentation"]), []
     for i in range(views):
         generator = torch.Generator().manual_seed(training.seed_of(run.settings["seed"], "kappa views", i))
         augment = partial(augmentations.augment, size=size, strengths=strengths, generator=generator)
-        kappa.append(run.embed(few, f"view_{i}", augment)["kappa"])
-    return few, np.stack(kappa)
+        embedded.append(run.embed(few, f"view_{i}", augment))
+    return few, embedded
+
+
+def kappa_of_views(run: Run, views: int = 8) -> tuple[data.ImageSet, np.ndarray]:
+    """The first ``condition_images`` training images and κ of random views of each, [views, N] (VI-SimSiam 2022, Table 1: 8 of every image)."""
+    few, embedded = embed_views(run, views)
+    return few, np.stack([view["kappa"] for view in embedded])
 
 
 # ---------------------------------------------------------------------------------------------------------------- few labels
@@ -350,6 +356,68 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
     frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
     artifacts.write_metrics(run.profile, notebook, run.name, frame)
+    return frame
+
+
+# ---------------------------------------------------------------------------------------------------------------- content and style
+CLUSTERED_IMAGES = 10_000  # that the Gaussian mixture is fitted to
+FACTOR_IMAGES = (20_000, 5_000)  # of train and test, for the probes of factors
+GROUP_VIEWS = 4
+
+
+def measure_content(run: Run, notebook: str) -> pd.DataFrame:
+    """Content in a representation (SimVAE, App. A.7.5): metrics of ``notebook`` on the test set, and the scores of its two classifiers.
+
+    accuracy of mlp_paper (the paper's MLP probe) and of knn_chosen (Euclidean, k of 1 to 15 by a validation part of train, given as metric k);
+    accuracy, ari and nmi of gmm (full covariances, fitted to the first images of train without labels); variance_within: of views of one image
+    (condition views) and of classes (condition classes), over the total variance.
+    """
+    bank, test = run.embed(run.bank), run.embed(run.test())
+    common = {"evaluated_on": run.test().title, "condition": "clean", "n": len(test["label"])}
+    neighbours, k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
+    predictions = {"mlp_paper": factors.mlp_probe(bank["features"], bank["label"], test["features"], "paper", run.settings["seed"])}
+    rows, scores = [common | {"classifier": "knn_chosen", "metric": "k", "value": k}], {"index": np.arange(common["n"], dtype=np.int32)}
+    for classifier, predicted in (predictions | {"knn_chosen": neighbours}).items():
+        right = scores[f"{classifier}_correct"] = predicted == test["label"]
+        low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
+        rows.append(common | {"classifier": classifier, "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high})
+    classes = len(run.train.classes)
+    clustering = factors.cluster(bank["features"][:CLUSTERED_IMAGES], test["features"], test["label"], classes, seed=run.settings["seed"])
+    rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
+    few, views = (run.train, []) if run.settings["method"] == "raw_pixels" else embed_views(run, GROUP_VIEWS)
+    groups = {"classes": (test["features"], test["label"])}
+    if views:
+        groups["views"] = (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS))
+    for condition, (features, group) in groups.items():
+        within = factors.variance_within(features, group)
+        rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
+    artifacts.write_metrics(run.profile, notebook, run.name, frame)
+    return frame
+
+
+def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
+    """What a frozen representation tells of the content and of each known factor of ``dataset``: the skill of an MLP probe, and chance.
+
+    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from at most
+    FACTOR_IMAGES[0] images of train and is tested on at most FACTOR_IMAGES[1] of test.
+    """
+    parts = []
+    for split, most in zip(("train", "test"), FACTOR_IMAGES, strict=True):
+        images = data.load(dataset, split, image_size=run.settings["image_size"])
+        parts.append(images.subset(range(min(most, len(images)))))
+    features, rows = [run.embed(part)["features"] for part in parts], []
+    for factor in ("content", *parts[0].extra):
+        known, asked = (part.labels if factor == "content" else part.extra[factor] for part in parts)
+        predicted = factors.mlp_probe(features[0], known, features[1], seed=run.settings["seed"])
+        common = {"evaluated_on": parts[1].title, "condition": factor, "classifier": "mlp", "n": len(asked)}
+        metric = "r2" if asked.dtype.kind == "f" else "accuracy"
+        low, high = uncertainty.bootstrap_interval(factors.skill, predicted, asked, draws=run.settings["bootstrap_draws"])
+        rows.append(common | {"metric": metric, "value": factors.skill(predicted, asked), "ci_low": low, "ci_high": high})
+        rows.append(common | {"metric": "chance", "value": factors.chance(known, asked)})
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_metrics(run.profile, f"{notebook}-{dataset}", run.name, frame)
     return frame
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn.metrics import r2_score
+from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
 
 from lib import factors
@@ -115,3 +116,25 @@ def test_frechet_distance_is_torchmetrics_and_that_of_known_gaussians():
 def test_what_cannot_be_is_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_knn_chosen_is_scikit_learns_with_a_k_that_validation_likes():
+    generator = np.random.default_rng(0)
+    centres = generator.normal(size=(5, 4))
+    y, test_y = generator.integers(5, size=400), generator.integers(5, size=300)
+    x, test_x = centres[y] + generator.normal(size=(400, 4)), centres[test_y] + generator.normal(size=(300, 4))
+    predicted, k = factors.knn_chosen(x, y, test_x)
+    theirs = KNeighborsClassifier(k).fit(x.astype(np.float32), y)
+    votes = theirs.predict_proba(test_x.astype(np.float32))
+    untied = np.sort(votes, axis=1)[:, -1] > np.sort(votes, axis=1)[:, -2]
+    assert 1 < k <= 15 and np.array_equal(predicted[untied], votes[untied].argmax(1)) and untied.mean() > 0.5
+    one = KNeighborsClassifier(1).fit(x.astype(np.float32), y).predict(test_x.astype(np.float32))
+    assert np.array_equal(factors.knn_chosen(x, y, test_x, most=1)[0], one)
+    assert np.mean(predicted == test_y) > np.mean(one == test_y)
+
+
+def test_ties_between_classes_go_to_the_nearest():
+    x = np.array([[0.0], [1.0], [2.0], [3.0], [-1.5]])
+    votes = factors._majorities(x.astype(np.float32), np.array([7, 3, 3, 7, 3]), np.array([[-0.2], [2.6]], np.float32), 4)
+    assert votes[:, 0].tolist() == [7, 7, 3, 3]  # nearest 7, then 3, 3, 3
+    assert votes[:, 1].tolist() == [7, 7, 3, 7]  # nearest 7, 3, 3, 7
