@@ -1,5 +1,9 @@
 """What every test shares: one thread, fixed seeds, matplotlib's own style, and results and data folders of its own."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is loaded; several threads beside other work are many times slower than one
+
 import matplotlib as mpl
 import numpy as np
 import pytest

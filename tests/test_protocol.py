@@ -10,7 +10,7 @@ import torch
 from torchvision.transforms import functional as tv
 
 import lib
-from lib import artifacts, augmentations, data, evaluation, protocol, training
+from lib import artifacts, augmentations, data, evaluation, factors, protocol, training
 from lib import settings as resolution
 
 TINY = {
@@ -359,3 +359,37 @@ def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
 def test_raw_pixels_must_be_beaten_on_natural_images_alone():
     assert [protocol.must_beat("raw_pixels", name) for name in ("cifar10", "imagenette96", "fashion_mnist", "mnist")] == [True, True, False, False]
     assert all(protocol.must_beat("random", name) for name in ("cifar10", "fashion_mnist"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- content and style
+@pytest.fixture(scope="module")
+def vae_run(shared_results):
+    settings = resolution.resolve("simvae", "smoke", **(TINY | {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}))
+    training.train(settings)
+    return protocol.Run(settings)
+
+
+def test_content_is_measured_as_its_functions_say(vae_run):
+    frame = protocol.measure_content(vae_run, "40_test").set_index(["condition", "classifier", "metric"])
+    bank, test = vae_run.embed(vae_run.bank), vae_run.embed(vae_run.test())
+    predicted, k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
+    stored = artifacts.read_scores("smoke", vae_run.name, "digits_content")
+    assert frame.value["clean", "knn_chosen", "accuracy"] == np.mean(predicted == test["label"]) == stored["knn_chosen_correct"].mean()
+    assert frame.value["clean", "knn_chosen", "k"] == k and 0.1 < frame.value["clean", "mlp_paper", "accuracy"] <= 1
+    low, high = frame.loc[("clean", "mlp_paper", "accuracy"), ["ci_low", "ci_high"]]
+    assert low < frame.value["clean", "mlp_paper", "accuracy"] < high
+    clustered = factors.cluster(bank["features"], test["features"], test["label"], 10)
+    assert [frame.value["clean", "gmm", name] for name in ("accuracy", "ari", "nmi")] == pytest.approx(clustered)
+    within = frame.xs("variance_within", level="metric").value.droplevel("classifier")
+    assert within["classes"] == pytest.approx(factors.variance_within(test["features"], test["label"])) and 0 < within["views"] < 1
+    stored = artifacts.read_metrics("smoke", "40_test", vae_run.name)
+    assert len(stored) == len(frame) and set(stored.run_hash) == {vae_run.hash}
+
+
+def test_factors_are_probed_with_chance_beside_them(vae_run):
+    frame = protocol.measure_factors(vae_run, "styled_digits", "40_test").set_index(["condition", "metric"]).value
+    assert set(frame.index.get_level_values(0)) == {"content", "colour", "scale", "rotation", "x", "y"}
+    assert {metric for name, metric in frame.index if name in ("content", "colour")} == {"accuracy", "chance"}
+    assert {metric for name, metric in frame.index if name not in ("content", "colour")} == {"r2", "chance"}
+    assert frame["scale", "r2"] > 0.05 > frame["scale", "chance"] == 0 and 0.05 < frame["content", "chance"] < 0.2
+    assert len(artifacts.read_metrics("smoke", "40_test-styled_digits", vae_run.name)) == 12
