@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -117,10 +118,15 @@ def test_stored_results_are_shown_without_training(smoke):
     for path in [*smoke["results"].glob("runs/*/model.safetensors"), *smoke["results"].glob("runs/*/embeddings/*")]:
         path.rename(path.with_name(path.name + ".away"))
     try:
-        for entry in reproduction.settings.notebooks():
-            command = [sys.executable, "-m", "lib.reproduction", "--notebook", entry["name"], "--profile", "smoke", "--params", "train_missing=False"]
-            done = subprocess.run(command, cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
-            assert done.returncode == 0, entry["name"] + done.stdout + done.stderr
+        names = [entry["name"] for entry in reproduction.settings.notebooks()]
+
+        def show(name):
+            command = [sys.executable, "-m", "lib.reproduction", "--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
+            return subprocess.run(command, cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
+
+        with ThreadPoolExecutor(2) as pool:
+            for name, done in zip(names, pool.map(show, names), strict=True):
+                assert done.returncode == 0, name + done.stdout + done.stderr
     finally:
         for path in smoke["results"].glob("runs/**/*.away"):
             path.rename(path.with_name(path.name.removesuffix(".away")))
