@@ -361,7 +361,6 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------- content and style
 CLUSTERED_IMAGES = 10_000  # that the Gaussian mixture is fitted to
-FACTOR_IMAGES = (20_000, 5_000)  # of train and test, for the probes of factors
 GROUP_VIEWS = 4
 
 
@@ -400,11 +399,11 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
 def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     """What a frozen representation tells of the content and of each known factor of ``dataset``: the skill of an MLP probe, and chance.
 
-    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from at most
-    FACTOR_IMAGES[0] images of train and is tested on at most FACTOR_IMAGES[1] of test.
+    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from the first
+    ``factor_images`` of train and is tested on the first of test; a network that reads grey images sees them grey.
     """
     parts = []
-    for split, most in zip(("train", "test"), FACTOR_IMAGES, strict=True):
+    for split, most in zip(("train", "test"), run.settings["factor_images"], strict=True):
         images = data.load(dataset, split, image_size=run.settings["image_size"])
         parts.append(images.subset(range(min(most, len(images)))))
     features, rows = [run.embed(part)["features"] for part in parts], []

@@ -35,7 +35,7 @@ PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
 ON_GPU = (
     "01_ssl_as_inference", "10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation",
-    "33_kappa_closed_form", "36_kappa_across_data_sets",
+    "33_kappa_closed_form", "36_kappa_across_data_sets", "40_simvae_content_and_style",
 )  # fmt: skip
 
 
