@@ -1,4 +1,4 @@
-"""Data whose uncertainty is known: Power Spherical posteriors with drawn concentrations, and the best that their samples allow."""
+"""Models whose truth is known: Power Spherical posteriors of drawn concentration, and a linear-Gaussian model of views with its evidence."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import special
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 from torch.nn import functional as F
 
 from lib import losses, networks
@@ -101,3 +102,54 @@ class _ConcentrationNetwork(nn.Module):
     def forward(self, t: Tensor) -> Tensor:
         raw = self.layers((torch.log1p(t) - self.mean) / self.scale)[:, 0]
         return networks.to_concentration(raw, self.dimension)  # [B]
+
+
+# ---------------------------------------------------------------------------------------------------------------- views that share a mean
+class LinearGaussian:
+    """SimVAE's model (§3, Figure 1) where all is Gaussian and linear: ψ ~ N(0, γ² I), z_j ~ N(ψ, σ² I), x_j ~ N(W z_j, v I), in float64.
+
+    ``x`` [J, B, D] are drawn observations of B images in J views; ``mean`` and ``log_variance`` [J, B, L] any diagonal q(z_j | x_j), not fitted.
+    Evidence and posterior follow from conditioning Gaussians, with the views stacked.
+    """
+
+    def __init__(self, views: int, latents: int = 2, pixels: int = 5, images: int = 3, gamma2: float = 0.7, sigma2: float = 0.15, noise: float = 0.3,
+                 seed: int = 7):  # fmt: skip
+        generator = torch.Generator().manual_seed(seed)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+        self.views, self.latents, self.gamma2, self.sigma2, self.noise = views, latents, gamma2, sigma2, noise
+        self.w, self.x, self.mean = draw(pixels, latents), draw(views, images, pixels), draw(views, images, latents)
+        self.log_variance = draw(views, images, latents) / 2 - 1
+        together = gamma2 * torch.ones(views, views, dtype=torch.float64) + sigma2 * torch.eye(views, dtype=torch.float64)
+        self.prior = torch.kron(together, torch.eye(latents, dtype=torch.float64))  # [J L, J L]
+        self.stacked_w = torch.kron(torch.eye(views, dtype=torch.float64), self.w)  # [J D, J L]
+        self.stacked_x = self.x.movedim(0, 1).flatten(1)  # [B, J D]
+
+    def evidence(self) -> Tensor:
+        """log p(x_1 .. x_J), [B]."""
+        covariance = self.stacked_w @ self.prior @ self.stacked_w.T + self.noise * torch.eye(len(self.stacked_w), dtype=torch.float64)
+        return MultivariateNormal(torch.zeros_like(self.stacked_x), covariance).log_prob(self.stacked_x)
+
+    def posterior(self) -> MultivariateNormal:
+        """p(z_1 .. z_J | x_1 .. x_J), over [B, J L]."""
+        precision = torch.linalg.inv(self.prior) + self.stacked_w.T @ self.stacked_w / self.noise
+        return MultivariateNormal(self.stacked_x @ self.stacked_w / self.noise @ torch.linalg.inv(precision), precision_matrix=precision)
+
+    def approximate(self) -> MultivariateNormal:
+        """q(z_1 | x_1) .. q(z_J | x_J), over [B, J L]."""
+        variance = self.log_variance.exp().movedim(0, 1).flatten(1)
+        return MultivariateNormal(self.mean.movedim(0, 1).flatten(1), torch.diag_embed(variance))
+
+    def expected_loss(self, **options) -> dict[str, Tensor]:
+        """E_q of losses.simvae_loss and of its terms, exact.
+
+        The terms are quadratic in z, so the mean over ± sqrt(n) standard deviations along each of the n = J L axes is their expectation.
+        """
+        count = self.views * self.latents
+        axes = math.sqrt(count) * torch.eye(count, dtype=torch.float64)
+        samples = [self.mean + (self.log_variance / 2).exp() * d.view(self.views, 1, self.latents) for d in torch.cat([axes, -axes])]
+        options = {"variance": self.noise, "prior_variance": self.sigma2} | options
+        terms = [losses.simvae_loss(z @ self.w.T, self.x, self.mean, self.log_variance, z, **options) for z in samples]
+        return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}

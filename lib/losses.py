@@ -170,25 +170,47 @@ def dino_loss(
 LOG_2PI = math.log(2 * math.pi)
 
 
+def log_shared_mean(z: Tensor, prior_variance: float = 0.15, mean_prior: str = "uniform", mean_prior_variance: float = 1.0) -> Tensor:
+    """log s(z_1 .. z_J): the prior of latents z [J, B, L] of views that share a mean ψ, integrated out; [B], in nats (SimVAE, Eq. 6 and A.4).
+
+    With z_j ~ N(ψ, σ² I), σ² = prior_variance, L latents and z̄ the mean of the z_j,
+    ``log s = - L (J - 1)/2 log(2 π σ²) - L/2 log J - sum_j |z_j - z̄|² / (2 σ²) + log r(z̄)``, where mean_prior says what r is:
+
+    "uniform": ψ has the flat density 1 (the paper's choice; improper); r = 1.
+    "normal": ψ ~ N(0, γ² I), γ² = mean_prior_variance; r = N(0, (γ² + σ²/J) I).
+    "public_code": r = N(0, I), as in the authors' code: a prior on z̄, which is the marginal of a ψ ~ N(0, γ² I) only if γ² + σ²/J = 1.
+
+    ValueError for other shapes, an unknown mean_prior, and variances that are not positive.
+    """
+    if z.ndim != 3:
+        raise ValueError(f"Expected latents [J, B, L], got {list(z.shape)}.")
+    if prior_variance <= 0 or mean_prior_variance <= 0:
+        raise ValueError(f"prior_variance is {prior_variance}, mean_prior_variance {mean_prior_variance}; both must be positive.")
+    views, _, latents = z.shape
+    widths = {"uniform": None, "normal": mean_prior_variance + prior_variance / views, "public_code": 1.0}
+    if mean_prior not in widths:
+        raise ValueError(f"Unknown mean_prior {mean_prior!r}; choose one of {sorted(widths)}.")
+    centre = z.mean(0)  # [B, L]
+    apart = (z - centre).square().sum((0, 2)) / (2 * prior_variance)  # [B]
+    log_s = -latents * ((views - 1) / 2 * (LOG_2PI + math.log(prior_variance)) + math.log(views) / 2) - apart
+    if widths[mean_prior] is None:
+        return log_s
+    return log_s - (centre.square().sum(1) / widths[mean_prior] + latents * (LOG_2PI + math.log(widths[mean_prior]))) / 2
+
+
 def simvae_loss(
     reconstruction: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor, sample: Tensor, likelihood: str = "gaussian",
     variance: float = 0.02, prior_variance: float = 0.15, mean_prior: str = "uniform", mean_prior_variance: float = 1.0, entropy_weight: float = 1.0,
 ) -> dict[str, Tensor]:  # fmt: skip
-    """``-ELBO_SSL`` of J views of each image, in nats with all constants, mean over the images (SimVAE, §3 "ELBO_SSL", Eq. 6, A.2, A.4).
+    """``-ELBO_SSL`` of J views of each image, in nats with all constants, mean over the images (SimVAE, §3 "ELBO_SSL", A.2).
 
-    ``- sum_j [ log p(x_j | z_j) + H(q(z_j | x_j)) ] - log s(z_1 .. z_J)`` with one sample z_j of q(z_j | x_j) = N(mean_j, diag exp(log_variance_j)).
-    s is the prior of the views of one image with their common mean ψ integrated out, z_j ~ N(ψ, σ²): with L latents and z̄ the mean of the z_j,
-    ``log s = - L (J - 1)/2 log(2 π σ²) - L/2 log J - sum_j |z_j - z̄|² / (2 σ²) + log r(z̄)``, where mean_prior says what r is:
-
-    "uniform": ψ has the flat density 1 (the paper's choice; improper: the bound is one up to a constant); r = 1.
-    "normal": ψ ~ N(0, γ² I); r = N(0, (γ² + σ²/J) I), γ² = mean_prior_variance.
-    "public_code": r = N(0, I), as in the authors' code: a prior on z̄, which is not the marginal of any ψ ~ N(0, γ² I) unless γ² + σ²/J = 1.
-
-    With J = 1 this is a VAE with prior N(0, (γ² + σ²) I) under "normal", N(0, I) under "public_code", and none under "uniform".
+    ``- sum_j [ log p(x_j | z_j) + H(q(z_j | x_j)) ] - log s(z_1 .. z_J)`` with one sample z_j of q(z_j | x_j) = N(mean_j, diag exp(log_variance_j)),
+    and s of log_shared_mean. Under "uniform" s is improper, and the bound one up to a constant. With J = 1 this is a VAE with prior
+    N(0, (γ² + σ²) I) under "normal", N(0, I) under "public_code", and none under "uniform".
 
     reconstruction, images: [J, B, ...]; reconstruction holds the mean of a Gaussian of ``variance``, or for likelihood "bernoulli" the logits.
-    mean, log_variance, sample: [J, B, L]. prior_variance: σ². Returns scalars "loss" and its terms "reconstruction", "entropy", "prior".
-    ValueError for other shapes, an unknown likelihood or mean_prior, and variances that are not positive.
+    mean, log_variance, sample: [J, B, L]. Returns scalars "loss" and its terms "reconstruction", "entropy", "prior". ValueError for other shapes,
+    unknown names and variances that are not positive.
 
     Deviation: Algorithm 1 adds the posterior's log-determinant to a loss that is minimised, and divides the squared error by the number of pixels
     and not by its variance; here are the signs and constants of ELBO_SSL. entropy_weight: 1; the authors' code has 2 π.
@@ -199,21 +221,10 @@ def simvae_loss(
             f"reconstruction {list(reconstruction.shape)} and images {list(images.shape)} must have one shape [J, B, ...], "
             f"and J, B those of the latents {list(mean.shape)}."
         )
-    if prior_variance <= 0 or mean_prior_variance <= 0:
-        raise ValueError(f"prior_variance is {prior_variance}, mean_prior_variance {mean_prior_variance}; both must be positive.")
-    views, latents = mean.shape[0], mean.shape[2]
     with torch.autocast(mean.device.type, enabled=False):
         nll = _pixel_nll(reconstruction, images, likelihood, variance)  # [J, B]
-        z, log_v = _precise(sample), _precise(log_variance)
-        entropy = (1 + LOG_2PI + log_v).sum(2) / 2  # [J, B]
-        centre = z.mean(0)  # [B, L]
-        apart = (z - centre).square().sum((0, 2)) / (2 * prior_variance)  # [B]
-        log_s = -latents * ((views - 1) / 2 * (LOG_2PI + math.log(prior_variance)) + math.log(views) / 2) - apart
-        widths = {"uniform": None, "normal": mean_prior_variance + prior_variance / views, "public_code": 1.0}
-        if mean_prior not in widths:
-            raise ValueError(f"Unknown mean_prior {mean_prior!r}; choose one of {sorted(widths)}.")
-        if widths[mean_prior] is not None:
-            log_s = log_s - (centre.square().sum(1) / widths[mean_prior] + latents * (LOG_2PI + math.log(widths[mean_prior]))) / 2
+        entropy = (1 + LOG_2PI + _precise(log_variance)).sum(2) / 2  # [J, B]
+        log_s = log_shared_mean(_precise(sample), prior_variance, mean_prior, mean_prior_variance)  # [B]
         return _summed({"reconstruction": nll.sum(0).mean(), "entropy": -entropy_weight * entropy.sum(0).mean(), "prior": -log_s.mean()})
 
 

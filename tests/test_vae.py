@@ -5,61 +5,36 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Bernoulli, MultivariateNormal, Normal, kl_divergence
+from torch.distributions import Bernoulli, Normal, kl_divergence
 
 from lib import losses, methods, networks, settings
+from lib.known_truth import LinearGaussian
 
-VARIANCE, SIGMA2, GAMMA2 = 0.3, 0.15, 0.7
+SIGMA2, GAMMA2 = 0.15, 0.7
 FAMILY = ["vae", "beta_vae", "cr_vae", "simvae", "simvae_public_code"]
 
 
-class Toy:
-    """x_j = W z_j + noise of VARIANCE, z_j = ψ + noise of SIGMA2, ψ ~ N(0, γ² I); everything stacked over the J views, in float64."""
-
-    def __init__(self, views: int, latents: int = 2, pixels: int = 5, gamma2: float = GAMMA2, images: int = 3):
-        generator = torch.Generator().manual_seed(7)
-        draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
-        self.views, self.latents, self.w = views, latents, draw(pixels, latents)
-        self.x, self.mean = draw(views, images, pixels), draw(views, images, latents)
-        self.log_variance = draw(views, images, latents) / 2 - 1
-        identity = torch.eye(latents, dtype=torch.float64)
-        together = torch.ones(views, views, dtype=torch.float64) * gamma2 + SIGMA2 * torch.eye(views, dtype=torch.float64)
-        self.prior = torch.kron(together, identity)  # [J L, J L]
-        self.decoder = torch.kron(torch.eye(views, dtype=torch.float64), self.w)  # [J D, J L]
-
-    def evidence(self) -> torch.Tensor:
-        """log p(x_1 .. x_J) [B]."""
-        covariance = self.decoder @ self.prior @ self.decoder.T + VARIANCE * torch.eye(len(self.decoder), dtype=torch.float64)
-        x = self.x.movedim(0, 1).flatten(1)
-        return MultivariateNormal(torch.zeros_like(x), covariance).log_prob(x)
-
-    def posterior(self) -> MultivariateNormal:
-        precision = torch.linalg.inv(self.prior) + self.decoder.T @ self.decoder / VARIANCE
-        x = self.x.movedim(0, 1).flatten(1)
-        return MultivariateNormal(x @ self.decoder / VARIANCE @ torch.linalg.inv(precision), precision_matrix=precision)
-
-    def approximate(self) -> MultivariateNormal:
-        return MultivariateNormal(self.mean.movedim(0, 1).flatten(1), torch.diag_embed(self.log_variance.exp().movedim(0, 1).flatten(1)))
-
-    def points(self):
-        """Samples whose mean is the exact expectation of anything quadratic: ± sqrt(n) standard deviations along each of the n = J L axes."""
-        n = self.views * self.latents
-        axes = torch.eye(n, dtype=torch.float64) * math.sqrt(n)
-        for direction in torch.cat([axes, -axes]):
-            yield self.mean + (self.log_variance / 2).exp() * direction.view(self.views, 1, self.latents)
-
-    def expected(self, **options) -> dict[str, torch.Tensor]:
-        terms = [
-            losses.simvae_loss(z @ self.w.T, self.x, self.mean, self.log_variance, z, variance=VARIANCE, prior_variance=SIGMA2, **options)
-            for z in self.points()
-        ]
-        return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_evidence_is_the_integral_over_all_latents(views):
+    """By Gauss-Hermite quadrature over ψ and the noise of every z_j."""
+    model = LinearGaussian(views, latents=1, pixels=2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    grids = np.meshgrid(*[nodes] * (1 + views), indexing="ij")
+    weight = np.prod(np.meshgrid(*[weights / weights.sum()] * (1 + views), indexing="ij"), axis=0)
+    z = [math.sqrt(GAMMA2) * grids[0] + math.sqrt(SIGMA2) * grid for grid in grids[1:]]
+    for image in range(3):
+        density = np.ones_like(weight)
+        for j in range(views):
+            for d in range(2):
+                error = model.x[j, image, d].item() - model.w[d, 0].item() * z[j]
+                density = density * np.exp(-(error**2) / (2 * model.noise)) / math.sqrt(2 * math.pi * model.noise)
+        assert model.evidence()[image].item() == pytest.approx(math.log(np.sum(weight * density)), rel=1e-6)
 
 
 @pytest.mark.parametrize("views", [1, 2, 4])
 def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(views):
-    toy = Toy(views)
-    loss = toy.expected(mean_prior="normal", mean_prior_variance=GAMMA2)["loss"]
+    toy = LinearGaussian(views)
+    loss = toy.expected_loss(mean_prior="normal", mean_prior_variance=GAMMA2)["loss"]
     gap = kl_divergence(toy.approximate(), toy.posterior())
     assert loss.item() == pytest.approx((gap - toy.evidence()).mean().item(), rel=1e-12)
     assert (gap > 0.1).all()  # so a bound, and not one by chance
@@ -68,38 +43,41 @@ def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(views):
 @pytest.mark.parametrize("views", [2, 4])
 def test_a_flat_mean_is_the_limit_of_a_wide_one(views):
     wide = 1e9
-    toy = Toy(views, gamma2=wide)
+    toy = LinearGaussian(views, gamma2=wide)
     flat_evidence = toy.evidence() + toy.latents / 2 * math.log(2 * math.pi * wide)  # p(ψ) = 1 in place of its density at the centre
     gap = kl_divergence(toy.approximate(), toy.posterior())
-    assert toy.expected(mean_prior="uniform")["loss"].item() == pytest.approx((gap - flat_evidence).mean().item(), rel=1e-6)
+    assert toy.expected_loss(mean_prior="uniform")["loss"].item() == pytest.approx((gap - flat_evidence).mean().item(), rel=1e-6)
 
 
 def test_the_public_codes_prior_on_the_mean_is_a_marginal_at_one_width_alone():
-    toy, width = Toy(3), 1 - SIGMA2 / 3
-    assert toy.expected(mean_prior="public_code")["loss"].item() == pytest.approx(
-        toy.expected(mean_prior="normal", mean_prior_variance=width)["loss"].item(), rel=1e-12
+    toy, width = LinearGaussian(3), 1 - SIGMA2 / 3
+    assert toy.expected_loss(mean_prior="public_code")["loss"].item() == pytest.approx(
+        toy.expected_loss(mean_prior="normal", mean_prior_variance=width)["loss"].item(), rel=1e-12
     )
-    assert abs(toy.expected(mean_prior="public_code")["loss"] - toy.expected(mean_prior="normal", mean_prior_variance=1.0)["loss"]) > 1e-3
+    assert abs(toy.expected_loss(mean_prior="public_code")["loss"] - toy.expected_loss(mean_prior="normal", mean_prior_variance=1.0)["loss"]) > 1e-3
 
 
 def test_one_view_is_a_vae():
-    toy = Toy(1)
-    own = {name: value.item() for name, value in toy.expected(mean_prior="public_code").items()}
-    reconstructions = [z[0] @ toy.w.T for z in toy.points()]
-    vae = [losses.vae_loss(r, toy.x[0], toy.mean[0], toy.log_variance[0], variance=VARIANCE) for r in reconstructions]
-    assert own["loss"] == pytest.approx(np.mean([terms["loss"].item() for terms in vae]), rel=1e-12)
+    toy = LinearGaussian(1)
+    own = {name: value.item() for name, value in toy.expected_loss(mean_prior="public_code").items()}
+    z = toy.mean[0] + (toy.log_variance[0] / 2).exp() * torch.randn(20_000, *toy.mean[0].shape, dtype=torch.float64)
+    x = toy.x[0].expand(len(z), -1, -1)
+    mean, log_variance = (tensor[0].expand(len(z), -1, -1).flatten(0, 1) for tensor in (toy.mean, toy.log_variance))
+    vae = losses.vae_loss((z @ toy.w.T).flatten(0, 1), x.flatten(0, 1), mean, log_variance, variance=toy.noise)
+    assert own["loss"] == pytest.approx(vae["loss"].item(), rel=2e-3)  # 60,000 draws
+    assert own["entropy"] + own["prior"] == pytest.approx(vae["kl"].item(), rel=1e-6)
     posterior = Normal(toy.mean[0], (toy.log_variance[0] / 2).exp())
     normal = {"mean_prior": "normal", "mean_prior_variance": GAMMA2}
     for options, scale in (({"mean_prior": "public_code"}, 1.0), (normal, math.sqrt(GAMMA2 + SIGMA2))):
-        terms = toy.expected(**options)
+        terms = toy.expected_loss(**options)
         assert (terms["entropy"] + terms["prior"]).item() == pytest.approx(
             kl_divergence(posterior, Normal(torch.zeros(2).double(), scale)).sum(1).mean().item(), rel=1e-12
         )
-    assert toy.expected(mean_prior="uniform")["prior"].item() == pytest.approx(0, abs=1e-14)
+    assert toy.expected_loss(mean_prior="uniform")["prior"].item() == pytest.approx(0, abs=1e-14)
 
 
 def test_terms_are_what_torch_says_they_are():
-    toy = Toy(3)
+    toy = LinearGaussian(3)
     z = toy.mean + 0.1
     logits = z @ toy.w.T
     pixels = (toy.x > 0).double()
@@ -144,7 +122,7 @@ def test_kl_of_gaussians_is_torchs():
 
 
 def test_order_of_views_and_rotation_of_the_latents_change_nothing():
-    toy = Toy(3)
+    toy = LinearGaussian(3)
     z, turned = toy.mean + 0.1, torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0]
     zero = torch.zeros_like(toy.mean)
     loss = lambda z, x, r: losses.simvae_loss(r, x, zero, zero, z, mean_prior="normal")["loss"].item()  # noqa: E731
@@ -155,7 +133,7 @@ def test_order_of_views_and_rotation_of_the_latents_change_nothing():
 
 
 def test_computed_in_float32_under_autocast():
-    toy = Toy(2)
+    toy = LinearGaussian(2)
     x, m, v = (tensor.float() for tensor in (toy.x, toy.mean, toy.log_variance))
     with torch.autocast("cpu", torch.bfloat16):
         inside = losses.simvae_loss(x + 0.1, x, m, v, m)
@@ -175,7 +153,7 @@ def test_computed_in_float32_under_autocast():
     ],
 )
 def test_what_cannot_be_is_refused(change, message):
-    toy = Toy(2)
+    toy = LinearGaussian(2)
     arguments = {"reconstruction": toy.x, "images": toy.x, "mean": toy.mean, "log_variance": toy.mean, "sample": toy.mean}
     with pytest.raises(ValueError, match=message):
         losses.simvae_loss(**(arguments | change))
