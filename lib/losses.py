@@ -52,19 +52,24 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
 
 
 # ---------------------------------------------------------------------------------------------------------------- baselines
-def info_nce_loss(first: Tensor, second: Tensor, temperature: float = 0.5, same_view_negatives: bool = True, rows: slice = slice(None)) -> Tensor:
+def info_nce_loss(
+    first: Tensor, second: Tensor, temperature: float = 0.5, same_view_negatives: bool = True, rows: slice = slice(None), similarity: str = "cosine"
+) -> Tensor:
     """SimCLR's NT-Xent (Chen et al. 2020, Eq. 1), mean over the 2 B anchors, in nats.
 
     ``-log exp(z_i . z_j / τ) / sum_{k != i} exp(z_i . z_k / τ)`` for the two views i, j of one image, z normalised. k runs over the views of
     both kinds, or, without ``same_view_negatives``, over the other kind only: the cross-view InfoNCE that VI-SimSiam 2023 (Claim 4.5) means.
 
-    first, second: [B, D]; ``rows``: the images whose views are anchors (those of this process; the others are negatives only).
+    first, second: [B, D]; ``rows``: the images whose views are anchors (those of this process; the others are negatives only). similarity "dot"
+    leaves z as it is: the unbounded similarity that SimVAE (A.5) compares with the cosine.
     """
     _same_shape(first=first, second=second)
     if temperature <= 0:
         raise ValueError(f"temperature is {temperature}; it must be positive.")
+    if similarity not in ("cosine", "dot"):
+        raise ValueError(f"Unknown similarity {similarity!r}; choose 'cosine' or 'dot'.")
     with torch.autocast(first.device.type, enabled=False):
-        a, b = F.normalize(_precise(first), dim=1), F.normalize(_precise(second), dim=1)
+        a, b = (F.normalize(_precise(z), dim=1) if similarity == "cosine" else _precise(z) for z in (first, second))
         anchors = torch.arange(len(a), device=a.device)[rows]
         terms = []
         for own, other in ((a, b), (b, a)):

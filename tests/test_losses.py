@@ -191,6 +191,15 @@ def test_info_nce_without_negatives_of_the_same_view_is_a_classification_across_
     assert losses.info_nce_loss(a, b, 0.3, same_view_negatives=False).item() == pytest.approx(expected, rel=1e-5)
 
 
+def test_info_nce_by_dot_product_is_a_classification_with_lengths():
+    first, _, second = draw()
+    logits = first @ second.T / 3
+    expected = (F.cross_entropy(logits, torch.arange(6)) + F.cross_entropy(logits.T, torch.arange(6))) / 2
+    assert losses.info_nce_loss(first, second, 3.0, same_view_negatives=False, similarity="dot").item() == pytest.approx(expected.item(), rel=1e-6)
+    with pytest.raises(ValueError, match="Unknown similarity 'l2'"):
+        losses.info_nce_loss(first, second, similarity="l2")
+
+
 @pytest.mark.parametrize("negatives", [True, False])
 def test_info_nce_of_parts_of_the_anchors_averages_to_the_whole(negatives):
     a, _, b = draw()

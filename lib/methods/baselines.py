@@ -45,7 +45,8 @@ class SimCLR(_TwoViews):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
-        loss = losses.info_nce_loss(first, second, self.settings["temperature"], rows=networks.own_rows(len(views[0])))
+        similarity = self.settings.get("similarity", "cosine")
+        loss = losses.info_nce_loss(first, second, self.settings["temperature"], rows=networks.own_rows(len(views[0])), similarity=similarity)
         return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
