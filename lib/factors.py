@@ -19,7 +19,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
-PAPER_MLP = {"learning_rate_init": 3e-4, "max_iter": 200, "batch_size": 128, "alpha": 0.0, "n_iter_no_change": 200, "tol": 0.0}
+PAPER_PROBE = {"optimizer": "adam", "learning_rate": 3e-4, "epochs": 200, "batch_size": 128, "chosen_epoch": "last"}
+PAPER_MLP = {"learning_rate_init": PAPER_PROBE["learning_rate"], "batch_size": PAPER_PROBE["batch_size"], "alpha": 0.0}
+PAPER_MLP |= {"max_iter": PAPER_PROBE["epochs"], "n_iter_no_change": PAPER_PROBE["epochs"], "tol": 0.0}
 OWN_MLP = {"learning_rate_init": 1e-3, "max_iter": 100, "batch_size": 256, "early_stopping": True, "n_iter_no_change": 5}
 HIDDEN = 256
 

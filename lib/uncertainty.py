@@ -402,6 +402,14 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
 
 
+def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
+    """Mean of first minus second over paired runs, such as seeds, with the 95 % t-interval (NaN for one pair): difference, ci_low, ci_high, seeds."""
+    first, second = np.asarray(first, float), np.asarray(second, float)
+    test = paired_test(first, second) if len(first) > 1 else None
+    interval = {"ci_low": test.ci_low, "ci_high": test.ci_high} if test else {"ci_low": np.nan, "ci_high": np.nan}
+    return {"difference": float(np.mean(first - second)), **interval, "seeds": len(first)}
+
+
 def holm(p_values: ArrayLike) -> np.ndarray:
     """Holm-adjusted p-values [M] in the given order: running maximum of (M - rank) p, at most 1 (Holm 1979)."""
     p_values = np.asarray(p_values, dtype=np.float64)

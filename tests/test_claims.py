@@ -31,12 +31,13 @@ def stored(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- the file
 def test_every_claim_can_be_judged():
     found = claims.claims()
-    assert {f"VS1-{number}" for number in range(1, 13)} | {f"VS2-{number}" for number in range(1, 15)} <= set(found)
+    for prefix, count in (("VS1", 12), ("VS2", 14), ("SV", 24)):
+        assert {f"{prefix}-{number}" for number in range(1, count + 1)} <= set(found)
     for name, claim in found.items():
-        assert claim["paper"] in reproduction.PAPERS and name.startswith({"vs1": "VS1-", "vs2": "VS2-"}[claim["paper"]])
+        assert claim["paper"] in reproduction.PAPERS and name.startswith({"vs1": "VS1-", "vs2": "VS2-", "simvae": "SV-"}[claim["paper"]])
         assert claim["parts"] or claim["kind"] == "recipe", name
         for part in claim["parts"]:
-            assert "query" not in part or part["query"].get("method", "vi_simsiam") in plotting.METHODS
+            assert "query" not in part or plotting.method_style(part["query"].get("method", "vi_simsiam"))
             if claim["kind"] == "number" and "published" in part and "query" in part and part["rule"].keys() <= {"above", "below"}:
                 # The published number itself lies where the rule says: a rule is a direction that the paper's own number has.
                 number = claims.published(part)
@@ -45,7 +46,7 @@ def test_every_claim_can_be_judged():
 
 def test_notebooks_and_figures_name_only_claims_that_there_are():
     for path in reproduction.NOTEBOOKS.glob("*.ipynb"):
-        assert set(re.findall(r"VS[12]-\d+", path.read_text())) <= set(claims.claims()), path.stem
+        assert set(re.findall(r"(?:VS[12]|SV)-\d+", path.read_text())) <= set(claims.claims()), path.stem
 
 
 @pytest.mark.parametrize(

@@ -421,3 +421,12 @@ def test_rank_correlation_is_scipys_and_undefined_for_a_constant():
     first, second = np.random.default_rng(0).normal(size=(2, 50))
     assert u.rank_correlation(first, second) == pytest.approx(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
     assert np.isnan(u.rank_correlation(first, np.ones(50))) and np.isnan(u.rank_correlation(np.ones(50), second))
+
+
+def test_paired_difference_is_the_paired_test_and_has_no_interval_for_one_pair():
+    first, second = np.random.default_rng(0).normal(size=(2, 5))
+    found, test = u.paired_difference(first, second), u.paired_test(first, second)
+    expected = {"difference": np.mean(first - second), "ci_low": test.ci_low, "ci_high": test.ci_high, "seeds": 5}
+    assert found == pytest.approx(expected)
+    one = u.paired_difference(first[:1], second[:1])
+    assert one["difference"] == pytest.approx(first[0] - second[0]) and np.isnan([one["ci_low"], one["ci_high"]]).all() and one["seeds"] == 1
