@@ -1,0 +1,100 @@
+"""Images out of representations: reconstructions, decoders for encoders that have none, generation and interpolation in the latent space."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+
+from lib import networks
+from lib.methods.vae import VAE
+
+# SimVAE (Bizeul et al. 2024), App. A.7.6: Adam 1e-4, squared error, the epoch of least validation loss, about 10 to 80 epochs.
+EPOCHS, LEARNING_RATE, BATCH_SIZE, PATIENCE = 80, 1e-4, 128, 5
+
+
+def target_pixels(settings: dict, images: Tensor) -> Tensor:
+    """What a reconstruction of images [B, C, S, S] in 0..1 is compared with: the pixels as the encoder sees them (binarised where it does so)."""
+    return networks.Binarise(settings["binarise"])(images) if settings.get("binarise") else images
+
+
+class Decoder(nn.Module):
+    """Features [B, L] -> mean images [B, C, S, S] in 0..1, with the mean and scale of the features that it was trained on."""
+
+    def __init__(self, settings: dict, inputs: int, channels: int):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(inputs))
+        self.register_buffer("scale", torch.ones(inputs))
+        form = "mlp" if settings["backbone"] == "mlp" else "resnet"
+        self.network = networks.decoder(inputs, channels, settings["image_size"], form)
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.sigmoid(self.network((features - self.mean) / self.scale).float())
+
+
+def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = EPOCHS, progress: bool = False) -> Decoder:
+    """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
+
+    The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
+    least are kept. Deviation: features are standardised; encoders differ in scale by orders of magnitude, and the rate is the same for all.
+    """
+    if len(features) != len(pixels) or len(features) < 20:
+        raise ValueError(f"Expected features and pixels of the same images, at least 20, got {len(features)} and {len(pixels)}.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        decoder = Decoder(settings, features.shape[1], pixels.shape[1])
+        held_out = max(1, len(features) // 10)
+        x = torch.as_tensor(features, dtype=torch.float32)
+        scale, mean = torch.std_mean(x[:-held_out], dim=0)
+        decoder.mean.copy_(mean), decoder.scale.copy_(scale.clamp(min=1e-6))
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
+        best, kept, since = float("inf"), {}, 0
+        for _ in tqdm(range(epochs), desc="decoder", disable=not progress):
+            decoder.train()
+            for rows in torch.randperm(len(x) - held_out).split(BATCH_SIZE):
+                loss = F.mse_loss(decoder(x[rows]), pixels[rows])
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()
+                optimizer.step()
+            error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
+            if not np.isfinite(error):
+                raise ValueError(f"The decoder's validation error is {error}; check the features for NaN.")
+            if error < best:
+                best, since = error, 0
+                kept = {name: value.clone() for name, value in decoder.state_dict().items()}
+            if since >= PATIENCE:
+                break
+        decoder.load_state_dict(kept)
+    return decoder.eval()
+
+
+@torch.no_grad()
+def decode(decoder, features: np.ndarray | Tensor, batch_size: int = 512) -> Tensor:
+    """Mean images [N, C, S, S] of features [N, L]; decoder: a Decoder, or a VAE (its ``picture``)."""
+    call = decoder.picture if isinstance(decoder, VAE) else decoder
+    decoder.eval()
+    return torch.cat([call(rows).cpu() for rows in torch.as_tensor(features, dtype=torch.float32).split(batch_size)])
+
+
+def mse(decoder, features: np.ndarray | Tensor, pixels: Tensor) -> float:
+    """Mean squared error a pixel of the reconstructions."""
+    return F.mse_loss(decode(decoder, features), pixels).item()
+
+
+def sample_classes(features: np.ndarray, labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """``count`` latents of every class from a Gaussian with full covariance fitted to its features [N, L], and their labels (SimVAE, App. A.7.6)."""
+    generator, drawn, names = np.random.default_rng(seed), [], np.unique(labels)
+    for name in names:
+        own = features[labels == name].astype(np.float64)
+        if len(own) < 2:
+            raise ValueError(f"Class {name} has {len(own)} image(s); a Gaussian needs at least two.")
+        drawn.append(generator.multivariate_normal(own.mean(0), np.atleast_2d(np.cov(own, rowvar=False)), count, method="eigh"))
+    return np.concatenate(drawn).astype(np.float32), np.repeat(names, count)
+
+
+def interpolate(first: np.ndarray, second: np.ndarray, steps: int = 8) -> np.ndarray:
+    """Latents on the straight lines from first to second, both ends included: [N, L] twice -> [N, steps, L]."""
+    share = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
+    return (1 - share) * first[:, None] + share * second[:, None]

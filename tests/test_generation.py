@@ -1,0 +1,78 @@
+"""lib.generation on latents whose images are known."""
+
+import numpy as np
+import pytest
+import torch
+
+from lib import generation, methods, settings
+
+SETTINGS = {"backbone": "mlp", "image_size": 8}
+
+
+def drawn(n=400, seed=0):
+    """Latents [N, 3] far from zero and of unlike scale, and images [N, 1, 8, 8] that they determine: a level, and two bars."""
+    z = np.random.default_rng(seed).uniform(0, 1, size=(n, 3)).astype(np.float32)
+    pixels = np.zeros((n, 1, 8, 8), np.float32) + 0.2 * z[:, 0, None, None, None]
+    pixels[:, 0, :, :3] += 0.7 * z[:, 1, None, None]
+    pixels[:, 0, 5:, :] += 0.7 * z[:, 2, None, None]
+    return z * [100, 1, 0.01] + [500, 0, 3], torch.from_numpy(pixels.clip(0, 1))
+
+
+def test_a_decoder_learns_the_images_of_frozen_features(monkeypatch):
+    monkeypatch.setattr(generation, "LEARNING_RATE", 3e-3)
+    z, pixels = drawn()
+    decoder = generation.fit_decoder(z, pixels, SETTINGS, epochs=15)
+    test_z, test_pixels = drawn(100, seed=1)
+    assert generation.mse(decoder, test_z, test_pixels) < 0.15 * test_pixels.var(0).mean().item()
+    again = generation.fit_decoder(z, pixels, SETTINGS, epochs=15)
+    assert torch.equal(generation.decode(decoder, test_z), generation.decode(again, test_z))  # follows its seed
+    assert not decoder.training
+
+
+def test_the_weights_of_least_validation_error_are_kept(monkeypatch):
+    z, pixels = drawn(60)
+    errors, states = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.5]), []
+    monkeypatch.setattr(generation, "mse", lambda decoder, *_: states.append(decoder.network[0].weight.clone()) or next(errors))
+    decoder = generation.fit_decoder(z, pixels, SETTINGS)
+    assert len(states) == 2 + generation.PATIENCE and torch.equal(decoder.network[0].weight, states[1])
+
+
+def test_a_vae_decodes_by_its_mean_image():
+    recipe = settings.recipe("vae") | SETTINGS | {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
+    vae = methods.build(recipe, 1).train()
+    z = torch.randn(5, 3)
+    torch.testing.assert_close(generation.decode(vae, z.numpy(), batch_size=2), vae.eval().picture(z).detach())
+
+
+def test_what_is_reconstructed_is_what_the_encoder_sees():
+    images = torch.rand(2, 1, 4, 4)
+    assert torch.equal(generation.target_pixels({"binarise": 0.5}, images), (images > 0.5).float())
+    assert torch.equal(generation.target_pixels({}, images), images)
+
+
+def test_samples_of_a_class_have_its_mean_and_covariance():
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(2, 3, 3))
+    features = np.concatenate([generator.normal(size=(500, 3)) @ mixing[k] + 5 * k for k in (0, 1)])
+    labels = np.repeat([4, 9], 500)
+    drawn, named = generation.sample_classes(features, labels, 20_000)
+    assert drawn.shape == (40_000, 3) and named.tolist() == [4] * 20_000 + [9] * 20_000
+    for name in (4, 9):
+        own, sample = features[labels == name], drawn[named == name]
+        np.testing.assert_allclose(sample.mean(0), own.mean(0), atol=0.1)
+        np.testing.assert_allclose(np.cov(sample.T), np.cov(own.T), rtol=0.1, atol=0.2)
+    with pytest.raises(ValueError, match="Class 1 has 1 image"):
+        generation.sample_classes(features[:3], np.array([0, 0, 1]), 2)
+
+
+def test_interpolation_is_straight():
+    first, second = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    path = generation.interpolate(first, second, 5)
+    assert path.shape == (2, 5, 3) and np.array_equal(path[:, 0], first) and np.array_equal(path[:, -1], second) and path[0, 1, 0] == 0.25
+
+
+def test_what_cannot_be_decoded_is_refused():
+    with pytest.raises(ValueError, match="at least 20, got 30 and 29"):
+        generation.fit_decoder(np.zeros((30, 2)), torch.zeros(29, 1, 8, 8), SETTINGS)
+    with pytest.raises(ValueError, match="validation error is nan"):
+        generation.fit_decoder(np.full((30, 2), np.nan), torch.zeros(30, 1, 8, 8), SETTINGS)
