@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, evaluation, factors, methods, training, uncertainty
+from lib import artifacts, augmentations, data, evaluation, factors, generation, methods, training, uncertainty
 from lib import settings as resolution
 
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
@@ -417,6 +417,59 @@ def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
         rows.append(common | {"metric": "chance", "value": factors.chance(known, asked)})
     frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_metrics(run.profile, f"{notebook}-{dataset}", run.name, frame)
+    return frame
+
+
+# ---------------------------------------------------------------------------------------------------------------- reconstruction and generation
+def pixels_of(run: Run, images: data.ImageSet) -> Tensor:
+    """What reconstructions of ``images`` are compared with, [N, C, S, S] in 0..1: as the run takes them."""
+    fitted = fit(run.settings, run.channels)(images.batch(range(len(images))).float() / 255)
+    return generation.target_pixels(run.settings, fitted)
+
+
+def decoder_of(run: Run) -> nn.Module:
+    """A VAE itself, or a decoder of the same form trained on the run's frozen features of its labelled images; stored with the run."""
+    if isinstance(run.method, generation.VAE):
+        return run.method.cpu()
+    path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
+    features = run.embed(bank)["features"]
+    if path.exists() and artifacts.read_tensors_info(path).get("run_hash") == run.hash:
+        decoder = generation.Decoder(run.settings, features.shape[1], run.channels)
+        decoder.load_state_dict(artifacts.read_tensors(path)[0])
+        return decoder.eval()
+    decoder = generation.fit_decoder(features, pixels_of(run, bank), run.settings, run.settings["seed"], run.settings["decoder_epochs"])
+    artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
+    return decoder
+
+
+def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
+    """mse of reconstructed test images (SimVAE, Table 7), and Fréchet distances of generated and reconstructed images to them.
+
+    Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
+    distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected.
+    """
+    decoder, bank, test = decoder_of(run), run.embed(run.bank), run.embed(run.test())
+    pixels = pixels_of(run, run.test())
+    latents, labels = generation.sample_classes(bank["features"], bank["label"], len(pixels) // len(run.train.classes), run.settings["seed"])
+    few = torch.from_numpy(np.random.default_rng(0).permutation(len(run.bank))[: len(pixels)])
+    pictures = {
+        "generated": generation.decode(decoder, latents), "reconstructed": generation.decode(decoder, test["features"]),
+        "train": pixels_of(run, run.bank.subset(few.numpy())),
+    }  # fmt: skip
+
+    def judged(images: Tensor) -> np.ndarray:
+        whole = (255 * images).round().clamp(0, 255).byte().movedim(1, -1).numpy()
+        found = data.ImageSet("pictures", "test", whole, np.zeros(len(whole), np.int64), ["picture"])
+        return evaluation.embed(judge.method, found, transform=fit(judge.settings, judge.channels))["features"]
+
+    common, real = {"evaluated_on": run.test().title, "n": len(pixels)}, judged(pixels)
+    mse = generation.mse(decoder, test["features"], pixels)
+    rows = [common | {"condition": "reconstructed", "metric": "mse", "value": mse}]
+    for condition, images in pictures.items():
+        distance = factors.frechet_distance(judged(images), real)
+        rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_metrics(run.profile, notebook, run.name, frame)
     return frame
 
 

@@ -393,3 +393,23 @@ def test_factors_are_probed_with_chance_beside_them(vae_run):
     assert {metric for name, metric in frame.index if name not in ("content", "colour")} == {"r2", "chance"}
     assert frame["scale", "r2"] > 0.05 > frame["scale", "chance"] == 0 and 0.05 < frame["content", "chance"] < 0.2
     assert len(artifacts.read_metrics("smoke", "40_test-styled_digits", vae_run.name)) == 12
+
+
+def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, monkeypatch):
+    assert protocol.decoder_of(vae_run) is vae_run.method
+    settings = resolution.resolve("random_latent", "smoke", **(TINY | {"representation": 6, "image_size": 16}))
+    training.train(settings)
+    decoder = protocol.decoder_of(protocol.Run(settings))
+    monkeypatch.setattr(protocol.generation, "fit_decoder", None)  # not called again
+    stored = protocol.decoder_of(protocol.Run(settings))
+    assert all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
+
+
+def test_generation_is_measured_beside_training_images(vae_run, run):
+    frame = protocol.measure_generation(vae_run, run, "41_test").set_index(["condition", "metric"])
+    test = vae_run.embed(vae_run.test())
+    expected = (vae_run.method.picture(torch.from_numpy(test["features"])) - protocol.pixels_of(vae_run, vae_run.test())).square().mean().item()
+    assert frame.value["reconstructed", "mse"] == pytest.approx(expected, rel=1e-4)
+    distance = frame.xs("frechet_distance", level="metric")
+    assert set(distance.index) == {"generated", "reconstructed", "train"} and set(distance.score) == {run.name}
+    assert 0 <= distance.value["train"] < distance.value["reconstructed"] and 0 < distance.value["generated"]
