@@ -68,7 +68,7 @@ def smoke(tmp_path_factory):
     environment = os.environ | {"RESULTS_DIR": str(results), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke"]
     process = subprocess.Popen(command, cwd=artifacts.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 300
+    deadline = time.time() + 1800
     while not (trained := sorted(results.glob("smoke/runs/*/model.safetensors"))) and process.poll() is None and time.time() < deadline:
         time.sleep(0.2)
     killed = process.poll() is None

@@ -1,5 +1,6 @@
 """Figures: what save_figure refuses and writes, that redrawing gives the same bytes, legible and distinct looks, charts that draw the data."""
 
+import io
 import itertools
 import json
 
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
 from matplotlib.patches import PathPatch
+from PIL import Image
 
 from lib import artifacts, plotting, uncertainty
 
@@ -83,6 +85,20 @@ def test_redrawing_gives_the_same_bytes(tmp_path):
         contents.append({path.name: path.read_bytes() for path in (tmp_path / "results" / "smoke" / "figures").iterdir()})
     assert contents[0] == contents[1]
     assert b"CreationDate" not in contents[0]["30_points.pdf"] and b"dc:date" not in contents[0]["30_points.svg"]
+
+
+def test_a_chart_is_stored_with_a_palette_and_a_photograph_as_it_is():
+    figure, _ = draw()
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    content = buffer.getvalue()
+    compact = plotting._with_palette(content)
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) for data in (content, compact))
+    assert len(compact) < 0.6 * len(content) and np.abs(before - after).max() <= 8
+    assert Image.open(io.BytesIO(compact)).info["dpi"] == pytest.approx(Image.open(io.BytesIO(content)).info["dpi"], abs=1)
+    noise = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)).save(noise, "PNG")
+    assert plotting._with_palette(noise.getvalue()) == noise.getvalue()
 
 
 @pytest.mark.parametrize(
