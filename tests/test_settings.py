@@ -80,6 +80,7 @@ def test_profiles_and_experiments_name_only_what_there_is(profile):
     tables = [settings.profile_settings(profile), *own.get("methods", {}).values(), *own.get("datasets", {}).values()]
     assert set().union(*tables) <= known
     listed = settings.runs(profile) + settings.tuning_runs(profile)
+    assert all(run["epochs"] == 0 for run in listed if settings.recipe(run["method"])["epochs"] == 0)  # a reference row is not trained
     names = [run_name(run) for run in listed]
     assert listed and len(names) == len(set(names))
     hashes = [run_hash(run, "data") for run in listed]
