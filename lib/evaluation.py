@@ -585,7 +585,7 @@ def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np
 
 def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
     """Spearman's rank correlation of all values [N, S] with the severity [S] of their column; 0 if they are all equal."""
-    return float(stats.spearmanr(np.tile(severity, len(values)), values.ravel()).statistic) if np.ptp(values) else 0.0
+    return measures.rank_correlation(np.tile(severity, len(values)), values.ravel()) if np.ptp(values) else 0.0
 
 
 def _spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -371,22 +371,24 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
     accuracy, ari and nmi of gmm (full covariances, fitted to the first images of train without labels); variance_within: of views of one image
     (condition views) and of classes (condition classes), over the total variance.
     """
-    bank, test = run.embed(run.bank), run.embed(run.test())
-    common = {"evaluated_on": run.test().title, "condition": "clean", "n": len(test["label"])}
-    neighbours, k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
+    images = run.test()
+    bank, test = run.embed(run.bank), run.embed(images)
+    common = {"evaluated_on": images.title, "condition": "clean", "n": len(images)}
     predictions = {"mlp_paper": factors.mlp_probe(bank["features"], bank["label"], test["features"], "paper", run.settings["seed"])}
-    rows, scores = [common | {"classifier": "knn_chosen", "metric": "k", "value": k}], {"index": np.arange(common["n"], dtype=np.int32)}
-    for classifier, predicted in (predictions | {"knn_chosen": neighbours}).items():
+    predictions["knn_chosen"], k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
+    rows, scores = [common | {"classifier": "knn_chosen", "metric": "k", "value": k}], {"index": np.arange(len(images), dtype=np.int32)}
+    for classifier, predicted in predictions.items():
         right = scores[f"{classifier}_correct"] = predicted == test["label"]
         low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
         rows.append(common | {"classifier": classifier, "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high})
     classes = len(run.train.classes)
     clustering = factors.cluster(bank["features"][:CLUSTERED_IMAGES], test["features"], test["label"], classes, seed=run.settings["seed"])
     rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
-    few, views = (run.train, []) if run.settings["method"] == "raw_pixels" else embed_views(run, GROUP_VIEWS)
-    groups = {"classes": (test["features"], test["label"])}
-    if views:
-        groups["views"] = (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS))
+    few, views = embed_views(run, GROUP_VIEWS)
+    groups = {
+        "classes": (test["features"], test["label"]),
+        "views": (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS)),
+    }  # fmt: skip
     for condition, (features, group) in groups.items():
         within = factors.variance_within(features, group)
         rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
@@ -448,13 +450,12 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
     Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
     distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected.
     """
-    decoder, bank, test = decoder_of(run), run.embed(run.bank), run.embed(run.test())
-    pixels = pixels_of(run, run.test())
-    latents, labels = generation.sample_classes(bank["features"], bank["label"], len(pixels) // len(run.train.classes), run.settings["seed"])
-    few = torch.from_numpy(np.random.default_rng(0).permutation(len(run.bank))[: len(pixels)])
+    bank, test = run.bank, run.test()
+    decoder, known, asked, pixels = decoder_of(run), run.embed(bank), run.embed(test), pixels_of(run, test)
+    latents, _ = generation.sample_classes(known["features"], known["label"], len(pixels) // len(run.train.classes), run.settings["seed"])
     pictures = {
-        "generated": generation.decode(decoder, latents), "reconstructed": generation.decode(decoder, test["features"]),
-        "train": pixels_of(run, run.bank.subset(few.numpy())),
+        "generated": generation.decode(decoder, latents), "reconstructed": generation.decode(decoder, asked["features"]),
+        "train": pixels_of(run, bank.subset(np.random.default_rng(0).permutation(len(bank))[: len(pixels)])),
     }  # fmt: skip
 
     def judged(images: Tensor) -> np.ndarray:
@@ -462,8 +463,8 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
         found = data.ImageSet("pictures", "test", whole, np.zeros(len(whole), np.int64), ["picture"])
         return evaluation.embed(judge.method, found, transform=fit(judge.settings, judge.channels))["features"]
 
-    common, real = {"evaluated_on": run.test().title, "n": len(pixels)}, judged(pixels)
-    mse = generation.mse(decoder, test["features"], pixels)
+    common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
+    mse = (pictures["reconstructed"] - pixels).square().mean().item()
     rows = [common | {"condition": "reconstructed", "metric": "mse", "value": mse}]
     for condition, images in pictures.items():
         distance = factors.frechet_distance(judged(images), real)
