@@ -262,14 +262,13 @@ def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance
     """``-log p(x | z)`` summed over all but the first ``axes`` axes."""
     x, r = _precise(images), _precise(reconstruction)
     if likelihood == "bernoulli":
-        nll = F.binary_cross_entropy_with_logits(r, x, reduction="none")
-    elif likelihood == "gaussian":
-        if variance <= 0:
-            raise ValueError(f"The variance of the Gaussian likelihood is {variance}; it must be positive.")
-        nll = ((x - r).square() / variance + LOG_2PI + math.log(variance)) / 2
-    else:
+        return F.binary_cross_entropy_with_logits(r, x, reduction="none").flatten(axes).sum(axes)
+    if likelihood != "gaussian":
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'.")
-    return nll.flatten(axes).sum(axes)
+    if variance <= 0:
+        raise ValueError(f"The variance of the Gaussian likelihood is {variance}; it must be positive.")
+    error = F.mse_loss(r, x, reduction="none").flatten(axes)  # one pass over the pixels, forwards and backwards
+    return (error.sum(axes) / variance + error.shape[axes] * (LOG_2PI + math.log(variance))) / 2
 
 
 def _summed(terms: dict[str, Tensor]) -> dict[str, Tensor]:

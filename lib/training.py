@@ -87,9 +87,9 @@ def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
     if settings["optimizer"] == "sgd":
         return torch.optim.SGD(groups, lr=rate, momentum=settings["momentum"], weight_decay=decay)
     if settings["optimizer"] == "adamw":
-        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay)
+        return torch.optim.AdamW(groups, lr=rate, weight_decay=decay, fused=True)
     if settings["optimizer"] == "adam":
-        return torch.optim.Adam(groups, lr=rate, weight_decay=decay, eps=settings["adam_epsilon"])
+        return torch.optim.Adam(groups, lr=rate, weight_decay=decay, eps=settings["adam_epsilon"], fused=True)
     raise ValueError(f"Unknown optimizer {settings['optimizer']!r}; choose 'sgd', 'lars', 'adamw' or 'adam'.")
 
 

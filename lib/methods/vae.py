@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lib import losses, networks
 from lib.methods.common import Embedding
@@ -57,7 +58,7 @@ class VAE(nn.Module):
         with torch.no_grad():
             mean_image = torch.sigmoid(r) if self.settings["likelihood"] == "bernoulli" else r
             watched = {
-                "mse": (mean_image - x).square().mean(), "posterior_variance": log_variance.exp().mean(),
+                "mse": F.mse_loss(mean_image, x), "posterior_variance": log_variance.exp().mean(),
                 "active_latents": (mean.var(0) > ACTIVE_VARIANCE).float().sum(),
             }  # fmt: skip
         return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | watched
