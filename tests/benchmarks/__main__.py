@@ -6,9 +6,9 @@ import os
 import torch
 
 from lib import plotting
-from tests.benchmarks import drawing, evaluation, growth, pretraining
+from tests.benchmarks import autoencoders, drawing, evaluation, growth, pretraining
 
-STEPS = {"growth": growth.run, "evaluation": evaluation.run}
+STEPS = {"autoencoders": autoencoders.run, "growth": growth.run, "evaluation": evaluation.run}
 
 
 def main() -> None:

@@ -124,6 +124,22 @@ def growth() -> None:
     )  # fmt: skip
 
 
+def autoencoders() -> list[str]:
+    """SimVAE's table, in lines."""
+    header = ["SimVAE", "batch", "precision", "our views/s", "a / b", "aim"]
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    for _, rows in measuring.read_table("autoencoders").groupby("case", sort=False):
+        case, by = rows.iloc[0], rows.set_index(["quantity", "arm"])
+        speed, ratio = by.loc[("views/s", "a")], by.loc[("ratio a / b", "b")]
+        cells = [f"{case.data}, {case.network}", f"{case.images} images of {case.views} views", case.precision, cell(speed, 0), cell(ratio, 2)]
+        lines.append("| " + " | ".join([*cells, f"≥ {ratio.bar:g}: {'yes' if ratio['median'] >= ratio.bar else 'no'}"]) + " |")
+    return [*lines, "", "a: our loop end to end, views included. b: encoder and decoder alone with their optimiser, in the same precision.", ""]
+
+
+def cell(row: pd.Series, digits: int) -> str:
+    return f"{row['median']:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
+
+
 def page() -> None:
     """results/benchmarks/README.md: the tables and figures on one page, with what the numbers say."""
     table, evaluation = in_order(measuring.read_table("pretraining")), measuring.read_table("evaluation")
@@ -131,9 +147,6 @@ def page() -> None:
     lines += ["![Speed of pretraining](figures/benchmark_pretraining.png)", ""]
     header = ["case", "our images/s", "a / b", "aim", "a / c, float32", "aim", "a / c, bf16", "a / d", "b / matrix multiply"]
     lines += ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
-
-    def cell(row: pd.Series, digits: int) -> str:
-        return f"{row['median']:.{digits}f} [{row.low:.{digits}f}, {row.high:.{digits}f}]"
 
     below = []
     for _, rows in table.groupby("case", sort=False):
@@ -156,6 +169,7 @@ def page() -> None:
         lines += [f"Compiling the bare network (torch.compile) on `{row.case}`: a / b becomes {row.median:.2f} [{row.low:.2f}, {row.high:.2f}].", ""]
     gpu = table[table.accelerator != "none"]
     lines += ["GPU (images/s, model FLOP utilisation, peak memory): " + ("see the rows with an accelerator." if len(gpu) else "not measured."), ""]
+    lines += autoencoders()
     lines += ["![Growth](figures/benchmark_growth.png)", "", "| evaluation | | |", "| --- | --- | --- |"]
     for row in evaluation.itertuples():
         digits, note = 0 if row.median > 50 else 2, "" if pd.isna(row.note) else row.note
