@@ -59,6 +59,13 @@ RECIPES = {
         "saturation": 0.8, "hue": 0.2, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
     },
 }  # fmt: skip
+# SimVAE's Figure 7: the views of its colour images with other crops, and with a weaker jitter (its steps are not published)
+RECIPES |= {f"simvae_colour_crop_{least:g}": RECIPES["simvae_colour"] | {"scale": (least, 1.0)} for least in (0.2, 0.4, 0.8, 1.0)}
+RECIPES |= {
+    f"simvae_colour_jitter_{share:g}": RECIPES["simvae_colour"]
+    | {name: share * RECIPES["simvae_colour"][name] for name in ("brightness", "contrast", "saturation", "hue")}
+    for share in (0, 0.5)
+}
 # Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1); everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)

@@ -164,6 +164,12 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def is_measured(run: Run, notebook: str) -> bool:
+    """Whether ``notebook`` has stored metrics of exactly this run: its settings and its data."""
+    stored = artifacts.read_metrics(run.profile, notebook, run.name)
+    return len(stored) > 0 and bool((stored.run_hash == run.hash).all())
+
+
 def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROTOCOL) -> list[dict]:
     """Settings of the listed runs whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
     listed = resolution.runs(profile, paper, group)
@@ -251,8 +257,7 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
     """
     together: dict[tuple, list[Run]] = {}
     for ready in map(Run, runs):
-        stored = artifacts.read_metrics(ready.profile, notebook, ready.name)
-        if stored.empty or (stored.run_hash != ready.hash).any():
+        if not is_measured(ready, notebook):
             together.setdefault((ready.train.checksum, ready.settings["backbone"], ready.settings["width"]), []).append(ready)
     for group in together.values():
         banks, test = [ready.embed(ready.bank) for ready in group], group[0].test()

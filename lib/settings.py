@@ -101,16 +101,21 @@ def _check(settings: dict) -> None:
 SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n"}
 
 
+def differences(settings: dict) -> dict:
+    """What of a run differs from what the profile gives its method for its data set; seed, epochs and what it is not trained with apart."""
+    usual = resolve(settings["method"], settings["profile"], dataset=settings["dataset"])
+    apart = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
+    return {name: value for name, value in settings.items() if name not in apart and value != usual.get(name)}
+
+
 def variant(settings: dict) -> str:
     """What differs from recipe and profile, always with the number of epochs: ``e40``, ``e5-fit-lr0.03``."""
-    usual = resolve(settings["method"], settings["profile"], dataset=settings["dataset"])
-    parts = [f"e{settings['epochs']}"]
+    differing, parts = differences(settings), [f"e{settings['epochs']}"]
     for name, value in settings.items():
         tuned = name == "learning_rate" and settings["split"] == "fit"  # named even where it is the usual one
-        if name in ("epochs", "seed", "dataset", *NOT_TRAINED_WITH) or (value == usual.get(name) and not tuned):
-            continue
-        text = f"{value:g}" if isinstance(value, float) else str(value)
-        parts.append(f"{SHORT.get(name, name.replace('_', ''))}{text}" if name != "split" else text)
+        if name in differing or tuned:
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            parts.append(f"{SHORT.get(name, name.replace('_', ''))}{text}" if name != "split" else text)
     return "-".join(parts)
 
 

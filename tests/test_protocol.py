@@ -152,6 +152,15 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
     protocol.probe_by_the_paper([run.settings], notebook)
 
 
+def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data(run):
+    assert not protocol.is_measured(run, "99_other")
+    row = {"metric": "accuracy", "value": 0.5}
+    for run_hash, expected in ((run.hash, True), ("another", False)):
+        frame = evaluation.metrics_rows([row], **(run.identity("99_other") | {"run_hash": run_hash}))
+        artifacts.write_metrics("smoke", "99_other", run.name, frame)
+        assert protocol.is_measured(run, "99_other") == expected
+
+
 def test_raw_pixels_are_not_stored(shared_results):
     settings = resolution.resolve("raw_pixels", "smoke", **TINY)
     training.train(settings)

@@ -135,6 +135,12 @@ def test_a_file_that_is_not_toml_is_named(files):
 
 
 # ---------------------------------------------------------------------------------------------------------------- names and hashes
+def test_differences_are_what_a_run_is_compared_by():
+    assert settings.differences(resolve("simvae", "smoke", seed=3, epochs=2)) == {}, "seed and epochs are not a variant"
+    assert settings.differences(resolve("simvae", "smoke", views=3, dataset="styled_digits")) == {"views": 3}
+    assert settings.differences(resolve("simvae", "smoke", mean_prior="normal", split="fit")) == {"split": "fit", "mean_prior": "normal"}
+
+
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
