@@ -45,6 +45,15 @@ def test_mlp_probe_of_numbers_is_a_regression():
     assert factors.skill(shuffled, test_angle) < 0.05
 
 
+def test_a_feature_that_hardly_varies_in_training_does_not_outweigh_the_others():
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(2000, 8))
+    y, rare = x @ np.arange(8.0), np.zeros((2000, 1))
+    rare[:3] = 1e-2  # a pixel that three training images light a little, and every test image fully
+    predicted = factors.mlp_probe(np.c_[x, rare][:1000], y[:1000], np.c_[x, rare + 1][1000:])
+    assert factors.skill(predicted, y[1000:]) > 0.9
+
+
 def test_probes_follow_their_seed():
     x, y, _ = rings(300)
     assert np.array_equal(factors.mlp_probe(x, y, x, seed=3), factors.mlp_probe(x, y, x, seed=3))
