@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from lib import artifacts, augmentations, evaluation, factors, protocol
+from lib import artifacts, augmentations, evaluation, factors, generation, protocol
 from lib import settings as resolution
 
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
@@ -180,10 +180,11 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
 
 
 def recipes() -> dict[str, dict]:
-    """What a recipe claim is compared with: the recipes of settings/recipes.toml, those of the views, and the papers' probes."""
+    """What a recipe claim is compared with: the recipes of settings/recipes.toml, those of the views, the papers' probes and decoders."""
     views = {f"views {name}": strengths for name, strengths in augmentations.RECIPES.items()}
     probes = {"linear probe": evaluation.PAPER_PROBE, "mlp probe": factors.PAPER_PROBE}
-    return {name: resolution.recipe(name) for name in resolution.read("recipes")} | views | probes
+    decoders = {"decoder of a frozen encoder": generation.PAPER_DECODER}
+    return {name: resolution.recipe(name) for name in resolution.read("recipes")} | views | probes | decoders
 
 
 def decide_recipe(claim: dict) -> tuple[str, str]:

@@ -11,8 +11,9 @@ from tqdm import tqdm
 from lib import networks
 from lib.methods.vae import VAE
 
-# SimVAE (Bizeul et al. 2024), App. A.7.6: Adam 1e-4, squared error, the epoch of least validation loss, about 10 to 80 epochs.
-EPOCHS, LEARNING_RATE, BATCH_SIZE, PATIENCE = 80, 1e-4, 128, 5
+# SimVAE (Bizeul et al. 2024), App. A.7.6: about 10 to 80 epochs, as many as the validation loss falls.
+PAPER_DECODER = {"optimizer": "adam", "learning_rate": 1e-4, "loss": "squared error", "chosen_epoch": "least validation loss", "epochs": 80}
+BATCH_SIZE, PATIENCE = 128, 5
 
 
 def target_pixels(settings: dict, images: Tensor) -> Tensor:
@@ -34,7 +35,9 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.network((features - self.mean) / self.scale).float())
 
 
-def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = EPOCHS, progress: bool = False) -> Decoder:
+def fit_decoder(
+    features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"], progress: bool = False
+) -> Decoder:
     """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
     The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
@@ -49,7 +52,7 @@ def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int 
         x = torch.as_tensor(features, dtype=torch.float32)
         scale, mean = torch.std_mean(x[:-held_out], dim=0)
         decoder.mean.copy_(mean), decoder.scale.copy_(scale.clamp(min=1e-6))
-        optimizer = torch.optim.Adam(decoder.parameters(), lr=LEARNING_RATE)
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"], fused=True)
         best, kept, since = float("inf"), {}, 0
         for _ in tqdm(range(epochs), desc="decoder", disable=not progress):
             decoder.train()

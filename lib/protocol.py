@@ -450,7 +450,7 @@ def decoder_of(run: Run) -> nn.Module:
 
 
 def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
-    """mse of reconstructed test images (SimVAE, Table 7), and Fréchet distances of generated and reconstructed images to them.
+    """mse of reconstructed test images (SimVAE, Table 7; of each image in the scores), and Fréchet distances of generated and reconstructed ones.
 
     Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
     distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected.
@@ -469,12 +469,14 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
         return evaluation.embed(judge.method, found, transform=fit(judge.settings, judge.channels))["features"]
 
     common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
-    mse = (pictures["reconstructed"] - pixels).square().mean().item()
-    rows = [common | {"condition": "reconstructed", "metric": "mse", "value": mse}]
+    error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
+    low, high = uncertainty.bootstrap_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
+    rows = [common | {"condition": "reconstructed", "metric": "mse", "value": error.mean(), "ci_low": low, "ci_high": high}]
     for condition, images in pictures.items():
         distance = factors.frechet_distance(judged(images), real)
         rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
     frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float32)})
     artifacts.write_metrics(run.profile, notebook, run.name, frame)
     return frame
 

@@ -159,14 +159,19 @@ def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
 
 
 def tuning_runs(profile: str, paper: str = "all") -> list[dict]:
-    """The equal tuning effort: for each method every learning rate of the grid, seed 0, few epochs, on train without its validation part."""
+    """The equal tuning effort: for each method every learning rate of its grid, seed 0, few epochs, on train without its validation part.
+
+    An entry of experiments.toml may ``set`` the data, and ``vary`` another grid or another setting in place of the learning rate.
+    """
     listed = []
-    for group in experiments(profile).get("tuning", []):
-        if paper == "all" or paper in group["papers"]:
-            for method in group["methods"]:
-                usual = resolve(method, profile)
-                for rate in usual["tuning_learning_rates"]:
-                    listed.append(resolve(method, profile, epochs=usual["tuning_epochs"], learning_rate=rate, split="fit"))
+    for entry in experiments(profile).get("tuning", []):
+        if paper == "all" or paper in entry["papers"]:
+            for method in entry["methods"]:
+                usual = resolve(method, profile, **entry.get("set", {}))
+                vary = entry.get("vary", {"learning_rate": usual["tuning_learning_rates"]})
+                for values in itertools.product(*vary.values()):
+                    changed = entry.get("set", {}) | dict(zip(vary, values, strict=True))
+                    listed.append(resolve(method, profile, epochs=usual["tuning_epochs"], split="fit", **changed))
     return listed
 
 

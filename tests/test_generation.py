@@ -19,7 +19,7 @@ def drawn(n=400, seed=0):
 
 
 def test_a_decoder_learns_the_images_of_frozen_features(monkeypatch):
-    monkeypatch.setattr(generation, "LEARNING_RATE", 3e-3)
+    monkeypatch.setitem(generation.PAPER_DECODER, "learning_rate", 3e-3)
     z, pixels = drawn()
     decoder = generation.fit_decoder(z, pixels, SETTINGS, epochs=15)
     test_z, test_pixels = drawn(100, seed=1)

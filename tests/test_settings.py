@@ -225,7 +225,8 @@ def test_tuning_is_the_same_effort_for_every_method():
     by_method = {method: [run for run in runs if run["method"] == method] for method in {run["method"] for run in runs}}
     assert set(by_method) >= {"simsiam", "vi_simsiam"}
     for runs in by_method.values():
-        assert len(runs) == len({run["learning_rate"] for run in runs}) == 4
+        tuned = "beta" if runs[0]["method"] == "beta_vae" else "learning_rate"
+        assert len(runs) == len({run[tuned] for run in runs}) == 4
         assert {(run["epochs"], run["seed"], run["split"]) for run in runs} == {(5, 0, "fit")}
 
 
