@@ -11,8 +11,9 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 
-from lib import artifacts, augmentations, evaluation, factors, generation, protocol
+from lib import artifacts, augmentations, evaluation, factors, generation, methods, networks, protocol
 from lib import settings as resolution
 
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
@@ -49,7 +50,11 @@ def claims() -> dict[str, dict]:
             raise ValueError(f"Claim {name} has the kind {claim['kind']!r}; choose one of {list(KINDS)}.")
         shared = {key: claim[key] for key in ("data", "epochs", "family", "about") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
+        if "recipe" in claim:  # a claim of one recipe is a part of its own
+            parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
         for part in parts:
+            if "recipe" in part:
+                continue
             if ("query" in part) != ("rule" in part) or ("query" in part) == ("why" in part):
                 raise ValueError(f"Claim {name}, part {part['name']!r}: give a query and its rule, or why there is none.")
             if "rule" in part and (len(part["rule"]) != 1 or not set(part["rule"]) <= {"above", "below", "differs", "at_most"}):
@@ -60,7 +65,7 @@ def claims() -> dict[str, dict]:
 
 def published(part: dict) -> float:
     """The published number of a part: as printed, a difference or ratio of two printed cells, or NaN where the paper prints none."""
-    value = part.get("published", np.nan)
+    value = part.get("published", np.nan) if "recipe" not in part else np.nan
     if isinstance(value, dict):
         value = value["of"] - value["minus"] if "minus" in value else value["of"] / value["over"]
     return float(value)
@@ -179,19 +184,40 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
     return ", ".join(lacking)
 
 
+@cache
 def recipes() -> dict[str, dict]:
-    """What a recipe claim is compared with: the recipes of settings/recipes.toml, those of the views, the papers' probes and decoders."""
+    """What a recipe claim is compared with: the recipes of settings/recipes.toml, of the views, the probes and decoders, and SimVAE's networks."""
     views = {f"views {name}": strengths for name, strengths in augmentations.RECIPES.items()}
     probes = {"linear probe": evaluation.PAPER_PROBE, "mlp probe": factors.PAPER_PROBE}
     decoders = {"decoder of a frozen encoder": generation.PAPER_DECODER}
-    return {name: resolution.recipe(name) for name in resolution.read("recipes")} | views | probes | decoders
+    layers = {f"networks of SimVAE, {dataset}": _layers(dataset, channels) for dataset, channels in (("mnist", 1), ("celeba", 3))}
+    return {name: resolution.recipe(name) for name in resolution.read("recipes")} | views | probes | decoders | layers
 
 
-def decide_recipe(claim: dict) -> tuple[str, str]:
+def _layers(dataset: str, channels: int) -> dict[str, list[str]]:
+    """What the layers of SimVAE's encoder, to the posterior's mean, and of its decoder put out."""
+    settings = resolution.resolve("simvae", "paper", dataset=dataset)
+    network, image = methods.build(settings, channels), torch.zeros(2, channels, settings["image_size"], settings["image_size"])
+    mean, _ = network.encode(image)
+    encoder = networks.layer_outputs(network.backbone, image) + [str(mean.shape[1])]
+    return {"encoder": encoder, "decoder": networks.layer_outputs(network.decoder, mean)}
+
+
+def published_settings(part: dict) -> pd.DataFrame:
+    """Every setting that a part about a recipe publishes, beside ours: columns setting, published, ours, followed."""
+    if part["recipe"] not in recipes():
+        raise ValueError(f"Unknown recipe {part['recipe']!r} in settings/claims.toml; choose one of {sorted(recipes())}.")
+    ours = recipes()[part["recipe"]]
+    ours = {name: list(value) if isinstance(value, tuple) else value for name, value in ours.items()}  # TOML has no tuples
+    rows = [{"setting": name, "published": value, "ours": ours.get(name)} for name, value in part["published"].items()]
+    return pd.DataFrame(rows, dtype=object).assign(followed=[row["published"] == row["ours"] for row in rows])
+
+
+def decide_recipe(part: dict) -> tuple[str, str]:
     """Whether our recipe has the published settings, and where it has others."""
-    ours = recipes()[claim["recipe"]]
-    other = [f"{name} is {ours.get(name)}, not {value}" for name, value in claim["published"].items() if ours.get(name) != value]
-    return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(claim['published'])} settings as published")
+    settings = published_settings(part)
+    other = [f"{row.setting} is {row.ours}, not {row.published}" for row in settings[~settings.followed].itertuples()]
+    return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(settings)} settings as published")
 
 
 def ledger(profile: str, paper: str = "all") -> pd.DataFrame:
@@ -201,10 +227,11 @@ def ledger(profile: str, paper: str = "all") -> pd.DataFrame:
         if paper not in ("all", claim["paper"]):
             continue
         common = {"id": name, "unit": claim.get("unit", "")} | {key: claim[key] for key in ("paper", "where", "statement", "kind")}
-        if claim["kind"] == "recipe":
-            verdict, reason = decide_recipe(claim)
-            rows.append(common | {"part": f"recipe {claim['recipe']}", "verdict": verdict, "reason": reason, "commit": artifacts.commit()})
         for part in claim["parts"]:
+            if "recipe" in part:
+                verdict, reason = decide_recipe(part)
+                rows.append(common | {"part": part["name"], "verdict": verdict, "reason": reason, "commit": artifacts.commit()})
+                continue
             found = find(part["query"], profile) if "query" in part else None
             verdict, reason = decide(part, claim["kind"], found, profile, claim.get("needs", ""), trained)
             row = common | {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}

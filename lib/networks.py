@@ -164,6 +164,21 @@ def decoder(inputs: int, channels: int, image_size: int, form: str) -> nn.Sequen
     )
 
 
+@torch.no_grad()
+def layer_outputs(network: nn.Sequential, x: Tensor) -> list[str]:
+    """What the main parts of a network put out in turn for a batch x, as a length or as channels@height x width: its fully connected layers
+    (reshaped where they are), residual blocks and max-pools, and a last convolution."""
+    found, last = [], len(network) - 1
+    for place, layer in enumerate(network):
+        x = layer(x)
+        shape = f"{x.shape[1]}@{x.shape[2]}×{x.shape[3]}" if x.ndim == 4 else str(x.shape[1])
+        if isinstance(layer, nn.Linear | nn.MaxPool2d | BasicBlock | UpsamplingBlock) or (place == last and isinstance(layer, nn.Conv2d)):
+            found.append(shape)
+        elif isinstance(layer, nn.Unflatten):
+            found[-1] = shape
+    return found
+
+
 def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:
     """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` fully connected layers, each with batch norm, ReLU but after the last."""
     widths = [inputs] + [dimension] * layers

@@ -162,6 +162,18 @@ def test_recipes_are_followed_or_deviate():
     assert claims.decide_recipe(claim)[0] == claims.FOLLOWED
     verdict, reason = claims.decide_recipe(claim | {"published": {"batch_size": 4096, "momentum": ours["momentum"]}})
     assert verdict == claims.DEVIATES and reason == "batch_size is 64, not 4096"
+    beside = claims.published_settings({"recipe": "views simvae_grey", "published": {"scale": [0.4, 1.0], "flip": 0.5}})
+    assert beside.followed.tolist() == [True, False] and beside.ours.tolist() == [[0.4, 1.0], 0.0]
+    with pytest.raises(ValueError, match="Unknown recipe 'views simvae_gray'"):
+        claims.published_settings({"recipe": "views simvae_gray", "published": {}})
+
+
+def test_simvaes_networks_are_those_of_its_tables():
+    parts = {part["recipe"]: part for part in claims.claims()["SV-20"]["parts"]}
+    for recipe in ("networks of SimVAE, mnist", "networks of SimVAE, celeba"):
+        assert claims.decide_recipe(parts[recipe]) == (claims.FOLLOWED, "2 settings as published")
+    wider = parts["networks of SimVAE, mnist"] | {"published": {"encoder": ["500", "500", "1000", "10"]}}
+    assert claims.decide_recipe(wider)[0] == claims.DEVIATES
 
 
 def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_part(stored, monkeypatch):

@@ -154,3 +154,10 @@ def test_update_average_is_the_moving_average():
     torch.testing.assert_close(dict(target.state_dict()), kept)
     with pytest.raises(ValueError, match="argument"):
         networks.update_average(target, online[:1], 0.9)
+
+
+def test_layer_outputs_are_those_of_the_main_parts():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), networks.UpsamplingBlock(4, 2, 2), nn.Flatten(), nn.Linear(288, 3))
+    assert networks.layer_outputs(network, torch.zeros(2, 1, 14, 14)) == ["4@6×6", "2@12×12", "3"]
+    reshaped = nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 1, 1))
+    assert networks.layer_outputs(reshaped, torch.zeros(2, 3)) == ["2@2×2", "1@2×2"]
