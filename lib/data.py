@@ -49,10 +49,22 @@ from lib.image_sets import (
     train_validation_split,
 )
 
-__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "image_folder", "label_subset", "load", "styled", "train_validation_split"]
+__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "has_styles", "image_folder", "label_subset", "load", "style_factors",
+           "styled", "train_validation_split"]  # fmt: skip
 
 NETWORK_TIMEOUT = 20  # seconds without an answer
 DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
+
+# CelebA's style in SimVAE (Bizeul et al. 2024, §6 and Figures 5 and 6): hair colour, and attributes of which the paper names none. These are those
+# that the authors' code can ask for, hair apart.
+HAIR = {"Bald": "bald", "Brown_Hair": "brown", "Blond_Hair": "blond", "Gray_Hair": "grey", "Black_Hair": "black"}
+CELEBA_ATTRIBUTES = (
+    "5_o_Clock_Shadow", "Arched_Eyebrows", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose", "Blurry", "Bushy_Eyebrows", "Eyeglasses",
+    "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose",
+    "Receding_Hairline", "Rosy_Cheeks", "Sideburns", "Smiling", "Straight_Hair", "Wavy_Hair", "Wearing_Earrings", "Wearing_Hat", "Wearing_Lipstick",
+    "Young",
+)  # fmt: skip
+BALANCED = 20
 
 
 # ------------------------------------------------------------------------------------------------------------ known sets
@@ -281,6 +293,7 @@ def _read_torchvision(root: Path, name: str, split: str, image_size: int | None)
         attributes = provided.attr.numpy()
         names = [attribute for attribute in provided.attr_names if attribute]
         extra = {**dict(zip(names, attributes.T, strict=True)), "identity": provided.identity.numpy().squeeze(1)}
+        extra |= {"hair": hair_colour(extra)} if set(HAIR) <= set(extra) else {}
         images = [root / "celeba" / "img_align_celeba" / file for file in provided.filename]
         labels, classes = extra["Male"], ["not male", "male"]
     elif hasattr(provided, "_samples"):
@@ -292,7 +305,34 @@ def _read_torchvision(root: Path, name: str, split: str, image_size: int | None)
     if not isinstance(images, np.ndarray):
         images = lazy_images([Path(file) for file in images], root, image_size)
     classes = [c if isinstance(c, str) else c[0] for c in classes or map(str, range(labels.max() + 1))]
-    return ImageSet(name, split, images, labels, classes, extra, source)
+    names = {"hair": list(HAIR.values())} if "hair" in extra else {}
+    return ImageSet(name, split, images, labels, classes, extra, source, names)
+
+
+def hair_colour(attributes: dict[str, np.ndarray]) -> np.ndarray:
+    """CelebA's hair as one of five classes [N], in the order of HAIR; -1 where none of the five attributes is given, or more than one.
+
+    SimVAE, §6. Deviation: the authors' code has "none of the others" as its fifth class, where the paper has bald.
+    """
+    given = np.stack([attributes[name] == 1 for name in HAIR])  # [5, N]
+    return np.where(given.sum(0) == 1, given.argmax(0), -1)
+
+
+def style_factors(train: ImageSet) -> list[str]:
+    """The labels beside the class that a set has for the style of its images; of CelebA the hair and the 20 most balanced of CELEBA_ATTRIBUTES.
+
+    Balanced: nearest to one half in these images. The class itself ("Male") is content and left out.
+    """
+    if train.name != "celeba":
+        return list(train.extra)
+    candidates = [name for name in CELEBA_ATTRIBUTES if name in train.extra and name != "Male"]
+    balanced = sorted(candidates, key=lambda name: abs(train.extra[name].mean() - 0.5))[:BALANCED]
+    return [name for name in ("hair", *balanced) if name in train.extra]
+
+
+def has_styles(name: str) -> bool:
+    """Whether a set's style is known, so that it can be asked what a representation keeps of it."""
+    return name == "celeba" or name.startswith("styled_")
 
 
 def _provider(root: Path, name: str, split: str, download: bool):

@@ -52,7 +52,7 @@ def mlp_probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, reci
     numeric = train_y.dtype.kind == "f"
     scale = (train_y.mean(), train_y.std()) if numeric else (0.0, 1.0)
     options = (PAPER_MLP | {"hidden_layer_sizes": (train_x.shape[1],)}) if recipe == "paper" else (OWN_MLP | {"hidden_layer_sizes": (HIDDEN,)})
-    options |= {"batch_size": min(options["batch_size"], len(train_x)), "random_state": seed}
+    options |= {"batch_size": min(options["batch_size"], int(0.9 * len(train_x)) or 1), "random_state": seed}  # a tenth may be held out
     network = MLPRegressor(**options) if numeric else MLPClassifier(**options)
     train_x, test_x = _standardised(train_x, test_x) if recipe == "own" else (train_x, test_x)
     with warnings.catch_warnings():

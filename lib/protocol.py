@@ -404,19 +404,22 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
 
 
 def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
-    """What a frozen representation tells of the content and of each known factor of ``dataset``: the skill of an MLP probe, and chance.
+    """What a frozen representation tells of the content and of each style_factors of ``dataset``: the skill of an MLP probe, and chance.
 
     Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from the first
-    ``factor_images`` of train and is tested on the first of test; a network that reads grey images sees them grey.
+    ``factor_images`` of train and is tested on the first of test; a network that reads grey images sees them grey. Images
+    without a label (-1) are left out.
     """
     parts = []
     for split, most in zip(("train", "test"), run.settings["factor_images"], strict=True):
         images = data.load(dataset, split, image_size=run.settings["image_size"])
         parts.append(images.subset(range(min(most, len(images)))))
     features, rows = [run.embed(part)["features"] for part in parts], []
-    for factor in ("content", *parts[0].extra):
-        known, asked = (part.labels if factor == "content" else part.extra[factor] for part in parts)
-        predicted = factors.mlp_probe(features[0], known, features[1], seed=run.settings["seed"])
+    for factor in ("content", *data.style_factors(parts[0])):
+        labels = [part.labels if factor == "content" else part.extra[factor] for part in parts]
+        given = [values >= 0 if values.dtype.kind == "i" else np.full(len(values), True) for values in labels]
+        known, asked = (values[rows] for values, rows in zip(labels, given, strict=True))
+        predicted = factors.mlp_probe(features[0][given[0]], known, features[1][given[1]], seed=run.settings["seed"])
         common = {"evaluated_on": parts[1].title, "condition": factor, "classifier": "mlp", "n": len(asked)}
         metric = "r2" if asked.dtype.kind == "f" else "accuracy"
         low, high = uncertainty.bootstrap_interval(factors.skill, predicted, asked, draws=run.settings["bootstrap_draws"])

@@ -1,5 +1,6 @@
 """Every way to find a set, with tiny files and no network; malformed and damaged files; splits; lazy sets; checksums."""
 
+import dataclasses
 import gzip
 import pickle
 import shutil
@@ -239,6 +240,25 @@ def test_torchvision_layouts(tmp_path, monkeypatch):
     train, test = load("sun397", "train", tmp_path, image_size=8), load("sun397", "test", tmp_path, image_size=8)
     assert np.bincount(train.labels).tolist() == [8, 8] and np.bincount(test.labels).tolist() == [2, 2]
     assert not set(train.images.files) & set(test.images.files)
+
+
+def test_hair_is_what_exactly_one_attribute_says():
+    attributes = {name: np.zeros(4, np.int64) for name in data.HAIR}
+    attributes["Bald"][:2], attributes["Black_Hair"][1:3] = 1, 1
+    assert data.hair_colour(attributes).tolist() == [0, -1, 4, -1], "bald, two attributes, black, none"
+
+
+def test_style_of_celeba_is_hair_and_the_most_balanced_attributes():
+    generator, names = np.random.default_rng(0), [name for name in data.CELEBA_ATTRIBUTES if name != "Male"]
+    shares = dict(zip(names, np.linspace(0.01, 0.6, len(names)), strict=True))
+    extra = {name: (generator.random(2000) < share).astype(np.int64) for name, share in shares.items()}
+    extra |= {"hair": np.zeros(2000, np.int64), "identity": np.arange(2000), "Male": np.arange(2000) % 2}
+    images = data.ImageSet("celeba", "train", np.zeros((2000, 8, 8, 3), np.uint8), extra["Male"], ["not male", "male"], extra)
+    found = data.style_factors(images)
+    nearest = sorted(names, key=lambda name: abs(extra[name].mean() - 0.5))[:20]
+    assert found == ["hair", *nearest] and abs(shares[nearest[0]] - 0.5) < 0.05
+    assert data.style_factors(dataclasses.replace(images, name="styled_faces")) == list(extra)
+    assert data.has_styles("celeba") and data.has_styles("styled_digits") and not data.has_styles("cifar10")
 
 
 def test_sets_of_many_sizes_ask_for_one_before_any_download(tmp_path):

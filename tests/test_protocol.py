@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torchvision
+from PIL import Image
 from torchvision.transforms import functional as tv
 
 import lib
@@ -150,6 +152,34 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
     assert value["accuracy"] <= value["top5_accuracy"] <= 1
     monkeypatch.setattr(evaluation, "linear_probes", None)
     protocol.probe_by_the_paper([run.settings], notebook)
+
+
+def tiny_celeba(folder, generator):
+    """200 drawn images in CelebA's layout; hair is darker the lower its class, and every fourth image has none."""
+    names = [*data.HAIR, "Male", "Smiling", "Young", "Identity_Free"]
+    given = {name: generator.integers(0, 2, 200) for name in names}
+    hair = np.where(np.arange(200) % 4 == 3, -1, np.arange(200) % 3)
+    given |= {name: (hair == place).astype(int) for place, name in enumerate(data.HAIR)}
+    (folder / "img_align_celeba").mkdir(parents=True)
+    for i in range(200):
+        pixels = generator.integers(0, 60, (22, 18, 3)) + 60 * (hair[i] + 1)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "img_align_celeba" / f"{i:03}.png")
+    lines = [f"{i:03}.png " + " ".join(str(2 * given[name][i] - 1) for name in names) for i in range(200)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join(["200", " ".join(names), *lines]) + "\n")
+    (folder / "list_eval_partition.txt").write_text("".join(f"{i:03}.png {2 * (i >= 160)}\n" for i in range(200)))
+    (folder / "identity_CelebA.txt").write_text("".join(f"{i:03}.png {i}\n" for i in range(200)))
+    for name in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
+        (folder / name).write_text("\n".join(["200", "x y", *(f"{i:03}.png 0 0" for i in range(200))]) + "\n")
+
+
+def test_style_of_celeba_is_probed_where_it_is_labelled(run, tmp_path, monkeypatch):
+    tiny_celeba(tmp_path / "celeba", np.random.default_rng(0))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda _: True)
+    frame = protocol.measure_factors(run, "celeba", "40_test").set_index(["condition", "metric"])
+    assert set(frame.index.get_level_values(0)) == {"content", "hair", "Bald", "Smiling", "Young"}
+    assert frame.n["hair", "accuracy"] == 30 and frame.n["content", "accuracy"] == 40, "the images without hair are left out"
+    assert frame.value["hair", "accuracy"] > frame.value["hair", "chance"]
 
 
 def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data(run):
