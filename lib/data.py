@@ -23,7 +23,7 @@ import sys
 import urllib.request
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -139,7 +139,8 @@ def load(
     """The images of ``split``, from the first place that has them.
 
     DATA_DIR/<name>/<split>.npz, DATA_DIR/<name>/<split>/<class>/*.jpg, the torchvision layout under DATA_DIR, a torchvision download,
-    a Debian package; digits and generated sets need nothing. A set that only has ``all`` is split 80/20, stratified, seed 0.
+    a Debian package; digits and generated sets need nothing, and "styled_<name>" is any set with a drawn style (styled). A set that only has
+    ``all`` is split 80/20, stratified, seed 0.
     ``image_size`` resizes the shorter side and keeps the centre square.
     ValueError: malformed or unknown; FileNotFoundError: known, but nowhere to be had.
     """
@@ -154,6 +155,8 @@ def load(
     if found is None and name not in DATASETS and (root / name).is_dir():
         there = sorted({path.stem for path in (root / name).iterdir() if not path.name.startswith(".")})
         raise ValueError(f"{root / name} has no split {split!r}: it has {', '.join(there) or 'nothing'}.")
+    if found is None and name.startswith("styled_"):
+        found = _styled(load(name.removeprefix("styled_"), split, data_dir, download=download), image_size)
     if found is None and name not in DATASETS:
         own = _own_files(root, name, split)
         raise ValueError(f"There is no set {name!r}: choose one of {', '.join(DATASETS)}, or bring your own as {own}.")
@@ -163,7 +166,7 @@ def load(
         if split not in known.splits and not (only_all and split in ("train", "test")):
             raise ValueError(f"{name} has no split {split!r}: it has {', '.join(known.splits)}.")
         if not known.provider:
-            found = _made_here(name, split, image_size, lambda base: load(base, split, data_dir, download=download))
+            found = _made_here(name, split, image_size)
         elif known.size is None and image_size is None:
             raise ValueError(f"{name} has images of many sizes: give image_size, as in image_size=64.")
         else:
@@ -321,10 +324,10 @@ def hair_colour(attributes: dict[str, np.ndarray]) -> np.ndarray:
 def style_factors(train: ImageSet) -> list[str]:
     """The labels beside the class that a set has for the style of its images; of CelebA the hair and the 20 most balanced of CELEBA_ATTRIBUTES.
 
-    Balanced: nearest to one half in these images. The class itself ("Male") is content and left out.
+    Balanced: nearest to one half in these images. The class itself is content and left out, under any name.
     """
     if train.name != "celeba":
-        return list(train.extra)
+        return [name for name, values in train.extra.items() if not np.array_equal(values, train.labels)]
     candidates = [name for name in CELEBA_ATTRIBUTES if name in train.extra and name != "Male"]
     balanced = sorted(candidates, key=lambda name: abs(train.extra[name].mean() - 0.5))[:BALANCED]
     return [name for name in ("hair", *balanced) if name in train.extra]
@@ -441,10 +444,13 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ sets that need no files
-def _made_here(name: str, split: str, image_size: int | None, load_base: Callable[[str], ImageSet]) -> ImageSet:
-    if name.startswith("styled_"):
-        # "train" and "test" have styles of their own
-        return styled(load_base(name.removeprefix("styled_")), image_size or DATASETS[name].size, seed=["train", "test"].index(split))
+def _styled(plain: ImageSet, image_size: int | None) -> ImageSet:
+    """The set with styles drawn by lib.data; every split has its own."""
+    usual = DATASETS[f"styled_{plain.name}"].size if f"styled_{plain.name}" in DATASETS else plain.images.shape[1]
+    return styled(plain, image_size or usual, seed={"train": 0, "test": 1}.get(plain.split, 2))
+
+
+def _made_here(name: str, split: str, image_size: int | None) -> ImageSet:
     if name == "digits":
         bunch = load_digits()
         images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]

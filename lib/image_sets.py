@@ -337,33 +337,32 @@ def generated(kind: str = "shapes", n: int = 512, size: int = 32, seed: int = 0)
     return ImageSet("generated", "train", images, labels, SHAPES, extra, "drawn by lib.data", {"colour": list(COLOURS)})
 
 
-def styled(grey: ImageSet, size: int = 32, seed: int = 0) -> ImageSet:
-    """Grey images with a style of known factors: coloured, scaled, turned and moved on black, [size, size, 3]; the label stays the content.
+def styled(plain: ImageSet, size: int = 32, seed: int = 0) -> ImageSet:
+    """Images with a style of known factors: coloured, scaled, turned and moved on black, [size, size, 3]; the label stays the content.
 
-    extra has, independent of the label and of one another: colour (one of eight), scale (side of the image as a share of its full size, 0.5 to 1),
-    rotation (-45 to 45 degrees) and the shift x, y of the centre (at most a tenth of the side). The same for the same arguments on any machine:
-    the pixels are moved by fixed-point arithmetic.
+    extra has, beside what it had, independent of the label and of one another: colour (one of eight; of images that have colours already a tint,
+    that colour mixed with as much white), scale (side of the image as a share of its full size, 0.5 to 1), rotation (-45 to 45 degrees) and the shift
+    x, y of the centre (at most a tenth of the side). The same for the same arguments on any machine: the pixels are moved by fixed-point arithmetic.
     """
-    if grey.images.shape[3] != 1:
-        raise ValueError(f"{grey.title} has {grey.images.shape[3]} channels; give grey images, so that colour is a factor of its own.")
     if size < 8:
         raise ValueError(f"size is {size} px; give at least 8.")
-    generator, count = np.random.default_rng([seed, size]), len(grey)
+    generator, count = np.random.default_rng([seed, size]), len(plain)
     colour = generator.integers(0, len(HUES), count)
     scale, rotation = generator.uniform(0.5, 1.0, count), generator.uniform(-45.0, 45.0, count)
     x, y = generator.uniform(-0.1, 0.1, (2, count))
-    side = grey.images.shape[1]
+    side, grey = plain.images.shape[1], plain.images.shape[3] == 1
     # PIL maps a pixel of the result to one of the source: undo the shift, the rotation and the scale, about the centres.
     unit, angle = side / size / scale, np.deg2rad(rotation)
     cos, sin = np.cos(angle) * unit, np.sin(angle) * unit
     centre_x, centre_y = (0.5 + x) * size, (0.5 + y) * size
     coefficients = np.stack([cos, sin, side / 2 - cos * centre_x - sin * centre_y, -sin, cos, side / 2 + sin * centre_x - cos * centre_y], 1)
+    pixels = plain.images[np.arange(count)]
     moved = np.stack([
-        np.asarray(Image.fromarray(image[..., 0]).transform((size, size), Image.Transform.AFFINE, tuple(row), Image.Resampling.BILINEAR))
-        for image, row in zip(grey.images, coefficients, strict=True)
+        np.asarray(Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, tuple(row), Image.Resampling.BILINEAR))
+        for image, row in zip(pixels[..., 0] if grey else pixels, coefficients, strict=True)
     ])  # fmt: skip
-    tint = np.array(list(HUES.values()), np.uint16)[colour][:, None, None, :]
-    images = ((moved[..., None] * tint + 127) // 255).astype(np.uint8)
-    extra = {"colour": colour, "scale": scale, "rotation": rotation, "x": x, "y": y}
-    source = f"{grey.source}, styled by lib.data"
-    return ImageSet(f"styled_{grey.name}", grey.split, images, grey.labels, grey.classes, extra, source, {"colour": list(HUES)})
+    name, hues = ("colour", np.array(list(HUES.values()), np.uint16)) if grey else ("tint", (np.array(list(HUES.values()), np.uint16) + 255) // 2)
+    images = (((moved[..., None] if grey else moved) * hues[colour][:, None, None, :] + 127) // 255).astype(np.uint8)
+    extra = plain.extra | {name: colour, "scale": scale, "rotation": rotation, "x": x, "y": y}
+    source, names = f"{plain.source}, styled by lib.data", plain.extra_classes | {name: list(HUES)}
+    return ImageSet(f"styled_{plain.name}", plain.split, images, plain.labels, plain.classes, extra, source, names)

@@ -257,7 +257,7 @@ def test_style_of_celeba_is_hair_and_the_most_balanced_attributes():
     found = data.style_factors(images)
     nearest = sorted(names, key=lambda name: abs(extra[name].mean() - 0.5))[:20]
     assert found == ["hair", *nearest] and abs(shares[nearest[0]] - 0.5) < 0.05
-    assert data.style_factors(dataclasses.replace(images, name="styled_faces")) == list(extra)
+    assert data.style_factors(dataclasses.replace(images, name="styled_faces")) == [name for name in extra if name != "Male"], "the class"
     assert data.has_styles("celeba") and data.has_styles("styled_digits") and not data.has_styles("cifar10")
 
 
@@ -778,8 +778,18 @@ def test_styled_by_name(tmp_path):
     assert np.array_equal(test.labels, load("digits", "test", tmp_path).labels)
     assert load("styled_digits", "test", tmp_path, image_size=16).images.shape == (359, 16, 16, 3)
     assert abs(train.extra["scale"][:359] - test.extra["scale"]).mean() > 0.1  # each split has styles of its own
-    with pytest.raises(ValueError, match="3 channels; give grey images"):
-        styled(train)
+
+
+def test_images_with_colours_are_tinted_and_keep_their_labels(tmp_path):
+    write_npz(tmp_path / "faces/train.npz", images=np.full((40, 24, 24, 3), 200, np.uint8), labels=np.arange(40) % 2, age=np.arange(40) % 9)
+    found = load("styled_faces", "train", tmp_path)
+    assert found.name == "styled_faces" and found.images.shape == (40, 24, 24, 3) and found.extra["age"].tolist() == [i % 9 for i in range(40)]
+    white = (np.array(list(image_sets.HUES.values()))[found.extra["tint"]] + 255) // 2
+    assert np.abs(found.images[:, 12, 12].astype(int) - white * 200 / 255).max() <= 1, "the middle is always on the image"
+    assert data.style_factors(found) == ["age", "tint", "scale", "rotation", "x", "y"]
+    assert load("styled_faces", "train", tmp_path, image_size=16).images.shape == (40, 16, 16, 3)
+    with pytest.raises(ValueError, match="no set 'nothing'"):
+        load("styled_nothing", "train", tmp_path)
 
 
 def test_generated_by_name(tmp_path):
