@@ -52,7 +52,7 @@ def fit_decoder(
         x = torch.as_tensor(features, dtype=torch.float32)
         scale, mean = torch.std_mean(x[:-held_out], dim=0)
         decoder.mean.copy_(mean), decoder.scale.copy_(scale.clamp(min=1e-6))
-        optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"], fused=True)
+        optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"])
         best, kept, since = float("inf"), {}, 0
         for _ in tqdm(range(epochs), desc="decoder", disable=not progress):
             decoder.train()

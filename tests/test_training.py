@@ -79,7 +79,8 @@ def interrupted(settings, *steps):
         ("simsiam", (1,), {}),  # before any checkpoint
         ("vi_simsiam", (3, 10, 19), {}),  # in the warm-up, at the end of an epoch, just before the end
         ("vi_simsiam_2022", (11,), {"clip_norm": 0.5, "warmup_epochs": 0.5}),
-        ("vi_simsiam", (9,), {"optimizer": "adamw", "learning_rate": 1e-3}),
+        ("vi_simsiam", (9,), {"optimizer": "adamw", "learning_rate": 1e-3}),  # channels last
+        ("simvae", (9,), {}),  # fused
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(method, steps, other, fresh_results):
