@@ -154,6 +154,13 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
     protocol.probe_by_the_paper([run.settings], notebook)
 
 
+def test_runs_that_notebooks_of_their_own_compare_leave_no_scores_of_the_battery():
+    kept = {name: protocol._keeps_scores(resolution.resolve(name, "smoke")) for name in ("vi_simsiam", "simvae", "simsiam")}
+    assert kept == {"vi_simsiam": True, "simvae": False, "simsiam": True}
+    assert protocol._keeps_scores(resolution.resolve("simvae", "smoke", seed=7)), "a run that nobody lists"
+    assert not protocol._keeps_scores(resolution.resolve("simvae", "smoke", views=3))
+
+
 def tiny_celeba(folder, generator):
     """200 drawn images in CelebA's layout; hair is darker the lower its class, and every fourth image has none."""
     names = [*data.HAIR, "Male", "Smiling", "Young", "Identity_Free"]
