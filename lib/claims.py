@@ -65,7 +65,7 @@ def claims() -> dict[str, dict]:
 
 def published(part: dict) -> float:
     """The published number of a part: as printed, a difference or ratio of two printed cells, or NaN where the paper prints none."""
-    value = part.get("published", np.nan) if "recipe" not in part else np.nan
+    value = part.get("published", np.nan)
     if isinstance(value, dict):
         value = value["of"] - value["minus"] if "minus" in value else value["of"] / value["over"]
     return float(value)

@@ -361,7 +361,8 @@ def styled(plain: ImageSet, size: int = 32, seed: int = 0) -> ImageSet:
         np.asarray(Image.fromarray(image).transform((size, size), Image.Transform.AFFINE, tuple(row), Image.Resampling.BILINEAR))
         for image, row in zip(pixels[..., 0] if grey else pixels, coefficients, strict=True)
     ])  # fmt: skip
-    name, hues = ("colour", np.array(list(HUES.values()), np.uint16)) if grey else ("tint", (np.array(list(HUES.values()), np.uint16) + 255) // 2)
+    hues = np.array(list(HUES.values()), np.uint16)
+    name, hues = ("colour", hues) if grey else ("tint", (hues + 255) // 2)
     images = (((moved[..., None] if grey else moved) * hues[colour][:, None, None, :] + 127) // 255).astype(np.uint8)
     extra = plain.extra | {name: colour, "scale": scale, "rotation": rotation, "x": x, "y": y}
     source, names = f"{plain.source}, styled by lib.data", plain.extra_classes | {name: list(HUES)}
