@@ -48,6 +48,11 @@ RECIPES = {
         "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
         "hue": 0.1, "grey": 0.2, "blur": 1.0, "sigma": (0.1, 2.0), "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2},
     },
+    # ProSMin (ICLR 2024, §5); the probabilities of flip, jitter and greyscale are not given: SimSiam's
+    "prosmin": {
+        "scale": (0.8, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
+        "hue": 0.2, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0),
+    },
     # SimVAE (Bizeul et al. 2024, Table 2), MNIST and Fashion-MNIST: crop, and flip upside down
     "simvae_grey": {
         "scale": (0.4, 1.0), "ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0,

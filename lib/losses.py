@@ -155,6 +155,20 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
+def moco_v3_loss(query: Tensor, key: Tensor, temperature: float = 0.2, rows: slice = slice(None)) -> Tensor:
+    """``-2 τ log exp(q_i . k_i / τ) / sum_j exp(q_i . k_j / τ)``, mean over the queries, keys constants (MoCo v3, Chen et al. 2021, Algorithm 1).
+
+    query: [B', D], the ``rows`` of a batch whose keys are key [B, D]; both are normalised here.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    with torch.autocast(query.device.type, enabled=False):
+        q, k = F.normalize(_precise(query), dim=1), F.normalize(_precise(key.detach()), dim=1)
+        own = torch.arange(len(k), device=k.device)[rows]
+        _same_shape(query=q, key=k[own])
+        return 2 * temperature * F.cross_entropy(q @ k.T / temperature, own)
+
+
 def dino_loss(
     student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float | Tensor = 0.04
 ) -> Tensor:
@@ -169,6 +183,80 @@ def dino_loss(
     with torch.autocast(student.device.type, enabled=False):
         target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=1)
         return -(target * torch.log_softmax(_precise(student) / student_temperature, dim=1)).sum(1).mean()
+
+
+def ibot_patch_loss(
+    student: Tensor, teacher: Tensor, mask: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float | Tensor = 0.04
+) -> Tensor:
+    """DINO's cross-entropy at the hidden patches, mean over those of an image, then over the images (iBOT, Zhou et al. 2022, Eq. 3).
+
+    student, teacher: [B, N, K] outputs of the heads for the patches of one view, some of them hidden from the student; mask: [B, N], true there.
+    An image without hidden patches counts as zero, as in the authors' code.
+    """
+    if student.shape != teacher.shape or student.ndim != 3 or mask.shape != student.shape[:2]:
+        shapes = [list(tensor.shape) for tensor in (student, teacher, mask)]
+        raise ValueError(f"Expected student and teacher [B, N, K] and a mask [B, N], got {shapes}.")
+    with torch.autocast(student.device.type, enabled=False):
+        target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=2)
+        entropy = -(target * torch.log_softmax(_precise(student) / student_temperature, dim=2)).sum(2)  # [B, N]
+        return ((entropy * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
+
+
+# ---------------------------------------------------------------------------------------------------------------- scoring rules
+TINY = 1e-24  # of a squared distance: below it two points are one
+
+
+def critical_trade_off(beta: float) -> float:
+    """λ at and below which the λ-weighted energy or per-coordinate score of a Gaussian has no minimum in σ: ``1 / (1 + 2^(1 - β/2))``.
+
+    As σ grows, ``2 λ E|z - t|^β - (1 - λ) E|z - z'|^β`` goes as ``[2 λ - (1 - λ) 2^(β/2)] σ^β``, which falls without bound below it.
+    """
+    return 1 / (1 + 2 ** (1 - beta / 2))
+
+
+def scoring_rule_loss(
+    samples: Tensor, target: Tensor, trade_off: float = 0.5, beta: float = 1.0, kernel: str = "energy", bandwidth: float | None = None
+) -> Tensor:
+    """The batch mean of ``scoring_rule``: the objective of ProSMin (Eq. 2). Returns a scalar."""
+    return scoring_rule(samples, target, trade_off, beta, kernel, bandwidth).mean()
+
+
+def scoring_rule(
+    samples: Tensor, target: Tensor, trade_off: float = 0.5, beta: float = 1.0, kernel: str = "energy", bandwidth: float | None = None
+) -> Tensor:
+    """The λ-weighted score of each predicted distribution, from R of its samples (ProSMin, Eq. 2, 4 to 6; §10.5.1, §10.5.2).
+
+    ``λ S1 + (1 - λ) S2 = 2 λ / R sum_j m(z_j - t) - (1 - λ) / (R (R - 1)) sum_{j != k} m(z_j - z_k)`` with λ = trade_off and, by kernel,
+    "energy": m(d) = |d|_2^β; "crps": m(d) = mean over coordinates of |d_i|^β, which scores the marginals alone; "gaussian": m(d) =
+    -exp(-|d|_2² / (2 γ²)), γ = bandwidth. At λ = ½ this is half the proper score, and its estimate is unbiased.
+
+    samples: [R, B, D], drawn so that gradients pass; target: [B, D], a constant. With λ = 1 the second term is gone, and one sample (the mean
+    alone) will do. Returns [B]. ValueError for other shapes, λ outside (0, 1], β outside (0, 2], an unknown kernel, no bandwidth.
+
+    Deviation: where two points meet, |d|^β has no gradient for β <= 1; there it is zero here. β = 2 is taken too: it scores the mean alone.
+    """
+    if samples.ndim != 3 or samples.shape[1:] != target.shape:
+        raise ValueError(f"Expected samples [R, B, D] and a target [B, D], got {list(samples.shape)} and {list(target.shape)}.")
+    if not 0 < trade_off <= 1 or not 0 < beta <= 2:
+        raise ValueError(f"trade_off is {trade_off} and beta {beta}; they must be in (0, 1] and in (0, 2].")
+    if len(samples) < 2 and trade_off < 1:
+        raise ValueError("One sample has no pair to compare: draw at least two, or set trade_off to 1.")
+    if kernel == "gaussian" and not (bandwidth and bandwidth > 0):
+        raise ValueError(f"The Gaussian kernel needs a positive bandwidth, got {bandwidth}.")
+    measures = {
+        "energy": lambda d: d.square().sum(-1).clamp(min=TINY).pow(beta / 2),
+        "crps": lambda d: d.square().clamp(min=TINY).pow(beta / 2).mean(-1),
+        "gaussian": lambda d: -torch.exp(d.square().sum(-1) / (-2 * bandwidth**2)),
+    }
+    if kernel not in measures:
+        raise ValueError(f"Unknown kernel {kernel!r}; choose one of {sorted(measures)}.")
+    with torch.autocast(samples.device.type, enabled=False):
+        z, t, m = _precise(samples), _precise(target.detach()), measures[kernel]
+        score = 2 * trade_off * m(z - t).mean(0)
+        if trade_off == 1:
+            return score
+        first, second = torch.triu_indices(len(z), len(z), 1, device=z.device)
+        return score - (1 - trade_off) * m(z[first] - z[second]).mean(0)  # [R (R - 1) / 2, B, D]: every pair counts twice in the sum
 
 
 # ---------------------------------------------------------------------------------------------------------------- variational autoencoders

@@ -68,6 +68,27 @@ def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
     return network
 
 
+def vit(width: int, depth: int, heads: int, patch_size: int, image_size: int, channels: int = 3) -> nn.Module:
+    """Vision transformer (Dosovitskiy et al. 2021; timm's): images [B, C, H, W] -> class token [B, width], of any side that patches divide.
+
+    ``encode(images, mask)`` gives the tokens of class and patches, [B, 1 + N, width]; patches where mask [B, 1 + N] says so are hidden behind a
+    learned token. Deviation: positions are fixed sines and cosines, resampled for views of another side, and no block is dropped.
+    """
+    from lightly.models.modules import MaskedVisionTransformerTIMM  # slow to import
+    from timm.models.vision_transformer import VisionTransformer
+
+    if width % heads or width % 4:
+        raise ValueError(f"A vit's width must be a multiple of 4 and of its heads, got width {width} and {heads} heads.")
+    network = MaskedVisionTransformerTIMM(
+        VisionTransformer(
+            image_size, patch_size, channels, num_classes=0, global_pool="token", embed_dim=width, depth=depth, num_heads=heads, dynamic_img_size=True
+        )
+    )
+    network.mask_token.requires_grad_(False)  # learned by the method that hides patches
+    network.features = width
+    return network
+
+
 class Binarise(nn.Module):
     """1 where a pixel exceeds the threshold, else 0."""
 
@@ -84,10 +105,13 @@ BACKBONES = {
     "resnet18": lambda settings, channels: resnet18(settings["width"], settings["stem"], channels),
     "mlp": lambda settings, channels: mlp(channels, settings["image_size"]),
     "resnet_simvae": lambda settings, channels: resnet_simvae(channels, settings["image_size"]),
+    "vit": lambda settings, channels: vit(
+        *(settings[name] for name in ("vit_width", "vit_depth", "vit_heads", "patch_size", "image_size")), channels
+    ),
 }
 
 
-def backbone(settings: dict, channels: int) -> nn.Sequential:
+def backbone(settings: dict, channels: int) -> nn.Module:
     """The backbone that resolved settings name; ``.features`` is the length of its output.
 
     Where a recipe has them, ``binarise`` > 0 puts a threshold on the pixels in front, and ``representation`` > 0 one more linear layer behind:
@@ -99,11 +123,18 @@ def backbone(settings: dict, channels: int) -> nn.Sequential:
     """
     if settings["backbone"] not in BACKBONES:
         raise ValueError(f"Unknown backbone {settings['backbone']!r}; choose one of {sorted(BACKBONES)}.")
+    sizes = ("image_size", "local_size") if settings["local_views"] else ("image_size",)
     if settings["backbone"] == "resnet18":
         smallest = 4 * STEM_STRIDES.get(settings["stem"], 1) + 1
-        for name in ("image_size", "local_size") if settings["local_views"] else ("image_size",):
+        for name in sizes:
             if settings[name] < smallest:
                 raise ValueError(f"{name} is {settings[name]} px; a resnet18 with stem {settings['stem']!r} needs at least {smallest} px.")
+    elif settings["backbone"] == "vit":
+        if "patch_size" not in settings:
+            raise ValueError(f"The recipe of {settings['method']} says nothing of a vit; take one that does, such as prosmin, dino_vit or ibot.")
+        for name in sizes:
+            if settings[name] % settings["patch_size"]:
+                raise ValueError(f"{name} is {settings[name]} px; a vit needs a multiple of its patch_size {settings['patch_size']}.")
     elif settings["local_views"]:
         raise ValueError(f"A {settings['backbone']} takes views of one size; set local_views to 0, not {settings['local_views']}.")
     network = BACKBONES[settings["backbone"]](settings, channels)
@@ -237,11 +268,14 @@ def to_concentration(raw: Tensor, dimension: int, mapping: str = "natural") -> T
 
 
 class PrototypeHead(nn.Module):
-    """DINO's head (Caron et al. 2021, §3.2): an MLP with GELU, a normalised bottleneck, and cosines to K unit prototypes: [B, F] -> [B, K]."""
+    """DINO's head (Caron et al. 2021, §3.2): an MLP with GELU, a normalised bottleneck, and cosines to K unit prototypes.
 
-    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int):
+    [..., F] -> [..., K]; batch_norm: between each hidden layer and its GELU, for [B, F] alone.
+    """
+
+    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool = False):
         super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(inputs, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, bottleneck))
+        self.mlp = nn.Sequential(*_gelu_layer(inputs, hidden, batch_norm), *_gelu_layer(hidden, hidden, batch_norm), nn.Linear(hidden, bottleneck))
         for module in self.mlp:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -251,7 +285,32 @@ class PrototypeHead(nn.Module):
     def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
         """frozen: the prototypes are constants, as in DINO's first epoch."""
         prototypes = self.prototypes.detach() if frozen else self.prototypes
-        return F.linear(F.normalize(self.mlp(features), dim=1), F.normalize(prototypes, dim=1))
+        return F.linear(F.normalize(self.mlp(features), dim=-1), F.normalize(prototypes, dim=1))
+
+
+def _gelu_layer(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:
+    return [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if batch_norm else []), nn.GELU()]
+
+
+class GaussianPredictor(nn.Module):
+    """ProSMin's predictor (§5): projections [B, K] -> mean [B, K] and log σ [B, K] of a Gaussian with independent coordinates.
+
+    Two layers with GELU in between, normalised and cut at zero, then a linear layer for each; hidden 0: those two layers alone. Deviation: the
+    paper does not say what lies between; normalisation and cut are the authors' code. There σ starts at 1, sixteen times the deviation of a
+    target's coordinates; here log σ has a bias, so that σ starts at ``deviation``.
+    """
+
+    def __init__(self, dimension: int, hidden: int, deviation: float, batch_norm: bool = False):
+        super().__init__()
+        self.mlp = nn.Sequential(*_gelu_layer(dimension, hidden, batch_norm), nn.Linear(hidden, hidden)) if hidden else None
+        self.mean = nn.Linear(hidden or dimension, dimension, bias=False)
+        self.log_sigma = nn.Linear(hidden or dimension, dimension)
+        nn.init.zeros_(self.log_sigma.weight)
+        nn.init.constant_(self.log_sigma.bias, math.log(deviation))
+
+    def forward(self, projection: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = F.relu(F.normalize(self.mlp(projection), dim=1)) if self.mlp else projection
+        return self.mean(hidden), self.log_sigma(hidden)
 
 
 def cosine_between(first: float, last: float, progress: float) -> float:

@@ -17,7 +17,7 @@ from lib import settings as resolution
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
-ENCODER_BYTES = 1_500_000
+ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 SCORED_APART = ("simvae", "ablations")  # groups of runs of which notebooks 40 to 42 store the per-image scores that they compare
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 
@@ -499,7 +499,7 @@ def _leaves_encoder(settings: dict) -> bool:
 
 
 def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
-    """What ``embed`` needs of the run's method, in float16 (at most 1.5 MB), with a model card beside it."""
+    """What ``embed`` needs of the run's method, in float16 (at most 1.5 MiB), with a model card beside it."""
     state = run.method.state_dict()
     needed = {name: value for name, value in state.items() if name.split(".")[0] in run.method.embeds_with}
     kept = {name: value.half() if value.is_floating_point() else value for name, value in needed.items()}

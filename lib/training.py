@@ -22,12 +22,14 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from lib import artifacts, augmentations, data, methods, networks
+from lib import artifacts, augmentations, data, methods, networks, uncertainty
 from lib import settings as resolution
+from lib.methods.common import spread
 
 CHECKPOINT_SECONDS = 30
 LOGS_PER_EPOCH = 5
 COLLAPSED_SPREAD = 0.02
+HEALTH_IMAGES = 512
 
 
 class TrainingStopped(RuntimeError):
@@ -375,13 +377,15 @@ class _Loop:
                 if hasattr(self.method, "update_target"):
                     self.method.update_target(step / steps)
 
-                if step % log_every == 0 or step == steps:
+                ends = step % steps_per_epoch == 0
+                if step % log_every == 0 or ends:
                     means = self._means(rows)
                     rows, loss = [], round(means["loss"], 4)
                     _guard(means, step, steps_per_epoch, self.method, self.name)
                     elapsed = time.perf_counter() - started
                     row = {"step": step, "epoch": step / steps_per_epoch, "seconds": round(elapsed, 2)}
-                    log.append(row | {"learning_rate": settings["learning_rate"] * factor} | means)
+                    row |= {"learning_rate": settings["learning_rate"] * factor} | means
+                    log.append(row | (self.health() if ends and not self.process else {}))
                     if time.perf_counter() - saved > CHECKPOINT_SECONDS and step < steps and not self.process:
                         info = {"run_hash": self.run_hash, "step": step, "log": log, "seconds": elapsed}
                         save_checkpoint(self.checkpoint, self.method, self.optimizer, info)
@@ -390,6 +394,22 @@ class _Loop:
         finally:
             progress.close()
         return log, time.perf_counter() - started
+
+    @torch.no_grad()
+    def health(self) -> dict[str, float]:
+        """How many dimensions the features of the first training images use: their effective rank and their spread over the sphere.
+
+        NaN where all features are one: that is for the reader of the log, not a reason to stop.
+        """
+        images = self.images.batch(range(min(HEALTH_IMAGES, len(self.images)))).float() / 255
+        images = augmentations.resize(images, self.settings["image_size"])
+        features = self.method.eval().embed(images.to(self.device)).features
+        self.method.train()
+        try:
+            rank = uncertainty.effective_rank(features.cpu().numpy())
+        except ValueError:
+            rank = math.nan
+        return {"effective_rank": rank, "feature_spread": float(spread(features))}
 
     def _means(self, rows: list[dict[str, Tensor]]) -> dict[str, float]:
         """Every term averaged over the steps since the last log row, and over the processes; the only place where the device is waited for."""

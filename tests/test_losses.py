@@ -5,7 +5,7 @@ import math
 import power_spherical as oracle
 import pytest
 import torch
-from lightly.loss import BarlowTwinsLoss, DINOLoss, NegativeCosineSimilarity, NTXentLoss, VICRegLoss
+from lightly.loss import BarlowTwinsLoss, DINOLoss, IBOTPatchLoss, NegativeCosineSimilarity, NTXentLoss, VICRegLoss
 from torch.nn import functional as F
 
 from lib import losses
@@ -250,9 +250,30 @@ def test_dino_is_lightlys():
     assert uniform.item() == pytest.approx(math.log(12), rel=1e-6)
 
 
+def test_moco_v3_is_a_classification_among_the_keys_of_the_batch():
+    q, _, k = draw()
+    cosines = F.normalize(q.double(), dim=1) @ F.normalize(k.double(), dim=1).T
+    expected = [2 * 0.3 * -torch.log_softmax(cosines[i] / 0.3, 0)[i] for i in range(len(q))]
+    assert losses.moco_v3_loss(q, k, 0.3).item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-6)
+    halves = [losses.moco_v3_loss(q[rows], k, 0.3, rows) for rows in (slice(0, 3), slice(3, 6))]
+    assert torch.stack(halves).mean().item() == pytest.approx(losses.moco_v3_loss(q, k, 0.3).item(), rel=1e-6)
+
+
+def test_the_patch_loss_of_ibot_is_lightlys():
+    generator = torch.Generator().manual_seed(0)
+    student, teacher = (torch.randn(3, 4, 12, generator=generator) for _ in range(2))
+    mask = torch.tensor([[1, 0, 1, 1], [0, 0, 0, 0], [0, 1, 0, 0]]).bool()
+    theirs = IBOTPatchLoss(12, teacher_temp=0.05, student_temp=0.1)
+    expected = theirs(teacher[mask], student[mask], mask.view(3, 2, 2)).item()
+    assert losses.ibot_patch_loss(student, teacher, mask, torch.zeros(12), 0.1, 0.05).item() == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match=r"student and teacher \[B, N, K\]"):
+        losses.ibot_patch_loss(student, teacher, mask[:2], torch.zeros(12))
+
+
 def test_targets_of_byol_moco_and_dino_are_constants():
     p, _, z = draw()
-    for loss in (losses.byol_loss, lambda a, b: losses.moco_loss(a, b, torch.eye(12)), lambda a, b: losses.dino_loss(a, b, torch.zeros(12))):
+    for loss in (losses.byol_loss, lambda a, b: losses.moco_loss(a, b, torch.eye(12)), lambda a, b: losses.dino_loss(a, b, torch.zeros(12)),
+                 losses.moco_v3_loss, lambda a, b: losses.scoring_rule_loss(a[None] + torch.randn(2, 1, 12), b)):  # fmt: skip
         first, second = p.clone().requires_grad_(), z.clone().requires_grad_()
         loss(first, second).backward()
         assert first.grad.abs().sum() > 0 and second.grad is None
@@ -266,6 +287,8 @@ def test_targets_of_byol_moco_and_dino_are_constants():
         (lambda: losses.barlow_twins_loss(torch.ones(3), torch.ones(3)), "one shape"),
         (lambda: losses.vicreg_loss(torch.ones(2, 3), torch.ones(2, 4)), "one shape"),
         (lambda: losses.moco_loss(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3), -1.0), "temperature is -1.0"),
+        (lambda: losses.moco_v3_loss(torch.ones(2, 3), torch.ones(2, 4)), "one shape"),
+        (lambda: losses.moco_v3_loss(torch.ones(2, 3), torch.ones(2, 3), -1.0), "temperature is -1.0"),
         (lambda: losses.dino_loss(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(3), 0.1, 0.0), "temperatures are 0.1 and 0.0"),
     ],
 )
@@ -277,6 +300,138 @@ def test_baselines_refuse_what_cannot_be(call, message):
 def test_float64_stays_float64():
     a, kappa, b = (values.double() for values in draw())
     for loss in (losses.simsiam_loss(a, b), losses.vi_simsiam_loss(a, kappa, b), losses.info_nce_loss(a, b), losses.barlow_twins_loss(a, b),
-                 losses.vicreg_loss(a, b)["loss"], losses.dino_loss(a, b, torch.zeros(12)), losses.moco_loss(a, b, torch.eye(12))):  # fmt: skip
+                 losses.vicreg_loss(a, b)["loss"], losses.dino_loss(a, b, torch.zeros(12)), losses.moco_loss(a, b, torch.eye(12)),
+                 losses.moco_v3_loss(a, b), losses.scoring_rule_loss(torch.stack([a, b]), b)):  # fmt: skip
         assert loss.dtype == torch.float64
     assert losses.simsiam_loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
+
+
+# ---------------------------------------------------------------------------------------------------------------- scoring rules
+KERNELS = {"energy": {"beta": 0.7}, "crps": {"beta": 1.3}, "gaussian": {"bandwidth": 1.7}}
+each_kernel = pytest.mark.parametrize("kernel", KERNELS)
+
+
+def draw_scored(samples=5, batch=4, dimension=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(samples, batch, dimension, generator=generator, dtype=torch.float64),
+            torch.randn(batch, dimension, generator=generator, dtype=torch.float64))  # fmt: skip
+
+
+@each_kernel
+@pytest.mark.parametrize("trade_off", [0.3, 0.5, 0.8, 1.0])
+def test_the_scoring_rule_is_the_double_sum_of_the_paper(kernel, trade_off):
+    z, t = draw_scored()
+    r, total = len(z), 0.0
+
+    def measure(first, second):
+        d = [abs(float(a) - float(b)) for a, b in zip(first, second, strict=True)]
+        if kernel == "energy":
+            return sum(x * x for x in d) ** (0.7 / 2)
+        return sum(x**1.3 for x in d) / len(d) if kernel == "crps" else -math.exp(-sum(x * x for x in d) / (2 * 1.7**2))
+
+    for b in range(z.shape[1]):
+        total += sum(2 * trade_off / r * measure(z[j, b], t[b]) for j in range(r))
+        total -= sum((1 - trade_off) / (r * (r - 1)) * measure(z[j, b], z[k, b]) for j in range(r) for k in range(r) if j != k)
+    value = losses.scoring_rule_loss(z, t, trade_off, kernel=kernel, **KERNELS[kernel])
+    assert value.item() == pytest.approx(total / z.shape[1], rel=1e-12)
+
+
+@pytest.mark.parametrize("sigma, target", [(0.5, 0.0), (1.0, 1.5), (2.0, -4.0)])
+@pytest.mark.parametrize("kernel", ["energy", "crps"])
+def test_in_one_dimension_the_score_is_the_crps_of_a_gaussian(sigma, target, kernel):
+    w = target / sigma  # Gneiting & Raftery 2007, Eq. 21
+    crps = sigma * (w * math.erf(w / 2**0.5) + 2 * math.exp(-w * w / 2) / (2 * math.pi) ** 0.5 - math.pi**-0.5)
+    z = sigma * torch.randn(4, 200_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    estimates = torch.stack([losses.scoring_rule_loss(part, torch.full((10_000, 1), target), kernel=kernel) for part in z.split(10_000, 1)])
+    assert estimates.mean().item() == pytest.approx(crps, abs=4 * estimates.std().item() / len(estimates) ** 0.5)
+
+
+def best_deviation(trade_off, beta, kernel, dimension, true=0.7, bandwidth=None):
+    """The σ of N(0, σ² I) that minimises the mean score of targets from N(0, true² I), by golden section on common random numbers."""
+    generator = torch.Generator().manual_seed(0)
+    noise, target = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 100_000, dimension), (100_000, dimension)))
+
+    def score(sigma):
+        return losses.scoring_rule_loss(sigma * noise, true * target, trade_off, beta, kernel, bandwidth).item()
+
+    low, high, golden = 0.05, 6.0, (5**0.5 - 1) / 2
+    for _ in range(24):
+        a, b = high - golden * (high - low), low + golden * (high - low)
+        low, high = (low, b) if score(a) < score(b) else (a, high)
+    return (low + high) / 2
+
+
+@pytest.mark.parametrize("kernel, dimension", [("energy", 1), ("energy", 5), ("crps", 3), ("gaussian", 3)])
+def test_at_one_half_the_true_deviation_is_the_best(kernel, dimension):
+    assert best_deviation(0.5, 1.0, kernel, dimension, bandwidth=1.0) == pytest.approx(0.7, rel=0.02)
+
+
+@pytest.mark.parametrize("trade_off, beta", [(1 / 2.2, 1.0), (0.6, 1.0), (0.5, 0.5), (0.5, 1.5), (0.48, 0.5)])
+@pytest.mark.parametrize("kernel", ["energy", "crps"])
+def test_the_best_deviation_at_other_trade_offs_has_its_closed_form(trade_off, beta, kernel):
+    c = (1 - trade_off) / trade_off
+    q = (c * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))
+    assert best_deviation(trade_off, beta, kernel, 4) == pytest.approx(0.7 * (q / (1 - q)) ** 0.5, rel=0.03)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("kernel", ["energy", "crps"])
+def test_below_the_critical_trade_off_the_score_falls_without_bound(beta, kernel):
+    noise, target = draw_scored(2, 50_000, 3)
+    critical = losses.critical_trade_off(beta)
+    assert losses.critical_trade_off(1.0) == pytest.approx(1 / (1 + 2**0.5))
+    for trade_off, falls in ((critical - 0.02, True), (critical + 0.02, False)):
+        near, far = (losses.scoring_rule_loss(sigma * noise, target, trade_off, beta, kernel).item() for sigma in (1e3, 1e4))
+        assert (far < near < 0) if falls else (far > near > 0)
+
+
+@pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
+def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
+    """ProSMin, §10.5.3, with the unit direction that the paper leaves out, and -ε_k where it prints +ε_k; in μ and σ."""
+    noise, target = draw_scored(4, 3, 5)
+    mean = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
+    sigma = (0.2 + torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))).requires_grad_()
+    losses.scoring_rule_loss(mean + sigma * noise, target, 0.4, beta).backward()
+    to_mean, to_sigma = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.float64)
+    for i in range(3):
+        for j in range(4):
+            d = (mean + sigma * noise[j] - target)[i].detach()
+            slope = 2 * 0.4 / 4 * beta * d.norm() ** (beta - 2) * d
+            to_mean[i] += slope
+            to_sigma[i] += slope * noise[j, i]
+            for k in range(4):
+                if k != j:
+                    e = noise[j, i] - noise[k, i]
+                    d = sigma[i].detach() * e
+                    to_sigma[i] -= 0.6 / 12 * beta * d.norm() ** (beta - 2) * d * e
+    assert torch.allclose(mean.grad, to_mean / 3, rtol=1e-10) and torch.allclose(sigma.grad, to_sigma / 3, rtol=1e-10)
+
+
+@each_kernel
+def test_the_estimate_is_unbiased_and_finite_where_points_meet(kernel):
+    options = {"kernel": kernel, **KERNELS[kernel]}
+    z, t = draw_scored(64, 500, 2)
+    whole = losses.scoring_rule_loss(z, t, 0.45, **options).item()
+    pairs = torch.stack([losses.scoring_rule_loss(z[2 * i : 2 * i + 2], t, 0.45, **options) for i in range(32)])
+    assert pairs.mean().item() == pytest.approx(whole, abs=4 * pairs.std().item() / 32**0.5)
+    same = torch.zeros(3, 2, 4, requires_grad=True)
+    losses.scoring_rule_loss(same, torch.zeros(2, 4), 0.45, **options).backward()
+    assert same.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"trade_off": 0.0}, "trade_off is 0.0"),
+        ({"trade_off": 1.1}, "trade_off is 1.1"),
+        ({"beta": 2.5}, "beta 2.5"),
+        ({"kernel": "laplace"}, r"Unknown kernel 'laplace'; choose one of \['crps', 'energy', 'gaussian'\]"),
+        ({"kernel": "gaussian"}, "needs a positive bandwidth, got None"),
+        ({"samples": torch.ones(1, 2, 3)}, "One sample has no pair"),
+        ({"samples": torch.ones(2, 3)}, r"Expected samples \[R, B, D\]"),
+        ({"samples": torch.ones(4, 3, 3)}, r"Expected samples \[R, B, D\]"),
+    ],
+)
+def test_scoring_rules_refuse_what_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        losses.scoring_rule_loss(**({"samples": torch.ones(4, 2, 3), "target": torch.ones(2, 3)} | options))

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import losses, methods, plotting, settings
-from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, vae, view_pairs
+from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, prosmin, vae, view_pairs
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-4
@@ -23,8 +23,10 @@ SMALL = {
 }  # fmt: skip
 # What only some recipes have.
 SMALL_PARTS = {"head_hidden": 12, "bottleneck": 6, "queue_length": 24, "warmup_epochs": 0.0, "representation": 6}
+SMALL_PARTS |= {"vit_width": 8, "vit_depth": 2, "vit_heads": 2, "patch_size": 2}
 LEARNED = sorted(name for name in METHODS if settings.recipe(name)["epochs"] > 0)
 MULTI_CROP = {"simsiam", "vi_simsiam", "vi_simsiam_undivided", "vi_simsiam_2022", "dino", "dino_two_views"}
+MULTI_CROP |= {"dino_vit", "ibot", "moco_v3", "prosmin", "prosmin_public_code", "prosmin_vit"}
 PROBABILISTIC = sorted(name for name in LEARNED if METHODS[name] is VISimSiam)
 
 
@@ -112,7 +114,8 @@ def test_loss_is_a_dict_of_scalars_that_reaches_every_weight(method, channels):
     terms["loss"].backward()
     trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
     assert [name for name, parameter in trained if parameter.grad is None] == []
-    assert {name.split(".")[0] for name, parameter in network.named_parameters() if not parameter.requires_grad} <= {"target", "teacher"}
+    constant = [name for name, parameter in network.named_parameters() if not parameter.requires_grad]
+    assert {name.split(".")[0] for name in constant if not name.endswith(("pos_embed", "mask_token"))} <= {"target", "teacher"}
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -132,7 +135,9 @@ def test_embedding_is_deterministic_and_does_not_depend_on_the_batch(method):
     elif issubclass(METHODS[method], vae.VAE):
         assert torch.equal(whole.uncertainty, whole.native["log_volume"])
         torch.testing.assert_close(whole.uncertainty, network.encode(images)[1].exp().prod(1).log() / 2)
-    elif METHODS[method] is baselines.DINO:
+    elif METHODS[method] is prosmin.ProSMin:
+        assert torch.equal(whole.uncertainty, whole.native["log_sigma"])
+    elif issubclass(METHODS[method], baselines.DINO):
         assert torch.equal(whole.uncertainty, whole.native["entropy"]) and 0 < whole.uncertainty.min() and whole.uncertainty.max() < math.log(16)
     else:
         assert torch.equal(whole.uncertainty, -whole.features.norm(dim=1)) and whole.native == {}
@@ -408,6 +413,146 @@ def test_spread_is_one_when_isotropic_and_zero_when_collapsed():
 def test_raw_pixels_are_the_images():
     images = draw_views()[0]
     assert torch.equal(methods.build(small("raw_pixels")).embed(images).features, images.flatten(1))
+
+
+# ---------------------------------------------------------------------------------------------------------------- ProSMin and its baselines
+def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of_another():
+    network, views = methods.build(small("prosmin", samples=3)).eval(), draw_views(local=1)
+    network.centre.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    outputs = [network.predictor(network.projector(network.backbone(view))) for view in views]
+    raw = [network.target(view) for view in views[:2]]
+    targets = [target - network.centre for target in raw]
+    torch.manual_seed(7)
+    drawn = [mean + log_sigma.exp() * torch.randn(3, *mean.shape) for mean, log_sigma in outputs]
+    expected = [losses.scoring_rule_loss(drawn[i], targets[j], 0.4545) for i, j in ((0, 1), (1, 0), (2, 0), (2, 1))]
+    centre = 0.9 * network.centre + 0.1 * torch.cat(raw).mean(0)
+    torch.manual_seed(7)
+    terms = network.loss(views)
+    assert terms["loss"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+    torch.testing.assert_close(network.centre, centre)
+
+    pooled = methods.build(small("prosmin", samples=3, pool_views=True)).eval()
+    torch.manual_seed(7)
+    pools = [losses.scoring_rule_loss(torch.cat([drawn[i], drawn[2]]), target, 0.4545) for i, target in ((1, raw[0]), (0, raw[1]))]
+    assert pooled.loss(views)["loss"].item() == pytest.approx(torch.stack(pools).mean().item(), rel=1e-5)
+
+
+def test_prosmins_target_network_is_another_one_and_follows_the_online_network():
+    network = methods.build(small("prosmin"))
+    online, target = list(network.backbone.parameters()) + list(network.projector.parameters()), list(network.target.parameters())
+    matrices = [(a, b) for a, b in zip(online, target, strict=True) if a.ndim > 1 and a.requires_grad]
+    assert len(matrices) > 10 and not any(torch.equal(a, b) or a.data_ptr() == b.data_ptr() for a, b in matrices)
+    before = [b.clone() for b in target]
+    network.update_target(0.0)  # ξ <- 0.9 ξ + 0.1 θ
+    for a, b, old in zip(online, target, before, strict=True):
+        torch.testing.assert_close(b, 0.9 * old + 0.1 * a)
+    before = [b.clone() for b in target]
+    network.update_target(1.0)
+    assert all(torch.equal(b, old) for b, old in zip(target, before, strict=True))
+
+
+def test_prosmins_deviation_starts_at_that_of_a_targets_coordinates():
+    network, images = methods.build(small("prosmin", dimension=400, bottleneck=25)).eval(), draw_views()[0]
+    _, log_sigma = network(images)
+    torch.testing.assert_close(log_sigma.exp(), torch.full_like(log_sigma, 0.2))
+    assert network.target(images).std(1).mean().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_prosmins_centre_settles_at_the_mean_and_stays_at_zero_without_centring():
+    views = draw_views()
+    for momentum, share in ((0.9, 1.0), (1.0, 0.0)):
+        network = methods.build(small("prosmin", centre_momentum=momentum)).eval()
+        for _ in range(200):
+            network.loss(views)
+        torch.testing.assert_close(network.centre, share * network.target(torch.cat(views)).detach().mean(0), rtol=1e-4, atol=1e-6)
+
+
+def test_prosmin_refuses_a_trade_off_at_which_sigma_diverges():
+    for beta, trade_off in ((1.0, 0.41), (1.5, 0.4545)):
+        with pytest.raises(ValueError, match=f"trade_off is {trade_off:g}; with beta {beta:g} it must exceed {losses.critical_trade_off(beta):.3f}"):
+            methods.build(small("prosmin", trade_off=trade_off, beta=beta))
+    methods.build(small("prosmin", trade_off=0.42))
+    with pytest.raises(ValueError, match="set trade_off to 1, not 0.5"):
+        methods.build(small("prosmin", learned_deviation=False, trade_off=0.5))
+
+
+@pytest.mark.parametrize("kernel, beta", [("crps", 1.0), ("energy", 2.0)])
+def test_prosmin_without_a_deviation_is_a_distance_of_the_mean(kernel, beta):
+    network = methods.build(small("prosmin", learned_deviation=False, trade_off=1.0, kernel=kernel, beta=beta)).eval()
+    views = draw_views()
+    means, targets = [network(view)[0] for view in views], [network.target(view) for view in views]
+    distance = {"crps": lambda d: d.abs().mean(1), "energy": lambda d: d.square().sum(1)}[kernel]
+    expected = sum(2 * distance(means[i] - targets[1 - i]).mean() for i in range(2)) / 2
+    assert network.loss(views)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_prosmins_other_uncertainties_are_what_they_say():
+    network, images = methods.build(small("prosmin")).eval(), draw_views()[0]
+    nn.init.normal_(network.predictor.log_sigma.weight, generator=torch.Generator().manual_seed(0))
+    found = network.uncertainties(images, samples=4000)
+    mean, log_sigma = network(images)
+    torch.testing.assert_close(found["mean_sigma"], log_sigma.exp().mean(1))
+    z = mean + log_sigma.exp() * torch.randn(2, 20_000, *mean.shape, generator=torch.Generator().manual_seed(2))
+    torch.testing.assert_close(found["sample_spread"], (z[0] - z[1]).square().sum(-1).mean(0).sqrt(), rtol=0.02, atol=0)
+    target = network.target(images)
+    energy = (z[0] - target).norm(dim=-1).mean(0) - (z[0] - z[1]).norm(dim=-1).mean(0) / 2
+    torch.testing.assert_close(network.uncertainties(images, samples=200)["target_energy"], energy, rtol=0.1, atol=0.02)
+    alone = network.uncertainties(images[2:3])
+    assert all(value.shape == (8,) for value in found.values())
+    torch.testing.assert_close(network.uncertainties(images)["target_energy"][2:3], alone["target_energy"])
+
+
+def test_moco_v3_finds_each_views_key_among_those_of_the_batch():
+    network, views = methods.build(small("moco_v3")).eval(), draw_views(local=1)
+    queries = [network.predictor(network.projector(network.backbone(view))) for view in views]
+    keys = [network.target(view) for view in views[:2]]
+    expected = [losses.moco_v3_loss(queries[i], keys[j], 0.2) for i, j in ((0, 1), (1, 0), (2, 0), (2, 1))]
+    assert network.loss(views)["loss"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
+
+
+def test_ibot_hides_patches_from_the_student_alone():
+    network, images = methods.build(small("ibot")).eval(), draw_views(batch=4)[0]
+    mask = torch.zeros(4, 1 + 64, dtype=torch.bool)
+    mask[:, 1 + 9] = True  # the second patch of the second row: pixels 2, 3 of both sides
+    changed = images.clone()
+    changed[:, :, 2:4, 2:4] = 0.5
+    nn.init.normal_(network.backbone.mask_token)
+    encode = network.backbone.encode
+    torch.testing.assert_close(encode(images, mask=mask), encode(changed, mask=mask))
+    assert not torch.allclose(encode(images), encode(changed)) and not torch.allclose(encode(images), encode(images, mask=mask))
+    torch.testing.assert_close(encode(images)[:, 0], network.backbone(images))
+    with pytest.raises(ValueError, match="set backbone to 'vit', not 'resnet18'"):
+        methods.build(small("ibot", backbone="resnet18"))
+
+
+def test_hidden_patches_are_rectangles_of_a_tenth_to_half_of_every_other_image():
+    torch.manual_seed(0)
+    masks = baselines.hidden_patches(4000, 8).view(-1, 8, 8)
+    assert not masks[::2].any()
+    share = masks[1::2].float().mean((1, 2))
+    assert share.min() >= 0.05 and share.max() <= 0.6 and share.mean().item() == pytest.approx(0.3, abs=0.02)
+    for mask in masks[1:40:2]:
+        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and mask.sum() == len(rows) * len(columns)
+    assert masks[1::2].float().mean(0).std() < 0.15  # everywhere
+
+
+def test_ibots_loss_is_dinos_on_class_tokens_and_the_patch_loss():
+    network, views = methods.build(small("ibot")).eval(), draw_views(local=1)
+    network.set_epoch(100.0)
+    torch.manual_seed(3)
+    mask = baselines.hidden_patches(16, 8)
+    seen = torch.cat([torch.zeros(16, 1, dtype=torch.bool), mask], 1)
+    student = network.head(network.backbone.encode(torch.cat(views[:2]), mask=seen))
+    teacher = network.teacher[1](network.teacher[0].encode(torch.cat(views[:2])))
+    own, local = student[:, 0].chunk(2), network.head(network.backbone(views[2]))
+    classes, zero, options = teacher[:, 0].chunk(2), torch.zeros(16), (0.1, 0.07)
+    pairs = [(own[0], classes[1]), (own[1], classes[0]), (local, classes[0]), (local, classes[1])]
+    expected = torch.stack([losses.dino_loss(s, t, zero, *options) for s, t in pairs]).mean()
+    expected = expected + losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, zero, *options)
+    torch.manual_seed(3)
+    assert network.loss(views)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(network.patch_centre, 0.1 * teacher[:, 1:].detach().mean((0, 1)))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import torch
 import torchvision
 from torch import nn
 
-from lib import networks
+from lib import networks, settings
 from lib.losses import vi_simsiam_loss
 
 MAPPINGS = ["natural", "softplus", "exp"]
@@ -161,3 +161,26 @@ def test_layer_outputs_are_those_of_the_main_parts():
     assert networks.layer_outputs(network, torch.zeros(2, 1, 14, 14)) == ["4@6×6", "2@12×12", "3"]
     reshaped = nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 1, 1))
     assert networks.layer_outputs(reshaped, torch.zeros(2, 3)) == ["2@2×2", "1@2×2"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- vision transformer
+def test_a_vit_takes_views_of_any_side_that_patches_divide():
+    network = networks.vit(16, 2, 2, 4, 16).eval()
+    with torch.no_grad():
+        assert network.features == 16 and network(torch.rand(3, 3, 16, 16)).shape == (3, 16) == network(torch.rand(3, 3, 8, 8)).shape
+        assert network.encode(torch.rand(2, 3, 8, 8)).shape == (2, 1 + 4, 16)
+    described = settings.resolve("prosmin_vit", "smoke")
+    assert networks.backbone(described, 1)(torch.rand(2, 1, 16, 16)).shape == (2, 16)
+    with pytest.raises(ValueError, match="local_size is 10 px; a vit needs a multiple of its patch_size 4"):
+        networks.backbone(described | {"local_size": 10}, 3)
+    with pytest.raises(ValueError, match="The recipe of simsiam says nothing of a vit"):
+        networks.backbone(settings.resolve("simsiam", "smoke") | {"backbone": "vit"}, 3)
+    with pytest.raises(ValueError, match="multiple of 4 and of its heads, got width 16 and 3 heads"):
+        networks.vit(16, 2, 3, 4, 16)
+
+
+def test_positions_tell_patches_apart():
+    network, images = networks.vit(16, 1, 2, 4, 16).eval(), torch.rand(1, 3, 16, 16)
+    moved = torch.roll(images, 4, 3)
+    with torch.no_grad():
+        assert not torch.allclose(network(images), network(moved), atol=1e-4)

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import nbformat
 import pytest
 
-from lib import artifacts, reproduction
+from lib import artifacts, protocol, reproduction
 
 NOTEBOOKS = sorted(reproduction.NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {
@@ -137,6 +137,6 @@ def test_committed_results_stay_small():
     files = [artifacts.ROOT / name for name in listed if name and (artifacts.ROOT / name).exists()]
     encoders = [path for path in files if path.parent.name == "encoders"]
     assert sum(path.stat().st_size for path in files if path not in encoders) <= 40_000_000
-    assert all(path.stat().st_size <= 1_500_000 for path in encoders)
+    assert all(path.stat().st_size <= protocol.ENCODER_BYTES for path in encoders)
     assert all(path.stat().st_size <= 1_000_000 for path in files if path.suffix == ".ipynb")
     assert all(path.stat().st_size <= 250_000 for path in files if path.parent.name == "scores")

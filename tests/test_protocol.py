@@ -228,7 +228,7 @@ def test_a_committed_encoder_embeds_as_the_run_does(run, encoder):
     tensors, info = artifacts.read_tensors(encoder)
     assert {name.split(".")[0] for name in tensors} == {"backbone", "concentration_head"}
     assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.int64}
-    assert encoder.stat().st_size <= protocol.ENCODER_BYTES == 1_500_000
+    assert encoder.stat().st_size <= protocol.ENCODER_BYTES
     assert info["run_hash"] == run.hash and info["channels"] == 1 and info["classes"] == list("0123456789")
     assert str(artifacts.RESULTS) not in json.dumps(info)
 

@@ -12,8 +12,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lib import artifacts, data, image_sets, methods, training
+from lib import artifacts, data, image_sets, methods, training, uncertainty
 from lib import settings as resolution
+from lib.methods.common import spread
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -351,9 +352,15 @@ def test_what_a_run_leaves(tmp_path):
     log = pd.read_csv(folder / "log.csv")
     assert list(log) == [
         "step", "epoch", "seconds", "learning_rate", "loss", "negative_log_likelihood", "cosine", "cosine_q05", "cosine_q95", "kappa",
-        "kappa_q05", "kappa_q95", "kappa_minus_best", "spread",
+        "kappa_q05", "kappa_q95", "kappa_minus_best", "spread", "effective_rank", "feature_spread",
     ]  # fmt: skip
-    assert log.step.tolist() == [2, 4, 6, 8, 10] and log.epoch.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0] and log.notna().all().all()
+    at_epochs, always = log[["effective_rank", "feature_spread"]], log.drop(columns=["effective_rank", "feature_spread"])
+    assert log.step.tolist() == [2, 4, 6, 8, 10] and log.epoch.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0] and always.notna().all().all()
+    assert at_epochs[:-1].isna().all().all()
+    images = training.training_images(settings)
+    features = training.load_trained(settings, 1).embed(images.batch(range(160)).float() / 255).features.detach()
+    expected = [uncertainty.effective_rank(features.numpy()), spread(features).item()]
+    assert at_epochs.iloc[-1].tolist() == pytest.approx(expected, rel=1e-4)
     config = json.loads((folder / "config.json").read_text())
     assert config["finished"] and config["settings"] == resolution.trained_with(settings) and config["precision"] == "float32"
     assert config["data"] == {"title": "digits (160 images)", "checksum": training.training_images(settings).checksum, "images": 160,
@@ -363,6 +370,12 @@ def test_what_a_run_leaves(tmp_path):
     assert {"commit", "python", "versions", "hardware"} <= set(config)
     for path in (tmp_path, artifacts.ROOT, artifacts.ROOT.home()):
         assert f'"{path}' not in json.dumps(config) and f"{path}/" not in json.dumps(config)
+
+
+def test_features_that_are_all_one_stop_nothing(monkeypatch):
+    monkeypatch.setattr(methods.SimSiam, "embed", lambda self, images: methods.Embedding(torch.ones(len(images), 4), torch.zeros(len(images)), {}))
+    log = pd.read_csv(training.train(tiny(epochs=1)) / "log.csv")
+    assert np.isnan(log.effective_rank.iloc[-1]) and log.feature_spread.iloc[-1] == 0
 
 
 @pytest.mark.parametrize("method", ["random", "raw_pixels"])

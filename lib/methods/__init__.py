@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lib.methods import baselines, vae
+from lib.methods import baselines, prosmin, vae
 from lib.methods.baselines import RandomInitialisation, RawPixels
 from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 from lib.methods.simsiam import SimSiam, VISimSiam
@@ -34,6 +34,12 @@ METHODS = {
     "moco_v2": baselines.MoCo,
     "dino": baselines.DINO,
     "dino_two_views": baselines.DINO,
+    "dino_vit": baselines.DINO,
+    "ibot": baselines.IBOT,
+    "moco_v3": baselines.MoCoV3,
+    "prosmin": prosmin.ProSMin,
+    "prosmin_public_code": prosmin.ProSMin,
+    "prosmin_vit": prosmin.ProSMin,
     "supervised": baselines.Supervised,
     "random": RandomInitialisation,
     "raw_pixels": RawPixels,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from copy import deepcopy
 
 import torch
@@ -18,10 +19,11 @@ class _TwoViews(nn.Module):
     """Backbone and projector over two standard views; features without an uncertainty of their own (their negative norm stands in)."""
 
     embeds_with = ("backbone",)
+    takes_local_views = False
 
     def __init__(self, settings: dict, channels: int = 3):
         super().__init__()
-        if settings["local_views"]:
+        if settings["local_views"] and not self.takes_local_views:
             raise ValueError(f"{settings['method']} compares two standard views; set local_views to 0, not {settings['local_views']}.")
         self.settings = settings
         self.backbone = networks.backbone(settings, channels)
@@ -181,6 +183,22 @@ class MoCo(_WithTarget):
         return {"loss": loss, "cosine": agreement(q1, k2), "spread": spread(q1)}
 
 
+class MoCoV3(BYOL):
+    """MoCo v3 (Chen et al. 2021, Algorithm 1): each view's prediction is to find its image's key, of another view, among the keys of the batch.
+
+    Low-resolution views, which the paper has none of, are queries too where a profile asks for them.
+    """
+
+    takes_local_views = True
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        outputs = forward_by_size(self, views)  # V x (z, q), each [B, D]
+        keys = [networks.gather(key) for key in self.targets(views[:2])]
+        own = networks.own_rows(len(views[0]))
+        terms = [losses.moco_v3_loss(outputs[i][1], keys[j], self.settings["temperature"], own) for i, j in view_pairs(len(views))]
+        return {"loss": torch.stack(terms).mean(), "cosine": agreement(outputs[0][1], keys[1][own]), "spread": spread(outputs[0][0])}
+
+
 class DINO(nn.Module):
     """DINO (Caron et al. 2021, Algorithm 1): the student's softmax over K prototypes follows the averaged teacher's, centred and sharpened.
 
@@ -212,18 +230,25 @@ class DINO(nn.Module):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         outputs = [output for (output,) in forward_by_size(self, views)]  # V x [B, K]
-        temperature = self.teacher_temperature
         with torch.no_grad():
             targets = self.teacher(torch.cat(views[:2])).float().chunk(2)
-        pairs = view_pairs(len(views))
+        return self.distilled(outputs, targets)
+
+    def distilled(self, outputs: list[Tensor], targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The terms of the loss, from the student's outputs for all views and the teacher's for the standard ones, [B, K] each."""
+        temperature = self.teacher_temperature
+        pairs = view_pairs(len(outputs))
         terms = [losses.dino_loss(outputs[i], targets[j], self.centre, self.settings["temperature"], temperature) for i, j in pairs]
         loss = torch.stack(terms).mean()
         with torch.no_grad():
             share = torch.softmax((targets[0] - self.centre) / temperature, dim=1)
             entropy, diversity = torch.special.entr(share).sum(1).mean(), torch.special.entr(share.mean(0)).sum()
-            m = self.settings["centre_momentum"]
-            self.centre.mul_(m).add_(torch.cat([networks.gather(target) for target in targets]).mean(0), alpha=1 - m)
+            self.recentre(self.centre, torch.cat([networks.gather(target) for target in targets]))
         return {"loss": loss, "entropy": entropy, "entropy_of_mean": diversity}
+
+    def recentre(self, centre: Tensor, targets: Tensor) -> None:
+        m = self.settings["centre_momentum"]
+        centre.mul_(m).add_(targets.mean(0), alpha=1 - m)
 
     def update_target(self, progress: float) -> None:
         m = networks.cosine_between(self.settings["target_momentum"], 1.0, progress)
@@ -234,6 +259,52 @@ class DINO(nn.Module):
         logits = (self.teacher[1](features).float() - self.centre) / self.settings["teacher_temperature"]
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         return Embedding(features.float(), entropy, {"entropy": entropy})
+
+
+class IBOT(DINO):
+    """iBOT (Zhou et al. 2022, Algorithm 1): DINO on class tokens, and the same loss on patches of standard views that the student does not see.
+
+    One head for both, with a centre each. Deviation: the hidden patches of an image are one rectangle, not several, and half of the images have
+    none, as in the paper.
+    """
+
+    def __init__(self, settings: dict, channels: int = 3):
+        if settings["backbone"] != "vit":
+            raise ValueError(f"ibot hides patches from a vit; set backbone to 'vit', not {settings['backbone']!r}.")
+        super().__init__(settings, channels)
+        self.backbone.mask_token.requires_grad_(True)
+        self.register_buffer("patch_centre", torch.zeros(settings["dimension"]))
+
+    def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
+        standard = torch.cat(views[:2])  # [2 B, C, S, S]
+        mask = hidden_patches(len(standard), views[0].shape[-1] // self.settings["patch_size"]).to(standard.device)  # [2 B, N]
+        seen = torch.cat([torch.zeros_like(mask[:, :1]), mask], 1)
+        student = self.head(self.backbone.encode(standard, mask=seen), frozen=self.frozen)  # [2 B, 1 + N, K]
+        with torch.no_grad():
+            teacher = self.teacher[1](self.teacher[0].encode(standard)).float()
+        outputs = [*student[:, 0].chunk(2), *(output for (output,) in forward_by_size(self, views[2:]))]
+        terms = self.distilled(outputs, teacher[:, 0].chunk(2))
+        temperatures = self.settings["temperature"], self.teacher_temperature
+        patches = losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, self.patch_centre, *temperatures)
+        self.recentre(self.patch_centre, networks.gather(teacher[:, 1:].flatten(0, 1)))
+        return terms | {"loss": terms["loss"] + patches, "patches": patches.detach()}
+
+
+def hidden_patches(batch: int, side: int, share: tuple[float, float] = (0.1, 0.5), ratio: float = 0.3) -> Tensor:
+    """Which of side x side patches are hidden, [B, side²]: none in every other image, else a random rectangle (iBOT, App. E: share, ratio).
+
+    Its area is a uniform share of the image, its aspect log-uniform between ``ratio`` and its inverse, before it is cut to the image.
+    """
+    area = side**2 * torch.empty(batch).uniform_(*share)
+    aspect = torch.empty(batch).uniform_(math.log(ratio), -math.log(ratio)).exp()
+    place, rows = torch.arange(side), []
+    for length in ((area * aspect).sqrt(), (area / aspect).sqrt()):
+        length = length.round().clamp(1, side)
+        start = (torch.rand(batch) * (side - length + 1)).floor()
+        rows.append((place >= start[:, None]) & (place < (start + length)[:, None]))  # [B, side]
+    mask = rows[0][:, :, None] & rows[1][:, None, :]  # [B, side, side]
+    mask[::2] = False
+    return mask.flatten(1)
 
 
 # ---------------------------------------------------------------------------------------------------------------- reference rows
