@@ -47,11 +47,13 @@ def embed(
     device: str | torch.device | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
     progress: bool = False,
+    answer: Callable | None = None,
 ) -> Embedded:
     """Everything `method.embed` says about every image, without augmentation: images are uint8 / 255, in eval mode, without gradients.
 
     transform maps a float batch [B, C, H, W] in 0..1 to another (a crop, a blur of some severity). device None is wherever the method is;
-    another one moves the method there. The training mode of every submodule is restored. Native [B] entries become float64, [B, K] float32.
+    another one moves the method there. answer: another function of a batch that returns an Embedding, in place of method.embed. The training mode
+    of every submodule is restored. Native [B] entries become float64, [B, K] float32.
     """
     count = len(image_set.labels)
     if count == 0:
@@ -69,7 +71,7 @@ def embed(
                 images = image_set.batch(indices).to(device).float() / 255  # [B, C, H, W]
                 if transform is not None:
                     images = transform(images)
-                batches.append(_arrays(method.embed(images.contiguous(memory_format=torch.channels_last)), len(indices)))
+                batches.append(_arrays((answer or method.embed)(images.contiguous(memory_format=torch.channels_last)), len(indices)))
     finally:
         for module, training in modes.items():
             module.training = training
@@ -546,7 +548,7 @@ def battery(
         add("correctness_auroc", measures.auroc, own, correct, condition=condition, classifier="linear", score="uncertainty")
         describe(embedded, condition)
     for family, (severity, values) in _families(conditions or {}).items():
-        per_image = _spearman_per_image(severity, values)
+        per_image = spearman_per_image(severity, values)
         add("severity_spearman", np.mean, per_image, condition=family, score="uncertainty")
         pooled = partial(_pooled_spearman, severity)
         add("severity_spearman_pooled", pooled, values, condition=family, score="uncertainty", draws=0)
@@ -588,7 +590,7 @@ def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
     return measures.rank_correlation(np.tile(severity, len(values)), values.ravel()) if np.ptp(values) else 0.0
 
 
-def _spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
+def spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each row of values [N, S] with severity [S]; 0 for a row that does not change: [N]."""
     ranks = stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2
     steps = stats.rankdata(severity) - (len(severity) + 1) / 2

@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from lib.augmentations import GREY_WEIGHTS
+
 RESIDENT_BYTES = 2 * 2**30  # sets of files up to this size are decoded once by ImageSet.to, larger ones stream
 DECODERS = min(8, os.cpu_count() or 1)
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".pgm", ".tif", ".tiff"}
@@ -281,6 +283,15 @@ def _choose_per_class(labels: np.ndarray, fraction: float, seed: int, least: int
     generator = np.random.default_rng(seed)
     members = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     return np.sort(np.concatenate([m[: max(least, round(fraction * len(m)))] for m in members]))
+
+
+def with_channels(images: ImageSet, channels: int) -> ImageSet:
+    """The same images in ``channels`` (1 or 3) channels: grey ones repeated, colours weighted as luma."""
+    if images.images.shape[3] == channels:
+        return images
+    pixels = images.images[np.arange(len(images))]
+    changed = np.repeat(pixels, 3, 3) if channels == 3 else np.rint(pixels @ np.array(GREY_WEIGHTS)[:, None]).astype(np.uint8)
+    return replace(images, images=changed, pixels=None)
 
 
 def train_validation_split(labels: np.ndarray, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

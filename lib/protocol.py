@@ -11,14 +11,15 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, evaluation, factors, generation, methods, training, uncertainty
+from lib import artifacts, augmentations, data, evaluation, factors, generation, image_sets, methods, training, uncertainty
 from lib import settings as resolution
 
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
-SCORED_APART = ("simvae", "ablations")  # groups of runs of which notebooks 40 to 42 store the per-image scores that they compare
+# groups of runs whose notebooks compare metrics alone, or per-image scores of their own
+SCORED_APART = ("simvae", "ablations", "scoring")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 
 
@@ -322,13 +323,20 @@ def fine_tuning_search(run: Run, share: float, epochs: int) -> dict[float, float
     One search a method: its seed-0 run, a quarter of the epochs, labels from train without its validation part, judged on that part. The test
     set is never seen. A grid of one rate is not searched: its accuracy is NaN.
     """
-    rates = run.settings["fine_tune_learning_rates"]
-    if len(rates) == 1:
-        return {rates[0]: np.nan}
+    if len(run.settings["fine_tune_learning_rates"]) == 1:
+        return _compare_rates(run, run.train, run.train, epochs)
     run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
     fitted, held_out = data.train_validation_split(run.train.labels)
     labelled = run.train.subset(fitted[data.label_subset(run.train.labels[fitted], share)])
-    found = {rate: fine_tuned(run, labelled, run.train.subset(held_out), max(1, epochs // 4), rate) for rate in rates}
+    return _compare_rates(run, labelled, run.train.subset(held_out), epochs)
+
+
+def _compare_rates(run: Run, labelled: data.ImageSet, held_out: data.ImageSet, epochs: int) -> dict[float, float]:
+    """Accuracy on ``held_out`` of every learning rate of the profile after a quarter of the epochs; NaN for a grid of one."""
+    rates = run.settings["fine_tune_learning_rates"]
+    if len(rates) == 1:
+        return {rates[0]: np.nan}
+    found = {rate: fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate) for rate in rates}
     return {rate: float(np.mean(table["probabilities"].argmax(1) == table["label"])) for rate, table in found.items()}
 
 
@@ -337,8 +345,9 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
 
     Every method sees the same labelled images for the same seed, those of a smaller share among those of a larger one. Classifiers: fine_tuned
     (all layers; not for a method without weights), and on frozen features linear and knn (k = 20). Rows of condition "labels_<share>" hold the
-    accuracy with its 95 % bootstrap interval over test images, the number of labelled images, epochs and learning rate; of
-    "labels_<share>_validation", for seed 0, the search of the learning rate. Scores "<classifier>_<share>" [N] say which test images are right.
+    accuracy with its 95 % bootstrap interval over test images, nll and ece of the first two, the number of labelled images, epochs and learning
+    rate; of "labels_<share>_validation", for seed 0, the search of the learning rate. Scores "<classifier>_<share>" [N] say which test images are
+    right.
     """
     settings, test = run.settings, run.test()
     whole = run.embed(test)
@@ -347,21 +356,23 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         common = {"condition": f"labels_{share:g}", "evaluated_on": test.title, "n": len(test)}
         labelled = run.train.subset(data.label_subset(run.train.labels, share, settings["seed"]))
         few = run.embed(labelled, common["condition"])
-        predictions = {
-            "linear": evaluation.linear_probe(few["features"], few["label"]).predict(whole["features"]),
-            "knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0],
-        }
+        probabilities = {"linear": evaluation.linear_probe(few["features"], few["label"]).probabilities(whole["features"])}
+        predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0]}
         rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
         if settings["method"] != "raw_pixels":
             search = fine_tuning_search(run, share, epochs)
             rate = max(search, key=search.get)
-            predictions["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"].argmax(1)
+            probabilities["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
             used = {"epochs": epochs, "learning_rate": rate}
             rows += [common | {"classifier": "fine_tuned", "metric": name, "value": value} for name, value in used.items()]
             tried = {"condition": f"labels_{share:g}_validation", "evaluated_on": run.train.name, "classifier": "fine_tuned", "metric": "accuracy"}
             if settings["seed"] == 0 and len(search) > 1:
                 rows += [tried | {"score": f"learning_rate_{rate:g}", "value": value} for rate, value in search.items()]
-        for classifier, prediction in predictions.items():
+        for classifier, shares in probabilities.items():
+            measured = {"nll": uncertainty.negative_log_likelihood, "ece": uncertainty.expected_calibration_error}
+            values = {name: measure(shares.astype(np.float64), test.labels) for name, measure in measured.items()}
+            rows += [common | {"classifier": classifier, "metric": name, "value": value} for name, value in values.items()]
+        for classifier, prediction in (predictions | {name: shares.argmax(1) for name, shares in probabilities.items()}).items():
             right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
             low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
             row = common | {"classifier": classifier, "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}
@@ -369,6 +380,35 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
     frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
     artifacts.write_metrics(run.profile, notebook, run.name, frame)
+    return frame
+
+
+def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
+    """Fine-tune a run on another set and test it there (ProSMin, §11.1), write metrics and per-image correctness, and return the metrics rows.
+
+    The first ``transfer_images`` of train, ``transfer_epochs`` epochs; the learning rate is chosen on a validation part of those images, by the
+    run of seed 0. Rows of evaluated_on that set: accuracy with its 95 % bootstrap interval, nll, ece, images, epochs and learning rate.
+    """
+    settings, size = run.settings, run.settings["image_size"]
+    train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
+    labelled = train.subset(range(min(settings["transfer_images"], len(train))))
+    fitted, held_out = data.train_validation_split(labelled.labels)
+    first, epochs = Run(settings | {"seed": 0}) if settings["seed"] else run, settings["transfer_epochs"]
+    search = _compare_rates(first, labelled.subset(fitted), labelled.subset(held_out), epochs)
+    rate = max(search, key=search.get)
+    probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"].astype(np.float64)
+    right = probabilities.argmax(1) == test.labels
+    low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
+    common = {"condition": "transfer", "evaluated_on": test.title, "classifier": "fine_tuned", "n": len(test)}
+    rows = [common | {"metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}]
+    values = {
+        "nll": uncertainty.negative_log_likelihood(probabilities, test.labels), "images": len(labelled), "epochs": epochs, "learning_rate": rate,
+        "ece": uncertainty.expected_calibration_error(probabilities, test.labels),
+    }  # fmt: skip
+    rows += [common | {"metric": name, "value": value} for name, value in values.items()]
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_scores(run.profile, run.name, f"{dataset}_transfer", {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": right})
+    artifacts.write_metrics(run.profile, f"{notebook}-{dataset}", run.name, frame)
     return frame
 
 

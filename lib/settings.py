@@ -16,6 +16,7 @@ from lib.artifacts import ROOT, sha256
 NOT_TRAINED_WITH = (
     "ood_near", "ood_far", "condition_images", "bank_images", "bootstrap_draws", "tuning_learning_rates", "tuning_epochs", "fine_tune_shares",
     "fine_tune_epochs", "fine_tune_learning_rates", "known_posteriors", "short_steps", "factor_images", "factor_sets", "decoder_epochs",
+    "transfer_sets", "transfer_images", "transfer_epochs",
 )  # fmt: skip
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0}

@@ -445,7 +445,7 @@ def test_severity_correlation_against_scipy():
     values, severity = generator.integers(4, size=(30, 6)).astype(float), np.array([1, 2, 3, 4, 5, 6.5])
     values[0] = 1
     expected = [stats.spearmanr(severity, row).statistic for row in values[1:]]
-    np.testing.assert_allclose(evaluation._spearman_per_image(severity, values), [0, *expected], atol=1e-12)
+    np.testing.assert_allclose(evaluation.spearman_per_image(severity, values), [0, *expected], atol=1e-12)
 
 
 def test_conditions_without_severity_or_of_other_images_are_errors():

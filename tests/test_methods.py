@@ -489,17 +489,18 @@ def test_prosmin_without_a_deviation_is_a_distance_of_the_mean(kernel, beta):
 def test_prosmins_other_uncertainties_are_what_they_say():
     network, images = methods.build(small("prosmin")).eval(), draw_views()[0]
     nn.init.normal_(network.predictor.log_sigma.weight, generator=torch.Generator().manual_seed(0))
-    found = network.uncertainties(images, samples=4000)
+    found = network.uncertainties(images).native
     mean, log_sigma = network(images)
     torch.testing.assert_close(found["mean_sigma"], log_sigma.exp().mean(1))
     z = mean + log_sigma.exp() * torch.randn(2, 20_000, *mean.shape, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(found["sample_spread"], (z[0] - z[1]).square().sum(-1).mean(0).sqrt(), rtol=0.02, atol=0)
     target = network.target(images)
     energy = (z[0] - target).norm(dim=-1).mean(0) - (z[0] - z[1]).norm(dim=-1).mean(0) / 2
-    torch.testing.assert_close(network.uncertainties(images, samples=200)["target_energy"], energy, rtol=0.1, atol=0.02)
-    alone = network.uncertainties(images[2:3])
+    torch.testing.assert_close(network.uncertainties(images, samples=200).native["target_energy"], energy, rtol=0.1, atol=0.02)
+    alone = network.uncertainties(images[2:3]).native
+    assert torch.equal(found["log_sigma"], network.embed(images).uncertainty)
     assert all(value.shape == (8,) for value in found.values())
-    torch.testing.assert_close(network.uncertainties(images)["target_energy"][2:3], alone["target_energy"])
+    torch.testing.assert_close(found["target_energy"][2:3], alone["target_energy"])
 
 
 def test_moco_v3_finds_each_views_key_among_those_of_the_batch():

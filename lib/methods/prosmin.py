@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import losses, networks
-from lib.methods.common import Embedding, agreement, forward_by_size, spread, view_pairs
+from lib.methods.common import Embedding, agreement, forward_by_size, view_pairs
 
 
 class ProSMin(nn.Module):
@@ -79,8 +79,8 @@ class ProSMin(nn.Module):
         with torch.no_grad():
             m = self.settings["centre_momentum"]
             self.centre.mul_(m).add_(networks.gather(raw).mean(0), alpha=1 - m)
-            sigma = outputs[0][1].float().exp().mean()
-        return {"loss": loss, "sigma": sigma, "cosine": agreement(outputs[0][0], targets[1]), "spread": spread(raw)}
+            sigma, deviation = outputs[0][1].float().exp().mean(), raw.std(0).mean()
+        return {"loss": loss, "sigma": sigma, "cosine": agreement(outputs[0][0], targets[1]), "target_std": deviation}
 
     def update_target(self, progress: float) -> None:
         alpha = networks.cosine_between(self.settings["target_momentum"], 1.0, progress)
@@ -92,14 +92,16 @@ class ProSMin(nn.Module):
         return Embedding(features.float(), log_sigma, {"log_sigma": log_sigma})
 
     @torch.no_grad()
-    def uncertainties(self, images: Tensor, samples: int = 16) -> dict[str, Tensor]:
-        """What else the prediction may say about an image, [B] each; the paper does not name the score of its out-of-distribution results.
+    def uncertainties(self, images: Tensor, samples: int = 16) -> Embedding:
+        """As ``embed``, with what else the prediction may say of an image; the paper does not name the score of its out-of-distribution results.
 
         mean_sigma: mean over coordinates of σ; sample_spread: root mean square distance of two samples, sqrt(2) |σ|; target_energy: the energy score
         (λ = ½, β = 1) of the target network's output for the same image, estimated with one fixed set of samples for all images.
         """
-        mean, log_sigma = (output.float() for output in self(images))
+        features = self.backbone(images)
+        mean, log_sigma = (output.float() for output in self.predictor(self.projector(features)))
         sigma, target = log_sigma.exp(), self.target(images).float() - self.centre
         noise = torch.randn(samples, 1, mean.shape[1], generator=torch.Generator().manual_seed(0)).to(mean.device)
         energy = losses.scoring_rule(mean + sigma * noise, target)
-        return {"mean_sigma": sigma.mean(1), "sample_spread": 2**0.5 * sigma.norm(dim=1), "target_energy": energy}
+        native = {"mean_sigma": sigma.mean(1), "sample_spread": 2**0.5 * sigma.norm(dim=1), "target_energy": energy}
+        return Embedding(features.float(), log_sigma.mean(1), {"log_sigma": log_sigma.mean(1)} | native)

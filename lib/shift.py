@@ -1,0 +1,155 @@
+"""Test data that are not like the training data: the 15 common corruptions, and scores that tell other data sets apart (notebook 50)."""
+
+from __future__ import annotations
+
+import random
+import re
+import warnings
+from dataclasses import replace
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm.auto import tqdm
+
+from lib import artifacts, augmentations, evaluation, protocol, uncertainty
+from lib.image_sets import ImageSet
+
+SEVERITIES = (1, 2, 3, 4, 5)
+FAMILIES = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
+    "blur": ("defocus_blur", "glass_blur", "motion_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "brightness"),
+    "digital": ("contrast", "elastic", "pixelate", "jpeg_compression"),
+}
+CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
+
+
+@cache
+def _transforms() -> dict[str, type]:
+    from torch_uncertainty.transforms.corruption import corruption_transforms  # slow to import
+
+    found = {re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=JPEG)(?=C)", "_", transform.__name__).lower(): transform for transform in corruption_transforms}
+    if set(found) != set(CORRUPTIONS):
+        raise ImportError(f"torch-uncertainty has the corruptions {sorted(found)}, expected {sorted(CORRUPTIONS)}: install the pinned version.")
+    return found
+
+
+def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: bool = False) -> ImageSet:
+    """The same images under one of the 15 corruptions of ImageNet-C (Hendrycks & Dietterich 2019), by torch-uncertainty.
+
+    Each image has random numbers of its own, which depend on corruption, severity and its place in the set alone. corruption: one of CORRUPTIONS;
+    severity: 1 to 5. The strengths are ImageNet-C's, whatever the size of the images (CIFAR-10-C has weaker ones). Grey images are corrupted as
+    three equal channels and made grey again. ValueError for an unknown corruption or severity.
+    """
+    if corruption not in CORRUPTIONS or severity not in SEVERITIES:
+        raise ValueError(f"Unknown corruption {corruption!r} of severity {severity!r}; choose one of {', '.join(CORRUPTIONS)} and 1 to 5.")
+    name, kind = f"{corruption}_{severity}", _transforms()[corruption]
+    seed = CORRUPTIONS.index(corruption) * len(SEVERITIES) + severity
+    transform, state = kind(severity), random.getstate()
+    done = np.empty_like(images.images[range(len(images))])
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # the library's own, of numpy's
+        for place in tqdm(range(len(images)), desc=f"{images.name}, {name}", unit="image", disable=not show_progress, leave=False):
+            torch.manual_seed(1000 * place + seed)
+            random.seed(1000 * place + seed)
+            if hasattr(transform, "rng"):
+                transform.rng = np.random.default_rng([place, seed])
+            image = images.batch([place])[0].float() / 255
+            changed = transform(image.expand(3, -1, -1)).float().clamp(0, 1)
+            if len(image) == 1:
+                changed = augmentations.to_grey(changed[None])[0]
+            done[place] = (255 * changed).round().byte().movedim(0, -1).numpy()
+    random.setstate(state)
+    return replace(images, name=f"{images.name}-{name}", images=done, pixels=None)
+
+
+def measure_corruptions(runs: list[dict], notebook: str) -> None:
+    """Accuracy and uncertainty of every run on corrupted test images, as metrics of ``notebook``; a run that is measured is left as it is.
+
+    The first ``condition_images`` test images; the linear probe is the one that saw clean features alone. Rows of condition
+    "<corruption>_<severity>" (severity 0: clean): accuracy of the probe, and mean of the run's own uncertainty; of condition "<corruption>":
+    severity_spearman, the rank correlation of an image's uncertainty with the severity, mean over images.
+    """
+    together: dict[tuple, list[protocol.Run]] = {}
+    for ready in map(protocol.Run, runs):
+        if not protocol.is_measured(ready, notebook):
+            together.setdefault((ready.train.checksum, ready.settings["image_size"], ready.settings["condition_images"]), []).append(ready)
+    for group in together.values():
+        test = group[0].test()
+        few = test.subset(range(min(group[0].settings["condition_images"], len(test))))
+        probes, clean, found = [], [], [[] for _ in group]
+        for ready in group:
+            bank = ready.embed(ready.bank)
+            probes.append(evaluation.linear_probe(bank["features"], bank["label"]))
+            whole = ready.embed(test)
+            clean.append({name: values[: len(few)] for name, values in whole.items()})
+
+        for corruption in CORRUPTIONS:
+            own = [[embedded["uncertainty"]] for embedded in clean]
+            for severity in (0, *SEVERITIES):
+                images = corrupted(few, corruption, severity, show_progress=True) if severity else None
+                for place, ready in enumerate(group):
+                    embedded = _embed(ready, images) if severity else clean[place]
+                    own[place] += [embedded["uncertainty"]] if severity else []
+                    right = (probes[place].predict(embedded["features"]) == few.labels).astype(float)
+                    low, high = uncertainty.bootstrap_interval(np.mean, right, draws=ready.settings["bootstrap_draws"] // 4)
+                    row = {"evaluated_on": few.title, "condition": f"{corruption}_{severity}", "n": len(few)}
+                    found[place] += [
+                        row | {"classifier": "linear", "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high},
+                        row | {"score": "uncertainty", "metric": "mean", "value": embedded["uncertainty"].mean()},
+                    ]
+            for place in range(len(group)):
+                per_image = evaluation.spearman_per_image(np.array((0, *SEVERITIES)), np.stack(own[place], 1))
+                low, high = uncertainty.bootstrap_interval(np.mean, per_image, draws=group[place].settings["bootstrap_draws"] // 4)
+                row = {"evaluated_on": few.title, "condition": corruption, "score": "uncertainty", "n": len(few)}
+                found[place].append(row | {"metric": "severity_spearman", "value": per_image.mean(), "ci_low": low, "ci_high": high})
+        for ready, rows in zip(group, found, strict=True):
+            frame = evaluation.metrics_rows(rows, **ready.identity(notebook))
+            artifacts.write_metrics(ready.profile, notebook, ready.name, frame)
+
+
+def _embed(run: protocol.Run, images: ImageSet) -> evaluation.Embedded:
+    """What a run says of corrupted images; not stored, as there are 75 sets of them."""
+    return evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels))
+
+
+def measure_other_scores(run: protocol.Run, notebook: str) -> None:
+    """How well each uncertainty of a ProSMin run tells other data sets apart, as metrics of ``notebook``: AUROC, FPR95 and average precision.
+
+    Rows of condition near_ood and far_ood, score log_sigma (the method's own) or one of ProSMin.uncertainties; positive: the other set.
+    """
+    def answers(images: ImageSet) -> dict[str, np.ndarray]:
+        found = evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels), answer=run.method.uncertainties)
+        return {name: values for name, values in found.items() if name not in ("features", "label", "uncertainty")}
+
+    known, rows = answers(run.test()), []
+    for distance in ("near", "far"):
+        for other in run.settings[f"ood_{distance}"]:
+            for name, values in answers(run.other(other)).items():
+                score, positive = np.append(known[name], values), np.repeat([False, True], [len(known[name]), len(values)])
+                for metric, statistic in OOD_MEASURES.items():
+                    low, high = uncertainty.bootstrap_interval(statistic, score, positive, draws=run.settings["bootstrap_draws"] // 4)
+                    row = {"evaluated_on": other, "condition": f"{distance}_ood", "score": name, "metric": metric, "n": len(score)}
+                    rows.append(row | {"value": statistic(score, positive), "ci_low": low, "ci_high": high})
+    artifacts.write_metrics(run.profile, f"{notebook}-ood", run.name, evaluation.metrics_rows(rows, **run.identity(notebook)))
+
+
+OOD_MEASURES = {
+    "ood_auroc": uncertainty.auroc, "ood_fpr95": uncertainty.fpr_at_95_tpr, "ood_average_precision": uncertainty.average_precision,
+}  # fmt: skip
+
+
+def mean_corruption_error(errors: pd.DataFrame, reference: pd.DataFrame) -> float:
+    """mCE (Hendrycks & Dietterich 2019, §4): mean over corruptions of ``sum_s E_sc / sum_s E_sc(reference)``, in percent.
+
+    errors, reference: columns corruption, severity, error, each pair once, the same pairs in both. ValueError if they are not.
+    """
+    sums = []
+    for table in (errors, reference):
+        pairs = table[["corruption", "severity"]].apply(tuple, axis=1)
+        if pairs.duplicated().any() or set(pairs) != {(name, severity) for name in CORRUPTIONS for severity in SEVERITIES}:
+            raise ValueError(f"An mCE needs each of 15 corruptions at 5 severities once, got {len(pairs)} rows with {pairs.nunique()} different.")
+        sums.append(table.groupby("corruption").error.sum())
+    return float(100 * (sums[0] / sums[1]).mean())

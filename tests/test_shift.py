@@ -1,0 +1,116 @@
+"""lib.shift: corruptions that depend on nothing but the image's place, and what is measured on them."""
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from lib import artifacts, data, methods, protocol, settings, shift, training, uncertainty
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "RESULTS", tmp_path / "results")
+
+
+def colour(count=6, size=16):
+    return data.generated("shapes", count, size)
+
+
+@pytest.mark.parametrize("corruption", shift.CORRUPTIONS)
+def test_corruptions_depend_on_the_place_alone(corruption):
+    images = colour()
+    before, python = torch.get_rng_state(), random.getstate()
+    whole = shift.corrupted(images, corruption, 5)
+    assert torch.equal(torch.get_rng_state(), before) and random.getstate() == python
+    assert whole.images.shape == images.images.shape and whole.images.dtype == np.uint8
+    assert not np.array_equal(whole.images, images.images) and np.array_equal(whole.labels, images.labels)
+    assert np.array_equal(shift.corrupted(images.subset(range(3)), corruption, 5).images, whole.images[:3])
+    torch.manual_seed(99)
+    assert np.array_equal(shift.corrupted(images, corruption, 5).images, whole.images)
+    assert whole.name == f"{images.name}-{corruption}_5" and whole.checksum != images.checksum
+
+
+@pytest.mark.parametrize("corruption", ["gaussian_noise", "shot_noise", "impulse_noise", "brightness", "contrast", "pixelate", "jpeg_compression"])
+def test_more_severe_is_further_from_the_image(corruption):
+    images = colour(24, 32)
+    moved = [np.abs(shift.corrupted(images, corruption, severity).images.astype(int) - images.images).mean() for severity in (1, 3, 5)]
+    assert 0 < moved[0] < moved[1] < moved[2]
+
+
+@pytest.mark.parametrize("corruption", ["snow", "frost", "elastic", "gaussian_noise"])
+def test_grey_images_stay_grey(corruption):
+    images = data.load("digits", "test", image_size=16).subset(range(3))
+    assert shift.corrupted(images, corruption, 3).images.shape == (3, 16, 16, 1)
+
+
+def test_gaussian_noise_has_the_published_strengths():
+    flat = data.ImageSet("flat", "test", np.full((40, 16, 16, 3), 128, np.uint8), np.zeros(40, int), ["grey"])
+    for severity, scale in zip(shift.SEVERITIES, (0.08, 0.12, 0.18, 0.26, 0.38), strict=True):
+        noise = shift.corrupted(flat, "gaussian_noise", severity).images / 255.0
+        inside = np.random.default_rng(0).normal(128 / 255, scale, noise.shape).clip(0, 1).std()
+        assert noise.std() == pytest.approx(inside, rel=0.03)
+    assert len(shift.CORRUPTIONS) == 15 == len(set(shift.CORRUPTIONS))
+
+
+@pytest.mark.parametrize("corruption, severity", [("rain", 1), ("snow", 0), ("snow", 6)])
+def test_unknown_corruptions_are_errors(corruption, severity):
+    with pytest.raises(ValueError, match=f"Unknown corruption '{corruption}' of severity {severity}; choose one of gaussian_noise, .* and 1 to 5"):
+        shift.corrupted(colour(), corruption, severity)
+
+
+# ---------------------------------------------------------------------------------------------------------------- measures
+def test_mce_is_the_mean_of_the_ratios_of_sums():
+    pairs = [{"corruption": name, "severity": severity} for name in shift.CORRUPTIONS for severity in shift.SEVERITIES]
+    generator = np.random.default_rng(0)
+    ours, theirs = (pd.DataFrame(pairs).assign(error=generator.uniform(0.1, 0.9, len(pairs))) for _ in range(2))
+    rows = [ours.error[5 * k : 5 * k + 5].sum() / theirs.error[5 * k : 5 * k + 5].sum() for k in range(15)]
+    assert shift.mean_corruption_error(ours, theirs) == pytest.approx(100 * sum(rows) / 15)
+    assert shift.mean_corruption_error(ours, ours) == pytest.approx(100)
+    assert shift.mean_corruption_error(ours.sample(frac=1, random_state=0), theirs) == pytest.approx(100 * sum(rows) / 15)
+    with pytest.raises(ValueError, match="15 corruptions at 5 severities once, got 74 rows"):
+        shift.mean_corruption_error(ours[1:], theirs)
+    with pytest.raises(ValueError, match="got 76 rows with 75 different"):
+        shift.mean_corruption_error(pd.concat([ours, ours[:1]]), theirs)
+
+
+def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
+    runs = [settings.resolve(name, "smoke", train_images=256) | {"condition_images": 8} for name in ("prosmin", "random")]
+    for run in runs:
+        training.train(run)
+    shift.measure_corruptions(runs, "50_test")
+    ready = protocol.Run(runs[0])
+    found = artifacts.read_metrics("smoke", "50_test", ready.name)
+    accuracy = found[found.metric == "accuracy"]
+    assert len(accuracy) == 15 * 6 and len(found[found.metric == "mean"]) == 15 * 6 and len(found[found.metric == "severity_spearman"]) == 15
+    assert accuracy[accuracy.condition.str.endswith("_0")].value.nunique() == 1 and (accuracy.n == 8).all()
+
+    images = shift.corrupted(ready.test().subset(range(8)), "snow", 4)
+    features = torch.stack([protocol.fit(runs[0], 1)(images.batch(range(8)).float() / 255)])[0]
+    method = ready.method.eval()
+    with torch.no_grad():
+        embedding = method.embed(features)
+    snow = found[(found.condition == "snow_4") & (found.metric == "mean")].value.item()
+    assert snow == pytest.approx(embedding.uncertainty.mean().item(), rel=1e-5)
+
+    def corrupt_again(*arguments, **options):
+        raise AssertionError("measured twice")
+
+    monkeypatch.setattr(shift, "corrupted", corrupt_again)
+    shift.measure_corruptions(runs, "50_test")
+
+
+def test_other_scores_are_the_methods_own_by_the_common_measures(results):
+    run = settings.resolve("prosmin", "smoke", train_images=256)
+    training.train(run)
+    ready = protocol.Run(run)
+    shift.measure_other_scores(ready, "50_test")
+    found = artifacts.read_metrics("smoke", "50_test-ood", ready.name)
+    assert set(found.score) == {"log_sigma", "mean_sigma", "sample_spread", "target_energy"} and set(found.condition) == {"near_ood"}
+    known, other = (ready.embed(images)["log_sigma"] for images in (ready.test(), ready.other("generated")))
+    expected = uncertainty.auroc(np.append(known, other), np.repeat([False, True], [len(known), len(other)]))
+    row = found[(found.score == "log_sigma") & (found.metric == "ood_auroc")].iloc[0]
+    assert row.value == pytest.approx(expected) and row.ci_low <= row.value <= row.ci_high
+    assert isinstance(ready.method, methods.prosmin.ProSMin)
