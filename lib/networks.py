@@ -295,9 +295,9 @@ def _gelu_layer(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:
 class GaussianPredictor(nn.Module):
     """ProSMin's predictor (§5): projections [B, K] -> mean [B, K] and log σ [B, K] of a Gaussian with independent coordinates.
 
-    Two layers with GELU in between, normalised and cut at zero, then a linear layer for each; hidden 0: those two layers alone. Deviation: the
-    paper does not say what lies between; normalisation and cut are the authors' code. There σ starts at 1, sixteen times the deviation of a
-    target's coordinates; here log σ has a bias, so that σ starts at ``deviation``.
+    Two layers with GELU in between, normalised, then a linear layer for each; hidden 0: those two layers alone. Deviation: the paper does not say
+    what lies between. In the authors' code what is normalised is also cut at zero, which left no unit alive in our narrow predictors; and σ starts
+    at 1, sixteen times the deviation of a target's coordinates, where log σ has a bias here, so that σ starts at ``deviation``.
     """
 
     def __init__(self, dimension: int, hidden: int, deviation: float, batch_norm: bool = False):
@@ -309,7 +309,7 @@ class GaussianPredictor(nn.Module):
         nn.init.constant_(self.log_sigma.bias, math.log(deviation))
 
     def forward(self, projection: Tensor) -> tuple[Tensor, Tensor]:
-        hidden = F.relu(F.normalize(self.mlp(projection), dim=1)) if self.mlp else projection
+        hidden = F.normalize(self.mlp(projection), dim=1) if self.mlp else projection
         return self.mean(hidden), self.log_sigma(hidden)
 
 

@@ -699,7 +699,8 @@ def line_chart(
 ) -> None:  # fmt: skip
     """`y` against `x` with hollow markers for every group of `looks` (name -> colour, line style, marker); a legend below the axes.
 
-    label: of the horizontal axis; reference: a value of y marked by a thin line; log: the logarithmic axes, "x", "y" or "xy".
+    label: of the horizontal axis; reference: a value of y marked by a thin line; log: the logarithmic axes, "x", "y" or "xy"; columns
+    of the legend, 0 for none.
     """
     _require(data, x, y, group)
     for name in _ordered(data[group], looks):
@@ -713,7 +714,8 @@ def line_chart(
             _require_positive(data, column)
             _log_axis(getattr(ax, f"{axis}axis"), data[column].min(), data[column].max())
     ax.set_xlabel(label)
-    _legend_below(ax, ncols=columns, columnspacing=1)
+    if columns:
+        _legend_below(ax, ncols=columns, columnspacing=1)
 
 
 def flow_chart(ax: Axes, nodes: dict[str, tuple[float, float]], edges, *, circles=(), marked=(), dashed=()) -> pd.DataFrame:

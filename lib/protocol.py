@@ -18,7 +18,7 @@ MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures i
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
-# groups of runs whose notebooks compare metrics alone, or per-image scores of their own
+# groups of runs whose notebooks compare accuracy alone, or per-image scores of their own
 SCORED_APART = ("simvae", "ablations", "scoring")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 
@@ -222,15 +222,15 @@ def measure(run: Run) -> pd.DataFrame:
     frame = evaluation.metrics_rows(rows, **run.identity(MEASURED_BY))
     artifacts.write_metrics(run.profile, MEASURED_BY, run.name, frame)
     if scores is not None:
-        if _keeps_scores(run.settings):
-            artifacts.write_scores(run.profile, run.name, run.settings["dataset"], scores)
+        kept = scores if _keeps_scores(run.settings) else {name: scores[name] for name in ("index", "linear_correct", "knn_correct")}
+        artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
             write_encoder(run, frame)
     return frame
 
 
 def _keeps_scores(settings: dict) -> bool:
-    """Whether the battery's per-image scores of a run are stored: not of runs that are compared by their own notebook's scores alone."""
+    """Whether all of the battery's per-image scores of a run are stored; of runs that are compared by accuracy alone, only which images are right."""
     own = [run for group in SCORED_APART for run in resolution.runs(settings["profile"], group=group)]
     return settings not in own or settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
 

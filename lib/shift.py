@@ -9,7 +9,6 @@ from dataclasses import replace
 from functools import cache
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -68,6 +67,8 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
 def measure_corruptions(runs: list[dict], notebook: str) -> None:
     """Accuracy and uncertainty of every run on corrupted test images, as metrics of ``notebook``; a run that is measured is left as it is.
 
+    Which images are right is stored as scores <dataset>_corrupted, correct [N, 15, 5].
+
     The first ``condition_images`` test images; the linear probe is the one that saw clean features alone. Rows of condition
     "<corruption>_<severity>" (severity 0: clean): accuracy of the probe, and mean of the run's own uncertainty; of condition "<corruption>":
     severity_spearman, the rank correlation of an image's uncertainty with the severity, mean over images.
@@ -79,7 +80,7 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
     for group in together.values():
         test = group[0].test()
         few = test.subset(range(min(group[0].settings["condition_images"], len(test))))
-        probes, clean, found = [], [], [[] for _ in group]
+        probes, clean, found, correct = [], [], [[] for _ in group], [{} for _ in group]
         for ready in group:
             bank = ready.embed(ready.bank)
             probes.append(evaluation.linear_probe(bank["features"], bank["label"]))
@@ -93,8 +94,8 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
                 for place, ready in enumerate(group):
                     embedded = _embed(ready, images) if severity else clean[place]
                     own[place] += [embedded["uncertainty"]] if severity else []
-                    right = (probes[place].predict(embedded["features"]) == few.labels).astype(float)
-                    low, high = uncertainty.bootstrap_interval(np.mean, right, draws=ready.settings["bootstrap_draws"] // 4)
+                    right = correct[place][corruption, severity] = probes[place].predict(embedded["features"]) == few.labels
+                    low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
                     row = {"evaluated_on": few.title, "condition": f"{corruption}_{severity}", "n": len(few)}
                     found[place] += [
                         row | {"classifier": "linear", "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high},
@@ -105,7 +106,9 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
                 low, high = uncertainty.bootstrap_interval(np.mean, per_image, draws=group[place].settings["bootstrap_draws"] // 4)
                 row = {"evaluated_on": few.title, "condition": corruption, "score": "uncertainty", "n": len(few)}
                 found[place].append(row | {"metric": "severity_spearman", "value": per_image.mean(), "ci_low": low, "ci_high": high})
-        for ready, rows in zip(group, found, strict=True):
+        for ready, rows, right in zip(group, found, correct, strict=True):
+            whole = np.stack([np.stack([right[corruption, severity] for severity in SEVERITIES], 1) for corruption in CORRUPTIONS], 1)  # [N, 15, 5]
+            artifacts.write_scores(ready.profile, ready.name, f"{ready.settings['dataset']}_corrupted", {"correct": whole})
             frame = evaluation.metrics_rows(rows, **ready.identity(notebook))
             artifacts.write_metrics(ready.profile, notebook, ready.name, frame)
 
@@ -113,6 +116,19 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
 def _embed(run: protocol.Run, images: ImageSet) -> evaluation.Embedded:
     """What a run says of corrupted images; not stored, as there are 75 sets of them."""
     return evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels))
+
+
+def store_outside_scores(run: protocol.Run) -> None:
+    """The uncertainty of a run on its test set and on the nearest other set, as scores <set>_outside, so that runs can be compared image by image."""
+    other = outside(run.settings)
+    parts = [run.embed(images)["uncertainty"].astype(np.float32) for images in (run.test(), run.other(other))]
+    arrays = {"uncertainty": np.concatenate(parts), "outside": np.repeat([False, True], [len(part) for part in parts])}
+    artifacts.write_scores(run.profile, run.name, f"{other}_outside", arrays)
+
+
+def outside(settings: dict) -> str:
+    """The other set that runs are compared on: the first near one of the profile, or where it has none the first far one."""
+    return [*settings["ood_near"], *settings["ood_far"]][0]
 
 
 def measure_other_scores(run: protocol.Run, notebook: str) -> None:
@@ -141,15 +157,16 @@ OOD_MEASURES = {
 }  # fmt: skip
 
 
-def mean_corruption_error(errors: pd.DataFrame, reference: pd.DataFrame) -> float:
-    """mCE (Hendrycks & Dietterich 2019, §4): mean over corruptions of ``sum_s E_sc / sum_s E_sc(reference)``, in percent.
+def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
+    """mCE (Hendrycks & Dietterich 2019, §4): mean over corruptions c of ``sum_s E_sc / sum_s E_sc(reference)``, in percent.
 
-    errors, reference: columns corruption, severity, error, each pair once, the same pairs in both. ValueError if they are not.
+    correct, reference: which images are right under each corruption and severity, [N, 15, 5], as measure_corruptions stores them. ValueError for
+    other shapes, and where the reference makes no error under a corruption.
     """
-    sums = []
-    for table in (errors, reference):
-        pairs = table[["corruption", "severity"]].apply(tuple, axis=1)
-        if pairs.duplicated().any() or set(pairs) != {(name, severity) for name in CORRUPTIONS for severity in SEVERITIES}:
-            raise ValueError(f"An mCE needs each of 15 corruptions at 5 severities once, got {len(pairs)} rows with {pairs.nunique()} different.")
-        sums.append(table.groupby("corruption").error.sum())
-    return float(100 * (sums[0] / sums[1]).mean())
+    shape = (len(CORRUPTIONS), len(SEVERITIES))
+    if np.shape(correct)[1:] != shape or np.shape(reference)[1:] != shape:
+        raise ValueError(f"An mCE needs arrays [N, 15, 5], got {list(np.shape(correct))} and {list(np.shape(reference))}.")
+    ours, theirs = (np.sum(1 - np.mean(right, axis=0, dtype=np.float64), axis=1) for right in (correct, reference))
+    if not theirs.all():
+        raise ValueError(f"The reference makes no error under {CORRUPTIONS[int(np.argmin(theirs))]}; take another reference.")
+    return float(100 * np.mean(ours / theirs))

@@ -268,6 +268,50 @@ def first_steps(method: nn.Module, images: data.ImageSet, settings: dict, steps:
         yield {name: float(value) for name, value in terms.items()}
 
 
+def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: int = 2) -> pd.DataFrame:
+    """What a training step of each run costs, in turns on the same machine: one row a run and round.
+
+    Columns: method, round, images_per_second (views, forward, backward, optimiser, target), saved_bytes (tensors kept for the backward pass of one
+    step, each once), backbone_parameters, head_parameters (all others that are trained). A first step of each run is not timed.
+    """
+    def started(settings: dict):
+        method = methods.build(settings, images.images.shape[3]).to(best_device()).train()
+        per_epoch = len(images) // settings["batch_size"]
+        settings = settings | {"epochs": 1 + (rounds * steps + 1) // max(1, per_epoch)}
+        loop = _Loop(method, images, settings, Path(), "", best_device(), precision_of(settings, best_device()), None, False)
+        return method, loop, loop.views(per_epoch, 0)
+
+    def advance(method, loop, views, step: int) -> None:
+        *batch, labels = next(views)
+        float(loop.step(batch, labels, step, float(step), 1.0)["loss"])  # waits for the device
+        if hasattr(method, "update_target"):
+            method.update_target(0.5)
+
+    rows, ready = [], [started(settings) for settings in runs]
+    for settings, (method, loop, views) in zip(runs, ready, strict=True):
+        kept: dict[int, int] = {}
+
+        def keep(tensor: Tensor, kept=kept) -> Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            advance(method, loop, views, 0)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
+        trained = {name: p.numel() for name, p in method.named_parameters() if p.requires_grad}
+        own = sum(count for name, count in trained.items() if name.startswith("backbone."))
+        fixed = {"saved_bytes": sum(size for place, size in kept.items() if place not in weights), "backbone_parameters": own}
+        rows.append({"method": settings["method"]} | fixed | {"head_parameters": sum(trained.values()) - own})
+    timed = []
+    for turn in range(rounds):
+        for settings, row, (method, loop, views) in zip(runs, rows, ready, strict=True):
+            start = time.perf_counter()
+            for step in range(steps):
+                advance(method, loop, views, 1 + turn * steps + step)
+            timed.append(row | {"round": turn, "images_per_second": steps * settings["batch_size"] / (time.perf_counter() - start)})
+    return pd.DataFrame(timed)
+
+
 def one_ahead(make: Callable[[int], list[Tensor] | None], begin: int, device: torch.device) -> Iterator[list[Tensor]]:
     """make(begin), make(begin + 1), ... until it is None, each started before the one before it is handed out.
 

@@ -345,6 +345,28 @@ def hierarchical_interval(
     return _percentiles(draw, draws, level)
 
 
+def hierarchical_difference(
+    statistic: Callable[..., float], first: Sequence[Sequence[ArrayLike]], second: Sequence[Sequence[ArrayLike]], draws: int = 2000
+) -> dict[str, float]:
+    """statistic(*first) - statistic(*second), mean over seeds, with the interval of hierarchical_interval: paired by seed and by image.
+
+    first, second: for each seed the arrays that the statistic takes, all of the same images in the same order. Returns difference, ci_low,
+    ci_high, seeds and n (images).
+    """
+    if len(first) != len(second) or not first:
+        raise ValueError(f"pass as many seeds of both, at least one; got {len(first)} and {len(second)}.")
+    arity = len(first[0])
+
+    def gap(*arrays: np.ndarray) -> float:
+        return statistic(*arrays[:arity]) - statistic(*arrays[arity:])
+
+    per_seed = [[*ours, *theirs] for ours, theirs in zip(first, second, strict=True)]
+    columns = list(zip(*per_seed, strict=True))
+    low, high = hierarchical_interval(gap, *columns, draws=draws)
+    mean = float(np.mean([gap(*map(np.asarray, arrays)) for arrays in per_seed]))
+    return {"difference": mean, "ci_low": low, "ci_high": high, "seeds": len(first), "n": len(first[0][0])}
+
+
 def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of AUROC = 0.5: the share of label permutations at least as far from 0.5, counting the observed one."""
     score, positive = _binary(score, positive)

@@ -3,11 +3,10 @@
 import random
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
-from lib import artifacts, data, methods, protocol, settings, shift, training, uncertainty
+from lib import artifacts, data, protocol, settings, shift, training, uncertainty
 
 
 @pytest.fixture
@@ -63,17 +62,15 @@ def test_unknown_corruptions_are_errors(corruption, severity):
 
 # ---------------------------------------------------------------------------------------------------------------- measures
 def test_mce_is_the_mean_of_the_ratios_of_sums():
-    pairs = [{"corruption": name, "severity": severity} for name in shift.CORRUPTIONS for severity in shift.SEVERITIES]
     generator = np.random.default_rng(0)
-    ours, theirs = (pd.DataFrame(pairs).assign(error=generator.uniform(0.1, 0.9, len(pairs))) for _ in range(2))
-    rows = [ours.error[5 * k : 5 * k + 5].sum() / theirs.error[5 * k : 5 * k + 5].sum() for k in range(15)]
+    ours, theirs = (generator.random((40, 15, 5)) < 0.6 for _ in range(2))
+    rows = [sum((~ours[:, k, s]).mean() for s in range(5)) / sum((~theirs[:, k, s]).mean() for s in range(5)) for k in range(15)]
     assert shift.mean_corruption_error(ours, theirs) == pytest.approx(100 * sum(rows) / 15)
     assert shift.mean_corruption_error(ours, ours) == pytest.approx(100)
-    assert shift.mean_corruption_error(ours.sample(frac=1, random_state=0), theirs) == pytest.approx(100 * sum(rows) / 15)
-    with pytest.raises(ValueError, match="15 corruptions at 5 severities once, got 74 rows"):
-        shift.mean_corruption_error(ours[1:], theirs)
-    with pytest.raises(ValueError, match="got 76 rows with 75 different"):
-        shift.mean_corruption_error(pd.concat([ours, ours[:1]]), theirs)
+    with pytest.raises(ValueError, match=r"arrays \[N, 15, 5\], got \[40, 14, 5\]"):
+        shift.mean_corruption_error(ours[:, 1:], theirs)
+    with pytest.raises(ValueError, match="no error under gaussian_noise"):
+        shift.mean_corruption_error(ours, np.ones((40, 15, 5), bool))
 
 
 def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
@@ -85,6 +82,9 @@ def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
     found = artifacts.read_metrics("smoke", "50_test", ready.name)
     accuracy = found[found.metric == "accuracy"]
     assert len(accuracy) == 15 * 6 and len(found[found.metric == "mean"]) == 15 * 6 and len(found[found.metric == "severity_spearman"]) == 15
+    correct = artifacts.read_scores("smoke", ready.name, "digits_corrupted")["correct"]
+    place = shift.CORRUPTIONS.index("fog"), 2
+    assert correct.shape == (8, 15, 5) and accuracy[accuracy.condition == "fog_3"].value.item() == correct[:, *place].mean()
     assert accuracy[accuracy.condition.str.endswith("_0")].value.nunique() == 1 and (accuracy.n == 8).all()
 
     images = shift.corrupted(ready.test().subset(range(8)), "snow", 4)
@@ -113,4 +113,6 @@ def test_other_scores_are_the_methods_own_by_the_common_measures(results):
     expected = uncertainty.auroc(np.append(known, other), np.repeat([False, True], [len(known), len(other)]))
     row = found[(found.score == "log_sigma") & (found.metric == "ood_auroc")].iloc[0]
     assert row.value == pytest.approx(expected) and row.ci_low <= row.value <= row.ci_high
-    assert isinstance(ready.method, methods.prosmin.ProSMin)
+    shift.store_outside_scores(ready)
+    stored = artifacts.read_scores("smoke", ready.name, "generated_outside")
+    assert shift.outside(run) == "generated" and uncertainty.auroc(stored["uncertainty"], stored["outside"]) == pytest.approx(expected, abs=1e-4)

@@ -72,6 +72,17 @@ def interrupted(settings, *steps):
     return artifacts.run_dir("smoke", resolution.run_name(settings))
 
 
+def test_step_costs_are_of_every_run_in_every_round():
+    runs = [tiny("simsiam"), tiny("vi_simsiam"), tiny("simsiam", batch_size=32)]
+    assert runs[0]["batch_size"] == 16
+    found = training.step_costs(runs, training.training_images(runs[0]), rounds=2, steps=1)
+    assert found["round"].tolist() == [0, 0, 0, 1, 1, 1] and (found.images_per_second > 0).all()
+    plain, probabilistic, double = (found.iloc[place] for place in range(3))
+    trained = sum(p.numel() for p in methods.build(runs[0], 1).parameters())
+    assert plain.backbone_parameters + plain.head_parameters == trained and plain.backbone_parameters == probabilistic.backbone_parameters
+    assert double.saved_bytes / plain.saved_bytes == pytest.approx(2, rel=0.05) and probabilistic.head_parameters > plain.head_parameters
+
+
 # ---------------------------------------------------------------------------------------------------------------- resume
 @pytest.mark.parametrize(
     ("method", "steps", "other"),

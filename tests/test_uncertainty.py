@@ -430,3 +430,19 @@ def test_paired_difference_is_the_paired_test_and_has_no_interval_for_one_pair()
     assert found == pytest.approx(expected)
     one = u.paired_difference(first[:1], second[:1])
     assert one["difference"] == pytest.approx(first[0] - second[0]) and np.isnan([one["ci_low"], one["ci_high"]]).all() and one["seeds"] == 1
+
+
+def test_a_hierarchical_difference_is_paired_by_seed_and_image():
+    generator = np.random.default_rng(0)
+    base = [generator.random(400) for _ in range(3)]
+    ours, theirs = [[values + 0.1] for values in base], [[values] for values in base]
+    found = u.hierarchical_difference(np.mean, ours, theirs, draws=50)
+    assert found["difference"] == pytest.approx(0.1) and found["seeds"] == 3 and found["n"] == 400
+    assert found["ci_low"] == pytest.approx(0.1) and found["ci_high"] == pytest.approx(0.1)  # the images' own spread cancels
+    right = [generator.random(400) < 0.5 for _ in range(3)]
+    first, second = ([[values, correct] for values, correct in zip(scores, right, strict=True)] for scores in (base, base[::-1]))
+    found = u.hierarchical_difference(u.auroc, first, second, draws=100)
+    expected = np.mean([u.auroc(*a) - u.auroc(*b) for a, b in zip(first, second, strict=True)])
+    assert found["difference"] == pytest.approx(expected) and found["ci_low"] <= expected <= found["ci_high"]
+    with pytest.raises(ValueError, match="as many seeds of both, at least one; got 3 and 2"):
+        u.hierarchical_difference(np.mean, ours, theirs[:2])
