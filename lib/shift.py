@@ -15,6 +15,8 @@ from tqdm.auto import tqdm
 from lib import artifacts, augmentations, evaluation, protocol, uncertainty
 from lib.image_sets import ImageSet
 
+# what ProSMin is compared with, on the same backbone
+PAIRS = (("prosmin", "dino"), ("prosmin", "moco_v3"), ("prosmin_vit", "dino_vit"), ("prosmin_vit", "ibot"))
 SEVERITIES = (1, 2, 3, 4, 5)
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),

@@ -34,7 +34,8 @@ def test_every_claim_can_be_judged():
     for prefix, count in (("VS1", 12), ("VS2", 14), ("SV", 24)):
         assert {f"{prefix}-{number}" for number in range(1, count + 1)} <= set(found)
     for name, claim in found.items():
-        assert claim["paper"] in reproduction.PAPERS and name.startswith({"vs1": "VS1-", "vs2": "VS2-", "simvae": "SV-", "prosmin": "PM-"}[claim["paper"]])
+        prefix = {"vs1": "VS1-", "vs2": "VS2-", "simvae": "SV-", "prosmin": "PM-"}[claim["paper"]]
+        assert claim["paper"] in reproduction.PAPERS and name.startswith(prefix)
         assert claim["parts"] or claim["kind"] == "recipe", name
         for part in claim["parts"]:
             assert "query" not in part or plotting.method_style(part["query"].get("method", "vi_simsiam"))
