@@ -17,7 +17,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from lib import data, image_sets
+from lib import augmentations, data, image_sets
 from lib.data import ImageSet, batches, data_table, generated, image_folder, label_subset, load, styled, train_validation_split
 
 RANDOM = np.random.default_rng(0)
@@ -819,3 +819,14 @@ def test_fetch_command(tmp_path, monkeypatch, capsys):
     assert data.main(["fetch", "food101", "digits"]) == 1
     out, err = capsys.readouterr()
     assert "food101 (train) was not found" in err and "digits/test" in out
+
+
+# ------------------------------------------------------------------------------------------------------------ channels
+def test_sets_change_their_channels_and_keep_everything_else():
+    colour = data.generated("shapes", 5, 12)
+    grey = image_sets.with_channels(colour, 1)
+    expected = augmentations.to_grey(colour.batch(range(5)).float())[:, 0].numpy()
+    assert grey.images.shape == (5, 12, 12, 1) and np.abs(grey.images[..., 0] - expected).max() <= 0.51 and np.array_equal(grey.labels, colour.labels)
+    again = image_sets.with_channels(grey, 3)
+    assert (again.images == grey.images).all() and again.images.shape == (5, 12, 12, 3)
+    assert image_sets.with_channels(colour, 3) is colour and grey.checksum != colour.checksum

@@ -363,6 +363,7 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, 
             assert row.value == scores[f"{classifier}_{share:g}"].mean() and row.ci_low <= row.value <= row.ci_high and row.n == 359
         assert rows.loc[(f"labels_{share:g}", "fine_tuned", "accuracy")].value == pytest.approx(2 / 359)
         assert rows.loc[(f"labels_{share:g}", "fine_tuned", "learning_rate")].value == 0.3
+        assert {"nll", "ece"} <= set(rows.loc[f"labels_{share:g}"].loc["fine_tuned"].index) & set(rows.loc[f"labels_{share:g}"].loc["linear"].index)
         assert len(rows.loc[(f"labels_{share:g}_validation", "fine_tuned", "accuracy")]) == 2
     few = run.embed(small, "labels_0.05")
     expected = evaluation.knn_predict(few["features"], few["label"], run.embed(run.test())["features"], k=len(small))[0]
@@ -374,6 +375,19 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, 
     monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_epochs": [8, 8]})
     protocol.measure_few_labels(run, "21_few")
     assert [(epochs, rate) for *_, epochs, rate in calls[before:]] == [(2, 0.01), (2, 0.3), (8, 0.3)], "other epochs are another fine-tuning"
+
+
+def test_transfer_searches_on_the_other_sets_train_and_is_tested_there_once(run, calls, monkeypatch):
+    monkeypatch.setattr(run, "settings", run.settings | FEW | {"transfer_images": 60, "transfer_epochs": 8})
+    frame = protocol.measure_transfer(run, "generated", "51_moved")
+    assert [(len(labelled), len(test), epochs, rate) for labelled, test, epochs, rate in calls] == [
+        (55, 5, 2, 0.01), (55, 5, 2, 0.3), (60, 256, 8, 0.3),
+    ]  # fmt: skip
+    assert all(labelled.images.shape[3] == run.channels == test.images.shape[3] for labelled, test, *_ in calls)
+    stored = artifacts.read_metrics("smoke", "51_moved-generated", run.name).set_index("metric").value
+    right = artifacts.read_scores("smoke", run.name, "generated_transfer")["fine_tuned_correct"]
+    assert stored["accuracy"] == right.mean() and stored["images"] == 60 and stored["epochs"] == 8 and stored["learning_rate"] == 0.3
+    assert set(frame.evaluated_on) == {"generated"} and frame.metric.tolist() == list(stored.index)
 
 
 def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
