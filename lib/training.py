@@ -409,7 +409,7 @@ class _Loop:
         if self.checkpoint.exists() and artifacts.read_tensors_info(self.checkpoint).get("run_hash") == self.run_hash:
             info = load_checkpoint(self.checkpoint, self.method, self.optimizer)
             step, log, seconds = info["step"], info["log"], info["seconds"]
-        log_every = max(1, steps_per_epoch // LOGS_PER_EPOCH)
+        rows_per_epoch = min(LOGS_PER_EPOCH, steps_per_epoch)
         path = None if self.process else self.folder / "progress.json"
         progress = Progress(path, self.name, steps, step, settings["batch_size"], show_progress)
         rows, loss, started, saved = [], None, time.perf_counter() - seconds, time.perf_counter()
@@ -422,7 +422,7 @@ class _Loop:
                     self.method.update_target(step / steps)
 
                 ends = step % steps_per_epoch == 0
-                if step % log_every == 0 or ends:
+                if step * rows_per_epoch // steps_per_epoch > (step - 1) * rows_per_epoch // steps_per_epoch:
                     means = self._means(rows)
                     rows, loss = [], round(means["loss"], 4)
                     _guard(means, step, steps_per_epoch, self.method, self.name)
