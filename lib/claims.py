@@ -30,7 +30,7 @@ COLUMNS = [
 
 
 class Found(NamedTuple):
-    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, and the commit that measured it."""
+    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commit that measured it, and epochs where stored."""
 
     value: float
     low: float
@@ -38,6 +38,7 @@ class Found(NamedTuple):
     n: float
     seeds: int
     commit: str
+    epochs: float = np.nan
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is claimed
@@ -93,7 +94,7 @@ def _in_table(table: str, column: str, query: dict, profile: str) -> Found | Non
         return None
     row = rows.iloc[0]
     low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
-    return Found(row[column], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""))
+    return Found(row[column], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""), row.get("epochs", np.nan))
 
 
 def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
@@ -120,7 +121,7 @@ def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
 
 def is_trained(method: str, profile: str) -> bool:
     """Whether the method's runs of the protocol learned enough to say anything about their uncertainty (protocol.is_evidence, every seed)."""
-    listed = protocol.measured_runs(profile)
+    listed = protocol.compared_runs(profile)
     found = [protocol.gains(run, listed) for run in listed if run["method"] == method]
     return bool(found) and protocol.is_evidence(pd.concat(found))
 
@@ -174,7 +175,7 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
     lacking = []
     if part.get("data") != run["dataset"]:
         lacking.append(f"other data ({run['dataset']}, not {part.get('data', 'in the paper')})")
-    epochs = part["query"].get("epochs", run["epochs"])
+    epochs = part["query"].get("epochs", run["epochs"] if np.isnan(found.epochs) else int(found.epochs))
     if epochs < part.get("epochs", 0) / 2:
         lacking.append(f"{epochs} epochs, not {part['epochs']}")
     if not run["backbone"].startswith(part.get("family", "")):

@@ -181,6 +181,12 @@ def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROT
     return found
 
 
+def compared_runs(profile: str, paper: str = "all") -> list[dict]:
+    """Settings of the measured runs that methods are compared by: the protocol's, and those on a vision transformer."""
+    listed = [run for group in (resolution.PROTOCOL, "vit") for run in resolution.runs(profile, paper, group)]
+    return [run for run in listed if artifacts.metrics_path(profile, MEASURED_BY, resolution.run_name(run)).exists()]
+
+
 def must_beat(reference: str, dataset: str) -> bool:
     """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
     return reference == "random" or dataset.startswith(("cifar10", "imagenette"))

@@ -72,20 +72,23 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> f
 def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
     """Two parameter groups: the predictor, whose learning rate may stay constant (SimSiam, App. C), and everything else.
 
-    With LARS, biases and the parameters of batch norm are neither decayed nor adapted (You et al. 2017, as in SimCLR, BYOL, Barlow Twins).
+    With LARS, biases and the parameters of batch norm are neither decayed nor adapted (You et al. 2017, as in SimCLR, BYOL, Barlow Twins); they are
+    not decayed either where a recipe says ``decays_matrices_only``.
     """
     named = [(name, parameter) for name, parameter in method.named_parameters() if parameter.requires_grad]
     constant = settings["constant_predictor_learning_rate"]
     predictor = [parameter for name, parameter in named if constant and name.startswith("predictor.")]
     rest = [parameter for name, parameter in named if not (constant and name.startswith("predictor."))]
     groups = [{"params": rest, "constant": False}] + ([{"params": predictor, "constant": True}] if predictor else [])
+    rate, decay = settings["learning_rate"], settings["weight_decay"]
+    if settings["optimizer"] == "lars" or settings.get("decays_matrices_only"):
+        matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1], "weight_decay": decay} for group in groups]
+        vectors = [{**group, "params": [p for p in group["params"] if p.ndim < 2], "weight_decay": 0.0} for group in groups]
+        groups = [group for group in matrices + vectors if group["params"]]
     if settings["optimizer"] == "lars":
         from timm.optim import Lars  # slow to import
 
-        matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1], "weight_decay": settings["weight_decay"]} for group in groups]
-        vectors = [{**group, "params": [p for p in group["params"] if p.ndim < 2], "weight_decay": 0.0} for group in groups]
-        return Lars([group for group in matrices + vectors if group["params"]], lr=settings["learning_rate"], momentum=settings["momentum"])
-    rate, decay = settings["learning_rate"], settings["weight_decay"]
+        return Lars(groups, lr=rate, momentum=settings["momentum"])
     # The fused step is several times faster, but on a CPU (torch 2.11) pairs a parameter with its moments by their place in memory, and those read
     # from a checkpoint are contiguous: with channels last it would be wrong in silence.
     fused = all(parameter.is_contiguous() for _, parameter in named)
@@ -272,7 +275,7 @@ def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: 
     """What a training step of each run costs, in turns on the same machine: one row a run and round.
 
     Columns: method, round, images_per_second (views, forward, backward, optimiser, target), saved_bytes (tensors kept for the backward pass of one
-    step, each once), backbone_parameters, head_parameters (all others that are trained). A first step of each run is not timed.
+    step, each once), backbone_parameters, head_parameters (all others that are trained), run_hash. A first step of each run is not timed.
     """
     def started(settings: dict):
         method = methods.build(settings, images.images.shape[3]).to(best_device()).train()
@@ -301,7 +304,8 @@ def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: 
         trained = {name: p.numel() for name, p in method.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if name.startswith("backbone."))
         fixed = {"saved_bytes": sum(size for place, size in kept.items() if place not in weights), "backbone_parameters": own}
-        rows.append({"method": settings["method"]} | fixed | {"head_parameters": sum(trained.values()) - own})
+        fixed |= {"head_parameters": sum(trained.values()) - own, "run_hash": resolution.run_hash(settings, images.checksum)}
+        rows.append({"method": settings["method"]} | fixed)
     timed = []
     for turn in range(rounds):
         for settings, row, (method, loop, views) in zip(runs, rows, ready, strict=True):
@@ -395,7 +399,7 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.settings["clip_norm"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["learning_rate"] * (1.0 if group["constant"] else factor)
-            if "weight_decay_end" in self.settings:
+            if "weight_decay_end" in self.settings and group["weight_decay"]:
                 # DINO, App. C; ProSMin, §5
                 progress = epoch / self.settings["epochs"]
                 group["weight_decay"] = networks.cosine_between(self.settings["weight_decay"], self.settings["weight_decay_end"], progress)

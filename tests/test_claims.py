@@ -148,7 +148,7 @@ def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
     monkeypatch.setattr(claims, "find", lambda query, profile: Found(0.2, 0.1, 0.3, 10, 3, ""))
     monkeypatch.setattr(claims, "is_trained", lambda method, profile: asked.append(method) or True)
     claims.ledger("standard")
-    assert sorted(asked) == ["dino", "vi_simsiam"]
+    assert sorted(asked) == ["dino", "prosmin", "prosmin_vit", "vi_simsiam"]
 
 
 def test_theory_needs_no_data():
