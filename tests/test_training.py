@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from lib import artifacts, data, image_sets, methods, training, uncertainty
+from lib import artifacts, data, image_sets, methods, networks, training, uncertainty
 from lib import settings as resolution
 from lib.methods.common import spread
 
@@ -288,6 +288,28 @@ def test_every_weight_is_in_one_group_with_decay(method, optimizer):
     assert {group["weight_decay"] for group in groups} == {5e-4} and {group["lr"] for group in groups} == {0.06}
     predictor = [group for group in groups if group["constant"]]
     assert {id(p) for p in predictor[0]["params"]} == {id(p) for p in network.predictor.parameters()}
+
+
+def test_matrices_alone_are_decayed_where_a_recipe_says_so_and_by_its_schedule(monkeypatch):
+    seen, make = [], training.make_optimizer
+
+    def recording(method, settings):
+        optimizer = make(method, settings)
+        step = optimizer.step
+        optimizer.step = lambda: seen.append([group["weight_decay"] for group in optimizer.param_groups]) or step()
+        return optimizer
+
+    monkeypatch.setattr(training, "make_optimizer", recording)
+    settings = tiny("prosmin", epochs=2, weight_decay=0.04)
+    assert settings["decays_matrices_only"] and settings["weight_decay_end"] == 0.4
+    training.train(settings)
+    progress = [step / len(seen) for step in range(len(seen))]
+    assert [decays[0] for decays in seen] == pytest.approx([networks.cosine_between(0.04, 0.4, part) for part in progress])
+    assert {decays[1] for decays in seen} == {0.0}
+    network = methods.build(settings, 1)
+    matrices, vectors = make(network, settings).param_groups
+    assert all(p.ndim > 1 for p in matrices["params"]) and all(p.ndim < 2 for p in vectors["params"])
+    assert any(p is network.predictor.log_sigma.bias for p in vectors["params"])
 
 
 def test_the_loop_tells_a_method_epoch_and_progress(monkeypatch):
