@@ -27,6 +27,8 @@ PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger t
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
+VECTORS = ("pdf", "svg")
+PICTURES_ALONE = ("quick", "paper")  # profiles of which git keeps no vector graphics (.gitignore), so that none are linked
 
 
 def build(profile: str) -> Path:
@@ -34,7 +36,7 @@ def build(profile: str) -> Path:
     folder = artifacts.results_dir(profile)
     if not folder.is_dir():
         raise FileNotFoundError(f"no results for profile {profile!r}: run `make reproduce PROFILE={profile}` first")
-    figures = [_figure(path) for path in sorted((folder / "figures").glob("*.json"))]
+    figures = [_figure(path, profile) for path in sorted((folder / "figures").glob("*.json"))]
     tables = [_table(path) for path in sorted((folder / "tables").glob("*.csv"))]
     notebooks = _notebooks(folder / "notebooks")
     numbers = sorted({entry["number"] for entry in [*figures, *tables, *notebooks]})
@@ -77,7 +79,7 @@ def notebook_html(executed: Path) -> Path:
     return path
 
 
-def _figure(path: Path) -> dict:
+def _figure(path: Path, profile: str) -> dict:
     record = artifacts.read_json(path)
     picture = path.with_suffix(".png")
     if not picture.exists():
@@ -92,7 +94,7 @@ def _figure(path: Path) -> dict:
         "rest": rest,
         "width": round(width * scale),
         "height": round(height * scale),
-        "files": {kind: quote(f"figures/{path.stem}.{kind}") for kind in ("png", "pdf", "svg", "csv", "json")},
+        "files": {kind: quote(f"figures/{path.stem}.{kind}") for kind in ("png", *(() if profile in PICTURES_ALONE else VECTORS), "csv", "json")},
         "changed": [name for name, digest in record["inputs"].items() if _changed(name, digest)],
     }
 
@@ -161,7 +163,7 @@ def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict])
         links += [(f"{table['id']}.csv", table["href"]) for table in group["tables"]]
         lines += [f"- [{_escape(name)}]({href})" for name, href in links]
         for figure in group["figures"]:
-            files = " · ".join(f"[{kind}]({figure['files'][kind]})" for kind in ("pdf", "svg", "csv", "json"))
+            files = " · ".join(f"[{kind}]({file})" for kind, file in figure["files"].items() if kind != "png")
             lines += ["", f"![{_escape(figure['alt'])}]({figure['files']['png']})", ""]
             lines += [f"**{_escape(figure['claim'])}** {_escape(figure['rest'])} {files}"]
             if figure["changed"]:

@@ -87,6 +87,14 @@ def test_page_lists_everything_once(results):
     assert readme.count("](figures/30_roc.png)") == 1 and "](tables/20_accuracy.csv)" in readme
 
 
+def test_vector_graphics_are_linked_where_git_keeps_them(results):
+    path = results / "figures" / "30_roc.json"
+    assert list(gallery._figure(path, "standard")["files"]) == ["png", "pdf", "svg", "csv", "json"]
+    assert list(gallery._figure(path, "quick")["files"]) == ["png", "csv", "json"]
+    ignored = (artifacts.ROOT / ".gitignore").read_text()
+    assert all(f"results/{profile}/figures/*.{kind}\n" in ignored for profile in gallery.PICTURES_ALONE for kind in gallery.VECTORS)
+
+
 def test_every_string_is_escaped(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<script" not in page and "onerror=alert(2)>" not in page and "<b>" not in page
