@@ -27,7 +27,7 @@ def test_jobs_are_unique_known_and_ordered(profile):
 def test_paper_chooses_jobs():
     assert {job.name for job in reproduction.jobs("quick", "vs1")} <= {job.name for job in reproduction.jobs("quick", "all")}
     assert not {job.name for job in reproduction.jobs("quick", "simvae")} & {"01_ssl_as_inference", "10_pretraining--vi_simsiam"}
-    assert reproduction.jobs("quick", "prosmin") == []
+    assert reproduction.jobs("quick", "vje") == []
     with pytest.raises(ValueError, match="Unknown paper 'vs3'"):
         reproduction.jobs("quick", "vs3")
 
