@@ -216,7 +216,7 @@ def _show(figure: Figure, caption: str, alt: str) -> None:
 
     if get_ipython() is not None:
         claim, rest = split_caption(caption)
-        display(Image(_render(figure, "png", {"Software": None}, dpi=150), alt=alt), Markdown(f"**{claim}** {rest}"))
+        display(Image(_render(figure, "png", {"Software": None}, dpi=120), alt=alt), Markdown(f"**{claim}** {rest}"))
     plt.close(figure)
 
 
