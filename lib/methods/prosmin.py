@@ -10,7 +10,7 @@ from lib.methods.common import Embedding, agreement, forward_by_size, view_pairs
 
 
 class ProSMin(nn.Module):
-    """ProSMin (§4, Algorithm of Figure 1): q(g(f(x))) is a Gaussian, of which r samples are scored against the target of another view.
+    """ProSMin (§4, Figure 1): q(g(f(x))) is a Gaussian, of which r samples are scored against the target of another view.
 
     Online network: backbone f, projector g, predictor q; target network: f and g alone, another random start, moved by
     ``ξ <- α ξ + (1 - α) θ``, α from ``target_momentum`` to 1 on a cosine (Eq. 3). The target network sees the standard views, the online network
@@ -23,7 +23,7 @@ class ProSMin(nn.Module):
     ValueError where λ does not exceed losses.critical_trade_off(beta): σ would grow without bound.
 
     Deviation: the authors' code also pairs a view with its own target; its centre settles at half the mean, here at the mean. The paper calls λ and
-    β learnable; they are constants there and here.
+    β learnable; they are constants there and here. Without ``pool_views``, the usual case here and the code's, r counts one view's samples.
     """
 
     embeds_with = ("backbone", "projector", "predictor")
