@@ -460,6 +460,11 @@ def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
     return pd.DataFrame(values, columns=METRIC_COLUMNS)
 
 
+OOD_MEASURES = {
+    "ood_auroc": measures.auroc, "ood_fpr95": measures.fpr_at_95_tpr, "ood_average_precision": measures.average_precision,
+}  # fmt: skip
+
+
 def battery(
     train: Embedded,
     test: Embedded,
@@ -536,9 +541,8 @@ def battery(
             is_other = np.repeat([False, True], [len(test["features"]), len(embedded["features"])])
             for name, values in _uncertainties(train, embedded, probe, device).items():
                 score = np.append(uncertainties[name], values)
-                add("ood_auroc", measures.auroc, score, is_other, condition=condition, score=name, on=other)
-                add("ood_fpr95", measures.fpr_at_95_tpr, score, is_other, condition=condition, score=name, on=other)
-                add("ood_average_precision", measures.average_precision, score, is_other, condition=condition, score=name, on=other)
+                for metric, statistic in OOD_MEASURES.items():
+                    add(metric, statistic, score, is_other, condition=condition, score=name, on=other)
             describe(embedded, condition, other)
 
     for condition, embedded in (conditions or {}).items():

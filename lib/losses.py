@@ -181,8 +181,13 @@ def dino_loss(
     if student_temperature <= 0 or (not isinstance(teacher_temperature, Tensor) and teacher_temperature <= 0):
         raise ValueError(f"the temperatures are {student_temperature} and {teacher_temperature}; both must be positive.")
     with torch.autocast(student.device.type, enabled=False):
-        target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=1)
-        return -(target * torch.log_softmax(_precise(student) / student_temperature, dim=1)).sum(1).mean()
+        return _distillation(student, teacher, centre, student_temperature, teacher_temperature).mean()
+
+
+def _distillation(student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float, teacher_temperature: float | Tensor) -> Tensor:
+    """``-sum_k P_t(k) log P_s(k)`` over the last axis: [..., K] -> [...]."""
+    target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=-1)
+    return -(target * torch.log_softmax(_precise(student) / student_temperature, dim=-1)).sum(-1)
 
 
 def ibot_patch_loss(
@@ -197,8 +202,7 @@ def ibot_patch_loss(
         shapes = [list(tensor.shape) for tensor in (student, teacher, mask)]
         raise ValueError(f"Expected student and teacher [B, N, K] and a mask [B, N], got {shapes}.")
     with torch.autocast(student.device.type, enabled=False):
-        target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=2)
-        entropy = -(target * torch.log_softmax(_precise(student) / student_temperature, dim=2)).sum(2)  # [B, N]
+        entropy = _distillation(student, teacher, centre, student_temperature, teacher_temperature)  # [B, N]
         return ((entropy * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 

@@ -174,8 +174,7 @@ def is_measured(run: Run, notebook: str) -> bool:
 
 def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROTOCOL) -> list[dict]:
     """Settings of the listed runs whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
-    listed = resolution.runs(profile, paper, group)
-    found = [settings for settings in listed if artifacts.metrics_path(profile, MEASURED_BY, resolution.run_name(settings)).exists()]
+    found = _measured(resolution.runs(profile, paper, group))
     if not found:
         raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
     return found
@@ -183,8 +182,11 @@ def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROT
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
     """Settings of the measured runs that methods are compared by: the protocol's, and those on a vision transformer."""
-    listed = [run for group in (resolution.PROTOCOL, "vit") for run in resolution.runs(profile, paper, group)]
-    return [run for run in listed if artifacts.metrics_path(profile, MEASURED_BY, resolution.run_name(run)).exists()]
+    return _measured([run for group in (resolution.PROTOCOL, "vit") for run in resolution.runs(profile, paper, group)])
+
+
+def _measured(listed: list[dict]) -> list[dict]:
+    return [run for run in listed if artifacts.metrics_path(run["profile"], MEASURED_BY, resolution.run_name(run)).exists()]
 
 
 def must_beat(reference: str, dataset: str) -> bool:
@@ -375,9 +377,8 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
             if settings["seed"] == 0 and len(search) > 1:
                 rows += [tried | {"score": f"learning_rate_{rate:g}", "value": value} for rate, value in search.items()]
         for classifier, shares in probabilities.items():
-            measured = {"nll": uncertainty.negative_log_likelihood, "ece": uncertainty.expected_calibration_error}
-            values = {name: measure(shares.astype(np.float64), test.labels) for name, measure in measured.items()}
-            rows += [common | {"classifier": classifier, "metric": name, "value": value} for name, value in values.items()]
+            calibration = _calibration(shares, test.labels).items()
+            rows += [common | {"classifier": classifier, "metric": name, "value": value} for name, value in calibration]
         for classifier, prediction in (predictions | {name: shares.argmax(1) for name, shares in probabilities.items()}).items():
             right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
             low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
@@ -387,6 +388,12 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
     artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
     artifacts.write_metrics(run.profile, notebook, run.name, frame)
     return frame
+
+
+def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """nll and ece of class probabilities [N, C]."""
+    measured = {"nll": uncertainty.negative_log_likelihood, "ece": uncertainty.expected_calibration_error}
+    return {name: measure(probabilities.astype(np.float64), labels) for name, measure in measured.items()}
 
 
 def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
@@ -402,15 +409,12 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     first, epochs = Run(settings | {"seed": 0}) if settings["seed"] else run, settings["transfer_epochs"]
     search = _compare_rates(first, labelled.subset(fitted), labelled.subset(held_out), epochs)
     rate = max(search, key=search.get)
-    probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"].astype(np.float64)
+    probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
     right = probabilities.argmax(1) == test.labels
     low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
     common = {"condition": "transfer", "evaluated_on": test.title, "classifier": "fine_tuned", "n": len(test)}
     rows = [common | {"metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}]
-    values = {
-        "nll": uncertainty.negative_log_likelihood(probabilities, test.labels), "images": len(labelled), "epochs": epochs, "learning_rate": rate,
-        "ece": uncertainty.expected_calibration_error(probabilities, test.labels),
-    }  # fmt: skip
+    values = _calibration(probabilities, test.labels) | {"images": len(labelled), "epochs": epochs, "learning_rate": rate}
     rows += [common | {"metric": name, "value": value} for name, value in values.items()]
     frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_scores(run.profile, run.name, f"{dataset}_transfer", {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": right})

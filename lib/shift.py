@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -115,9 +116,9 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
             artifacts.write_metrics(ready.profile, notebook, ready.name, frame)
 
 
-def _embed(run: protocol.Run, images: ImageSet) -> evaluation.Embedded:
-    """What a run says of corrupted images; not stored, as there are 75 sets of them."""
-    return evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels))
+def _embed(run: protocol.Run, images: ImageSet, answer: Callable | None = None) -> evaluation.Embedded:
+    """What a run says of images that are asked for once; not stored, as there are 75 corrupted sets."""
+    return evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels), answer=answer)
 
 
 def store_outside_scores(run: protocol.Run) -> None:
@@ -139,7 +140,7 @@ def measure_other_scores(run: protocol.Run, notebook: str) -> None:
     Rows of condition near_ood and far_ood, score log_sigma (the method's own) or one of ProSMin.uncertainties; positive: the other set.
     """
     def answers(images: ImageSet) -> dict[str, np.ndarray]:
-        found = evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels), answer=run.method.uncertainties)
+        found = _embed(run, images, run.method.uncertainties)
         return {name: values for name, values in found.items() if name not in ("features", "label", "uncertainty")}
 
     known, rows = answers(run.test()), []
@@ -147,16 +148,11 @@ def measure_other_scores(run: protocol.Run, notebook: str) -> None:
         for other in run.settings[f"ood_{distance}"]:
             for name, values in answers(run.other(other)).items():
                 score, positive = np.append(known[name], values), np.repeat([False, True], [len(known[name]), len(values)])
-                for metric, statistic in OOD_MEASURES.items():
+                for metric, statistic in evaluation.OOD_MEASURES.items():
                     low, high = uncertainty.bootstrap_interval(statistic, score, positive, draws=run.settings["bootstrap_draws"] // 4)
                     row = {"evaluated_on": other, "condition": f"{distance}_ood", "score": name, "metric": metric, "n": len(score)}
                     rows.append(row | {"value": statistic(score, positive), "ci_low": low, "ci_high": high})
     artifacts.write_metrics(run.profile, f"{notebook}-ood", run.name, evaluation.metrics_rows(rows, **run.identity(notebook)))
-
-
-OOD_MEASURES = {
-    "ood_auroc": uncertainty.auroc, "ood_fpr95": uncertainty.fpr_at_95_tpr, "ood_average_precision": uncertainty.average_precision,
-}  # fmt: skip
 
 
 def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.methods.common import Embedding, agreement, forward_by_size, spread, view_pairs
+from lib.methods.common import Embedding, agreement, forward_by_size, recentre, spread, view_pairs
 from lib.methods.simsiam import SimSiam
 
 
@@ -243,12 +243,8 @@ class DINO(nn.Module):
         with torch.no_grad():
             share = torch.softmax((targets[0] - self.centre) / temperature, dim=1)
             entropy, diversity = torch.special.entr(share).sum(1).mean(), torch.special.entr(share.mean(0)).sum()
-            self.recentre(self.centre, torch.cat([networks.gather(target) for target in targets]))
+        recentre(self.centre, torch.cat(targets), self.settings["centre_momentum"])
         return {"loss": loss, "entropy": entropy, "entropy_of_mean": diversity}
-
-    def recentre(self, centre: Tensor, targets: Tensor) -> None:
-        m = self.settings["centre_momentum"]
-        centre.mul_(m).add_(targets.mean(0), alpha=1 - m)
 
     def update_target(self, progress: float) -> None:
         m = networks.cosine_between(self.settings["target_momentum"], 1.0, progress)
@@ -286,7 +282,7 @@ class IBOT(DINO):
         terms = self.distilled(outputs, teacher[:, 0].chunk(2))
         temperatures = self.settings["temperature"], self.teacher_temperature
         patches = losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, self.patch_centre, *temperatures)
-        self.recentre(self.patch_centre, networks.gather(teacher[:, 1:].flatten(0, 1)))
+        recentre(self.patch_centre, teacher[:, 1:].flatten(0, 1), self.settings["centre_momentum"])
         return terms | {"loss": terms["loss"] + patches, "patches": patches.detach()}
 
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lib import networks
+
 
 class Embedding(NamedTuple):
     """What a method says of images: ``uncertainty`` is higher where it is less certain; ``native`` holds the method's own quantities."""
@@ -31,6 +33,12 @@ def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
 def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
     """Pairs (i, j): view i predicts the target of global view j, never its own."""
     return [(i, j) for i in range(views) for j in range(global_views) if i != j]
+
+
+@torch.no_grad()
+def recentre(centre: Tensor, targets: Tensor, momentum: float) -> None:
+    """``c <- m c + (1 - m) mean(targets)`` in place, over the targets [N, K] of all processes; momentum 1 leaves the centre as it is."""
+    centre.mul_(momentum).add_(networks.gather(targets).mean(0), alpha=1 - momentum)
 
 
 def spread(target: Tensor) -> Tensor:

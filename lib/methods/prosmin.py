@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import losses, networks
-from lib.methods.common import Embedding, agreement, forward_by_size, view_pairs
+from lib.methods.common import Embedding, agreement, forward_by_size, recentre, view_pairs
 
 
 class ProSMin(nn.Module):
@@ -77,8 +77,7 @@ class ProSMin(nn.Module):
             terms = [self.score(samples[i], targets[j]) for i, j in pairs]
         loss = torch.stack(terms).mean()
         with torch.no_grad():
-            m = self.settings["centre_momentum"]
-            self.centre.mul_(m).add_(networks.gather(raw).mean(0), alpha=1 - m)
+            recentre(self.centre, raw, self.settings["centre_momentum"])
             sigma, deviation = outputs[0][1].float().exp().mean(), raw.std(0).mean()
         return {"loss": loss, "sigma": sigma, "cosine": agreement(outputs[0][0], targets[1]), "target_std": deviation}
 
