@@ -57,6 +57,7 @@ DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/f
 
 # CelebA's style in SimVAE (Bizeul et al. 2024, §6 and Figures 5 and 6): hair colour, and attributes of which the paper names none. These are those
 # that the authors' code can ask for, hair apart.
+ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")
 HAIR = {"Bald": "bald", "Brown_Hair": "brown", "Blond_Hair": "blond", "Gray_Hair": "grey", "Black_Hair": "black"}
 CELEBA_ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose", "Blurry", "Bushy_Eyebrows", "Eyeglasses",
@@ -139,8 +140,8 @@ def load(
     """The images of ``split``, from the first place that has them.
 
     DATA_DIR/<name>/<split>.npz, DATA_DIR/<name>/<split>/<class>/*.jpg, the torchvision layout under DATA_DIR, a torchvision download,
-    a Debian package; digits and generated sets need nothing, and "styled_<name>" is any set with a drawn style (styled). A set that only has
-    ``all`` is split 80/20, stratified, seed 0.
+    a Debian package; digits and generated sets need nothing, "styled_<name>" is any set with a drawn style (styled), and "<name>_class_<k>" the
+    images of one of its classes. A set that only has ``all`` is split 80/20, stratified, seed 0.
     ``image_size`` resizes the shorter side and keeps the centre square.
     ValueError: malformed or unknown; FileNotFoundError: known, but nowhere to be had.
     """
@@ -155,6 +156,8 @@ def load(
     if found is None and name not in DATASETS and (root / name).is_dir():
         there = sorted({path.stem for path in (root / name).iterdir() if not path.name.startswith(".")})
         raise ValueError(f"{root / name} has no split {split!r}: it has {', '.join(there) or 'nothing'}.")
+    if found is None and (single := ONE_CLASS.fullmatch(name)):
+        found = _one_class(load(single["name"], split, data_dir, image_size, download), int(single["label"]), name)
     if found is None and name.startswith("styled_"):
         found = _styled(load(name.removeprefix("styled_"), split, data_dir, download=download), image_size)
     if found is None and name not in DATASETS:
@@ -448,6 +451,14 @@ def _styled(plain: ImageSet, image_size: int | None) -> ImageSet:
     """The set with styles drawn by lib.data; every split has its own."""
     usual = DATASETS[f"styled_{plain.name}"].size if f"styled_{plain.name}" in DATASETS else plain.images.shape[1]
     return styled(plain, image_size or usual, seed={"train": 0, "test": 1}.get(plain.split, 2))
+
+
+def _one_class(whole: ImageSet, label: int, name: str) -> ImageSet:
+    """The images of one class under a name and with a class of their own."""
+    if label >= len(whole.classes):
+        raise ValueError(f"{name}: {whole.name} has classes 0 to {len(whole.classes) - 1}.")
+    own = whole.subset(np.flatnonzero(whole.labels == label))
+    return replace(own, name=name, labels=np.zeros(len(own), np.int64), classes=[whole.classes[label]], extra={}, extra_classes={}, whole=len(own))
 
 
 def _made_here(name: str, split: str, image_size: int | None) -> ImageSet:

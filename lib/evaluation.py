@@ -561,13 +561,31 @@ def battery(
 
 def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe, device) -> dict[str, np.ndarray]:
     """The method's own and the trivial uncertainties of images without labels, rounded as score_images stores them."""
-    similarity, _ = _neighbours(train["features"], embedded["features"], 20, device)
+    return unsupervised_uncertainties(train, embedded, device) | {
+        "max_softmax": -probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32)
+    }
+
+
+def unsupervised_uncertainties(train: Embedded, embedded: Embedded, device: str | torch.device = "cpu") -> dict[str, np.ndarray]:
+    """The uncertainties [N] that need no label anywhere: the method's own, the negative norm of the features, the mean cosine distance to the 20
+    nearest training images (all, where there are fewer)."""
+    similarity, _ = _neighbours(train["features"], embedded["features"], min(20, len(train["features"])), device)
     return {
         "uncertainty": embedded["uncertainty"].astype(np.float32),
         "feature_norm": -np.linalg.norm(embedded["features"], axis=1).astype(np.float32),
         "knn_distance": (1 - similarity).mean(dim=1).numpy().astype(np.float16),
-        "max_softmax": -probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32),
     }
+
+
+def mahalanobis_distance(train_x: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Squared Mahalanobis distance [N] of features x [N, D] from one Gaussian fitted to the training features [M, D], without labels.
+
+    Lee et al. 2018 (Eq. 2, with a single class), the covariance shrunk as by Ledoit & Wolf 2004, which makes it invertible for any M.
+    """
+    from sklearn.covariance import LedoitWolf  # slow to import
+
+    train_x = _features(train_x, "train_x").astype(np.float64)
+    return LedoitWolf().fit(train_x).mahalanobis(_features(x, "x", train_x).astype(np.float64))
 
 
 def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

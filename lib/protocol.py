@@ -19,7 +19,7 @@ KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 # groups of runs whose notebooks compare accuracy alone, or per-image scores of their own
-SCORED_APART = ("simvae", "ablations", "scoring")
+SCORED_APART = ("simvae", "ablations", "scoring", "likelihood")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 
 
@@ -221,10 +221,12 @@ def measure(run: Run) -> pd.DataFrame:
     """Embed and evaluate one run, write its metrics and per-image scores, and return the metrics rows.
 
     A run that is compared by the standard protocol goes through the whole battery; a tuning run (trained on train without its validation part)
-    is measured by k-NN on that part alone, so that tuning never sees the test set.
+    is measured by k-NN on that part alone, so that tuning never sees the test set; a run on one class by how it tells the others apart.
     """
     if run.settings["split"] == "fit":
         rows, scores = [_validation_accuracy(run)], None
+    elif len(run.train.classes) == 1:
+        rows, scores = _one_class_detection(run), None
     else:
         rows, scores = _battery(run)
     frame = evaluation.metrics_rows(rows, **run.identity(MEASURED_BY))
@@ -255,6 +257,29 @@ def _battery(run: Run) -> tuple[list[dict], evaluation.Embedded]:
         conditions={name: run.embed(few, name, transform) for name, transform in conditions().items()},
         draws=run.settings["bootstrap_draws"],
     )  # fmt: skip
+
+
+def _one_class_detection(run: Run) -> list[dict]:
+    """AUROC, on the test set with all classes, of every uncertainty that needs no labels; positive: another class than the run was trained on.
+
+    score: the method's own, its native quantities and those of ``uncertainties``, feature_norm, knn_distance, mahalanobis. Interval: bootstrap.
+    """
+    single = data.ONE_CLASS.fullmatch(run.settings["dataset"])
+    test = data.load(single["name"], "test", image_size=run.settings["image_size"])
+    known, asked = (
+        evaluation.embed(run.method, images, transform=fit(run.settings, run.channels), answer=getattr(run.method, "uncertainties", None))
+        for images in (run.train, test)
+    )
+    native = {name: values for name, values in asked.items() if name not in ("features", "label", "uncertainty") and values.ndim == 1}
+    scores = evaluation.unsupervised_uncertainties(known, asked) | native
+    scores["mahalanobis"] = evaluation.mahalanobis_distance(known["features"], asked["features"])
+    scores.pop("kappa", None)  # its negative is the uncertainty
+    other, rows = test.labels != int(single["label"]), []
+    for name, values in scores.items():
+        low, high = uncertainty.bootstrap_interval(uncertainty.auroc, values, other, draws=run.settings["bootstrap_draws"] // 4)
+        row = {"evaluated_on": test.title, "condition": "one_class", "score": name, "metric": "ood_auroc", "n": len(test)}
+        rows.append(row | {"value": uncertainty.auroc(values, other), "ci_low": low, "ci_high": high})
+    return rows
 
 
 def _validation_accuracy(run: Run) -> dict:

@@ -135,13 +135,17 @@ def outside(settings: dict) -> str:
 
 
 def measure_other_scores(run: protocol.Run, notebook: str) -> None:
-    """How well each uncertainty of a ProSMin run tells other data sets apart, as metrics of ``notebook``: AUROC, FPR95 and average precision.
+    """How well all that a method's ``uncertainties`` say tells other data sets apart, as metrics of ``notebook``.
 
-    Rows of condition near_ood and far_ood, score log_sigma (the method's own) or one of ProSMin.uncertainties; positive: the other set.
+    AUROC, FPR95 and average precision. Rows of condition near_ood and far_ood, score one of ``uncertainties`` or mahalanobis
+    (evaluation.mahalanobis_distance); positive: the other set.
     """
+    bank = run.embed(run.bank)["features"]
+
     def answers(images: ImageSet) -> dict[str, np.ndarray]:
         found = _embed(run, images, run.method.uncertainties)
-        return {name: values for name, values in found.items() if name not in ("features", "label", "uncertainty")}
+        own = {name: values for name, values in found.items() if name not in ("features", "label", "uncertainty")}
+        return own | {"mahalanobis": evaluation.mahalanobis_distance(bank, found["features"])}
 
     known, rows = answers(run.test()), []
     for distance in ("near", "far"):

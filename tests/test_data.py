@@ -780,6 +780,16 @@ def test_styled_by_name(tmp_path):
     assert abs(train.extra["scale"][:359] - test.extra["scale"]).mean() > 0.1  # each split has styles of its own
 
 
+def test_one_class_by_name(tmp_path):
+    whole, own = load("digits", "test", tmp_path, image_size=16), load("digits_class_3", "test", tmp_path, image_size=16)
+    assert own.title == "digits_class_3" and own.classes == ["3"] and not own.labels.any()
+    assert np.array_equal(own.images, whole.images[whole.labels == 3]) and np.array_equal(own.index, whole.index[whole.labels == 3])
+    with pytest.raises(ValueError, match="digits has classes 0 to 9"):
+        load("digits_class_10", "test", tmp_path)
+    with pytest.raises(ValueError, match="no set 'nothing'"):
+        load("nothing_class_1", "train", tmp_path)
+
+
 def test_images_with_colours_are_tinted_and_keep_their_labels(tmp_path):
     write_npz(tmp_path / "faces/train.npz", images=np.full((40, 24, 24, 3), 200, np.uint8), labels=np.arange(40) % 2, age=np.arange(40) % 9)
     found = load("styled_faces", "train", tmp_path)

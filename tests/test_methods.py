@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import losses, methods, plotting, settings
-from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, prosmin, vae, view_pairs
+from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, prosmin, vae, view_pairs, vje
 
 GOLDEN = Path(__file__).with_name("golden.json")
 TOLERANCE = 2e-4
@@ -135,6 +135,8 @@ def test_embedding_is_deterministic_and_does_not_depend_on_the_batch(method):
     elif issubclass(METHODS[method], vae.VAE):
         assert torch.equal(whole.uncertainty, whole.native["log_volume"])
         torch.testing.assert_close(whole.uncertainty, network.encode(images)[1].exp().prod(1).log() / 2)
+    elif METHODS[method] is vje.VJE:
+        assert torch.equal(whole.uncertainty, whole.native["log_variance"])
     elif METHODS[method] is prosmin.ProSMin:
         assert torch.equal(whole.uncertainty, whole.native["log_sigma"])
     elif issubclass(METHODS[method], baselines.DINO):
@@ -153,7 +155,8 @@ def test_embeds_with_names_all_parts_that_embedding_needs(method):
             nn.init.normal_(parameter)
     assert torch.equal(network.embed(images).features, expected.features)
     assert torch.equal(network.embed(images).uncertainty, expected.uncertainty)
-    assert set(network.embeds_with) <= {name for name, _ in [*network.named_children(), *network.named_buffers()]}
+    parts = [*network.named_children(), *network.named_buffers(), *network.named_parameters(recurse=False)]
+    assert set(network.embeds_with) <= {name for name, _ in parts}
 
 
 def test_build_follows_the_seed_and_leaves_the_generator_alone():

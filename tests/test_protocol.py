@@ -9,10 +9,11 @@ import pytest
 import torch
 import torchvision
 from PIL import Image
+from sklearn.covariance import LedoitWolf
 from torchvision.transforms import functional as tv
 
 import lib
-from lib import artifacts, augmentations, data, evaluation, factors, protocol, training
+from lib import artifacts, augmentations, data, evaluation, factors, protocol, training, uncertainty
 from lib import settings as resolution
 
 TINY = {
@@ -288,6 +289,24 @@ def test_a_tuning_run_is_measured_on_validation_alone(shared_results):
     frame = protocol.measure(protocol.Run(settings))
     assert len(frame) == 1 and frame.condition[0] == "validation" and frame.n[0] == 143 and 0.1 < frame.value[0] <= 1
     assert not artifacts.scores_path("smoke", resolution.run_name(settings), "digits").exists()
+
+
+def test_a_run_on_one_class_is_measured_by_how_it_tells_the_others_apart(shared_results):
+    settings = resolution.resolve("vje", "smoke", dataset="digits_class_3")
+    training.train(settings)
+    run = protocol.Run(settings)
+    frame = protocol.measure(run).set_index("score")
+    assert set(frame.condition) == {"one_class"} and set(frame.metric) == {"ood_auroc"} and set(frame.n) == {359}
+    assert {"uncertainty", "feature_norm", "knn_distance", "mahalanobis", "negative_elbo", "other_view"} <= set(frame.index)
+    test, fitted = data.load("digits", "test", image_size=16), protocol.fit(settings, 1)
+    own = evaluation.embed(run.method, test, transform=fitted)
+    expected = uncertainty.auroc(own["uncertainty"], test.labels != 3)
+    own_row = frame.loc["uncertainty"]
+    assert own_row.value == pytest.approx(expected, abs=1e-6) and own_row.ci_low < expected < own_row.ci_high
+    train = evaluation.embed(run.method, run.train, transform=fitted)["features"].astype(np.float64)
+    difference, precision = own["features"] - train.mean(0), np.linalg.inv(LedoitWolf().fit(train).covariance_)
+    distance = np.einsum("nd,de,ne->n", difference, precision, difference)
+    assert frame.value["mahalanobis"] == pytest.approx(uncertainty.auroc(distance, test.labels != 3), abs=1e-6)
 
 
 def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch):

@@ -108,7 +108,7 @@ def test_other_scores_are_the_methods_own_by_the_common_measures(results):
     ready = protocol.Run(run)
     shift.measure_other_scores(ready, "50_test")
     found = artifacts.read_metrics("smoke", "50_test-ood", ready.name)
-    assert set(found.score) == {"log_sigma", "mean_sigma", "sample_spread", "target_energy"} and set(found.condition) == {"near_ood"}
+    assert set(found.score) == {"log_sigma", "mean_sigma", "sample_spread", "target_energy", "mahalanobis"} and set(found.condition) == {"near_ood"}
     known, other = (ready.embed(images)["log_sigma"] for images in (ready.test(), ready.other("generated")))
     expected = uncertainty.auroc(np.append(known, other), np.repeat([False, True], [len(known), len(other)]))
     row = found[(found.score == "log_sigma") & (found.metric == "ood_auroc")].iloc[0]

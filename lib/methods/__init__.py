@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from lib.methods import baselines, prosmin, vae
+from lib.methods import baselines, prosmin, vae, vje
 from lib.methods.baselines import RandomInitialisation, RawPixels
 from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 from lib.methods.simsiam import SimSiam, VISimSiam
@@ -40,6 +40,7 @@ METHODS = {
     "prosmin": prosmin.ProSMin,
     "prosmin_public_code": prosmin.ProSMin,
     "prosmin_vit": prosmin.ProSMin,
+    "vje": vje.VJE,
     "supervised": baselines.Supervised,
     "random": RandomInitialisation,
     "raw_pixels": RawPixels,
