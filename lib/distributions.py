@@ -310,16 +310,17 @@ def student_t_log_prob(distance: Tensor, log_determinant: Tensor, dim: int, degr
 
 
 def _tangent(loc: Tensor, chord: Tensor) -> Tensor:
-    """The logarithm map: from u - loc to the vector at loc, orthogonal to it, that points to u and is as long as the angle between them.
+    """The logarithm map: from u - loc to the vector at loc, orthogonal to it, that points to u and is as long as the angle θ between them.
 
-    With q = sin²(angle/2) = |u - loc|²/4 the tangential part is stretched by angle / sin(angle) = asin(√q) / √(q (1 - q)), a smooth function of q
-    up to the antipode; near zero its series 1 + 2q/3 + 8q²/15 + 16q³/35, whose gradient exists where the square root's does not.
+    The part of u - loc along the tangent space has length sin θ. It is stretched by θ / sin θ, near zero by its series in q = sin²(θ/2),
+    1 + 2q/3 + 8q²/15 + 16q³/35, whose gradient exists where that of the square root does not. At the antipode itself no direction is defined.
     """
-    q = (chord.square().sum(-1, keepdim=True) / 4).clamp(max=1 - 1e-6)
+    q = chord.square().sum(-1, keepdim=True) / 4
+    along = chord - (loc * chord).sum(-1, keepdim=True) * loc
     near = q < 1e-3
-    safe = torch.where(near, 0.5, q)
-    stretch = torch.where(near, 1 + q * (2 / 3 + q * (8 / 15 + q * 16 / 35)), safe.sqrt().asin() / (safe * (1 - safe)).sqrt())
-    return stretch * (chord - (loc * chord).sum(-1, keepdim=True) * loc)
+    sine = torch.where(near, 1.0, along.square().sum(-1, keepdim=True)).clamp(min=torch.finfo(chord.dtype).tiny).sqrt()
+    stretch = torch.where(near, 1 + q * (2 / 3 + q * (8 / 15 + q * 16 / 35)), torch.atan2(sine, 1 - 2 * q) / sine)
+    return stretch * along
 
 
 def _debye_polynomials(terms: int) -> list[Polynomial]:

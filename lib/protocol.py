@@ -99,14 +99,27 @@ class Run:
 
     @property
     def method(self) -> nn.Module:
+        """The trained network; without its weights the committed encoder, if it is of exactly this run (float16: the third digit differs)."""
         if self._method is None:
-            if not training.is_finished(self.profile, self.name, self.hash):
+            if training.is_finished(self.profile, self.name, self.hash):
+                self._method = training.load_trained(self.settings, self.channels)
+            elif self._has_encoder():
+                self._method = load(self.settings["method"])
+            else:
                 raise FileNotFoundError(
                     f"Run {self.name} has no weights here that were trained with these settings and data; "
                     f"train it with: make reproduce PROFILE={self.profile}"
                 )
-            self._method = training.load_trained(self.settings, self.channels)
         return self._method
+
+    @property
+    def is_at_hand(self) -> bool:
+        """Whether ``method`` can be asked."""
+        return self._method is not None or training.is_finished(self.profile, self.name, self.hash) or self._has_encoder()
+
+    def _has_encoder(self) -> bool:
+        path = artifacts.encoder_path(self.settings["method"], self.profile)
+        return path.exists() and artifacts.read_tensors_info(path)["run_hash"] == self.hash
 
     @property
     def bank(self) -> data.ImageSet:

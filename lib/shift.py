@@ -122,10 +122,18 @@ def _embed(run: protocol.Run, images: ImageSet, answer: Callable | None = None) 
 
 
 def store_outside_scores(run: protocol.Run) -> None:
-    """The uncertainty of a run on its test set and on the nearest other set, as scores <set>_outside, so that runs can be compared image by image."""
-    other = outside(run.settings)
-    parts = [run.embed(images)["uncertainty"].astype(np.float32) for images in (run.test(), run.other(other))]
-    arrays = {"uncertainty": np.concatenate(parts), "outside": np.repeat([False, True], [len(part) for part in parts])}
+    """What a run says of its test set and of the nearest other set, as scores <set>_outside, so that runs can be compared image by image.
+
+    uncertainty, knn_distance, and what of the method's native quantities is not the uncertainty again.
+    """
+    other, bank = outside(run.settings), run.embed(run.bank)
+    parts = [run.embed(images) for images in (run.test(), run.other(other))]
+    found = [evaluation.unsupervised_uncertainties(bank, part) for part in parts]
+    arrays = {name: np.concatenate([part[name] for part in found]) for name in ("uncertainty", "knn_distance")}
+    for name, values in parts[0].items():
+        if values.ndim == 1 and name not in ("uncertainty", "label") and not np.array_equal(abs(values), abs(parts[0]["uncertainty"])):
+            arrays[name] = np.concatenate([part[name] for part in parts]).astype(np.float32)
+    arrays["outside"] = np.repeat([False, True], [len(part["label"]) for part in parts])
     artifacts.write_scores(run.profile, run.name, f"{other}_outside", arrays)
 
 

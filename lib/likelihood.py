@@ -1,0 +1,62 @@
+"""What a likelihood on embeddings is and says: its mass over the sphere, and what VJE's variances follow (notebook 60)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from lib import artifacts, evaluation, protocol, uncertainty
+from lib.distributions import DirectionalStudentT
+
+NODES = 200
+
+
+def mass_over_sphere(dim: int, scale: float, degrees_of_freedom: float, intrinsic: bool = True) -> float:
+    """∫ p(u) du over S^{D-1} of DirectionalStudentT with one scale for all coordinates, in closed form but for the angle θ between u and loc.
+
+    ``|S^{D-2}| ∫_0^π p(θ) sin^{D-2} θ dθ`` by Gauss-Legendre quadrature on intervals that grow from the scale on. dim: D >= 2; scale: the square
+    root of squared_scale, in radians. One for a density; at most one for a sub-density.
+    """
+    loc, across = torch.eye(dim, dtype=torch.float64)[:2]
+    edges = np.unique(np.clip(np.geomspace(scale * 1e-3, math.pi, 24), 0, math.pi))
+    nodes, weights = np.polynomial.legendre.leggauss(NODES)
+    density = DirectionalStudentT(loc, torch.full_like(loc, scale**2), degrees_of_freedom, intrinsic, validate_args=False)
+    log_area = math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)  # of S^{D-2}
+    total = 0.0
+    for low, high in zip([0.0, *edges], edges, strict=False):
+        angle = torch.from_numpy((low + high) / 2 + (high - low) / 2 * nodes)
+        u = angle.cos()[:, None] * loc + angle.sin()[:, None] * across  # [NODES, D]
+        log_ring = log_area + (dim - 2) * angle.sin().clamp(min=1e-300).log()
+        total += float(((density.log_prob(u) + log_ring).exp() * torch.from_numpy(weights)).sum()) * (high - low) / 2
+    return total
+
+
+@torch.no_grad()
+def measure_variances(run: protocol.Run, notebook: str) -> None:
+    """How far a VJE run's variances differ, and what they follow, as metrics of ``notebook`` and scores <dataset>_variances.
+
+    From two views of the first ``condition_images`` training images: v of the first, and the residual ``D (u' - m/|m|)²`` of the second's direction
+    from what the first predicts, which v is the scale of. Scores: mean over images of log v and of the residual for each feature, and mean over
+    features for each image. Metrics of condition features and images: spread, the standard deviation of those mean log v over features or
+    images; residual_spearman, their rank correlation with the mean residuals.
+    """
+    few, views = protocol.embed_views(run, 2)
+    first, second = (torch.from_numpy(view["features"]) for view in views)  # [N, D]
+    method: nn.Module = run.method.cpu().eval()
+    mean, log_variance = method.posterior(first)
+    residual = first.shape[1] * (F.normalize(second, dim=1) - F.normalize(mean, dim=1)).square()
+    scores, rows = {}, []
+    for condition, axis in (("features", 0), ("images", 1)):
+        own, apart = (values.mean(axis).double().numpy() for values in (log_variance, residual))
+        scores |= {f"{condition}_log_variance": own.astype(np.float32), f"{condition}_residual": apart.astype(np.float32)}
+        for metric, statistic, arrays in (("spread", np.std, [own]), ("residual_spearman", uncertainty.rank_correlation, [own, apart])):
+            low, high = uncertainty.bootstrap_interval(statistic, *arrays, draws=run.settings["bootstrap_draws"])
+            row = {"evaluated_on": few.title, "condition": condition, "score": "log_variance", "metric": metric, "n": len(own)}
+            rows.append(row | {"value": statistic(*arrays), "ci_low": low, "ci_high": high})
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_variances", scores)
+    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+    artifacts.write_metrics(run.profile, f"{notebook}-variances", run.name, frame)
