@@ -38,6 +38,7 @@ ON_GPU = (
     "33_kappa_closed_form", "36_kappa_across_data_sets", "40_simvae_content_and_style",
     "41_simvae_reconstruction_and_generation", "42_simvae_ablations", "43_simvae_as_ssl_model",
     "50_prosmin_calibration_and_shift", "51_prosmin_low_shot_and_transfer", "52_prosmin_ablations",
+    "60_vje_likelihood",
 )  # fmt: skip
 
 
