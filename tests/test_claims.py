@@ -34,7 +34,7 @@ def test_every_claim_can_be_judged():
     for prefix, count in (("VS1", 12), ("VS2", 14), ("SV", 24)):
         assert {f"{prefix}-{number}" for number in range(1, count + 1)} <= set(found)
     for name, claim in found.items():
-        prefix = {"vs1": "VS1-", "vs2": "VS2-", "simvae": "SV-", "prosmin": "PM-"}[claim["paper"]]
+        prefix = {"vs1": "VS1-", "vs2": "VS2-", "simvae": "SV-", "prosmin": "PM-", "vje": "VJ-"}[claim["paper"]]
         assert claim["paper"] in reproduction.PAPERS and name.startswith(prefix)
         assert claim["parts"] or claim["kind"] == "recipe", name
         for part in claim["parts"]:
@@ -148,7 +148,7 @@ def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
     monkeypatch.setattr(claims, "find", lambda query, profile: Found(0.2, 0.1, 0.3, 10, 3, ""))
     monkeypatch.setattr(claims, "is_trained", lambda method, profile: asked.append(method) or True)
     claims.ledger("standard")
-    assert sorted(asked) == ["dino", "prosmin", "prosmin_vit", "vi_simsiam"]
+    assert sorted(asked) == ["dino", "prosmin", "prosmin_vit", "vi_simsiam", "vje"]
 
 
 def test_theory_needs_no_data():
