@@ -235,7 +235,8 @@ def ledger(profile: str, paper: str = "all") -> pd.DataFrame:
                 continue
             found = find(part["query"], profile) if "query" in part else None
             verdict, reason = decide(part, claim["kind"], found, profile, claim.get("needs", ""), trained)
-            row = common | {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
+            row = common | {"unit": part.get("unit", common["unit"])}
+            row |= {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
             if found is not None:
                 row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n, "seeds": found.seeds, "commit": found.commit}
             rows.append(row)
