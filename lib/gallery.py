@@ -58,12 +58,16 @@ def build(profile: str) -> Path:
 
 
 def notebook_html(executed: Path) -> Path:
-    """Write an executed notebook as one HTML page beside it and return its path; formulas stay TeX source, since no script is loaded."""
+    """Write an executed notebook as one HTML page beside it and return its path; formulas stay TeX source, since no script is loaded.
+
+    A picture that is a stored figure of the profile is a link to it, so that the page holds no second copy; any other is in the page.
+    """
     executed = Path(executed)
     try:
         notebook = nbformat.read(executed, as_version=4)
     except nbformat.reader.NotJSONError as error:
         raise ValueError(f"{executed} is truncated or not a notebook: delete it and run the job that writes it again") from error
+    _link_figures(notebook, executed)
     # Widgets and scripts would come from a network: the same output holds a picture or a text of them, which does not.
     kinds = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
     exporter = HTMLExporter(config=Config(NbConvertBase={"display_data_priority": kinds}), template_name="basic", embed_images=True)
@@ -79,21 +83,41 @@ def notebook_html(executed: Path) -> Path:
     return path
 
 
+def _link_figures(notebook: nbformat.NotebookNode, executed: Path) -> None:
+    """Put links in place of the pictures that have the alt text of one figure of this notebook."""
+    stored: dict[str, list[Path]] = {}
+    for path in sorted(executed.parent.parent.glob(f"figures/{executed.stem[:2]}_*.json")):
+        if path.with_suffix(".png").exists():
+            stored.setdefault(artifacts.read_json(path)["alt"], []).append(path.with_suffix(".png"))
+    for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
+        alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+        if len(stored.get(alt, ())) == 1:
+            (picture,) = stored[alt]
+            width, height = _screen_size(picture)
+            link = f'<img src="../figures/{quote(picture.name)}" alt="{html.escape(alt)}" width="{width}" height="{height}">'
+            output["data"] = nbformat.NotebookNode({"text/html": link})
+
+
+def _screen_size(picture: Path) -> tuple[int, int]:
+    """Width and height of a stored picture as a page shows it."""
+    with Image.open(picture) as image:
+        scale = PIXELS_PER_INCH / round(image.info.get("dpi", (300, 300))[0])
+        return round(image.width * scale), round(image.height * scale)
+
+
 def _figure(path: Path, profile: str) -> dict:
     record = artifacts.read_json(path)
     picture = path.with_suffix(".png")
     if not picture.exists():
         raise FileNotFoundError(f"{path.name} has no {picture.name} beside it: draw the figure again with {record['notebook']}")
-    with Image.open(picture) as image:
-        width, height = image.size
-        scale = PIXELS_PER_INCH / round(image.info.get("dpi", (300, 300))[0])
+    width, height = _screen_size(picture)
     claim, rest = split_caption(record["caption"])
     return record | {
         "number": path.stem[:2],
         "claim": claim,
         "rest": rest,
-        "width": round(width * scale),
-        "height": round(height * scale),
+        "width": width,
+        "height": height,
         "files": {kind: quote(f"figures/{path.stem}.{kind}") for kind in ("png", *(() if profile in PICTURES_ALONE else VECTORS), "csv", "json")},
         "changed": [name for name, digest in record["inputs"].items() if _changed(name, digest)],
     }

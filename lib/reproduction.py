@@ -84,13 +84,16 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
 
 
 def begin(notebook: str, namespace: dict) -> None:
-    """First call of every notebook: refuse parameters that the notebook does not declare (papermill itself only warns), and load the style."""
+    """First call of every notebook: refuse parameters that the notebook does not declare (papermill itself only warns), load the style."""
+    import matplotlib.pyplot as plt  # slow to import
+
     from lib import plotting
 
     given = {name: value for name, value in namespace.items() if isinstance(value, (str, int, float, bool, list, dict))}
     given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit", "NOTEBOOK")}
     check_parameters(notebook, given)
     plotting.use_style()
+    plt.switch_backend("agg")  # a figure is shown when it is saved, with its caption, and not half drawn at the end of every cell
 
 
 def headless() -> bool:

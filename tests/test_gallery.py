@@ -22,6 +22,7 @@ DRIVER = shutil.which("chromedriver")
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 CAPTION = f"Concentration falls with blur & {HOSTILE}. " + "Each box shows the quartiles of one severity level here. " * 4
 ALT = 'Five "boxes" stand <b>side by side</b>. Their medians fall.'
+OTHER_ALT = 'A "curve" rises <b>fast</b>. It ends high.'
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,8 @@ def results(tmp_path_factory):
             data = pd.DataFrame({"x": np.arange(5.0), "kappa": 2.0 ** np.arange(5)})
             ax.plot(data["x"], data["kappa"])
             notebook = f"{id[:2]}_some_notebook"
-            plotting.save_figure(figure, id, caption=CAPTION, alt=ALT, data=data, profile="smoke", notebook=notebook, inputs=[source])
+            alt = OTHER_ALT if id == "30_roc" else ALT
+            plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="smoke", notebook=notebook, inputs=[source])
         wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 20 for i in range(30)})
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
         artifacts.write_json(folder / "run.json", {"commit": "abc", "hardware": {"processor": HOSTILE, "cores": 2}, "minutes": 7.5})
@@ -58,6 +60,7 @@ def write_notebook(path, extra=()):
     outputs = [
         nbformat.v4.new_output("stream", text="x" * 400),
         nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(picture).decode()}, metadata={"image/png": {"alt": "A line."}}),
+        nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(picture).decode()}, metadata={"image/png": {"alt": OTHER_ALT}}),
         nbformat.v4.new_output("execute_result", {"text/html": table, "text/plain": "table"}),
         nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "a slider"}),
         nbformat.v4.new_output("display_data", {"application/javascript": "alert(3)", "text/plain": "a script"}),
@@ -150,6 +153,8 @@ def test_notebook_page(results, tmp_path):
     assert "<title>κ under &lt;blur&gt;</title>" in page and 'alt="A line."' in page and "data:image/png;base64," in page
     assert r"\log C(\kappa)" in page and "a slider" in page and "a script" in page
     assert len(page) < 200_000
+    (stored,) = re.findall(r'src="(\.\./figures/[^"]*)"', page)
+    assert (results / "notebooks" / stored).resolve() == results.resolve() / "figures" / "30_roc.png"
     remote = nbformat.v4.new_output("display_data", {"text/html": '<img alt="x" src="https://example.org/x.png">'})
     write_notebook(tmp_path / "10_remote.ipynb", [remote])
     with pytest.raises(ValueError, match="from the network"):
@@ -192,7 +197,7 @@ def test_page_in_a_browser(results, browser, page, width):
         Promise.all(images.map(image => image.decode().catch(() => null))).then(
             () => done(images.map(image => [image.src, image.naturalWidth, image.alt, image.getBoundingClientRect().width])));"""
     )
-    assert len(pictures) == (3 if page == "index.html" else 1)
+    assert len(pictures) == (3 if page == "index.html" else 2)
     for source, natural, alt, shown in pictures:
         assert natural > 0, f"{source[:80]} did not load"
         assert alt and 0 < shown <= width
