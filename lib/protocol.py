@@ -118,7 +118,7 @@ class Run:
         return self._method is not None or training.is_finished(self.profile, self.name, self.hash) or self._has_encoder()
 
     def _has_encoder(self) -> bool:
-        path = artifacts.encoder_path(self.settings["method"], self.profile)
+        path = artifacts.encoder_path(self.settings["method"])
         return path.exists() and artifacts.read_tensors_info(path)["run_hash"] == self.hash
 
     @property

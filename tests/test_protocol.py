@@ -234,6 +234,19 @@ def test_a_committed_encoder_embeds_as_the_run_does(run, encoder):
     assert str(artifacts.RESULTS) not in json.dumps(info)
 
 
+def test_a_run_without_weights_answers_with_its_own_committed_encoder(run, encoder, monkeypatch):
+    images = torch.rand(4, 1, 9, 9)
+    expected = run.method.embed(images)
+    monkeypatch.setattr(training, "is_finished", lambda *_: False)
+    bare = protocol.Run(run.settings)
+    assert bare.is_at_hand
+    torch.testing.assert_close(bare.method.embed(images).features, expected.features, rtol=5e-3, atol=5e-3)
+    other = protocol.Run(run.settings | {"seed": 1})
+    assert not other.is_at_hand
+    with pytest.raises(FileNotFoundError, match="has no weights here"):
+        other.method
+
+
 def test_the_model_card_says_what_the_encoder_takes(run, frame, encoder):
     card = encoder.with_suffix(".md").read_text()
     accuracy = frame[(frame.metric == "accuracy") & (frame.condition == "clean")].set_index("classifier").value
