@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from lib import artifacts, augmentations, data, evaluation, factors, generation, image_sets, methods, training, uncertainty
@@ -21,6 +22,10 @@ ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 # groups of runs whose notebooks compare accuracy alone, or per-image scores of their own
 SCORED_APART = ("simvae", "ablations", "scoring", "likelihood")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
+# The uncertainty of a method in words, by the native quantity that it is; a method without one has its features' norm.
+UNCERTAINTIES = {"kappa": "-κ", "entropy": "the entropy of its softmax", "log_sigma": "mean log σ", "log_volume": "½ Σ log v"}
+UNLIKE = 0.3  # Kolmogorov-Smirnov distance; natural photographs stay well below it, digits and noise well above (tests/test_own_images.py)
+TRIVIAL = "the negative norm of its features (trivial)"
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
@@ -598,17 +603,100 @@ def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
     if size > ENCODER_BYTES:
         raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {ENCODER_BYTES}; commit a smaller network.")
     artifacts.write_tensors(path, kept, info)
-    accuracy = metrics[(metrics.metric == "accuracy") & (metrics.condition == "clean")].set_index("classifier").value
-    labels = "with" if hasattr(run.method, "classes") else "without"
-    card = (
-        f"# {run.settings['method']}\n\nRun `{run.name}` (hash {run.hash}), trained {labels} labels on {run.train.title} ({run.train.source}).\n"
-        f"Input: float images [B, {run.channels}, {run.settings['image_size']}, {run.settings['image_size']}] in 0..1. "
-        f"Stored in float16: outputs differ from the trained network's in the third digit.\n\n"
-        f"Linear probe {accuracy['linear']:.1%}, k-NN {accuracy['knn']:.1%} on the test set. Not for decisions about people.\n\n"
-        f'```python\nimport lib\n\nencoder = lib.load("{run.settings["method"]}")\nembedding = encoder.embed(images)\n```\n'
-    )
-    artifacts.write_text(path.with_suffix(".md"), card)
+    artifacts.write_text(path.with_suffix(".md"), model_card(info, {"title": run.train.title, "images": len(run.train)}, metrics))
+    spread = feature_spread(run.embed(run.train)["features"], run.embed(run.test())["features"])
+    artifacts.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **spread)
     return path
+
+
+def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
+    """The card of a committed encoder in Markdown; no weights are needed.
+
+    info: what the encoder's file says of itself. trained_on: title and number of images, as in the run's config.json. metrics: the run's stored
+    battery; an out-of-distribution set that it was not measured on has no row.
+    """
+    settings, rows = info["settings"], []
+    name, size, terms = settings["method"], settings["image_size"], data.DATASETS[settings["dataset"]].terms
+    own = next((words for native, words in UNCERTAINTIES.items() if native in set(metrics.score)), TRIVIAL)
+    clean, foreign = metrics[metrics.condition == "clean"], metrics[(metrics.metric == "ood_auroc") & (metrics.score == "uncertainty")]
+    for classifier, words in (("linear", "linear probe"), ("knn", "k-NN")):
+        (accuracy,) = clean[(clean.metric == "accuracy") & (clean.classifier == classifier)].itertuples()
+        rows.append(f"| accuracy, {words} | {accuracy.value:.1%} [{accuracy.ci_low:.1%}, {accuracy.ci_high:.1%}] |")
+    right = clean[(clean.metric == "correctness_auroc") & (clean.classifier == "linear")].set_index("score")
+    for score, words in (("uncertainty", own), ("max_softmax", "the probe's maximum softmax (trivial)")):
+        rows.append(f"| AUROC, right or wrong (linear probe), by {words} | {_with_interval(right.loc[score])} |")
+    for _, row in foreign.iterrows():
+        rows.append(f"| AUROC, {row.condition.replace('_ood', '')} OOD ({row.evaluated_on}), by {own} | {_with_interval(row)} |")
+    limits = [f"One run, one seed, {size} px; what is not in the table was not measured.", "Not for decisions about people."]
+    if own == TRIVIAL:
+        limits.insert(0, "It has no uncertainty of its own: the norm of the features stands in.")
+    if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
+        limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")
+    labels = "with" if hasattr(methods.METHODS[name], "classes") else "without"
+    return (
+        f"# {name}\n\n"
+        f"- **Run:** `{info['run']}` (hash {info['run_hash']}).\n"
+        f"- **Data:** {trained_on['title']}, {trained_on['images']:,} images; terms: {terms}.\n"
+        f"- **Training:** {settings['epochs']} epochs {labels} labels.\n"
+        f"- **Input:** float images [B, {info['channels']}, {size}, {size}] in 0..1.\n"
+        f"- **Uncertainty** (higher is less certain): {own}.\n"
+        f"- **Stored** in float16: outputs differ from the trained network's in the third digit.\n\n"
+        f"Measured on the {clean.n.iloc[0]:,} images of the test set, with 95 % bootstrap intervals over images:\n\n"
+        f"| measure | value |\n| --- | --- |\n" + "\n".join(rows) + "\n\n"
+        "**Limits.** " + " ".join(limits) + "\n\n"
+        f'```python\nimport lib\n\nencoder = lib.load("{name}")\nembedding = encoder.embed(images)\n```\n'
+    )
+
+
+def _with_interval(row: pd.Series) -> str:
+    return f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
+
+
+def write_cards(profile: str = "standard") -> list[Path]:
+    """Write the card of every committed encoder again, from the stored config and metrics of its run."""
+    cards = []
+    for path in sorted(artifacts.encoder_path("", profile).parent.glob("*.safetensors")):
+        info = artifacts.read_tensors_info(path)
+        config = artifacts.read_json(artifacts.run_dir(profile, info["run"]) / "config.json")
+        cards.append(path.with_suffix(".md"))
+        artifacts.write_text(cards[-1], model_card(info, config["data"], artifacts.read_metrics(profile, MEASURED_BY, info["run"])))
+    return cards
+
+
+# ---------------------------------------------------------------------------------------------------------------- likeness to the training set
+def feature_spread(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+    """What is kept of the features [M, D] of a training set, so that other images can be compared with it when it is not at hand.
+
+    mean [D] and precision [D, D] (inverse covariance; a thousandth of the mean variance is added to its diagonal), and the percentiles 0 to 100 of
+    the distance ``(x - mean)ᵀ precision (x - mean)`` over test images of the same set (Lee et al. 2018, one Gaussian for all classes).
+    """
+    train = train.astype(np.float64)
+    covariance = np.cov(train.T)
+    precision = np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
+    spread = {"mean": train.mean(0).astype(np.float32), "precision": precision.astype(np.float32)}
+    return spread | {"percentiles": np.percentile(_distances(test, spread), np.arange(101)).astype(np.float32)}
+
+
+def _distances(features: np.ndarray, spread: dict[str, np.ndarray]) -> np.ndarray:
+    away = features.astype(np.float64) - spread["mean"]
+    return np.einsum("nd,de,ne->n", away, spread["precision"].astype(np.float64), away)
+
+
+def unlikeness(features: np.ndarray, spread: dict[str, np.ndarray]) -> float:
+    """How far images [N, D] are from a training set: the Kolmogorov-Smirnov distance (0 to 1) between their distances and its test images'.
+
+    Above UNLIKE they do not resemble it: at some distance the shares of images beyond it differ by more than that.
+    """
+    known = spread["percentiles"].astype(np.float64)
+    return float(stats.ks_1samp(_distances(features, spread), lambda x: np.interp(x, known, np.arange(101) / 100)).statistic)
+
+
+def encoders() -> dict[str, Path]:
+    """The committed encoders by method: those of the results folder, or where it has none those that came with the code."""
+    for results in (artifacts.RESULTS, artifacts.ROOT / "results"):
+        if found := sorted((results / "standard" / "encoders").glob("*.safetensors")):
+            return {path.stem: path for path in found}
+    return {}
 
 
 def load(name: str) -> nn.Module:
@@ -616,10 +704,10 @@ def load(name: str) -> nn.Module:
 
     Only what embedding needs is there: the loss cannot be evaluated. ValueError for an unknown name, with the names there are.
     """
-    path = artifacts.encoder_path(name)
-    if not path.exists():
-        there = sorted(file.stem for file in path.parent.glob("*.safetensors"))
-        raise ValueError(f"There is no committed encoder {name!r}; there are {there}.")
+    there = encoders()
+    if name not in there:
+        raise ValueError(f"There is no committed encoder {name!r}; there are {sorted(there)}.")
+    path = there[name]
     tensors, info = artifacts.read_tensors(path)
     method = methods.build(info["settings"], info["channels"])
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}

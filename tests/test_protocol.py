@@ -247,11 +247,54 @@ def test_a_run_without_weights_answers_with_its_own_committed_encoder(run, encod
         bool(other.method)
 
 
-def test_the_model_card_says_what_the_encoder_takes(run, frame, encoder):
+def test_the_model_card_says_what_the_encoder_takes_and_what_was_measured(run, frame, encoder):
     card = encoder.with_suffix(".md").read_text()
-    accuracy = frame[(frame.metric == "accuracy") & (frame.condition == "clean")].set_index("classifier").value
-    for part in (run.name, run.hash, "[B, 1, 9, 9]", "digits (256 images)", 'lib.load("vi_simsiam")', f"k-NN {accuracy['knn']:.1%}"):
-        assert part in card
+    chosen = frame[(frame.condition == "clean") | (frame.metric == "ood_auroc")].set_index(["metric", "classifier", "score", "evaluated_on"]).value
+    (accuracy,), (right,) = chosen["accuracy"]["knn"], chosen["correctness_auroc"]["linear"]["uncertainty"]
+    foreign = chosen["ood_auroc"][""]["uncertainty"]["generated"]
+    for part in (run.name, run.hash, "[B, 1, 9, 9]", "digits (256 images), 256 images", f"{run.settings['epochs']} epochs without labels",
+                 'lib.load("vi_simsiam")', f"accuracy, k-NN | {accuracy:.1%} [", f"by -κ | {right:.3f} [",
+                 f"near OOD (generated), by -κ | {foreign:.3f} [", "**Limits.**"):  # fmt: skip
+        assert part in card, part
+
+
+def test_the_committed_cards_are_what_the_committed_metrics_give(monkeypatch):
+    monkeypatch.setattr(artifacts, "RESULTS", artifacts.ROOT / "results")
+    cards = {path: path.read_text() for path in sorted((artifacts.RESULTS / "standard" / "encoders").glob("*.md"))}
+    written = {}
+    monkeypatch.setattr(artifacts, "write_text", written.__setitem__)
+    assert protocol.write_cards() == list(cards) and written == cards
+
+
+def test_a_card_names_foreign_sets_that_the_encoder_is_surer_of(frame):
+    info = {"settings": resolution.resolve("vi_simsiam", "smoke"), "run": "r", "run_hash": "h", "channels": 1}
+    changed = frame.copy()
+    foreign = (changed.metric == "ood_auroc") & (changed.score == "uncertainty")
+    for high, surer in ((0.4, True), (0.6, False)):
+        changed.loc[foreign, "ci_high"] = high
+        assert ("surer of generated than of its own" in protocol.model_card(info, {"title": "digits", "images": 9}, changed)) == surer
+    changed.loc[changed.score == "kappa", "score"] = "other"
+    assert "no uncertainty of its own" in protocol.model_card(info, {"title": "digits", "images": 9}, changed)
+
+
+def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_the_test_images_own():
+    generator = np.random.default_rng(0)
+    mixing = generator.normal(size=(5, 5))
+    train, test, same, wide, narrow = (scale * generator.normal(size=(4000, 5)) @ mixing + 3 for scale in (1, 1, 1, 2, 0.4))
+    spread = protocol.feature_spread(train, test)
+    expected = np.linalg.norm(np.linalg.solve(mixing.T, (same - 3).T), axis=0) ** 2
+    np.testing.assert_allclose(protocol._distances(same, spread), expected, rtol=0.15, atol=0.15)
+    ours, theirs = np.sort(protocol._distances(wide, spread)), protocol._distances(test, spread)
+    direct = max(abs(np.mean(theirs <= level) - np.mean(ours <= level)) for level in ours)
+    assert abs(protocol.unlikeness(wide, spread) - direct) < 0.02
+    assert protocol.unlikeness(same, spread) < 0.05 < protocol.UNLIKE < min(protocol.unlikeness(other, spread) for other in (wide, narrow, same + 9))
+
+
+def test_encoders_that_came_with_the_code_are_found_from_any_results_folder(encoder):
+    assert protocol.encoders() == {"vi_simsiam": encoder}
+    aside = encoder.rename(encoder.with_name("aside"))
+    assert {"vi_simsiam", "dino"} <= set(protocol.encoders())
+    aside.rename(encoder)
 
 
 def test_an_encoder_that_is_too_large_is_refused(run, frame, monkeypatch):
