@@ -14,7 +14,7 @@ LOCK := $(if $(shell command -v flock),flock requirements.txt)
 MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-long test-versions smoke notebook lab figures gallery benchmark lint clean FORCE
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures gallery benchmark lint clean FORCE
 
 help: ## list the targets (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -56,6 +56,12 @@ notebook: setup ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam s
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1
+
+# The folder comes through the environment, as it was typed: its name may hold spaces and quotes.
+score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODER=vi_simsiam EPOCHS= OUT=
+	@test -n "$$IMAGES" || { echo 'usage: make score IMAGES=folder [ENCODER=vi_simsiam] [EPOCHS=100] [OUT=folder]' >&2; exit 2; }
+	@$(MAKE) -s setup
+	@$(PY) -m lib.reproduction --score "$$IMAGES" --profile $(or $(PROFILE),standard) --encoder "$$ENCODER" --epochs "$${EPOCHS:-0}" --out "$$OUT"
 
 figures: setup ## choose the published set from results into figures/: PROFILE=standard
 	@$(PY) -m lib.reproduction --figures --profile $(or $(PROFILE),standard)

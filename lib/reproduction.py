@@ -38,7 +38,7 @@ ON_GPU = (
     "33_kappa_closed_form", "36_kappa_across_data_sets", "40_simvae_content_and_style",
     "41_simvae_reconstruction_and_generation", "42_simvae_ablations", "43_simvae_as_ssl_model",
     "50_prosmin_calibration_and_shift", "51_prosmin_low_shot_and_transfer", "52_prosmin_ablations",
-    "60_vje_likelihood",
+    "60_vje_likelihood", "70_your_own_images",
 )  # fmt: skip
 
 
@@ -369,7 +369,7 @@ def memory_of(process: int) -> int:
 def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> int:
     """Draw the bars until the process ends: all jobs, and every training that writes a progress file. Returns the peak of memory_of in bytes."""
     peak, looked = 0, 0.0
-    bar = tqdm(total=len(stamps), desc="all jobs", unit="job", position=0)
+    bar = tqdm(total=len(stamps), desc="all jobs", unit="job", position=0, disable=not stamps)
     running: dict[str, tqdm] = {}
     while True:
         finished = process.poll() is not None
@@ -383,7 +383,7 @@ def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> 
                 continue
         for name, state in states.items():
             if name not in running:
-                running[name] = tqdm(total=state["steps"], desc=name, unit="step", position=len(running) + 1, leave=False)
+                running[name] = tqdm(total=state["steps"], desc=state["run"], unit="step", position=len(running) + 1, leave=False)
             running[name].n = state["step"]
             running[name].set_postfix({"images/s": state["images_per_second"], "loss": state["loss"]})
         for name in set(running) - set(states):
@@ -397,6 +397,45 @@ def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> 
         inner.close()
     bar.close()
     return peak
+
+
+def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: str = "") -> int:
+    """Run notebook 70 on a folder of images, with bars over reading and training, and say where the page is. Returns an exit status.
+
+    Everything goes to ``out`` (results/own/<folder>): page, tables and contact sheets, and below them the run and the executed notebook.
+    """
+    folder = Path(images).expanduser().resolve()
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give one that holds images, IMAGES=folder.")
+    output = (Path(out).expanduser() if out else artifacts.results_dir("own") / (folder.name or "images")).resolve()
+    if output.is_relative_to(folder):
+        raise ValueError(f"The results would go to {output}, inside the folder that is scored: give another place, OUT=folder.")
+    name = find_notebook("70")
+    given = {"profile": profile, "images": str(folder), "encoder": encoder, "epochs": epochs, "out": str(output)}
+    text = " ".join(shlex.quote(f"{key}={value}") for key, value in check_parameters(name, given).items() if key != "profile")
+    command = [sys.executable, "-m", "lib.reproduction", "--notebook", name, "--profile", profile, "--params", text]
+    log_path, page = output / "log.txt", output / "index.html"
+    output.mkdir(parents=True, exist_ok=True)
+    before = page.stat().st_mtime_ns if page.exists() else 0
+    print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
+    with exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."), open(log_path, "w") as log:
+        process = subprocess.Popen(
+            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"RESULTS_DIR": str(output)}, cwd=artifacts.ROOT,
+            start_new_session=True, preexec_fn=_end_with_parent,
+        )  # fmt: skip
+        try:
+            _watch(process, {}, output / profile)
+        except KeyboardInterrupt:
+            os.killpg(process.pid, signal.SIGINT)
+            process.wait()
+            print("Interrupted. Call the same command again to continue.")
+            return 130
+    if process.returncode or not page.exists() or page.stat().st_mtime_ns == before:
+        failed = [line for line in log_path.read_text().splitlines() if "failed:" in line] or [f"Look at {log_path}."]
+        print(failed[-1].partition("failed: ")[2] or failed[-1], file=sys.stderr)
+        return process.returncode or 1
+    print(f"Done. Open the page: {_shown(page)}")
+    return 0
 
 
 def publish_figures(profile: str) -> list[Path]:
@@ -425,6 +464,10 @@ def main() -> int:
     parser.add_argument("--job", default="", help="run this one job of the DAG (what the Snakefile calls)")
     parser.add_argument("--stamp", default="", help="for --job: the stamp to write")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--score", default="", help="score this folder of images (notebook 70)")
+    parser.add_argument("--encoder", default="", help="for --score: a committed encoder; empty: train on the folder")
+    parser.add_argument("--epochs", default="0", help="for --score: epochs of training; 0: by the number of images")
+    parser.add_argument("--out", default="", help="for --score: where the page goes; empty: results/own/<folder>")
     parser.add_argument("--figures", action="store_true", help="copy the profile's figures to figures/")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -433,6 +476,10 @@ def main() -> int:
     try:
         if arguments.figures:
             print(f"{len(publish_figures(arguments.profile))} figures copied to figures/.")
+        elif arguments.score:
+            if not arguments.epochs.isdecimal():
+                raise ValueError(f"EPOCHS={arguments.epochs} is not a number of epochs; give a whole number, 0 for a number by the images.")
+            return score(arguments.score, arguments.profile, arguments.encoder, int(arguments.epochs), arguments.out)
         elif arguments.job:
             run_job(arguments.profile, arguments.paper, arguments.job, arguments.stamp)
         elif arguments.notebook:
