@@ -114,7 +114,7 @@ def _read(path: Path, left_out: str, size: int) -> tuple[dict, np.ndarray | None
                 return row | {"status": "tiny", "note": f"{image.width} x {image.height} px, the shorter side below {SMALLEST_SIDE}"}, None
             # Of a progressive JPEG all coefficients are held in memory, whatever size is asked for.
             if not image.info.get("progressive"):
-                pass
+                image.draft(None, (2 * size, 2 * size))
             if image.width * image.height > MOST_PIXELS:
                 return row | {"status": "huge", "note": f"{image.width * image.height:,} pixels to decode, more than {MOST_PIXELS:,}"}, None
             notes = [f"first of {image.n_frames} frames"] if getattr(image, "n_frames", 1) > 1 else []

@@ -41,7 +41,7 @@ def write_special(folder, images):
 
     for place in range(3):
         picture[place].convert("CMYK").save(path("used", f"print {place}.jpg"))
-    sixteen = np.asarray(picture[3].convert("L")).astype(np.uint16) * 257
+    sixteen = np.minimum(np.asarray(picture[3].convert("L")).astype(np.uint32) * 257 + 100, 65535).astype(np.uint16)
     for name in ("deep.png", "deep.tif"):
         Image.fromarray(sixteen).save(path("used", name))
     Image.fromarray(sixteen.astype(np.float32) / 65535).save(path("used", "float.tiff"))
