@@ -23,7 +23,8 @@ ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 SCORED_APART = ("simvae", "ablations", "scoring", "likelihood")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 # The uncertainty of a method in words, by the native quantity that it is; a method without one has its features' norm.
-UNCERTAINTIES = {"kappa": "-κ", "entropy": "the entropy of its softmax", "log_sigma": "mean log σ", "log_volume": "½ Σ log v"}
+UNCERTAINTIES = {"kappa": "-κ", "entropy": "the entropy of its softmax", "log_sigma": "mean log σ", "log_volume": "½ Σ log v",
+                 "log_variance": "mean log v"}  # fmt: skip
 UNLIKE = 0.3  # Kolmogorov-Smirnov distance; natural photographs stay well below it, digits and noise well above (tests/test_own_images.py)
 TRIVIAL = "the negative norm of its features (trivial)"
 
