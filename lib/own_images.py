@@ -139,7 +139,7 @@ def short_names(names: list[str], most: int = 22) -> dict[str, str]:
 def contact_sheet(images: np.ndarray, table: pd.DataFrame, rows: int = SHEET[0]) -> plt.Figure:
     """The first images of ``table`` (ranked) in reading order, with rank and κ under each."""
     shown = table.iloc[: rows * SHEET[1]]
-    notes = np.array([f"{row.rank} · κ {plotting.kappa_text(row.kappa)}" for row in shown.itertuples()]).reshape(rows, -1)
+    notes = np.array([f"{row.rank} · {plotting.kappa_text(row.kappa)}" for row in shown.itertuples()]).reshape(rows, -1)
     return plotting.image_grid(images[shown["index"]].reshape(rows, SHEET[1], *images.shape[1:]), notes=notes)
 
 
