@@ -251,9 +251,10 @@ def effective_rank(features: ArrayLike) -> float:
 # ---------------------------------------------------------------------------------------------------- intervals and tests
 
 
-def _percentiles(draw: Callable[[], float], draws: int, level: float) -> tuple[float, float]:
-    if draws < 1 or not 0 < level < 1:
-        raise ValueError(f"draws must be >= 1 and level in (0, 1), got {draws} and {level}.")
+def _defined(draw: Callable[[], ArrayLike], draws: int) -> np.ndarray:
+    """That many results of draw(), drawn again where it is undefined: [B, ...]."""
+    if draws < 1:
+        raise ValueError(f"draws must be >= 1, got {draws}.")
     values, undefined = [], 0
     while len(values) < draws:
         try:
@@ -262,8 +263,18 @@ def _percentiles(draw: Callable[[], float], draws: int, level: float) -> tuple[f
             undefined += 1
             if undefined > draws:
                 raise UndefinedStatistic(f"{undefined} draws held a single class: too few images of the rarer one to resample.") from error
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return np.asarray(values, dtype=np.float64)
+
+
+def _percentiles(draw: Callable[[], float], draws: int, level: float) -> tuple[float, float]:
+    _check_level(level)
+    low, high = np.quantile(_defined(draw, draws), [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
+
+
+def _check_level(level: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}.")
 
 
 def _columns(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -329,20 +340,50 @@ def hierarchical_interval(
         statistic(*arrays)
     generator = np.random.default_rng(seed)
 
-    def image_counts(size: int) -> np.ndarray:
-        return np.bincount(generator.integers(size, size=size), minlength=size)
-
     def draw() -> float:
-        shared = image_counts(sizes[0]) if same_images else None
-        values = []
-        for chosen in generator.integers(len(seeds), size=len(seeds)):
-            arrays, order = seeds[chosen]
-            counts = image_counts(len(order)) if shared is None else shared
-            rows = np.repeat(order, counts[order])
-            values.append(statistic(*(array[rows] for array in arrays)))
-        return float(np.mean(values))
+        shared = _image_counts(generator, sizes[0]) if same_images else None
+        return float(_mean_over_drawn_seeds(statistic, seeds, generator, shared))
 
     return _percentiles(draw, draws, level)
+
+
+def _image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
+    """How often each image is in a resample: [N]."""
+    return np.bincount(generator.integers(size, size=size), minlength=size)
+
+
+def _mean_over_drawn_seeds(statistic: Callable, seeds: list, generator: np.random.Generator, shared: np.ndarray | None) -> np.ndarray:
+    """Mean of the statistic over seeds drawn anew, on the images of `shared` counts, or on images of its own for each drawn seed."""
+    values = []
+    for chosen in generator.integers(len(seeds), size=len(seeds)):
+        arrays, order = seeds[chosen]
+        counts = _image_counts(generator, len(order)) if shared is None else shared
+        rows = np.repeat(order, counts[order])
+        values.append(statistic(*(array[rows] for array in arrays)))
+    return np.mean(values, axis=0)
+
+
+def hierarchical_draws(
+    statistic: Callable[..., ArrayLike], methods: Sequence[Sequence[Sequence[ArrayLike]]], draws: int = 2000, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Estimates [M, ...] and bootstrap draws [B, M, ...] of the mean over seeds of a statistic of M methods, paired by image.
+
+    methods: for each method a list over its seeds of the arrays that the statistic takes, row i the same image everywhere; the statistic is a
+    number or an array of numbers (several scores of one method). A draw resamples images once for all methods, then each method's own seeds,
+    whose number may differ: a method of one seed has no spread over seeds in it. The difference of two columns is a draw of the paired difference.
+    """
+    prepared = [[_columns(arrays) for arrays in per_seed] for per_seed in methods]
+    sizes = {len(order) for per_seed in prepared for _, order in per_seed}
+    if len(sizes) != 1 or not all(prepared):
+        raise ValueError(f"pass at least one method and one seed of each, all on the same images, got {sorted(sizes)} images.")
+    estimates = [np.mean([statistic(*arrays) for arrays, _ in per_seed], axis=0) for per_seed in prepared]
+    generator, (size,) = np.random.default_rng(seed), sizes
+
+    def draw() -> list[np.ndarray]:
+        shared = _image_counts(generator, size)
+        return [_mean_over_drawn_seeds(statistic, per_seed, generator, shared) for per_seed in prepared]
+
+    return np.asarray(estimates, dtype=np.float64), _defined(draw, draws)
 
 
 def hierarchical_difference(
@@ -441,3 +482,64 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     adjusted = np.empty_like(p_values)
     adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1)))
     return adjusted
+
+
+def _estimates_and_draws(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    estimates, draws = np.asarray(estimates, dtype=np.float64), _matrix(draws, "draws")
+    if estimates.ndim != 1 or draws.shape[1:] != estimates.shape or len(draws) < 2 or not np.isfinite(estimates).all():
+        raise ValueError(f"estimates must be [M], finite, and draws [B, M] with B >= 2, got shapes {estimates.shape} and {draws.shape}.")
+    return estimates, draws
+
+
+def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
+    """Two-sided p-values [M] of "the quantity is zero": the share of draws at least as far from the estimate as that is from zero.
+
+    (1 + #{|draw - estimate| >= |estimate|})/(1 + B), Davison & Hinkley 1997, section 4.4, with the draws recentred on the null. estimates: [M],
+    draws: [B, M].
+    """
+    estimates, draws = _estimates_and_draws(estimates, draws)
+    return (1 + np.sum(np.abs(draws - estimates) >= np.abs(estimates), axis=0)) / (1 + len(draws))
+
+
+def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """(low [M], high [M]) that hold all M quantities at once with probability `level`: estimate ± c·se.
+
+    se: standard deviation of a quantity's draws [B, M]; c: the `level` quantile over draws of max_m |draw_m - estimate_m|/se_m (the maximum
+    statistic; Romano & Wolf 2005, Montiel Olea & Plagborg-Møller 2019). Draws of all quantities must come from one resample where the quantities
+    depend on each other. A quantity that no draw changes has an interval of no width.
+    """
+    estimates, draws = _estimates_and_draws(estimates, draws)
+    _check_level(level)
+    error = draws.std(axis=0, ddof=1)
+    away = np.abs(draws - estimates)
+    constant = away.max(axis=0) <= 1e-12 * np.maximum(1, np.abs(estimates))  # rounding is no spread
+    largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
+    half = np.quantile(largest, level) * error
+    return estimates - half, estimates + half
+
+
+def pairwise_intervals(estimates: ArrayLike, draws: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+    """Simultaneous intervals of all differences: (low [M, M], high [M, M]) of quantity i minus quantity j. estimates: [M], draws: [B, M]."""
+    estimates, draws = _estimates_and_draws(estimates, draws)
+    low, high = np.zeros((2, estimates.size, estimates.size))
+    first, second = np.triu_indices(estimates.size, 1)
+    if first.size:
+        lows, highs = simultaneous_intervals(estimates[first] - estimates[second], draws[:, first] - draws[:, second], level)
+        low[first, second], high[first, second] = lows, highs
+        low[second, first], high[second, first] = -highs, -lows
+    return low, high
+
+
+def rank_intervals(low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest rank (best [M], worst [M]) that M methods can have, from simultaneous intervals [M, M] of method i minus method j.
+
+    Rank 1 is the largest quantity. best = 1 + the number of methods that are surely larger (their difference lies above zero), worst = M - the
+    number that are surely smaller (Mogstad, Romano, Shaikh & Wilhelm 2024). If the intervals hold all differences at once with 95 %,
+    so do the rank intervals all ranks. Methods of equal truth share the ranks that they could be given.
+    """
+    low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
+    if low.ndim != 2 or low.shape[0] != low.shape[1] or low.shape != high.shape or not low.size or not (low <= high).all():
+        raise ValueError(f"low and high must be [M, M] with low <= high, M >= 1, got shapes {low.shape} and {high.shape}, or NaN.")
+    if not (np.allclose(low, -high.T) and (np.diag(low) == 0).all()):
+        raise ValueError("low[i, j] must be -high[j, i], and 0 for a method minus itself; pass the intervals of all differences.")
+    return 1 + np.sum(low.T > 0, axis=1), len(low) - np.sum(low > 0, axis=1)

@@ -76,6 +76,47 @@ def test_constant_scores_say_nothing():
     assert u.permutation_test_auroc(constant, positive, draws=50) == 1
 
 
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6, 1e12])
+def test_scores_of_the_size_of_kappa_agree_with_scikit_learn_ties_included(scale):
+    score, positive = sample(300, seed=4, levels=40)
+    score = scale * (score + 10)
+    assert u.auroc(score, positive) == pytest.approx(metrics.roc_auc_score(positive, score), abs=1e-12)
+    assert u.average_precision(score, positive) == pytest.approx(metrics.average_precision_score(positive, score), abs=1e-12)
+    false, true, _ = metrics.roc_curve(positive, score, drop_intermediate=False)
+    assert u.fpr_at_95_tpr(score, positive) == false[true >= 0.95].min()
+    for measure in (*SELECTIVE[1:], u.permutation_test_auroc):
+        options = {"draws": 50} if measure is u.permutation_test_auroc else {}
+        assert measure(score, positive, **options) == measure(np.round(score / scale, 6), positive, **options)
+    embeddings = np.random.default_rng(0).normal(size=(300, 4))
+    hit = u.nearest_neighbour_correct(embeddings, positive)
+    assert u.recall_auroc(embeddings, positive, score) == pytest.approx(metrics.roc_auc_score(hit, -score), abs=1e-12)
+
+
+def test_constant_scores_select_as_well_as_chance():
+    _, correct = sample()
+    constant, error, n = np.full(len(correct), -3e5), 1 - correct.mean(), len(correct)
+    perfect = np.mean(np.maximum(0, np.arange(1, n + 1) - correct.sum()) / np.arange(1, n + 1))
+    assert u.excess_aurc(constant, correct) == pytest.approx(error - perfect)
+    assert u.augrc(constant, correct) == pytest.approx(error * (n + 1) / (2 * n))
+    np.testing.assert_allclose(u.risk_coverage_curve(constant, correct)[1], error)
+    embeddings = np.random.default_rng(0).normal(size=(n, 3))
+    assert u.recall_auroc(embeddings, correct, constant) == 0.5
+    with pytest.raises(ValueError, match="NaN"):
+        u.recall_auroc(embeddings, correct, np.where(correct, np.nan, constant))
+
+
+def test_confidences_that_are_none_are_errors_and_ties_share_a_bin():
+    confidence, correct = np.full(50, 0.7), np.arange(50) < 20
+    for equal_mass in (False, True):
+        assert u.confidence_calibration_error(confidence, correct, equal_mass=equal_mass) == pytest.approx(0.7 - 0.4)
+        assert u.confidence_calibration_error(confidence, np.ones(50, bool), equal_mass=equal_mass) == pytest.approx(0.3)  # a single class is fine
+    for bad in (np.where(correct, np.nan, 0.7), confidence * 1e6, -confidence, np.zeros(50)):
+        with pytest.raises(ValueError, match="confidence must lie"):
+            u.confidence_calibration_error(bad, correct)
+    with pytest.raises(ValueError, match="NaN"):
+        u.effective_rank(np.where(np.eye(5) > 0, np.nan, 1.0))
+
+
 def test_fpr_at_95_tpr_counts_a_threshold_that_reaches_exactly_95_percent():
     positive = np.arange(40) < 20
     score = np.where(positive, 20.0 - np.arange(40), 1.5)  # 19 of 20 positives lie above every negative
@@ -364,6 +405,122 @@ def test_holm_by_hand_and_in_any_order():
     for bad in ([], [0.1, np.nan], [1.2]):
         with pytest.raises(ValueError, match="p_values"):
             u.holm(bad)
+
+
+def test_holm_rejects_what_bonferroni_and_the_step_down_procedure_say():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        p = generator.random(6) ** 3
+        rejected, left = np.zeros(6, dtype=bool), set(range(6))
+        while left and p[first := min(left, key=lambda i: p[i])] <= 0.05 / len(left):  # the definition: one hypothesis at a time
+            rejected[first] = True
+            left.remove(first)
+        np.testing.assert_array_equal(u.holm(p) <= 0.05, rejected)
+        assert (u.holm(p) >= p).all() and (u.holm(p) <= np.minimum(1, 6 * p)).all()
+        np.testing.assert_allclose(u.holm(p[::-1]), u.holm(p)[::-1])
+
+
+def resampled_means(values, draws=400, seed=0):
+    """Means of the columns of values [N, M], and bootstrap draws of them [B, M], paired by row."""
+    counts = np.random.default_rng(seed).multinomial(len(values), np.full(len(values), 1 / len(values)), size=draws)
+    return values.mean(0), counts @ values / len(values)
+
+
+def test_hierarchical_draws_are_the_bootstrap_of_the_hierarchical_interval():
+    (first, positive), (second, _) = sample(100), sample(100, seed=1)
+    estimates, drawn = u.hierarchical_draws(u.auroc, [[(first, positive), (second, positive)]], draws=60)
+    assert estimates == pytest.approx([(u.auroc(first, positive) + u.auroc(second, positive)) / 2]) and drawn.shape == (60, 1)
+    expected = u.hierarchical_interval(u.auroc, [first, second], [positive] * 2, draws=60)
+    assert tuple(np.quantile(drawn[:, 0], [0.025, 0.975])) == pytest.approx(expected, abs=1e-14)
+
+
+def test_hierarchical_draws_pair_methods_by_image_whatever_their_seeds():
+    generator = np.random.default_rng(0)
+    images = generator.normal(size=300)
+    estimates, drawn = u.hierarchical_draws(np.mean, [[(images,)] * 3, [(images + 0.25,)], [(images - 1,), (images + 1,)]], draws=200)
+    assert estimates == pytest.approx(images.mean() + np.array([0, 0.25, 0]))
+    assert np.ptp(drawn[:, 1] - drawn[:, 0]) < 1e-12 and drawn[:, 0].std() == pytest.approx(images.std() / 300**0.5, rel=0.2)
+    assert (drawn[:, 2] - drawn[:, 0]).std() == pytest.approx(2**-0.5, rel=0.2)  # two seeds, one apart from their mean
+    several, drawn = u.hierarchical_draws(lambda x: [x.mean(), x.max()], [[(images,)], [(2 * images,)]], draws=10)
+    assert several.shape == (2, 2) and drawn.shape == (10, 2, 2) and np.allclose(drawn[:, 1], 2 * drawn[:, 0])
+    for methods in ([], [[]], [[(images,)], [(images[:-1],)]]):
+        with pytest.raises(ValueError, match="at least one method"):
+            u.hierarchical_draws(np.mean, methods)
+
+
+def test_simultaneous_intervals_are_the_maximum_statistic_by_hand():
+    estimates, draws = resampled_means(np.random.default_rng(1).normal(size=(50, 3)) * [1, 5, 0.2])
+    low, high = u.simultaneous_intervals(estimates, draws)
+    error = [np.std(draws[:, m], ddof=1) for m in range(3)]
+    largest = sorted(max(abs(row[m] - estimates[m]) / error[m] for m in range(3)) for row in draws)
+    half = np.quantile(largest, 0.95) * np.array(error)
+    np.testing.assert_allclose([low, high], [estimates - half, estimates + half])
+    assert np.mean(((draws >= low) & (draws <= high)).all(1)) == pytest.approx(0.95, abs=0.01)
+    alone = u.simultaneous_intervals(estimates[:1], draws[:, :1])
+    assert 1.8 < (alone[1] - alone[0])[0] / error[0] / 2 < 2.1 < half[0] / error[0] < 2.6  # between one normal and three
+    constant = u.simultaneous_intervals([0.5, 0.1], np.full((20, 2), [0.5, 0.1]))
+    np.testing.assert_array_equal(constant, [[0.5, 0.1]] * 2)
+
+
+def test_bootstrap_p_values_agree_with_the_normal_ones():
+    estimates, draws = resampled_means(np.random.default_rng(2).normal([0, 0.2, 1], size=(100, 3)), draws=4000)
+    expected = 2 * stats.norm.sf(np.abs(estimates) / draws.std(0))
+    np.testing.assert_allclose(u.bootstrap_p_values(estimates, draws), expected, atol=0.02)
+    assert u.bootstrap_p_values([5.0], np.random.default_rng(0).normal(5, 1e-3, size=(99, 1))) == pytest.approx([0.01])
+    assert u.bootstrap_p_values([0.0], np.zeros((9, 1))) == [1]
+
+
+def test_rank_intervals_by_brute_force():
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        estimates, draws = resampled_means(generator.normal(generator.integers(3, size=5), 2, size=(40, 5)), 200)
+        low, high = u.pairwise_intervals(estimates, draws)
+        best, worst = u.rank_intervals(low, high)
+        for i in range(5):
+            larger = [j for j in range(5) if j != i and low[j, i] > 0]
+            smaller = [j for j in range(5) if j != i and high[j, i] < 0]
+            assert (best[i], worst[i]) == (1 + len(larger), 5 - len(smaller))
+            assert best[i] <= 1 + np.sum(estimates > estimates[i]) <= worst[i]
+            for j in range(5):
+                assert low[i, j] <= estimates[i] - estimates[j] <= high[i, j] and low[i, j] == -high[j, i]
+
+
+def test_rank_intervals_of_methods_that_are_alike_alone_or_far_apart():
+    values = np.random.default_rng(0).normal(size=(60, 1))
+    tied = u.rank_intervals(*u.pairwise_intervals(*resampled_means(np.repeat(values, 3, 1))))
+    np.testing.assert_array_equal(tied, [[1, 1, 1], [3, 3, 3]])
+    np.testing.assert_array_equal(u.rank_intervals(*u.pairwise_intervals(*resampled_means(values))), [[1], [1]])
+    apart = u.rank_intervals(*u.pairwise_intervals(*resampled_means(100 * values + [2, 1, 3])))  # paired, so exact
+    np.testing.assert_array_equal(apart, [[2, 3, 1], [2, 3, 1]])
+    np.testing.assert_array_equal(u.rank_intervals([[0, 1e6], [-2e6, 0]], [[0, 2e6], [-1e6, 0]]), [[1, 2], [1, 2]])
+
+
+def test_rank_intervals_hold_all_true_ranks_as_often_as_they_say():
+    truth, generator, held, sharp = np.array([0.0, 0.0, 0.5, 1.5]), np.random.default_rng(0), 0, 0
+    for simulation in range(200):
+        shared = generator.normal(size=(80, 1))  # what all methods find hard: pairing takes it out
+        estimates, draws = resampled_means(truth + shared + generator.normal(size=(80, 4)), 300, simulation)
+        best, worst = u.rank_intervals(*u.pairwise_intervals(estimates, draws))
+        held += (best <= [3, 3, 2, 1]).all() and (worst >= [4, 4, 2, 1]).all()
+        sharp += worst[3] == 1
+    assert held / 200 >= 0.93 and sharp / 200 > 0.9
+
+
+def test_draws_and_intervals_that_are_none_are_errors():
+    for estimates, draws in (([1.0], np.zeros((5, 2))), ([1.0], np.zeros((1, 1))), ([np.nan], np.zeros((5, 1))), (1.0, np.zeros((5, 1)))):
+        with pytest.raises(ValueError, match="estimates must be"):
+            u.simultaneous_intervals(estimates, draws)
+    with pytest.raises(ValueError, match="NaN"):
+        u.bootstrap_p_values([1.0], np.full((5, 1), np.nan))
+    with pytest.raises(ValueError, match="level"):
+        u.simultaneous_intervals([1.0], np.zeros((5, 1)), level=95)
+    for low, high, message in (
+        (np.zeros((2, 3)), np.zeros((2, 3)), "M, M"), (np.zeros((0, 0)), np.zeros((0, 0)), "M >= 1"),
+        ([[0, 1], [-1, 0]], [[0, 0.5], [-0.5, 0]], "low <= high"), ([[0, np.nan], [0, 0]], [[0, 1], [1, 0]], "NaN"),
+        ([[0, 1], [0, 0]], [[0, 2], [0, 0]], "high.j, i."), ([[1]], [[1]], "minus itself"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            u.rank_intervals(low, high)
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
