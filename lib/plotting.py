@@ -611,10 +611,10 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
     return pd.concat(rows, ignore_index=True)
 
 
-def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0) -> pd.DataFrame:
+def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0, colour: str = BLUE, marker: str = "o") -> pd.DataFrame:
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
-    bound: a grey line, where the claim would be void. Rows with neither number are left out. Returns what is drawn, in order.
+    bound: a grey line, where the claim would be void. colour, marker: of ours. Rows with neither number are left out. Returns what is drawn.
     """
     _require(data, "name")
     drawn = data[data[["published", "ours"]].notna().any(axis=1)].reset_index(drop=True)
@@ -622,8 +622,8 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0)
         raise ValueError("there is no number to draw: neither published nor ours.")
     place = np.arange(len(drawn))
     ax.axvline(bound, color=CHANCE, linewidth=0.6, zorder=1)
-    ax.hlines(place, drawn.ci_low, drawn.ci_high, color=BLUE, linewidth=1.2)
-    ax.plot(drawn.ours, place, "o", color=BLUE, markersize=4, label="ours, 95 % interval", zorder=3)
+    ax.hlines(place, drawn.ci_low, drawn.ci_high, color=colour, linewidth=1.2)
+    ax.plot(drawn.ours, place, marker, color=colour, markersize=4, label="ours, 95 % interval", zorder=3)
     ax.plot(drawn.published, place, "D", color=INK, markerfacecolor="none", markersize=4, label="published", zorder=4)
     ax.set_yticks(place, drawn["name"])
     ax.set(xlabel=label, ylim=(len(drawn) - 0.4, -0.6))

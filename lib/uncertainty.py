@@ -518,28 +518,19 @@ def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, level: float 
     return estimates - half, estimates + half
 
 
-def pairwise_intervals(estimates: ArrayLike, draws: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """Simultaneous intervals of all differences: (low [M, M], high [M, M]) of quantity i minus quantity j. estimates: [M], draws: [B, M]."""
-    estimates, draws = _estimates_and_draws(estimates, draws)
-    low, high = np.zeros((2, estimates.size, estimates.size))
-    first, second = np.triu_indices(estimates.size, 1)
-    if first.size:
-        lows, highs = simultaneous_intervals(estimates[first] - estimates[second], draws[:, first] - draws[:, second], level)
-        low[first, second], high[first, second] = lows, highs
-        low[second, first], high[second, first] = -highs, -lows
-    return low, high
+def rank_intervals(count: int, low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """Smallest and largest rank (best [M], worst [M]) that M = count methods can have; rank 1 is the largest quantity.
 
-
-def rank_intervals(low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest rank (best [M], worst [M]) that M methods can have, from simultaneous intervals [M, M] of method i minus method j.
-
-    Rank 1 is the largest quantity. best = 1 + the number of methods that are surely larger (their difference lies above zero), worst = M - the
-    number that are surely smaller (Mogstad, Romano, Shaikh & Wilhelm 2024). If the intervals hold all differences at once with 95 %,
-    so do the rank intervals all ranks. Methods of equal truth share the ranks that they could be given.
+    low, high [M (M - 1)/2]: simultaneous intervals of first minus second for all pairs in the order of itertools.combinations. best = 1 + the number
+    of methods that are surely larger (the interval of the difference lies above zero), worst = M - the number that are surely smaller (Mogstad,
+    Romano, Shaikh & Wilhelm 2024). If the intervals hold all differences at once with 95 %, so do the rank intervals all ranks; methods of equal
+    truth share the ranks between them.
     """
     low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
-    if low.ndim != 2 or low.shape[0] != low.shape[1] or low.shape != high.shape or not low.size or not (low <= high).all():
-        raise ValueError(f"low and high must be [M, M] with low <= high, M >= 1, got shapes {low.shape} and {high.shape}, or NaN.")
-    if not (np.allclose(low, -high.T) and (np.diag(low) == 0).all()):
-        raise ValueError("low[i, j] must be -high[j, i], and 0 for a method minus itself; pass the intervals of all differences.")
-    return 1 + np.sum(low.T > 0, axis=1), len(low) - np.sum(low > 0, axis=1)
+    pairs = (count * (count - 1) // 2,)
+    if count < 1 or low.shape != pairs or high.shape != pairs or not (low <= high).all():
+        raise ValueError(f"{count} methods need {pairs[0]} intervals with low <= high, got shapes {low.shape} and {high.shape}, or NaN.")
+    first, second = np.triu_indices(count, 1)
+    larger = np.zeros((count, count), dtype=bool)  # [i, j]: method i is surely larger than method j
+    larger[first, second], larger[second, first] = low > 0, high < 0
+    return 1 + larger.sum(axis=0), count - larger.sum(axis=1)

@@ -1,0 +1,262 @@
+"""The benchmark of notebook 80: accuracy, uncertainty, calibration and cost of every method in one table, and which differences are sure.
+
+Everything is read from stored metrics, scores, tables and config.json.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from lib import artifacts, claims, evaluation, image_scores, methods, protocol, uncertainty
+from lib import settings as resolution
+from lib.methods import baselines, prosmin, vae
+
+CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
+SCORES = {
+    "uncertainty": "own", "feature_norm": "feature norm", "knn_distance": "k-NN distance", "max_softmax": "max softmax",
+    "image_entropy": "image entropy", "file_size": "file size",
+}  # fmt: skip
+OWN = {methods.VISimSiam: "-κ", baselines.DINO: "softmax entropy", prosmin.ProSMin: "mean log σ", vae.VAE: "½ Σ log v"}
+REFERENCES = (*protocol.REFERENCES, "random_latent", "supervised")  # untrained, no network, or trained on the labels
+RANKED, FEW_SEEDS, NO_SCORES = "ranked", "too few seeds", "no per-image scores"
+
+CLASSIFIERS = ("linear", "knn")
+# measure -> metric, classifier and condition of its rows in the stored battery
+MEASURES = {f"{classifier}_{metric}": (metric, classifier, "clean")
+            for metric in ("accuracy", "correctness_auroc", "aurc", "excess_aurc", "augrc") for classifier in CLASSIFIERS}  # fmt: skip
+MEASURES |= {"recall_auroc": ("recall_auroc", "nearest_neighbour", "clean")}
+MEASURES |= {f"{distance}_{metric}": (metric, "", f"{distance}_ood") for distance in ("near", "far") for metric in evaluation.OOD_MEASURES}
+MEASURES |= {f"{family}_spearman": ("severity_spearman", "", family) for family in ("crop", "blur")}
+MEASURES |= {metric: (metric, "linear", "clean") for metric in ("nll", "ece", "ece_equal_mass", "brier")}
+MEASURES |= {"effective_rank": ("effective_rank", "", "clean")}
+MAIN = {"linear_correctness_auroc": "correctness (linear)", "near_ood_auroc": "near OOD", "far_ood_auroc": "far OOD"}
+# what other notebooks and the training left, and why it may be missing
+ELSEWHERE = {
+    "corruption_spearman": "not measured by notebook 50", "style_retention": "not measured by notebook 40", "images_per_second": "not trained",
+    "training_seconds": "not trained",
+}  # fmt: skip
+KEYS = ["method", "score", "measure", "seed"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is stored
+def _listed(profile: str) -> list[dict]:
+    """All runs that the profile lists for the comparison of methods on its own data set, stored or not."""
+    dataset = resolution.profile_settings(profile)["dataset"]
+    return [run for group in (resolution.PROTOCOL, "vit", "simvae") for run in resolution.runs(profile, group=group) if run["dataset"] == dataset]
+
+
+def runs(profile: str) -> dict[str, list[dict]]:
+    """Settings of the measured runs on the profile's data set by method, one a seed; FileNotFoundError where there is none."""
+    measured, found = {resolution.run_name(run) for run in protocol.measured_runs(profile, group="all")}, {}
+    for run in _listed(profile):
+        if resolution.run_name(run) in measured:
+            found.setdefault(run["method"], {}).setdefault(run["seed"], run)
+    return {method: list(by_seed.values()) for method, by_seed in found.items()}
+
+
+def measurements(profile: str) -> pd.DataFrame:
+    """Every stored number of the benchmark: columns KEYS, value, ci_low, ci_high (95 %, images of one seed), n.
+
+    score is one of SCORES; what depends on no score (accuracy, calibration, cost) stands under "uncertainty". OOD measures are means over the sets
+    of one distance, corruption_spearman over the 15 corruptions, style_retention over factors; so are the ends of their intervals.
+    """
+    measure_of = {where: name for name, where in MEASURES.items()}
+    images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
+    styles = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
+    styles = styles[styles.condition != "content"]
+    frames = []
+    for method, listed in runs(profile).items():
+        for run in listed:
+            name, seed = resolution.run_name(run), run["seed"]
+            battery = pd.concat([protocol.metrics([run]), images])
+            battery["measure"] = [measure_of.get(where) for where in zip(battery.metric, battery.classifier, battery.condition, strict=True)]
+            shifted = artifacts.read_metrics(profile, CORRUPTIONS, name)
+            shifted = shifted[shifted.metric == "severity_spearman"].assign(measure="corruption_spearman")
+            style = styles[(styles.method == method) & (styles.trained_on == run["dataset"]) & (styles.seed == seed)]
+            style = pd.DataFrame({"measure": "style_retention", "score": "", "value": style.retention})
+            rows = pd.concat([battery, shifted, style, _cost(run), _image_correctness(run)]).dropna(subset=["measure", "value"])
+            frames.append(rows.assign(method=method, seed=seed, score=rows.score.replace("", "uncertainty")))
+    return pd.concat(frames).groupby(KEYS, sort=False)[["value", "ci_low", "ci_high", "n"]].mean().reset_index()
+
+
+def _cost(run: dict) -> pd.DataFrame:
+    path = artifacts.run_dir(run["profile"], resolution.run_name(run)) / "config.json"
+    config = artifacts.read_json(path) if path.exists() and run["epochs"] else {}
+    values = {"images_per_second": config.get("images_per_second", np.nan), "training_seconds": config.get("seconds", np.nan)}
+    return pd.DataFrame({"measure": values.keys(), "score": "", "value": values.values()})
+
+
+def _image_correctness(run: dict) -> pd.DataFrame:
+    """Correctness AUROC of what the images alone say, for the run's classifiers; no rows where either is not stored."""
+    table, rows, draws = scores(run), [], max(20, run["bootstrap_draws"] // 10)
+    for score in [name for name in image_scores.NAMES if name in table]:
+        for classifier in CLASSIFIERS:
+            arrays = -as_uncertainty(table, score), table[f"{classifier}_correct"]
+            low, high = uncertainty.bootstrap_interval(uncertainty.auroc, *arrays, draws=draws)
+            row = {"measure": f"{classifier}_correctness_auroc", "score": score, "value": uncertainty.auroc(*arrays), "n": len(arrays[0])}
+            rows.append(row | {"ci_low": low, "ci_high": high})
+    return pd.DataFrame(rows)
+
+
+def scores(run: dict) -> dict[str, np.ndarray]:
+    """The stored per-image scores of a run on its test set, with those of the images alone; empty where the run's own are not stored."""
+    path = artifacts.scores_path(run["profile"], resolution.run_name(run), run["dataset"])
+    table = artifacts.read_npz(path) if path.exists() else {}
+    return table | image_scores.stored(run["profile"], run["dataset"]) if "uncertainty" in table else {}
+
+
+def as_uncertainty(table: dict[str, np.ndarray], score: str) -> np.ndarray:
+    """One of SCORES in float64 [N], higher = less certain."""
+    sign, name = {"feature_norm": (-1, "feature_norm"), "max_softmax": (-1, "linear_max_softmax")}.get(score, (1, score))
+    return sign * table[name].astype(np.float64)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the table
+def own_uncertainty(method: str) -> str:
+    """What a method itself says of an image; the trivial score of methods that say nothing."""
+    return next((name for kind, name in OWN.items() if issubclass(methods.METHODS[method], kind)), "-feature norm (trivial)")
+
+
+def statuses(profile: str) -> dict[str, str]:
+    """For each of METHODS "ranked", or why not: "not run (…)", "reference", "no per-image scores", "under-trained", too few seeds."""
+    found = runs(profile)
+    every, state = [run for listed in found.values() for run in listed], {}
+    for method in methods.METHODS:
+        listed = found.get(method, [])
+        if not listed:
+            state[method] = f"not run ({_why_not_run(method, profile, every)})"
+        elif method in REFERENCES:
+            state[method] = "reference"
+        elif not all(map(scores, listed)):
+            state[method] = NO_SCORES
+        elif not protocol.is_evidence(pd.concat([protocol.gains(run, every) for run in listed])):
+            state[method] = "under-trained"
+        elif profile in claims.ILLUSTRATIONS:
+            state[method] = f"illustration, {FEW_SEEDS}"
+        else:
+            state[method] = RANKED if len(listed) >= claims.SEEDS else FEW_SEEDS
+    return state
+
+
+def _why_not_run(method: str, profile: str, stored: list[dict]) -> str:
+    missing = [run for run in _listed(profile) if run["method"] == method]
+    if missing:
+        cost = pd.concat([_cost(run) for run in stored])
+        hours = len(missing) * cost[cost.measure == "training_seconds"].value.median() / 3600
+        about = "" if np.isnan(hours) else f", about {hours:.1f} hours at the median of the methods here"
+        return f"budget: {len(missing)} run{'s' * (len(missing) > 1)} listed{about}"
+    elsewhere = [run for run in resolution.runs(profile) if run["method"] == method]
+    if elsewhere:
+        return f"in other comparisons alone, such as {resolution.run_name(elsewhere[0])}"
+    return f"profile {profile} lists no run of it"
+
+
+def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
+    """One row for each method, score and measure: value (mean over seeds), ci_low, ci_high, n, seeds, and a note where there is no value.
+
+    The interval reaches from the lowest to the highest end of any seed's own, and holds each of them. Every key of METHODS has rows; one that was
+    not run has a single row, whose status says why. backbone: what rows may be compared within.
+    """
+    found, state, rows = runs(profile), statuses(profile), []
+    for method in methods.METHODS:
+        backbone = found[method][0]["backbone"] if method in found else ""
+        about = {"method": method, "backbone": "" if method == "raw_pixels" else backbone, "status": state[method]}
+        about["uncertainty"] = own_uncertainty(method)
+        part = values[values.method == method].groupby(["score", "measure"])
+        summary = part.agg(value=("value", "mean"), ci_low=("ci_low", "min"), ci_high=("ci_high", "max"), n=("n", "max"), seeds=("seed", "nunique"))
+        if method not in found:
+            rows.append(about | {"score": "uncertainty", "seeds": 0})
+            continue
+        for score in SCORES:
+            for measure in (*MEASURES, *ELSEWHERE):
+                if (score, measure) in summary.index:
+                    rows.append(about | {"score": score, "measure": measure} | summary.loc[(score, measure)].to_dict())
+                elif score == "uncertainty":
+                    note = ELSEWHERE.get(measure, f"no such row in the battery of profile {profile}")
+                    rows.append(about | {"score": score, "measure": measure, "seeds": 0, "note": note})
+    columns = ["method", "backbone", "uncertainty", "status", "score", "measure", "value", "ci_low", "ci_high", "n", "seeds", "note"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+# ---------------------------------------------------------------------------------------------------------------- comparisons
+def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:
+    """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
+
+    Correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (uncertainty.simultaneous_intervals). OOD: no scores of other
+    sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with Bonferroni over
+    the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature. p_holm: Holm-adjusted over the pairs.
+    """
+    entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
+    first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
+    if measure.endswith("correctness_auroc"):
+        estimates, draws = _correctness_draws(profile, entries, measure.split("_")[0])
+        gap, drawn = estimates[first] - estimates[second], draws[:, first] - draws[:, second]
+        low, high = uncertainty.simultaneous_intervals(gap, drawn)
+        p, how = uncertainty.bootstrap_p_values(gap, drawn), "paired by image"
+    else:
+        estimates, errors = np.array([_estimate_and_error(values, measure, entry) for entry in entries]).T
+        gap, error = estimates[first] - estimates[second], errors[first] + errors[second]
+        half = stats.norm.isf(0.05 / (2 * len(pairs))) * error
+        low, high, p, how = gap - half, gap + half, 2 * stats.norm.sf(np.abs(gap) / error), "bound"
+    named = [(*a, *b) for a, b in pairs]
+    frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
+    seeds = values[values.measure == measure].groupby("method").seed.nunique()
+    fewest = np.minimum(seeds[frame.method].to_numpy(), seeds[frame.minus_method].to_numpy())
+    return frame.assign(ci_low=low, ci_high=high, p_holm=uncertainty.holm(p), seeds=fewest, pairing=how)
+
+
+def _correctness_draws(profile: str, entries: list[tuple[str, str]], classifier: str) -> tuple[np.ndarray, np.ndarray]:
+    """Correctness AUROC of every (method, score), estimates [E] and draws [B, E]."""
+    found, names = runs(profile), list(dict.fromkeys(score for _, score in entries))
+    order = list(dict.fromkeys(method for method, _ in entries))
+    arrays = []
+    for method in order:
+        tables = [scores(run) for run in found[method]]
+        arrays.append([[*(-as_uncertainty(one, name) for name in names), one[f"{classifier}_correct"]] for one in tables])
+
+    def aurocs(*columns: np.ndarray) -> list[float]:
+        return [uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
+
+    count = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2)
+    estimates, draws = uncertainty.hierarchical_draws(aurocs, arrays, draws=count)
+    at = [(order.index(method), names.index(score)) for method, score in entries]
+    return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
+
+
+def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, str]) -> tuple[float, float]:
+    part = values[(values.measure == measure) & (values.method == entry[0]) & (values.score == entry[1])]
+    images = (part.ci_high - part.ci_low).mean() / (2 * stats.norm.isf(0.025))
+    seeds = part.value.std() / len(part) ** 0.5 if len(part) > 1 else 0.0
+    return part.value.mean(), float(np.hypot(images, seeds))
+
+
+def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rank intervals of the ranked methods' own uncertainties in each column of MAIN within each backbone, and the differences they follow from.
+
+    Ranks: measure, backbone, method, value, best, worst, methods (how many are ranked). Both are empty where fewer than two methods are ranked.
+    """
+    pairwise, rows = [], [pd.DataFrame(columns=["measure", "backbone", "method", "value", "best", "worst", "methods"])]
+    ranked = summary[(summary.status == RANKED) & (summary.score == "uncertainty") & summary.measure.isin(MAIN)].dropna(subset=["value"])
+    for (backbone, measure), part in ranked.groupby(["backbone", "measure"], sort=False):
+        if len(part) > 1:
+            pairs = [((a, "uncertainty"), (b, "uncertainty")) for a, b in combinations(part.method, 2)]
+            found = differences(profile, values, measure, pairs).assign(backbone=backbone)
+            best, worst = uncertainty.rank_intervals(len(part), found.ci_low, found.ci_high)
+            rows.append(part[["measure", "backbone", "method", "value"]].assign(best=best, worst=worst, methods=len(part)))
+            pairwise.append(found)
+    return pd.concat(rows[1:] or rows, ignore_index=True), pd.concat(pairwise, ignore_index=True) if pairwise else pd.DataFrame()
+
+
+def against_trivial(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """Differences of every uncertainty that a method has of its own from each trivial score on the same network, for each column of MAIN."""
+    frames = [pd.DataFrame()]
+    own = summary[summary.uncertainty.isin(OWN.values()) & summary.value.notna() & (summary.status != NO_SCORES)]
+    for measure in MAIN:
+        there = own[(own.measure == measure) & (own.score != "uncertainty")]
+        pairs = [((row.method, "uncertainty"), (row.method, row.score)) for row in there.itertuples()]
+        frames += [differences(profile, values, measure, pairs)] if pairs else []
+    return pd.concat(frames, ignore_index=True)

@@ -1,0 +1,79 @@
+"""What an image says without any network: entropy and compressed file size, the baselines of notebook 80 that cost nothing.
+
+Functions of the test images alone: `measure` stores them once, as scores and metrics of a pseudo-run named RUN, and later reads need no data.
+"""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy import stats
+
+from lib import artifacts, data, evaluation, protocol, uncertainty
+from lib import settings as resolution
+
+NOTEBOOK, RUN = "80_uncertainty_benchmark", "images"
+NAMES = ("image_entropy", "file_size")
+
+
+def grey_entropy(pixels: np.ndarray) -> np.ndarray:
+    """Σ -p log₂ p in bits, p the histogram of 256 grey levels (mean over channels, rounded) of each image: uint8 [N, H, W, C] -> float32 [N]."""
+    grey = pixels.mean(axis=-1).round().astype(np.int64).reshape(len(pixels), -1)
+    counts = np.stack([np.bincount(image, minlength=256) for image in grey])
+    return stats.entropy(counts, axis=1, base=2).astype(np.float32)
+
+
+def png_size(pixels: np.ndarray) -> np.ndarray:
+    """Bytes of each image as a PNG file: uint8 [N, H, W, C] -> int32 [N]."""
+
+    def size(image: np.ndarray) -> int:
+        buffer = io.BytesIO()
+        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
+        return buffer.tell()
+
+    return np.array([size(image) for image in pixels], dtype=np.int32)
+
+
+def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:
+    """The stored NAMES [N] of a test set; empty where they are not."""
+    path = artifacts.scores_path(profile, RUN, dataset)
+    return artifacts.read_npz(path) if path.exists() else {}
+
+
+def stored_metrics(profile: str) -> pd.DataFrame:
+    """OOD measures of both scores, as rows of METRIC_COLUMNS."""
+    return artifacts.read_metrics(profile, NOTEBOOK, RUN)
+
+
+def measure(profile: str) -> None:
+    """Store both scores of the profile's test set and of its other sets, and their OOD measures; what is stored stays.
+
+    Images are as a run takes them (size, channels). Higher = less certain, for both: more to see, harder to name. FileNotFoundError, before
+    anything is written, where a set is not at hand.
+    """
+    settings = resolution.profile_settings(profile)
+    others = {name: f"{distance}_ood" for distance in ("near", "far") for name in settings[f"ood_{distance}"]}
+    if len(stored_metrics(profile)) and all(stored(profile, name) for name in (settings["dataset"], *others)):
+        return
+    sets = {name: data.load(name, "test", image_size=settings["image_size"]) for name in (settings["dataset"], *others)}
+    test = sets[settings["dataset"]]
+    fitted, found, rows = protocol.fit(settings, test.images.shape[3]), {}, []
+    for name, images in sets.items():
+        batches = (fitted(images.batch(part).float() / 255) for part in np.array_split(np.arange(len(images)), max(1, len(images) // 500)))
+        pixels = np.concatenate([(255 * batch).round().clamp(0, 255).byte().movedim(1, -1).numpy() for batch in batches])  # [N, H, W, C]
+        found[name] = {"image_entropy": grey_entropy(pixels), "file_size": png_size(pixels)}
+    for name, condition in others.items():
+        outside = np.repeat([False, True], [len(test), len(sets[name])])
+        for score in NAMES:
+            values = np.append(found[settings["dataset"]][score], found[name][score]).astype(np.float64)
+            for metric, statistic in evaluation.OOD_MEASURES.items():
+                low, high = uncertainty.bootstrap_interval(statistic, values, outside, draws=settings["bootstrap_draws"] // 4)
+                row = {"evaluated_on": name, "condition": condition, "score": score, "metric": metric, "n": len(values)}
+                rows.append(row | {"value": statistic(values, outside), "ci_low": low, "ci_high": high})
+    for name, arrays in found.items():
+        artifacts.write_scores(profile, RUN, name, {"index": np.arange(len(sets[name]), dtype=np.int32)} | arrays)
+    identity = {"method": RUN, "profile": profile, "notebook": NOTEBOOK, "run_hash": test.checksum, "commit": artifacts.commit()}
+    artifacts.write_metrics(profile, NOTEBOOK, RUN, evaluation.metrics_rows(rows, **identity))
