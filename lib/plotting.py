@@ -611,10 +611,11 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
     return pd.concat(rows, ignore_index=True)
 
 
-def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0, colour: str = BLUE, marker: str = "o") -> pd.DataFrame:
+def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0, style: MethodStyle | None = None) -> pd.DataFrame:
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
-    bound: a grey line, where the claim would be void. colour, marker: of ours. Rows with neither number are left out. Returns what is drawn.
+    bound: a grey line, where the claim would be void. style: of ours, blue dots by default. Rows with neither number are left out.
+    Returns what is drawn, in order.
     """
     _require(data, "name")
     drawn = data[data[["published", "ours"]].notna().any(axis=1)].reset_index(drop=True)
@@ -622,8 +623,10 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0,
         raise ValueError("there is no number to draw: neither published nor ours.")
     place = np.arange(len(drawn))
     ax.axvline(bound, color=CHANCE, linewidth=0.6, zorder=1)
-    ax.hlines(place, drawn.ci_low, drawn.ci_high, color=colour, linewidth=1.2)
-    ax.plot(drawn.ours, place, marker, color=colour, markersize=4, label="ours, 95 % interval", zorder=3)
+    style = style or MethodStyle("", BLUE, "o", "-", True, BLUE)
+    ax.hlines(place, drawn.ci_low, drawn.ci_high, color=style.colour, linewidth=1.2)
+    face = style.colour if style.fill else "white"
+    ax.plot(drawn.ours, place, style.marker, color=style.colour, markerfacecolor=face, markersize=4, label="ours, 95 % interval", zorder=3)
     ax.plot(drawn.published, place, "D", color=INK, markerfacecolor="none", markersize=4, label="published", zorder=4)
     ax.set_yticks(place, drawn["name"])
     ax.set(xlabel=label, ylim=(len(drawn) - 0.4, -0.6))

@@ -344,6 +344,9 @@ def test_forest_puts_published_and_ours_in_one_row():
     np.testing.assert_array_equal(ax.collections[0].get_segments()[0], [[0.1, 0], [0.9, 0]])
     with pytest.raises(ValueError, match="no number to draw"):
         plotting.forest_plot(ax, data.iloc[2:3], label="points")
+    ax = plt.subplots()[1]
+    plotting.forest_plot(ax, data, label="points", style=plotting.method_style("dino"))
+    assert ax.lines[1].get_marker() == plotting.METHODS["dino"].marker and ax.lines[1].get_markerfacecolor() == "white"
 
 
 def test_reliability_uses_the_bins_of_the_ece():

@@ -1,0 +1,214 @@
+"""The benchmark on a small results folder made by hand: its rows, its numbers, who is ranked, and what is surely different."""
+
+import io
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from lib import artifacts, benchmark, evaluation, image_scores, methods, protocol, uncertainty
+from lib import settings as resolution
+from lib.image_sets import ImageSet
+
+N = 400
+ACCURACY = {"simsiam": 0.7, "vi_simsiam": 0.8, "random": 0.2, "raw_pixels": 0.3, "byol": 0.2, "simclr": 0.75, "dino": 0.75}
+SEEDS = {"raw_pixels": 1, "simclr": 2}
+NEAR, FAR = {"simsiam": 0.6, "vi_simsiam": 0.8}, {"a": 0.9, "b": 0.7}
+
+
+def near(method, seed):
+    return NEAR.get(method, 0.5) + 0.01 * seed
+
+
+def store(method, seed):
+    """Scores and metrics of one run of profile standard: a share of the images is right, and its uncertainty tells which, more or less."""
+    run = resolution.resolve(method, "standard", seed=seed)
+    name, generator = resolution.run_name(run), np.random.default_rng([len(method), seed])
+    correct = np.arange(N) % 10 < 10 * ACCURACY[method]
+    own = generator.normal(size=N) - (2.0 if method == "vi_simsiam" else 0.3) * correct
+    arrays = {"index": np.arange(N), "linear_correct": correct, "knn_correct": correct, "uncertainty": own.astype(np.float32)}
+    arrays |= {"feature_norm": -own if method != "vi_simsiam" else generator.normal(size=N), "knn_distance": generator.normal(size=N)}
+    arrays["linear_max_softmax"] = np.where(correct, 0.9, 0.5) + 0.01 * generator.random(N)
+    artifacts.write_scores("standard", name, "cifar10", arrays)
+    clean, rows = {"condition": "clean", "evaluated_on": "cifar10", "n": N}, []
+    for classifier in ("linear", "knn"):
+        rows.append(clean | {"classifier": classifier, "metric": "accuracy", "value": correct.mean(), "ci_low": 0.1, "ci_high": 0.9 + 0.01 * seed})
+    for score in ("uncertainty", "feature_norm", "knn_distance", "max_softmax"):
+        values = benchmark.as_uncertainty(arrays, score)
+        row = clean | {"classifier": "linear", "score": score, "metric": "correctness_auroc", "value": uncertainty.auroc(-values, correct)}
+        rows.append(row | {"ci_low": row["value"] - 0.05, "ci_high": row["value"] + 0.05})
+        sets = {("near_ood", "other"): near(method, seed) if score == "uncertainty" else 0.95}
+        sets |= {("far_ood", other): value for other, value in FAR.items()}
+        for (condition, other), value in sets.items():
+            row = {"condition": condition, "evaluated_on": other, "score": score, "metric": "ood_auroc", "value": value, "n": 2 * N}
+            rows.append(row | {"ci_low": value - 0.02, "ci_high": value + 0.02})
+    rows.append({"condition": "blur", "score": "uncertainty", "metric": "severity_spearman", "value": 0.5, "n": 9})
+    rows.append({"condition": "blur_2", "score": "uncertainty", "metric": "mean", "value": 7.0})
+    identity = {"method": method, "seed": seed, "profile": "standard", "notebook": protocol.MEASURED_BY}
+    artifacts.write_metrics("standard", protocol.MEASURED_BY, name, evaluation.metrics_rows(rows, **identity))
+    artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {"seconds": 3600 + seed, "images_per_second": 500.0})
+    return name
+
+
+@pytest.fixture(scope="module")
+def stored(shared_results):
+    for method in ACCURACY:
+        for seed in range(SEEDS.get(method, 3)):
+            name = store(method, seed)
+    row = {"score": "uncertainty", "metric": "severity_spearman"}
+    shifted = [row | {"condition": "fog", "value": 0.2}, row | {"condition": "snow", "value": 0.6}]
+    artifacts.write_metrics("standard", benchmark.CORRUPTIONS, name, evaluation.metrics_rows(shifted, method="dino", seed=2))
+    style = {"trained_on": ["cifar10"] * 3 + ["mnist"], "condition": ["colour", "size", "content", "colour"], "retention": [0.2, 0.4, 0.9, 0.0]}
+    style = pd.DataFrame(style).assign(method="vi_simsiam", seed=0, transfer=True, set="styled")
+    artifacts.write_csv(artifacts.results_dir("standard") / "tables" / f"{benchmark.STYLES}.csv", style)
+    generator = np.random.default_rng(0)
+    alone = {"image_entropy": generator.random(N).astype(np.float32), "file_size": generator.integers(9, size=N).astype(np.int32)}
+    artifacts.write_scores("standard", image_scores.RUN, "cifar10", alone)
+    row = {"condition": "near_ood", "evaluated_on": "other", "score": "file_size", "metric": "ood_auroc", "value": 0.3}
+    artifacts.write_metrics("standard", image_scores.NOTEBOOK, image_scores.RUN, evaluation.metrics_rows([row], method="images"))
+    values = benchmark.measurements("standard")
+    return values, benchmark.table("standard", values).set_index(["method", "score", "measure"])
+
+
+# ---------------------------------------------------------------------------------------------------------------- the table
+def test_rows_are_the_keys_of_methods_and_the_trivial_scores(stored):
+    _, table = stored
+    assert list(dict.fromkeys(table.index.get_level_values("method"))) == list(methods.METHODS)
+    for method, rows in table.groupby(level="method"):
+        found = set(rows.index.get_level_values("score"))
+        assert found == (set(benchmark.SCORES) if method in ACCURACY else {"uncertainty"})
+        if method not in ACCURACY:
+            assert len(rows) == 1 and rows.status.iloc[0].startswith("not run (") and rows.seeds.iloc[0] == 0
+        else:
+            measures = rows.xs("uncertainty", level="score").index.get_level_values("measure")
+            assert list(measures) == [*benchmark.MEASURES, *benchmark.ELSEWHERE]
+
+
+def test_numbers_are_means_over_seeds_with_the_widest_of_their_intervals(stored):
+    _, table = stored
+    near_ood = table.loc[("vi_simsiam", "uncertainty", "near_ood_auroc")]
+    assert near_ood[["value", "ci_low", "ci_high", "n", "seeds"]].tolist() == pytest.approx([0.81, 0.78, 0.84, 2 * N, 3])
+    assert table.value[("simclr", "uncertainty", "far_ood_auroc")] == pytest.approx(0.8)  # mean over the sets
+    assert table.loc[("simclr", "uncertainty", "linear_accuracy"), ["ci_high", "seeds"]].tolist() == pytest.approx([0.91, 2])
+    assert table.value[("dino", "uncertainty", "training_seconds")] == 3601 and table.value[("dino", "uncertainty", "images_per_second")] == 500
+    assert table.value[("dino", "uncertainty", "blur_spearman")] == 0.5
+    assert table.value[("dino", "uncertainty", "corruption_spearman")] == pytest.approx(0.4)
+    assert table.value[("vi_simsiam", "uncertainty", "style_retention")] == pytest.approx(0.3)  # of this data set, content apart
+    assert table.value[("byol", "file_size", "near_ood_auroc")] == 0.3
+    run = resolution.resolve("simclr", "standard", seed=0)
+    expected = [uncertainty.auroc(-benchmark.scores(run | {"seed": seed})["file_size"], np.arange(N) % 10 < 7.5) for seed in range(2)]
+    assert table.value[("simclr", "file_size", "knn_correctness_auroc")] == pytest.approx(np.mean(expected))
+
+
+def test_what_is_missing_says_why(stored):
+    _, table = stored
+    assert table.note[("vi_simsiam", "uncertainty", "corruption_spearman")] == "not measured by notebook 50"
+    assert table.note[("random", "uncertainty", "training_seconds")] == "not trained"
+    assert "battery" in table.note[("dino", "uncertainty", "nll")] and np.isnan(table.value[("dino", "uncertainty", "nll")])
+    status = table.groupby(level="method").status.first()
+    assert status["vicreg"] == "not run (budget: 3 runs listed, about 3.0 hours at the median of the methods here)"
+    assert status["vi_simsiam_2022"] == "not run (profile standard lists no run of it)"
+    assert status["beta_vae"].startswith("not run (in other comparisons alone, such as beta_vae-mnist")
+
+
+def test_who_is_ranked(stored):
+    status = stored[1].groupby(level="method").status.first()
+    assert {name: status[name] for name in ACCURACY} == {
+        "simsiam": "ranked", "vi_simsiam": "ranked", "dino": "ranked", "simclr": "too few seeds", "byol": "under-trained", "random": "reference",
+        "raw_pixels": "reference",
+    }  # fmt: skip
+
+
+def test_an_illustration_ranks_nothing(stored, monkeypatch):
+    monkeypatch.setattr(benchmark.claims, "ILLUSTRATIONS", ("standard",))
+    values, _ = stored
+    table = benchmark.table("standard", values)
+    assert set(table.status[table.method.isin(["simsiam", "vi_simsiam", "simclr"])]) == {"illustration, too few seeds"}
+    placed, pairwise = benchmark.ranks("standard", values, table)
+    assert placed.empty and pairwise.empty
+
+
+def test_a_profile_without_runs_says_what_to_do(stored):
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=quick"):
+        benchmark.measurements("quick")
+
+
+# ---------------------------------------------------------------------------------------------------------------- comparisons
+def test_ranks_follow_from_differences_that_exclude_zero(stored):
+    values, table = stored
+    placed, pairwise = benchmark.ranks("standard", values, table.reset_index())
+    assert set(placed.method) == {"simsiam", "vi_simsiam", "dino"} and len(pairwise) == 9
+    by = placed.set_index(["measure", "method"])[["best", "worst"]]
+    assert by.loc[("linear_correctness_auroc", "vi_simsiam")].tolist() == [1, 1]  # far better at telling which images are right
+    assert by.loc[("linear_correctness_auroc", "simsiam")].tolist() == by.loc[("linear_correctness_auroc", "dino")].tolist() == [2, 3]
+    assert [by.loc[("near_ood_auroc", name)].tolist() for name in ("vi_simsiam", "simsiam", "dino")] == [[1, 1], [2, 2], [3, 3]]
+    assert (by.loc["far_ood_auroc"] == [1, 3]).all(axis=None)  # the same number for all
+    assert (pairwise.p_holm >= 0).all() and set(pairwise.pairing) == {"paired by image", "bound"}
+    sure = (pairwise.ci_low > 0) | (pairwise.ci_high < 0)
+    assert (pairwise.p_holm[sure] < 0.05).all()
+
+
+def test_the_bound_adds_up_standard_errors(stored):
+    values, _ = stored
+    found = benchmark.differences("standard", values, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
+    error = 2 * np.hypot(0.04 / (2 * 1.959964), 0.01 / 3**0.5)  # the same for both: 0.04 wide, seeds 0.01 apart
+    assert found.difference == pytest.approx(0.2) and found.seeds == 3
+    assert [found.ci_low, found.ci_high] == pytest.approx([0.2 - 1.959964 * error, 0.2 + 1.959964 * error], abs=1e-6)
+
+
+def test_own_uncertainty_against_scores_of_the_same_network(stored):
+    values, table = stored
+    found = benchmark.against_trivial("standard", values, table.reset_index())
+    assert set(found.method) == {"vi_simsiam", "dino"} and (found.method == found.minus_method).all()
+    correctness = found[(found.measure == "linear_correctness_auroc") & (found.method == "vi_simsiam")].set_index("minus_score")
+    assert set(correctness.index) == set(benchmark.SCORES) - {"uncertainty"}
+    own, softmax = (table.value[("vi_simsiam", score, "linear_correctness_auroc")] for score in ("uncertainty", "max_softmax"))
+    assert softmax == 1 and correctness.difference["max_softmax"] == pytest.approx(own - 1)
+    assert correctness.ci_high["max_softmax"] < 0 < correctness.ci_low["feature_norm"] and (correctness.ci_low["file_size"] > 0)
+    same = found[(found.method == "dino") & (found.minus_score == "feature_norm") & (found.measure == "linear_correctness_auroc")].iloc[0]
+    assert same.difference == same.ci_low == same.ci_high == 0  # the same score: pairing leaves nothing
+
+
+def test_what_a_method_says_of_itself():
+    assert {name: benchmark.own_uncertainty(name) for name in ("vi_simsiam_2022", "ibot", "prosmin_vit", "cr_vae", "supervised", "moco_latent")} == {
+        "vi_simsiam_2022": "-κ", "ibot": "softmax entropy", "prosmin_vit": "mean log σ", "cr_vae": "½ Σ log v",
+        "supervised": "-feature norm (trivial)", "moco_latent": "-feature norm (trivial)",
+    }  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------------------------------- images alone
+def test_entropy_and_file_size_of_images():
+    pixels = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    pixels[1, :4] = 255
+    pixels[2] = np.random.default_rng(0).integers(256, size=(8, 8, 3))
+    entropy, size = image_scores.grey_entropy(pixels), image_scores.png_size(pixels)
+    assert entropy[:2].tolist() == [0, 1] and entropy[2] == pytest.approx(5.8, abs=0.2) and entropy.dtype == np.float32
+    assert size[0] < size[1] < size[2] and size[2] > 192  # noise cannot be compressed
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[1, ..., 0]).save(buffer, "PNG")
+    assert image_scores.png_size(pixels[1:2, ..., :1]) == [len(buffer.getvalue())]
+
+
+def test_scores_of_images_are_stored_once_and_need_no_data_afterwards(monkeypatch):
+    def load(name, split, image_size):
+        noise = {"digits": 1, "generated": 255}[name]
+        images = np.random.default_rng(0).integers(noise, size=(60, 16, 16, 1)).astype(np.uint8)
+        return ImageSet(name, split, images, np.arange(60) % 3, ["a", "b", "c"])
+
+    assert image_scores.stored("smoke", "digits") == {}
+    monkeypatch.setattr(image_scores.data, "load", load)
+    image_scores.measure("smoke")
+    metrics = image_scores.stored_metrics("smoke").set_index(["score", "metric"])
+    assert set(metrics.condition) == {"near_ood"} and len(metrics) == 6
+    assert metrics.value["image_entropy", "ood_auroc"] == metrics.value["file_size", "ood_auroc"] == 1  # noise against black
+    assert set(image_scores.stored("smoke", "generated")) == {"index", *image_scores.NAMES}
+
+    def gone(*_, **__):
+        raise FileNotFoundError("no data here")
+
+    monkeypatch.setattr(image_scores.data, "load", gone)
+    image_scores.measure("smoke")
+    artifacts.scores_path("smoke", image_scores.RUN, "digits").unlink()
+    with pytest.raises(FileNotFoundError, match="no data"):
+        image_scores.measure("smoke")
