@@ -125,6 +125,7 @@ def statuses(profile: str) -> dict[str, str]:
     """For each of METHODS "ranked", or why not: "not run (…)", "reference", "no per-image scores", "under-trained", too few seeds."""
     found = runs(profile)
     every, state = [run for listed in found.values() for run in listed], {}
+    references = [run for run in every if run["method"] in protocol.REFERENCES and scores(run)]
     for method in methods.METHODS:
         listed = found.get(method, [])
         if not listed:
@@ -133,7 +134,7 @@ def statuses(profile: str) -> dict[str, str]:
             state[method] = "reference"
         elif not all(map(scores, listed)):
             state[method] = NO_SCORES
-        elif not protocol.is_evidence(pd.concat([protocol.gains(run, every) for run in listed])):
+        elif not protocol.is_evidence(pd.concat([protocol.gains(run, references) for run in listed])):
             state[method] = "under-trained"
         elif profile in claims.ILLUSTRATIONS:
             state[method] = f"illustration, {FEW_SEEDS}"

@@ -58,6 +58,7 @@ def stored(shared_results):
             name = store(method, seed)
     row = {"score": "uncertainty", "metric": "severity_spearman"}
     shifted = [row | {"condition": "fog", "value": 0.2}, row | {"condition": "snow", "value": 0.6}]
+    shifted.append(row | {"condition": "fog_1", "metric": "mean", "value": 9})
     artifacts.write_metrics("standard", benchmark.CORRUPTIONS, name, evaluation.metrics_rows(shifted, method="dino", seed=2))
     style = {"trained_on": ["cifar10"] * 3 + ["mnist"], "condition": ["colour", "size", "content", "colour"], "retention": [0.2, 0.4, 0.9, 0.0]}
     style = pd.DataFrame(style).assign(method="vi_simsiam", seed=0, transfer=True, set="styled")
@@ -65,7 +66,7 @@ def stored(shared_results):
     generator = np.random.default_rng(0)
     alone = {"image_entropy": generator.random(N).astype(np.float32), "file_size": generator.integers(9, size=N).astype(np.int32)}
     artifacts.write_scores("standard", image_scores.RUN, "cifar10", alone)
-    row = {"condition": "near_ood", "evaluated_on": "other", "score": "file_size", "metric": "ood_auroc", "value": 0.3}
+    row = {"condition": "near_ood", "score": "file_size", "metric": "ood_auroc", "value": 0.3, "ci_low": 0.29, "ci_high": 0.31}
     artifacts.write_metrics("standard", image_scores.NOTEBOOK, image_scores.RUN, evaluation.metrics_rows([row], method="images"))
     values = benchmark.measurements("standard")
     return values, benchmark.table("standard", values).set_index(["method", "score", "measure"])
