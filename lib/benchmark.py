@@ -13,14 +13,12 @@ from scipy import stats
 
 from lib import artifacts, claims, evaluation, image_scores, methods, protocol, uncertainty
 from lib import settings as resolution
-from lib.methods import baselines, prosmin, vae
 
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
 SCORES = {
     "uncertainty": "own", "feature_norm": "feature norm", "knn_distance": "k-NN distance", "max_softmax": "max softmax",
     "image_entropy": "image entropy", "file_size": "file size",
 }  # fmt: skip
-OWN = {methods.VISimSiam: "-κ", baselines.DINO: "softmax entropy", prosmin.ProSMin: "mean log σ", vae.VAE: "½ Σ log v"}
 REFERENCES = (*protocol.REFERENCES, "random_latent", "supervised")  # untrained, no network, or trained on the labels
 RANKED, FEW_SEEDS, NO_SCORES = "ranked", "too few seeds", "no per-image scores"
 
@@ -116,11 +114,6 @@ def as_uncertainty(table: dict[str, np.ndarray], score: str) -> np.ndarray:
 
 
 # ---------------------------------------------------------------------------------------------------------------- the table
-def own_uncertainty(method: str) -> str:
-    """What a method itself says of an image; the trivial score of methods that say nothing."""
-    return next((name for kind, name in OWN.items() if issubclass(methods.METHODS[method], kind)), "-feature norm (trivial)")
-
-
 def statuses(profile: str) -> dict[str, str]:
     """For each of METHODS "ranked", or why not: "not run (…)", "reference", "no per-image scores", "under-trained", too few seeds."""
     found = runs(profile)
@@ -166,7 +159,7 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
     for method in methods.METHODS:
         backbone = found[method][0]["backbone"] if method in found else ""
         about = {"method": method, "backbone": "" if method == "raw_pixels" else backbone, "status": state[method]}
-        about["uncertainty"] = own_uncertainty(method)
+        about["uncertainty"] = methods.own_uncertainty(method)[1]
         part = values[values.method == method].groupby(["score", "measure"])
         summary = part.agg(value=("value", "mean"), ci_low=("ci_low", "min"), ci_high=("ci_high", "max"), n=("n", "max"), seeds=("seed", "nunique"))
         if method not in found:
@@ -255,7 +248,7 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
 def against_trivial(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     """Differences of every uncertainty that a method has of its own from each trivial score on the same network, for each column of MAIN."""
     frames = [pd.DataFrame()]
-    own = summary[summary.uncertainty.isin(OWN.values()) & summary.value.notna() & (summary.status != NO_SCORES)]
+    own = summary[(summary.uncertainty != methods.TRIVIAL[1]) & summary.value.notna() & (summary.status != NO_SCORES)]
     for measure in MAIN:
         there = own[(own.measure == measure) & (own.score != "uncertainty")]
         pairs = [((row.method, "uncertainty"), (row.method, row.score)) for row in there.itertuples()]

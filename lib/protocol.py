@@ -22,11 +22,7 @@ ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 # groups of runs whose notebooks compare accuracy alone, or per-image scores of their own
 SCORED_APART = ("simvae", "ablations", "scoring", "likelihood")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
-# The uncertainty of a method in words, by the native quantity that it is; a method without one has its features' norm.
-UNCERTAINTIES = {"kappa": "-κ", "entropy": "the entropy of its softmax", "log_sigma": "mean log σ", "log_volume": "½ Σ log v",
-                 "log_variance": "mean log v"}  # fmt: skip
 UNLIKE = 0.3  # Kolmogorov-Smirnov distance; natural photographs stay well below it, digits and noise well above (tests/test_own_images.py)
-TRIVIAL = "the negative norm of its features (trivial)"
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
@@ -618,7 +614,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     """
     settings, rows = info["settings"], []
     name, size, terms = settings["method"], settings["image_size"], data.DATASETS[settings["dataset"]].terms
-    own = next((words for native, words in UNCERTAINTIES.items() if native in set(metrics.score)), TRIVIAL)
+    native, own = methods.own_uncertainty(name)
     clean, foreign = metrics[metrics.condition == "clean"], metrics[(metrics.metric == "ood_auroc") & (metrics.score == "uncertainty")]
     for classifier, words in (("linear", "linear probe"), ("knn", "k-NN")):
         (accuracy,) = clean[(clean.metric == "accuracy") & (clean.classifier == classifier)].itertuples()
@@ -629,7 +625,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     for _, row in foreign.iterrows():
         rows.append(f"| AUROC, {row.condition.replace('_ood', '')} OOD ({row.evaluated_on}), by {own} | {_with_interval(row)} |")
     limits = [f"One run, one seed, {size} px; what is not in the table was not measured.", "Not for decisions about people."]
-    if own == TRIVIAL:
+    if not native:
         limits.insert(0, "It has no uncertainty of its own: the norm of the features stands in.")
     if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
         limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")

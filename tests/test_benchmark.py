@@ -172,9 +172,9 @@ def test_own_uncertainty_against_scores_of_the_same_network(stored):
 
 
 def test_what_a_method_says_of_itself():
-    assert {name: benchmark.own_uncertainty(name) for name in ("vi_simsiam_2022", "ibot", "prosmin_vit", "cr_vae", "supervised", "moco_latent")} == {
+    assert {name: methods.own_uncertainty(name)[1] for name in ("vi_simsiam_2022", "ibot", "prosmin_vit", "cr_vae", "supervised", "moco_latent")} == {
         "vi_simsiam_2022": "-κ", "ibot": "softmax entropy", "prosmin_vit": "mean log σ", "cr_vae": "½ Σ log v",
-        "supervised": "-feature norm (trivial)", "moco_latent": "-feature norm (trivial)",
+        "supervised": "negative feature norm (trivial)", "moco_latent": "negative feature norm (trivial)",
     }  # fmt: skip
 
 

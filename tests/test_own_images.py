@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_images
 
-from lib import artifacts, data, own_files, own_images, protocol, training
+from lib import artifacts, data, methods, own_files, own_images, protocol, training
 
 FOLDERS = ["<script>alert(1)<", "$x^2$ & co", "deep/er/est", "日本 photos", "a folder with a rather long name of its own"]
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -302,7 +302,7 @@ def test_every_committed_encoder_gives_a_column(committed):
     assert {"uncertainty_vi_simsiam_kappa", "uncertainty_dino_entropy", "uncertainty_simclr_trivial_norm"} <= set(columns)
     np.testing.assert_allclose(columns.uncertainty_vi_simsiam_kappa, -embedded["kappa"])
     own = about.set_index("encoder")
-    assert own.spearman["vi_simsiam"] == pytest.approx(1) and own.uncertainty["simclr"] == protocol.TRIVIAL and set(own.resembles) <= {"yes", "no"}
+    assert own.spearman["vi_simsiam"] == pytest.approx(1) and own.uncertainty["simclr"] == methods.TRIVIAL[1] and set(own.resembles) <= {"yes", "no"}
     files = pd.DataFrame({"file": [f"{i}" for i in range(64)], "folder": ".", "status": "used"})
     table = own_images.ranked(files, embedded["kappa"], columns)
     assert table["rank"].tolist() == list(range(1, 65)) and table.kappa.is_monotonic_decreasing

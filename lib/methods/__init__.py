@@ -56,6 +56,18 @@ METHODS = {
     "vicreg_latent": baselines.VICReg,
 }
 
+# What a method's own uncertainty is: the native quantity it comes from, and its name. All others have the negative norm of their features.
+UNCERTAINTIES = {
+    VISimSiam: ("kappa", "-κ"), baselines.DINO: ("entropy", "softmax entropy"), prosmin.ProSMin: ("log_sigma", "mean log σ"),
+    vae.VAE: ("log_volume", "½ Σ log v"), vje.VJE: ("log_variance", "mean log v"),
+}  # fmt: skip
+TRIVIAL = "", "negative feature norm (trivial)"
+
+
+def own_uncertainty(method: str) -> tuple[str, str]:
+    """The native quantity that a method's uncertainty comes from ("" if it has none of its own), and its name in words."""
+    return next((named for kind, named in UNCERTAINTIES.items() if issubclass(METHODS[method], kind)), TRIVIAL)
+
 
 def build(settings: dict, channels: int = 3) -> nn.Module:
     """The method named in resolved settings, initialised with their seed, in channels-last memory."""
