@@ -38,6 +38,7 @@ ELSEWHERE = {
     "training_seconds": "not trained",
 }  # fmt: skip
 KEYS = ["method", "score", "measure", "seed"]
+DIFFERENCES = ["method", "score", "minus_method", "minus_score", "measure", "difference", "ci_low", "ci_high", "p_holm", "seeds", "pairing"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is stored
@@ -233,7 +234,8 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
 
     Ranks: measure, backbone, method, value, best, worst, methods (how many are ranked). Both are empty where fewer than two methods are ranked.
     """
-    pairwise, rows = [], [pd.DataFrame(columns=["measure", "backbone", "method", "value", "best", "worst", "methods"])]
+    pairwise = [pd.DataFrame(columns=[*DIFFERENCES, "backbone"])]
+    rows = [pd.DataFrame(columns=["measure", "backbone", "method", "value", "best", "worst", "methods"])]
     ranked = summary[(summary.status == RANKED) & (summary.score == "uncertainty") & summary.measure.isin(MAIN)].dropna(subset=["value"])
     for (backbone, measure), part in ranked.groupby(["backbone", "measure"], sort=False):
         if len(part) > 1:
@@ -242,15 +244,15 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
             best, worst = uncertainty.rank_intervals(len(part), found.ci_low, found.ci_high)
             rows.append(part[["measure", "backbone", "method", "value"]].assign(best=best, worst=worst, methods=len(part)))
             pairwise.append(found)
-    return pd.concat(rows[1:] or rows, ignore_index=True), pd.concat(pairwise, ignore_index=True) if pairwise else pd.DataFrame()
+    return tuple(pd.concat(frames[1:] or frames, ignore_index=True) for frames in (rows, pairwise))
 
 
 def against_trivial(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
     """Differences of every uncertainty that a method has of its own from each trivial score on the same network, for each column of MAIN."""
-    frames = [pd.DataFrame()]
+    frames = [pd.DataFrame(columns=DIFFERENCES)]
     own = summary[(summary.uncertainty != methods.TRIVIAL[1]) & summary.value.notna() & (summary.status != NO_SCORES)]
     for measure in MAIN:
         there = own[(own.measure == measure) & (own.score != "uncertainty")]
         pairs = [((row.method, "uncertainty"), (row.method, row.score)) for row in there.itertuples()]
         frames += [differences(profile, values, measure, pairs)] if pairs else []
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames[1:] or frames, ignore_index=True)
