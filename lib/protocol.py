@@ -19,8 +19,9 @@ MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures i
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
-# groups of runs whose notebooks compare accuracy alone, or per-image scores of their own
-SCORED_APART = ("simvae", "ablations", "scoring", "likelihood")
+# groups of runs that are compared by clean accuracy alone, and those of whose per-image scores no more than what is right is read
+BY_ACCURACY = ("ablations", "scoring", "likelihood")
+SCORED_APART = ("simvae", *BY_ACCURACY)
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 UNLIKE = 0.3  # Kolmogorov-Smirnov distance; natural photographs stay well below it, digits and noise well above (tests/test_own_images.py)
 
@@ -244,19 +245,21 @@ def measure(run: Run) -> pd.DataFrame:
         rows, scores = _one_class_detection(run), None
     else:
         rows, scores = _battery(run)
+        if not _reads_more(run.settings, BY_ACCURACY):
+            rows = [row for row in rows if row["condition"] == "clean"]
     frame = evaluation.metrics_rows(rows, **run.identity(MEASURED_BY))
     artifacts.write_metrics(run.profile, MEASURED_BY, run.name, frame)
     if scores is not None:
-        kept = scores if _keeps_scores(run.settings) else {name: scores[name] for name in ("index", "linear_correct", "knn_correct")}
+        kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in ("index", "linear_correct", "knn_correct")}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
             write_encoder(run, frame)
     return frame
 
 
-def _keeps_scores(settings: dict) -> bool:
-    """Whether all of the battery's per-image scores of a run are stored; of runs that are compared by accuracy alone, only which images are right."""
-    own = [run for group in SCORED_APART for run in resolution.runs(settings["profile"], group=group)]
+def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
+    """Whether a run is in the protocol, or in none of these groups, of which less is stored than the whole battery."""
+    own = [run for group in groups for run in resolution.runs(settings["profile"], group=group)]
     return settings not in own or settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
 
 

@@ -226,11 +226,14 @@ def execute(job: Job) -> Path:
 
 
 def clean_metadata(path: Path) -> None:
-    """Drop from an executed notebook what differs between machines and runs: paths, times, the kernel's version."""
+    """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML."""
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        for output in cell.get("outputs", ()):
+            if "text/html" in output.get("data", {}):
+                output["data"].pop("text/plain", None)
     artifacts.write_text(path, nbformat.writes(notebook).replace(str(artifacts.ROOT) + "/", "") + "\n")
 
 

@@ -156,10 +156,16 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
 
 
 def test_runs_that_notebooks_of_their_own_compare_leave_no_scores_of_the_battery():
-    kept = {name: protocol._keeps_scores(resolution.resolve(name, "smoke")) for name in ("vi_simsiam", "simvae", "simsiam")}
+    kept = {name: protocol._reads_more(resolution.resolve(name, "smoke"), protocol.SCORED_APART) for name in ("vi_simsiam", "simvae", "simsiam")}
     assert kept == {"vi_simsiam": True, "simvae": False, "simsiam": True}
-    assert protocol._keeps_scores(resolution.resolve("simvae", "smoke", seed=7)), "a run that nobody lists"
-    assert not protocol._keeps_scores(resolution.resolve("simvae", "smoke", views=3))
+    assert protocol._reads_more(resolution.resolve("simvae", "smoke", seed=7), protocol.SCORED_APART), "a run that nobody lists"
+    assert not protocol._reads_more(resolution.resolve("simvae", "smoke", views=3), protocol.SCORED_APART)
+
+
+def test_of_runs_that_are_compared_by_accuracy_the_clean_condition_is_stored(run, monkeypatch):
+    assert {"clean", "crop_0.4", "near_ood"} <= set(protocol.measure(run).condition)
+    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.BY_ACCURACY)
+    assert set(protocol.measure(run).condition) == {"clean"}
 
 
 def tiny_celeba(folder, generator):
