@@ -433,7 +433,7 @@ def score_images(
         "knn_distance": (1 - similarity).mean(dim=1).numpy().astype(np.float16),
         "uncertainty": test["uncertainty"].astype(np.float32),
     }
-    native = [name for name in _native(test) if not np.array_equal(test[name], test["uncertainty"])]  # of most methods one is the uncertainty itself
+    native = [name for name in native_scores(test) if not np.array_equal(test[name], test["uncertainty"])]  # often it is
     return scores | {name: test[name].astype(np.float32) for name in native}
 
 
@@ -442,7 +442,7 @@ def in_top5(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
     return (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == np.asarray(label)[:, None]).any(axis=1)
 
 
-def _native(embedded: Embedded) -> list[str]:
+def native_scores(embedded: Embedded) -> list[str]:
     """Names of the method's own scalar scores."""
     return [name for name, values in embedded.items() if values.ndim == 1 and name not in ("uncertainty", "label")]
 
@@ -464,6 +464,20 @@ def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
 OOD_MEASURES = {
     "ood_auroc": measures.auroc, "ood_fpr95": measures.fpr_at_95_tpr, "ood_average_precision": measures.average_precision,
 }  # fmt: skip
+
+
+def ood_rows(scores: dict[str, np.ndarray], outside: np.ndarray, draws: int, names: Iterable[str] = tuple(OOD_MEASURES), **common) -> list[dict]:
+    """Rows for metrics_rows: how well each score [N] tells the images that are ``outside`` [N] apart, by the measures of ``names``.
+
+    Higher = more likely outside; intervals are 95 % bootstrap over images; ``common`` are columns that all rows share.
+    """
+    rows = []
+    for score, values in scores.items():
+        for metric in names:
+            low, high = measures.bootstrap_interval(OOD_MEASURES[metric], values, outside, draws=draws)
+            row = common | {"score": score, "metric": metric, "n": len(values)}
+            rows.append(row | {"value": OOD_MEASURES[metric](values, outside), "ci_low": low, "ci_high": high})
+    return rows
 
 
 def battery(
@@ -502,7 +516,7 @@ def battery(
         rows.append(row)
 
     def describe(embedded, condition, on=evaluated_on):
-        for name in ["uncertainty", *_native(embedded)]:
+        for name in ["uncertainty", *native_scores(embedded)]:
             values = embedded[name].astype(np.float64)
             add("mean", np.mean, values, condition=condition, score=name, on=on)
             add("std", np.std, values, condition=condition, score=name, on=on, draws=0)
@@ -578,15 +592,16 @@ def unsupervised_uncertainties(train: Embedded, embedded: Embedded, device: str 
     }
 
 
-def mahalanobis_distance(train_x: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Squared Mahalanobis distance [N] of features x [N, D] from one Gaussian fitted to the training features [M, D], without labels.
+def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The squared Mahalanobis distance x [N, D] -> [N] from one Gaussian fitted, once, to the training features [M, D], without labels.
 
     Lee et al. 2018 (Eq. 2, with a single class), the covariance shrunk as by Ledoit & Wolf 2004, which makes it invertible for any M.
     """
     from sklearn.covariance import LedoitWolf  # slow to import
 
     train_x = _features(train_x, "train_x").astype(np.float64)
-    return LedoitWolf().fit(train_x).mahalanobis(_features(x, "x", train_x).astype(np.float64))
+    gaussian = LedoitWolf().fit(train_x)
+    return lambda x: gaussian.mahalanobis(_features(x, "x", train_x).astype(np.float64))
 
 
 def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

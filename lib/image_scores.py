@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 from scipy import stats
 
-from lib import artifacts, data, evaluation, protocol, uncertainty
+from lib import artifacts, data, evaluation, protocol
 from lib import settings as resolution
 
 NOTEBOOK, RUN = "80_uncertainty_benchmark", "images"
@@ -67,12 +67,8 @@ def measure(profile: str) -> None:
         found[name] = {"image_entropy": grey_entropy(pixels), "file_size": png_size(pixels)}
     for name, condition in others.items():
         outside = np.repeat([False, True], [len(test), len(sets[name])])
-        for score in NAMES:
-            values = np.append(found[settings["dataset"]][score], found[name][score]).astype(np.float64)
-            for metric, statistic in evaluation.OOD_MEASURES.items():
-                low, high = uncertainty.bootstrap_interval(statistic, values, outside, draws=settings["bootstrap_draws"] // 4)
-                row = {"evaluated_on": name, "condition": condition, "score": score, "metric": metric, "n": len(values)}
-                rows.append(row | {"value": statistic(values, outside), "ci_low": low, "ci_high": high})
+        scores = {score: np.append(found[settings["dataset"]][score], found[name][score]).astype(np.float64) for score in NAMES}
+        rows += evaluation.ood_rows(scores, outside, settings["bootstrap_draws"] // 4, evaluated_on=name, condition=condition)
     for name, arrays in found.items():
         artifacts.write_scores(profile, RUN, name, {"index": np.arange(len(sets[name]), dtype=np.int32)} | arrays)
     identity = {"method": RUN, "profile": profile, "notebook": NOTEBOOK, "run_hash": test.checksum, "commit": artifacts.commit()}

@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional as F
 
 from lib import artifacts, evaluation, protocol, uncertainty
@@ -46,7 +45,7 @@ def measure_variances(run: protocol.Run, notebook: str) -> None:
     """
     few, views = protocol.embed_views(run, 2)
     first, second = (torch.from_numpy(view["features"]) for view in views)  # [N, D]
-    method: nn.Module = run.method.cpu().eval()
+    method = run.method.cpu().eval()
     mean, log_variance = method.posterior(first)
     residual = first.shape[1] * (F.normalize(second, dim=1) - F.normalize(mean, dim=1)).square()
     scores, rows = {}, []

@@ -151,6 +151,10 @@ class Run:
         key = {"run": self.hash, "data": images.checksum, "condition": condition}
         return evaluation.embed_cached(path, key, compute)
 
+    def ask(self, images: data.ImageSet, answer: Callable | None = None) -> evaluation.Embedded:
+        """What the run says of images that are asked for once, not stored; answer: another function of the method than ``embed``."""
+        return evaluation.embed(self.method, images, transform=fit(self.settings, self.channels), answer=answer)
+
     def identity(self, notebook: str) -> dict:
         """The columns of a metrics row that are the same for the whole run."""
         return {
@@ -284,20 +288,12 @@ def _one_class_detection(run: Run) -> list[dict]:
     """
     single = data.ONE_CLASS.fullmatch(run.settings["dataset"])
     test = data.load(single["name"], "test", image_size=run.settings["image_size"])
-    known, asked = (
-        evaluation.embed(run.method, images, transform=fit(run.settings, run.channels), answer=getattr(run.method, "uncertainties", None))
-        for images in (run.train, test)
-    )
-    native = {name: values for name, values in asked.items() if name not in ("features", "label", "uncertainty") and values.ndim == 1}
-    scores = evaluation.unsupervised_uncertainties(known, asked) | native
-    scores["mahalanobis"] = evaluation.mahalanobis_distance(known["features"], asked["features"])
+    known, asked = (run.ask(images, getattr(run.method, "uncertainties", None)) for images in (run.train, test))
+    scores = evaluation.unsupervised_uncertainties(known, asked) | {name: asked[name] for name in evaluation.native_scores(asked)}
+    scores["mahalanobis"] = evaluation.mahalanobis_distance(known["features"])(asked["features"])
     scores.pop("kappa", None)  # its negative is the uncertainty
-    other, rows = test.labels != int(single["label"]), []
-    for name, values in scores.items():
-        low, high = uncertainty.bootstrap_interval(uncertainty.auroc, values, other, draws=run.settings["bootstrap_draws"] // 4)
-        row = {"evaluated_on": test.title, "condition": "one_class", "score": name, "metric": "ood_auroc", "n": len(test)}
-        rows.append(row | {"value": uncertainty.auroc(values, other), "ci_low": low, "ci_high": high})
-    return rows
+    other, draws = test.labels != int(single["label"]), run.settings["bootstrap_draws"] // 4
+    return evaluation.ood_rows(scores, other, draws, ("ood_auroc",), evaluated_on=test.title, condition="one_class")
 
 
 def _validation_accuracy(run: Run) -> dict:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -95,7 +94,7 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
             for severity in (0, *SEVERITIES):
                 images = corrupted(few, corruption, severity, show_progress=True) if severity else None
                 for place, ready in enumerate(group):
-                    embedded = _embed(ready, images) if severity else clean[place]
+                    embedded = ready.ask(images) if severity else clean[place]
                     own[place] += [embedded["uncertainty"]] if severity else []
                     right = correct[place][corruption, severity] = probes[place].predict(embedded["features"]) == few.labels
                     low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
@@ -116,11 +115,6 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
             artifacts.write_metrics(ready.profile, notebook, ready.name, frame)
 
 
-def _embed(run: protocol.Run, images: ImageSet, answer: Callable | None = None) -> evaluation.Embedded:
-    """What a run says of images that are asked for once; not stored, as there are 75 corrupted sets."""
-    return evaluation.embed(run.method, images, transform=protocol.fit(run.settings, run.channels), answer=answer)
-
-
 def store_outside_scores(run: protocol.Run) -> None:
     """What a run says of its test set and of the nearest other set, as scores <set>_outside, so that runs can be compared image by image.
 
@@ -130,8 +124,8 @@ def store_outside_scores(run: protocol.Run) -> None:
     parts = [run.embed(images) for images in (run.test(), run.other(other))]
     found = [evaluation.unsupervised_uncertainties(bank, part) for part in parts]
     arrays = {name: np.concatenate([part[name] for part in found]) for name in ("uncertainty", "knn_distance")}
-    for name, values in parts[0].items():
-        if values.ndim == 1 and name not in ("uncertainty", "label") and not np.array_equal(abs(values), abs(parts[0]["uncertainty"])):
+    for name in evaluation.native_scores(parts[0]):
+        if not np.array_equal(abs(parts[0][name]), abs(parts[0]["uncertainty"])):
             arrays[name] = np.concatenate([part[name] for part in parts]).astype(np.float32)
     arrays["outside"] = np.repeat([False, True], [len(part["label"]) for part in parts])
     artifacts.write_scores(run.profile, run.name, f"{other}_outside", arrays)
@@ -148,22 +142,21 @@ def measure_other_scores(run: protocol.Run, notebook: str) -> None:
     AUROC, FPR95 and average precision. Rows of condition near_ood and far_ood, score one of ``uncertainties`` or mahalanobis
     (evaluation.mahalanobis_distance); positive: the other set.
     """
-    bank = run.embed(run.bank)["features"]
+    distance_from_bank = evaluation.mahalanobis_distance(run.embed(run.bank)["features"])
 
     def answers(images: ImageSet) -> dict[str, np.ndarray]:
-        found = _embed(run, images, run.method.uncertainties)
-        own = {name: values for name, values in found.items() if name not in ("features", "label", "uncertainty")}
-        return own | {"mahalanobis": evaluation.mahalanobis_distance(bank, found["features"])}
+        found = run.ask(images, run.method.uncertainties)
+        return {name: found[name] for name in evaluation.native_scores(found)} | {"mahalanobis": distance_from_bank(found["features"])}
 
-    known, rows = answers(run.test()), []
+    test, rows = run.test(), []
+    known = answers(test)
     for distance in ("near", "far"):
         for other in run.settings[f"ood_{distance}"]:
-            for name, values in answers(run.other(other)).items():
-                score, positive = np.append(known[name], values), np.repeat([False, True], [len(known[name]), len(values)])
-                for metric, statistic in evaluation.OOD_MEASURES.items():
-                    low, high = uncertainty.bootstrap_interval(statistic, score, positive, draws=run.settings["bootstrap_draws"] // 4)
-                    row = {"evaluated_on": other, "condition": f"{distance}_ood", "score": name, "metric": metric, "n": len(score)}
-                    rows.append(row | {"value": statistic(score, positive), "ci_low": low, "ci_high": high})
+            images = run.other(other)
+            scores = {name: np.append(known[name], values) for name, values in answers(images).items()}
+            foreign = np.repeat([False, True], [len(test), len(images)])
+            draws = run.settings["bootstrap_draws"] // 4
+            rows += evaluation.ood_rows(scores, foreign, draws, evaluated_on=other, condition=f"{distance}_ood")
     artifacts.write_metrics(run.profile, f"{notebook}-ood", run.name, evaluation.metrics_rows(rows, **run.identity(notebook)))
 
 
