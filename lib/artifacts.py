@@ -1,6 +1,6 @@
 """Paths, readers and writers of every stored file, and where each came from.
 
-Every kind of file has one writer here, and every write is atomic: the content goes to a temporary name in the same folder and is moved into
+Every kind of file has one writer here, and every write is atomic: the content goes to a folder of its own beside the file and is moved into
 place when complete, so a reader never meets half a file and an interrupted writer leaves the old one.
 """
 
@@ -12,7 +12,9 @@ import io
 import json
 import os
 import platform
+import shutil
 import subprocess
+import time
 import uuid
 from functools import cache
 from importlib import metadata
@@ -20,11 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from safetensors.torch import load_file, save
-from safetensors.torch import safe_open as _safe_open
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+
+UNFINISHED = ".unfinished-"  # starts the name of a folder in which a file is being written
+FREE_BYTES = 50_000_000  # below this much free space nothing is begun
+NEXT_STEP = "Free space or make it writable, or choose another folder (RESULTS_DIR); what is done stays done: call the same command again."
 
 METRIC_COLUMNS = [
     "method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "value", "ci_low", "ci_high", "n",
@@ -58,15 +62,40 @@ def encoder_path(method: str, profile: str = "standard") -> Path:
 # ---------------------------------------------------------------------------------------------------------------- atomic writers
 @contextlib.contextmanager
 def atomic_path(path: Path):
-    """Yield a temporary path beside ``path``; move it into place if the block succeeds, remove it if not."""
+    """Yield a path of the same name in a new folder beside ``path``; move it into place if the block succeeds, remove it if not.
+
+    In a folder of its own, what a killed writer left is found by no pattern that looks for finished files.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex[:8]}{path.suffix}")
+    folder = path.parent / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
+    folder.mkdir(parents=True)
     try:
-        yield temporary
-        os.replace(temporary, path)
+        yield folder / path.name
+        os.replace(folder / path.name, path)
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def remove_unfinished(folder: Path, older_than: float = 3600.0) -> None:
+    """Remove below ``folder`` what killed writers left; what changed in the last seconds (an hour) may still be written by somebody."""
+    for left in list(folder.rglob(f"{UNFINISHED}*")):
+        with contextlib.suppress(FileNotFoundError):
+            if time.time() - left.stat().st_mtime > older_than:
+                shutil.rmtree(left, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` if need be and write to it; RuntimeError that says what to do where that fails or where it is as good as full."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / ".writable") as probe:
+            probe.touch()
+        (folder / ".writable").unlink()
+    except OSError as error:
+        raise RuntimeError(f"{folder} cannot be written: {error.strerror}. {NEXT_STEP}") from error
+    free = shutil.disk_usage(folder).free
+    if free < FREE_BYTES:
+        raise RuntimeError(f"{folder} has {free / 1e6:.0f} MB of free space left, fewer than {FREE_BYTES / 1e6:.0f}. {NEXT_STEP}")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -97,6 +126,8 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
 
 def write_tensors(path: Path, tensors: dict, info: dict) -> None:
     """Named tensors with JSON-able ``info`` in the header (safetensors: no pickle)."""
+    from safetensors.torch import save  # with torch, which a process that only plans or shows does without
+
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     write_bytes(path, save(tensors, metadata={"info": json.dumps(info)}))
 
@@ -121,6 +152,8 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
 
 def read_tensors(path: Path) -> tuple[dict, dict]:
     """The tensors and the ``info`` of a file that ``write_tensors`` wrote."""
+    from safetensors.torch import load_file
+
     info = read_tensors_info(path)
     with _whole(path):
         return load_file(str(path)), info
@@ -128,7 +161,9 @@ def read_tensors(path: Path) -> tuple[dict, dict]:
 
 def read_tensors_info(path: Path) -> dict:
     """The ``info`` of such a file alone; its tensors are not read."""
-    with _whole(path), _safe_open(str(path), framework="pt") as file:
+    from safetensors import safe_open
+
+    with _whole(path), safe_open(str(path), framework="numpy") as file:
         return json.loads((file.metadata() or {}).get("info", "{}"))
 
 

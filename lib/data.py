@@ -30,7 +30,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import torchvision
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -283,7 +282,7 @@ def _read_torchvision(root: Path, name: str, split: str, image_size: int | None)
     source = f"torchvision layout {root / known.folder}"
     if known.provider in ("MNIST", "FashionMNIST"):
         images, labels = _read_idx(root / known.folder, split)
-        return ImageSet(name, split, images, labels, list(getattr(torchvision.datasets, known.provider).classes), source=source)
+        return ImageSet(name, split, images, labels, list(_torchvision_class(name).classes), source=source)
     if known.provider == "ImageFolder":
         folder = root / known.folder / {"test": "val"}.get(split, split)
         return replace(image_folder(folder, image_size, name, split), source=source)
@@ -350,7 +349,13 @@ def _provider(root: Path, name: str, split: str, download: bool):
         arguments["size"] = "320px"
     if name == "celeba":
         arguments["target_type"] = ["attr", "identity"]
-    return getattr(torchvision.datasets, known.provider)(root, download=download, **arguments)
+    return _torchvision_class(name)(root, download=download, **arguments)
+
+
+def _torchvision_class(name: str) -> type:
+    import torchvision  # slow to import
+
+    return getattr(torchvision.datasets, DATASETS[name].provider)
 
 
 def _torchvision_download(staging: Path, name: str, split: str) -> None:

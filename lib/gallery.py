@@ -20,7 +20,6 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from lib import artifacts
-from lib.plotting import split_caption
 
 TABLE_ROWS = 12
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
@@ -106,6 +105,8 @@ def _screen_size(picture: Path) -> tuple[int, int]:
 
 
 def _figure(path: Path, profile: str) -> dict:
+    from lib.plotting import split_caption  # slow to import, and a page of a notebook needs none of it
+
     record = artifacts.read_json(path)
     picture = path.with_suffix(".png")
     if not picture.exists():

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.resnet import BasicBlock
 
 MAX_COSINE = 0.98
+
+
+@cache
+def residual_block() -> type[nn.Module]:
+    """torchvision's BasicBlock, imported when a network is built: with it comes half of torch, which a notebook that only reads does without."""
+    from torchvision.models.resnet import BasicBlock
+
+    return BasicBlock
 
 
 def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.Sequential:
@@ -30,7 +38,7 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
         shortcut = None
         if stride != 1 or inputs != outputs:
             shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        layers += [BasicBlock(inputs, outputs, stride, shortcut), BasicBlock(outputs, outputs)]
+        layers += [residual_block()(inputs, outputs, stride, shortcut), residual_block()(outputs, outputs)]
         inputs = outputs
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.features = inputs
@@ -61,7 +69,7 @@ def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
     layers += [nn.MaxPool2d(3, 2, 1)] if image_size >= 64 else []
     for inputs, outputs, stride in ((16, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 2)):
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        layers.append(BasicBlock(inputs, outputs, stride, shortcut))
+        layers.append(residual_block()(inputs, outputs, stride, shortcut))
     network = nn.Sequential(*layers, nn.Flatten())
     side = image_size // (2 if image_size >= 64 else 1)
     network.features = 256 * (-(-side // 8)) ** 2
@@ -203,7 +211,7 @@ def layer_outputs(network: nn.Sequential, x: Tensor) -> list[str]:
     for place, layer in enumerate(network):
         x = layer(x)
         shape = f"{x.shape[1]}@{x.shape[2]}×{x.shape[3]}" if x.ndim == 4 else str(x.shape[1])
-        if isinstance(layer, nn.Linear | nn.MaxPool2d | BasicBlock | UpsamplingBlock) or (place == last and isinstance(layer, nn.Conv2d)):
+        if isinstance(layer, nn.Linear | nn.MaxPool2d | UpsamplingBlock | residual_block()) or (place == last and isinstance(layer, nn.Conv2d)):
             found.append(shape)
         elif isinstance(layer, nn.Unflatten):
             found[-1] = shape

@@ -11,6 +11,7 @@ import argparse
 import ast
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import shlex
@@ -23,14 +24,13 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
-import nbformat
 import psutil
-import torch
 from tqdm import tqdm
 
 from lib import artifacts, settings
 
 NOTEBOOKS = artifacts.ROOT / "notebooks"
+DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
 PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
 ON_GPU = (
@@ -60,13 +60,19 @@ def find_notebook(name: str) -> str:
 
 
 @cache
+def cells(notebook: str) -> list[dict]:
+    """The notebook's cells with their sources as text. Read as the JSON that it is: nbformat takes seconds to import, and every process would."""
+    read = artifacts.read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
+    return [cell | {"source": "".join(cell["source"])} for cell in read]
+
+
+@cache
 def declared_parameters(notebook: str) -> dict:
     """Names and defaults in the notebook's cell tagged ``parameters``; it may hold literals only."""
-    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    tagged = [cell for cell in cells if "parameters" in cell.metadata.get("tags", [])]
+    tagged = [cell for cell in cells(notebook) if "parameters" in cell["metadata"].get("tags", [])]
     if len(tagged) != 1:
         raise ValueError(f"Notebook {notebook} has {len(tagged)} cells tagged 'parameters'; it must have one.")
-    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0].source).body}
+    return {node.targets[0].id: ast.literal_eval(node.value) for node in ast.parse(tagged[0]["source"]).body}
 
 
 def check_parameters(notebook: str, parameters: dict) -> dict:
@@ -180,11 +186,10 @@ def _named_modules(source: str) -> frozenset[str]:
 
 @cache
 def source_hash(notebook: str) -> str:
-    cells = nbformat.read(NOTEBOOKS / f"{notebook}.ipynb", as_version=4).cells
-    code = "\n".join(cell.source for cell in cells if cell.cell_type == "code")
+    code = "\n".join(cell["source"] for cell in cells(notebook) if cell["cell_type"] == "code")
     files = [path for name in sorted(imported_modules(code)) for path in module_files(name)]
     files += sorted((artifacts.ROOT / "settings").glob("*.toml"))
-    return artifacts.sha256("\n".join(cell.source for cell in cells) + "".join(artifacts.sha256(path) for path in files))
+    return artifacts.sha256("\n".join(cell["source"] for cell in cells(notebook)) + "".join(artifacts.sha256(path) for path in files))
 
 
 def stamp(job: Job, listed: dict[str, Job]) -> Path:
@@ -205,28 +210,50 @@ def executed_path(job: Job) -> Path:
 
 # ---------------------------------------------------------------------------------------------------------------- running
 def execute(job: Job) -> Path:
-    """Run one job here with papermill; the executed notebook stays also when it fails. Raises RuntimeError naming it."""
+    """Run one job here with papermill. One that fails raises RuntimeError, leaves what is stored, and is kept in results/<profile>/failed."""
     import papermill
 
     from lib import gallery
 
     check_parameters(job.notebook, job.parameters)
     os.environ["COMPANION_HEADLESS"] = "1"  # the kernel inherits it
-    output = executed_path(job)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        papermill.execute_notebook(
-            NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT)
-        )
-    except Exception as error:
-        raise RuntimeError(f"{job.name} failed: {str(error).strip().splitlines()[-1]} Look at the last cells of {output}.") from error
-    clean_metadata(output)
-    gallery.notebook_html(output)
-    return output
+    path = executed_path(job)
+    failed = path.parent.with_name("failed") / path.name
+    with artifacts.atomic_path(path) as output:
+        try:
+            papermill.execute_notebook(
+                NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT)
+            )
+        except Exception as error:
+            with contextlib.suppress(Exception):  # of two faults the first is told
+                clean_metadata(output)
+                failed.parent.mkdir(exist_ok=True)
+                os.replace(output, failed)
+            raise RuntimeError(f"{job.name} failed: {_training_of(job)}{_said_by(error)} Look at the last cells of {failed}.") from error
+        clean_metadata(output)
+    failed.unlink(missing_ok=True)
+    gallery.notebook_html(path)
+    return path
+
+
+def _training_of(job: Job) -> str:
+    """The run that a failed job was training: its progress file is still there."""
+    runs = [artifacts.run_dir(job.parameters["profile"], name) for name in job.parameters.get("runs", "").split()]
+    return "".join(f"{run.name}: " for run in runs if (run / "progress.json").exists())
+
+
+def _said_by(error: Exception) -> str:
+    from nbclient.exceptions import DeadKernelError
+
+    if isinstance(error, DeadKernelError):
+        return "Its kernel died, as it does when memory runs out: close other programs, or run fewer jobs at once (JOBS=1), and call it again."
+    return str(error).strip().splitlines()[-1]
 
 
 def clean_metadata(path: Path) -> None:
     """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML."""
+    import nbformat  # slow to import
+
     notebook = nbformat.read(path, as_version=4)
     notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "language_info": {"name": "python"}}
     for cell in notebook.cells:
@@ -303,7 +330,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     cores = max(1, cores or os.cpu_count() or 1)
     where = executor_options(executor, cores, gpus)
     folder = artifacts.results_dir(profile)
-    folder.mkdir(parents=True, exist_ok=True)
+    artifacts.check_writable(folder)
     log_path = folder / ".done" / "snakemake.log"
     log_path.parent.mkdir(exist_ok=True)
     command = [
@@ -317,6 +344,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
+        artifacts.remove_unfinished(folder)
         process = subprocess.Popen(
             command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_end_with_parent
         )
@@ -333,12 +361,26 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
         # slurmstepd: a job that Slurm ended, for its time or memory, says nothing itself.
         for line in [line for line in log_path.read_text().splitlines() if "failed:" in line or "slurmstepd: error:" in line][:10]:
             print("  " + line.strip())
-        print(f"The executed notebooks in {_shown(folder / 'notebooks')} show where; the log is {_shown(log_path)}.")
-        print("What is done stays done: call the same command again.")
+        print(f"The log is {_shown(log_path)}.")
+        if shutil.disk_usage(folder).free < artifacts.FREE_BYTES:
+            print(f"{folder} is full. {artifacts.NEXT_STEP}")
+        else:
+            print("What is done stays done: call the same command again.")
         return process.returncode or 1
     _record_run(profile, paper, cores, time.perf_counter() - started, peak)
     print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
-    return 0
+    return _compare_with_expected(profile, paper)
+
+
+def _compare_with_expected(profile: str, paper: str) -> int:
+    """Print how far the numbers are from the expected ones; DRIFTED where one is not within its tolerance."""
+    from lib import drift
+
+    if not drift.has_expected(profile):
+        return 0
+    table = drift.compare(profile, whole=paper == "all")
+    print(drift.report(table, profile))
+    return 0 if table.within.all() else DRIFTED
 
 
 def _shown(path: Path) -> Path:
@@ -475,7 +517,6 @@ def main() -> int:
     arguments = parser.parse_args()
     if arguments.threads:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(arguments.threads)
-        torch.set_num_threads(arguments.threads)
     try:
         if arguments.figures:
             print(f"{len(publish_figures(arguments.profile))} figures copied to figures/.")
@@ -493,8 +534,9 @@ def main() -> int:
             if not arguments.gpus.isdecimal():
                 raise ValueError(f"GPUS={arguments.gpus} is not a number of GPUs; give a whole number, 0 or more: GPUS=1.")
             return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs, int(arguments.gpus))
-    except (ValueError, FileNotFoundError, RuntimeError) as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:
+        advice = f". {artifacts.NEXT_STEP}" if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""
+        print(f"{type(error).__name__}: {error}{advice}", file=sys.stderr)
         return 1
     return 0
 

@@ -67,8 +67,41 @@ def test_what_is_half_written_is_never_seen(tmp_path):
     path = tmp_path / "file.txt"
     with artifacts.atomic_path(path) as temporary:
         temporary.write_text("half")
-        assert not path.exists() and temporary.parent == tmp_path and temporary.suffix == ".txt"
-    assert path.read_text() == "half"
+        assert not path.exists() and temporary.name == path.name and not list(tmp_path.glob("*.txt"))
+    assert path.read_text() == "half" and os.listdir(tmp_path) == ["file.txt"]
+
+
+def test_readers_do_not_find_what_a_killed_writer_left(monkeypatch):
+    """A metrics table cut short beside the whole one: the pattern of the reader must not match it."""
+    write_metrics("smoke", "10_pretraining", "run", [dict(ROW, metric="a")])
+    monkeypatch.setattr(artifacts.shutil, "rmtree", lambda *_, **__: None)
+    monkeypatch.setattr(artifacts.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        write_metrics("smoke", "10_pretraining", "other", [dict(ROW, metric="b")])
+    left = list(artifacts.results_dir("smoke").rglob("10_pretraining--other.csv"))
+    assert len(left) == 1 and left[0].parent.name.startswith(artifacts.UNFINISHED)
+    assert list(read_metrics("smoke").metric) == ["a"]
+
+
+def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
+    old, new = tmp_path / "runs" / f"{artifacts.UNFINISHED}1", tmp_path / f"{artifacts.UNFINISHED}2"
+    for folder in (old, new):
+        folder.mkdir(parents=True)
+        (folder / "half.csv").touch()
+    os.utime(old, (0, 0))
+    artifacts.remove_unfinished(tmp_path)
+    assert not old.exists() and (new / "half.csv").exists()
+
+
+def test_a_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
+    artifacts.check_writable(tmp_path / "new")
+    assert os.listdir(tmp_path / "new") == []
+    (tmp_path / "file").touch()
+    with pytest.raises(RuntimeError, match="file cannot be written: .*RESULTS_DIR"):
+        artifacts.check_writable(tmp_path / "file")
+    monkeypatch.setattr(artifacts, "FREE_BYTES", 10**18)
+    with pytest.raises(RuntimeError, match="MB of free space left, fewer than"):
+        artifacts.check_writable(tmp_path)
 
 
 def test_json_without_nan(tmp_path):

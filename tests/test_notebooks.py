@@ -1,19 +1,19 @@
-"""Every notebook is well formed, and every notebook runs: the whole DAG in profile smoke, killed once on the way."""
+"""Every notebook is well formed, and every notebook runs: the whole DAG in profile smoke, killed three times on the way."""
 
 import ast
-import os
+import random
 import re
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
 
-from lib import artifacts, protocol, reproduction
+from lib import artifacts, drift, protocol, reproduction
+from tests import faults
 
+KILLS = 3
 NOTEBOOKS = sorted(reproduction.NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {
     r"rcParams": "styles live in figures/style.mplstyle",
@@ -63,27 +63,27 @@ def test_lint_by_ruff():
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """The whole DAG in profile smoke, killed as soon as the first run is trained, then called again until it is done."""
+    """The whole DAG in profile smoke, killed three times on the way, then called again until it is done."""
     results = tmp_path_factory.mktemp("results")
-    environment = os.environ | {"RESULTS_DIR": str(results), "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke"]
-    process = subprocess.Popen(command, cwd=artifacts.ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 1800
-    while not (trained := sorted(results.glob("smoke/runs/*/model.safetensors"))) and process.poll() is None and time.time() < deadline:
-        time.sleep(0.2)
-    killed = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    before = {path: path.stat().st_mtime_ns for path in trained}
-    done = subprocess.run(command, cwd=artifacts.ROOT, env=environment, capture_output=True, text=True)
-    return {"results": results / "smoke", "done": done, "killed": killed, "before": before, "environment": environment, "command": command}
+    moments, _ = faults.random_moments(random.Random(1), KILLS, 45.0)
+    found = faults.reproduce_with_kills(results, moments, [False, True, True])
+    return found | {"results": results / "smoke", "environment": faults.environment(results)}
 
 
-def test_all_jobs_done_after_a_kill(smoke):
-    assert smoke["killed"] and smoke["before"], "the first call was to be killed after its first trained run"
+def test_all_jobs_done_after_kills(smoke):
+    assert smoke["kills"] == KILLS and smoke["finished_before"], "the calls were to be killed, the last one after the first trained run"
     assert smoke["done"].returncode == 0, smoke["done"].stdout + smoke["done"].stderr
-    assert {path: path.stat().st_mtime_ns for path in smoke["before"]} == smoke["before"], "a finished run was trained again"
+    assert not smoke["broken"], "files with a final name that were not whole after a kill"
+    assert not smoke["rewritten"], "a finished run was trained again"
     assert "index.html" in smoke["done"].stdout
+
+
+def test_numbers_are_as_expected(smoke, monkeypatch):
+    """The drift gate over the run just made, as make reproduce prints it."""
+    monkeypatch.setattr(artifacts, "RESULTS", smoke["results"].parent)
+    table = drift.compare("smoke")
+    assert table.within.all(), drift.report(table, "smoke")
+    assert drift.report(table, "smoke") in smoke["done"].stdout
 
 
 def test_every_notebook_was_executed(smoke):
@@ -108,7 +108,7 @@ def test_every_figure_is_complete(smoke):
 
 def test_a_second_call_does_nothing(smoke):
     stamps = {path: path.stat().st_mtime_ns for path in (smoke["results"] / "notebooks").glob("*.ipynb")}
-    done = subprocess.run(smoke["command"], cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
+    done = subprocess.run(faults.COMMAND, cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
     assert stamps and {path: path.stat().st_mtime_ns for path in stamps} == stamps
 

@@ -1,0 +1,101 @@
+"""The drift gate: what moves further than its tolerance, is missing, is new or is not a number is reported, and nothing else."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import artifacts, drift
+
+ROW = {
+    "method": "simsiam", "trained_on": "digits", "variant": "e1", "evaluated_on": "digits", "condition": "clean", "classifier": "linear", "score": "",
+    "metric": "accuracy", "value": 0.8, "ci_low": 0.76, "ci_high": 0.84, "n": 400, "seed": 0, "profile": "smoke", "notebook": "10_pretraining",
+}  # fmt: skip
+RANK = ROW | {"classifier": "", "metric": "effective_rank", "value": 10.0, "ci_low": np.nan, "ci_high": np.nan}
+OTHER = ROW | {"seed": 1}
+
+
+@pytest.fixture
+def expected(tmp_path, monkeypatch):
+    """Three numbers of two seeds, stored and accepted; returns a function that stores other numbers in their place."""
+    monkeypatch.setattr(drift, "expected_path", lambda profile: tmp_path / f"expected_{profile}.csv")
+
+    def store(*rows):
+        for path in (artifacts.results_dir("smoke") / "metrics").glob("*.csv"):
+            path.unlink()
+        for seed in {row["seed"] for row in rows}:
+            artifacts.write_metrics("smoke", drift.MEASURED_BY, f"simsiam-seed{seed}", [row for row in rows if row["seed"] == seed])
+
+    store(ROW, RANK, OTHER)
+    drift.accept("smoke")
+    return store
+
+
+def outside(**options):
+    table = drift.compare("smoke", **options)
+    return [(row.metric, row.seed) for row in table[~table.within].itertuples()]
+
+
+def test_the_tolerance_is_the_floor_or_share_and_the_sampling_error(expected):
+    tolerance = drift.compare("smoke").set_index(["metric", "seed"]).tolerance
+    assert tolerance["accuracy", 0] == pytest.approx(0.03 + 2 * 0.04)
+    assert tolerance["effective_rank", 0] == pytest.approx(0.3 * 10)
+
+
+@pytest.mark.parametrize("move, reported", [(0.0, False), (0.109, False), (-0.109, False), (0.111, True), (-0.111, True), (np.nan, True)])
+def test_what_moves_too_far_is_reported(expected, move, reported):
+    expected(ROW | {"value": 0.8 + move}, RANK, OTHER)
+    assert outside() == [("accuracy", 0)] * reported
+    said = drift.report(drift.compare("smoke"), "smoke")
+    assert f"Drift: {3 - reported} of 3 numbers" in said and ("--accept" in said) == reported
+    assert ("simsiam e1 seed 0 digits linear accuracy: expected 0.8 ± 0.11, stored" in said) == reported
+
+
+def test_what_is_missing_or_new_is_reported(expected):
+    expected(ROW, OTHER)
+    assert outside() == [("effective_rank", 0)]
+    expected(ROW, RANK, OTHER, OTHER | {"metric": "nll"})
+    assert outside() == [("nll", 1)]
+    expected(ROW, RANK, OTHER, OTHER | {"metric": "nll", "condition": "blur-3"}, OTHER | {"metric": "spearman"})
+    assert outside() == []
+
+
+def test_of_a_part_only_its_own_runs_are_asked(expected):
+    expected(ROW, RANK)
+    assert outside() == [("accuracy", 1)] and outside(whole=False) == []
+    expected(ROW)
+    assert outside(whole=False) == [("effective_rank", 0)]
+
+
+def test_nothing_stored_or_not_a_number_is_not_accepted(expected):
+    before = drift.expected_path("smoke").read_bytes()
+    expected(ROW | {"value": np.nan})
+    with pytest.raises(ValueError, match="Not a number cannot be expected.*accuracy"):
+        drift.accept("smoke")
+    expected()
+    with pytest.raises(FileNotFoundError, match="no stored metrics: run make reproduce PROFILE=smoke"):
+        drift.accept("smoke")
+    assert drift.expected_path("smoke").read_bytes() == before
+
+
+def test_a_profile_without_expected_values_is_refused():
+    with pytest.raises(ValueError, match="Profile 'standard' has no expected values"):
+        drift.expected_path("standard")
+    assert not drift.has_expected("standard") and drift.has_expected("quick")
+
+
+def test_committed_results_of_quick_are_the_expected_ones():
+    """Through the door, on the results in this checkout."""
+    done = subprocess.run([sys.executable, "-m", "lib.drift", "quick"], cwd=artifacts.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "numbers are as expected" in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("profile", drift.PROFILES)
+def test_expected_values_can_tell(profile):
+    """No tolerance is so wide that a classifier which guesses among ten classes would pass for one that was expected to be good."""
+    table = pd.read_csv(drift.expected_path(profile))
+    assert len(table) > 50 and table.value.notna().all() and (table.tolerance > 0).all()
+    good = table[(table.metric == "accuracy") & (table.value > 0.5)]
+    assert len(good) > 5 and (good.value - good.tolerance > 0.2).all()
