@@ -74,14 +74,21 @@ def first_losses(method):
     return values
 
 
+def same_losses(values, stored):
+    """Rounding, which is another on another processor, grows with every step: the third loss may differ by more."""
+    tolerances = (TOLERANCE, TOLERANCE, 50 * TOLERANCE)
+    return all(value == pytest.approx(other, rel=rel, abs=2e-5) for value, other, rel in zip(values, stored, tolerances, strict=True))
+
+
 @pytest.mark.parametrize("method", LEARNED)
 def test_first_losses_are_those_of_the_methods_version(method):
     stored, version = json.loads(GOLDEN.read_text()).get(method), settings.recipe(method)["version"]
     assert stored and stored["version"] == version, (
         f"golden.json has no losses of {method} version {version}: write them with `python -m tests.test_methods`."
     )
-    assert first_losses(method) == pytest.approx(stored["losses"], rel=TOLERANCE, abs=2e-5), (
-        f"The losses of {method} changed. If that is meant, raise its version in settings/recipes.toml (its stored runs become stale) "
+    values = first_losses(method)
+    assert same_losses(values, stored["losses"]), (
+        f"The losses of {method} changed from {stored['losses']} to {values}. If that is meant, raise its version in settings/recipes.toml (its stored runs become stale) "
         "and run `python -m tests.test_methods`; a refactoring must leave them as they are."
     )
 
@@ -90,7 +97,7 @@ def rewrite_golden():
     stored = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
     fresh = {method: {"version": settings.recipe(method)["version"], "losses": first_losses(method)} for method in LEARNED}
     for method in set(stored) & set(fresh):
-        same = fresh[method]["losses"] == pytest.approx(stored[method]["losses"], rel=TOLERANCE, abs=2e-5)
+        same = same_losses(fresh[method]["losses"], stored[method]["losses"])
         if not same and fresh[method]["version"] == stored[method]["version"]:
             sys.exit(f"The losses of {method} changed, but its version did not: raise it in settings/recipes.toml first.")
     GOLDEN.write_text(json.dumps(fresh, indent=1) + "\n")

@@ -184,3 +184,24 @@ def test_positions_tell_patches_apart():
     moved = torch.roll(images, 4, 3)
     with torch.no_grad():
         assert not torch.allclose(network(images), network(moved), atol=1e-4)
+
+
+@pytest.mark.parametrize("inputs, stride", [(2, 2), (4, 2), (6, 2), (4, 1)])
+def test_narrow_shortcut_is_the_strided_convolution(inputs, stride):
+    """Forward and weight gradient against the convolution in float64, which oneDNN does not compute."""
+    torch.manual_seed(0)
+    ours = networks.NarrowShortcut(inputs, 2 * inputs, 1, stride, bias=False).to(memory_format=torch.channels_last)
+    theirs = torch.nn.Conv2d(inputs, 2 * inputs, 1, stride, bias=False).double()
+    theirs.load_state_dict(ours.state_dict())
+    x = torch.randn(64, inputs, 9, 8).contiguous(memory_format=torch.channels_last)
+    ours(x).square().sum().backward()
+    theirs(x.double()).square().sum().backward()
+    torch.testing.assert_close(ours(x).double(), theirs(x.double()))
+    torch.testing.assert_close(ours.weight.grad.double(), theirs.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("width", [2, 4, 8])
+def test_narrow_networks_have_no_strided_convolution_of_few_channels(width):
+    network = networks.resnet18(width, "stride2", channels=1)
+    risky = [m for m in network.modules() if type(m) is torch.nn.Conv2d and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8]
+    assert not risky
