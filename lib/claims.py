@@ -5,6 +5,7 @@ settings/claims.toml holds the claims; results/<profile>/tables and metrics hold
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
@@ -23,6 +24,10 @@ ORDER = (CONTRADICTED, NOT_REPRODUCED, SAME, REPRODUCED, NOT_TESTED, NOT_TESTABL
 ILLUSTRATIONS = ("smoke", "quick")
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
+# Tables and notebooks that read other runs than those of the protocol, by how their names start, and the group of these runs in experiments.toml.
+GROUPS = {
+    "40": "simvae", "41": "simvae", "42": "ablations", "43": "", "52": "scoring", "60_one_class": "one_class", "61": "likelihood",
+}  # fmt: skip
 COLUMNS = [
     "id", "part", "paper", "where", "statement", "kind", "unit", "published", "ours", "ci_low", "ci_high", "n", "seeds", "verdict", "reason",
     "commit",
@@ -49,7 +54,7 @@ def claims() -> dict[str, dict]:
     for name, claim in resolution.read("claims").items():
         if claim["kind"] not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim['kind']!r}; choose one of {list(KINDS)}.")
-        shared = {key: claim[key] for key in ("data", "epochs", "family", "about") if key in claim}
+        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         if "recipe" in claim:  # a claim of one recipe is a part of its own
             parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
@@ -119,6 +124,28 @@ def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
     return rows
 
 
+def runs(part: dict, profile: str) -> list[str]:
+    """Names of the stored runs behind the number of a part, of those seeds that all its methods have; none for theory and recipes."""
+    query = part.get("query", {})
+    if not query or part.get("about") == "theory":
+        return []
+    source = query.get("table") or query["notebook"]
+    group = next((group for start, group in GROUPS.items() if source.startswith(start)), None)
+    groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if group is None else (group,)
+    named = {query.get("method", "vi_simsiam"), query.get("minus"), query.get("other"), *part.get("methods", ())}
+    found = [run for group in groups for run in resolution.runs(profile, group=group) if run["method"] in named]
+    for key in ("dataset", "epochs"):
+        usual = {run["method"]: resolution.resolve(run["method"], profile)[key] for run in found} if group is None else {}
+        found = [run for run in found if run[key] == query.get(key, usual.get(run["method"], run[key]))]
+    if "name" in query:  # one change of many, against the usual run
+        varied = [set(resolution.variant(run).split("-")) for run in found]
+        changes = set(re.sub("[ _]", "", query["name"]).split("-")) | set.intersection(*varied) if varied else set()
+        found = [run for run, names in zip(found, varied, strict=True) if names <= changes]
+    found = [run for run in found if (artifacts.run_dir(profile, resolution.run_name(run)) / "config.json").exists()]
+    seeds = [{run["seed"] for run in found if run["method"] == method} for method in {run["method"] for run in found}]
+    return list(dict.fromkeys(resolution.run_name(run) for run in found if run["seed"] in set.intersection(*seeds)))
+
+
 def is_trained(method: str, profile: str) -> bool:
     """Whether the method's runs of the protocol learned enough to say anything about their uncertainty (protocol.is_evidence, every seed)."""
     listed = protocol.compared_runs(profile)
@@ -148,9 +175,9 @@ def decide(
     "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs and three seeds; a published number then has to
     lie in our interval, a direction our interval on its side. On other data our interval gives "same direction" or "not reproduced".
     """
+    takes = f"; the full test takes {needs}" if needs else ""
     if found is None:
-        missing = part.get("why", f"no such run in profile {profile}")
-        return NOT_TESTED, f"budget: {missing}; the full test takes {needs}" if needs else f"budget: {missing}"
+        return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}')}{takes}"
     holds = side(part["rule"], found)
     if part.get("about") == "theory":
         return (REPRODUCED, "holds up to rounding") if holds > 0 else (CONTRADICTED, f"off by {found.value:.2g}")
@@ -158,7 +185,7 @@ def decide(
         return NOT_TESTED, f"profile: {profile} is an illustration"
     method = part["query"].get("method", "vi_simsiam")
     if part.get("about") == "kappa" and not (trained or is_trained)(method, profile):
-        return NOT_TESTED, f"under-trained: k-NN on {method} does not beat its references in every seed"
+        return NOT_TESTED, f"under-trained: k-NN on {method} does not beat its references in every seed{takes}"
     lacking = _lacking(part, resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {})), found)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
     if lacking:

@@ -45,6 +45,14 @@ def test_every_claim_can_be_judged():
                 assert claims.side(part["rule"], Found(number, number, number, 1, 3, "")) == 1, (name, part["name"])
 
 
+def test_every_claim_says_what_its_full_test_takes():
+    found = claims.claims()
+    for name, claim in found.items():
+        assert all("recipe" in part for part in claim["parts"]) or claim["needs"], name
+        assert set(re.findall(r"\bas ([A-Z]+\d?-\d+)", claim.get("needs", ""))) <= set(found), name
+        assert set(claim.get("methods", ())) <= set(plotting.METHODS), name
+
+
 def test_notebooks_and_figures_name_only_claims_that_there_are():
     for path in reproduction.NOTEBOOKS.glob("*.ipynb"):
         assert set(re.findall(r"(?:VS[12]|SV)-\d+", path.read_text())) <= set(claims.claims()), path.stem
@@ -187,3 +195,28 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     combined = claims.verdicts(parts).set_index("id")
     assert combined.verdict.to_dict() == {"A": NOT_REPRODUCED, "B": NOT_TESTED, "C": claims.DEVIATES}
     assert combined.parts_tested.to_dict() == {"A": 2, "B": 0, "C": 1}
+
+
+# ---------------------------------------------------------------------------------------------------------------- runs
+@pytest.mark.parametrize(
+    ("query", "others", "named"),
+    [
+        ({"table": "32_auroc", "method": "vi_simsiam"}, [], ["vi_simsiam-cifar10-e40-seed0", "vi_simsiam-cifar10-e40-seed1"]),
+        ({"notebook": "31_x", "method": "vi_simsiam"}, [], ["vi_simsiam-cifar10-e40-seed0", "vi_simsiam-cifar10-e40-seed1"]),
+        ({"table": "20_difference", "epochs": 40}, ["simsiam"], ["simsiam-cifar10-e40-seed0", "vi_simsiam-cifar10-e40-seed0"]),
+        ({"table": "20_difference", "epochs": 5}, ["simsiam"], ["vi_simsiam-cifar10-e5-seed0"]),
+        ({"table": "60_differences", "method": "vje", "minus": "simsiam"}, [], ["simsiam-cifar10-e40-seed0"]),
+        ({"table": "60_one_class", "method": "vje", "minus": "VI-SimSiam, −κ"}, [], ["vje-cifar10_class_0-e10-seed0"]),
+        ({"table": "61_effects", "method": "vje", "name": "radial_weight 0"}, [], ["vje-cifar10-e10-n10000-radialweight0-seed0",
+                                                                                    "vje-cifar10-e10-n10000-seed0"]),
+        ({"table": "43_style"}, [], []),
+    ],
+)  # fmt: skip
+def test_runs_behind_a_number(stored, query, others, named):
+    for name in ("vi_simsiam-cifar10-e40-seed0", "vi_simsiam-cifar10-e40-seed1", "vi_simsiam-cifar10-e5-seed0", "simsiam-cifar10-e40-seed0",
+                 "vje-cifar10_class_0-e10-seed0", "vje-cifar10-e10-n10000-seed0", "vje-cifar10-e10-n10000-radialweight0-seed0",
+                 "vje-cifar10-e10-n10000-directionalfreedom1-seed0"):  # fmt: skip
+        artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {})
+    part = {"query": query, "rule": {"above": 0}, "methods": others}
+    assert sorted(claims.runs(part, "standard")) == named
+    assert claims.runs(part | {"about": "theory"}, "standard") == [] == claims.runs({"recipe": "vi_simsiam"}, "standard")
