@@ -63,8 +63,8 @@ score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODE
 	@$(MAKE) -s setup
 	@$(PY) -m lib.reproduction --score "$$IMAGES" --profile $(or $(PROFILE),standard) --encoder "$$ENCODER" --epochs "$${EPOCHS:-0}" --out "$$OUT"
 
-figures: setup ## choose the published set from results into figures/: PROFILE=standard
-	@$(PY) -m lib.reproduction --figures --profile $(or $(PROFILE),standard)
+figures: setup ## publish the figures of the best complete profile in figures/, from a clean commit: PROFILE=standard
+	@$(PY) -m lib.reproduction --figures $(if $(PROFILE),--profile $(PROFILE))
 
 gallery: setup ## rebuild results/<profile>/index.html: PROFILE=quick
 	@$(PY) -m lib.gallery $(or $(PROFILE),quick)

@@ -133,7 +133,7 @@ def runs(part: dict, profile: str) -> list[str]:
     group = next((group for start, group in GROUPS.items() if source.startswith(start)), None)
     groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if group is None else (group,)
     named = {query.get("method", "vi_simsiam"), query.get("minus"), query.get("other"), *part.get("methods", ())}
-    found = [run for group in groups for run in resolution.runs(profile, group=group) if run["method"] in named]
+    found = [run for group in groups for run in _listed(profile, group) if run["method"] in named]
     for key in ("dataset", "epochs"):
         usual = {run["method"]: resolution.resolve(run["method"], profile)[key] for run in found} if group is None else {}
         found = [run for run in found if run[key] == query.get(key, usual.get(run["method"], run[key]))]
@@ -144,6 +144,11 @@ def runs(part: dict, profile: str) -> list[str]:
     found = [run for run in found if (artifacts.run_dir(profile, resolution.run_name(run)) / "config.json").exists()]
     seeds = [{run["seed"] for run in found if run["method"] == method} for method in {run["method"] for run in found}]
     return list(dict.fromkeys(resolution.run_name(run) for run in found if run["seed"] in set.intersection(*seeds)))
+
+
+@cache
+def _listed(profile: str, group: str) -> list[dict]:
+    return resolution.runs(profile, group=group)  # resolved once, not for every claim
 
 
 def is_trained(method: str, profile: str) -> bool:
@@ -201,7 +206,8 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
     """What keeps our run from being the claim's own experiment; empty if nothing does."""
     lacking = []
     if part.get("data") != run["dataset"]:
-        lacking.append(f"other data ({run['dataset']}, not {part.get('data', 'in the paper')})")
+        own = part.get("data", "not in the paper")
+        lacking.append(f"other data ({run['dataset']}, {own if own.startswith('not ') else f'not {own}'})")
     epochs = part["query"].get("epochs", run["epochs"] if np.isnan(found.epochs) else int(found.epochs))
     if epochs < part.get("epochs", 0) / 2:
         lacking.append(f"{epochs} epochs, not {part['epochs']}")

@@ -1,12 +1,14 @@
-"""The gallery of a profile: results/<profile>/index.html and README.md, from the stored figures, tables and executed notebooks.
+"""The gallery of a profile: results/<profile>/index.html and README.md, from the stored ledger, figures, tables, runs and executed notebooks.
 
 The pages load nothing from anywhere else: style inline, pictures beside them or inside them, no scripts. `python -m lib.gallery PROFILE` builds
-them.
+them, and the two that are of all profiles: results/README.md, the hours behind each claim, and the verdicts in the README of the repository.
 """
 
 import argparse
 import html
 import re
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -19,14 +21,33 @@ from PIL import Image
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
-from lib import artifacts
+from lib import artifacts, settings
 
 TABLE_ROWS = 12
+OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 VECTORS = ("pdf", "svg")
+PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
+EVIDENCE = "standard"  # the profile that is committed as evidence
+PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
+# What a visitor asks, and where index.html answers: a claim, a figure, a table (t-), or a section; what a profile does not have is left out.
+QUESTIONS = (
+    ("Does κ tell right from wrong predictions: what became of VS2-3?", "VS2-3"),
+    ("From which table is that verdict read?", "VS2-3"),
+    ("Which runs is it of, and how long did they take?", "VS2-3"),
+    ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?", "80_ranks", "80_against_trivial"),
+    ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks"),
+    ("Which methods are told apart in linear accuracy?", "t-20_difference", "t-60_differences"),
+    ("How long did a run take, of SimCLR say?", "runs"),
+    ("What do augmentations do to κ (box plots), and where are the numbers of the figure?", "31_kappa_by_augmentation"),
+    ("Does VJE fail towards the Gaussian limit: what became of VJ-4, and why?", "VJ-4"),
+    ("What would it take to test a claim that was not tested, PM-1 say?", "PM-1"),
+    ("How many claims of each paper have which verdict?", "verdicts"),
+    ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
+)
 PICTURES_ALONE = ("quick", "paper")  # profiles of which git keeps no vector graphics (.gitignore), so that none are linked
 
 
@@ -49,10 +70,24 @@ def build(profile: str) -> Path:
         }
         for number in numbers
     ]
-    provenance = _provenance(folder / "run.json", figures)
-    page = TEMPLATES.get_template("gallery.html.j2").render(profile=profile, provenance=provenance, groups=groups)
+    runs = _runs(profile)
+    claims = _claims(profile, runs)
+    for claim in claims:
+        own = [figure["id"] for figure in figures if claim["id"] in figure["claims"]]
+        claim["figures"] = [id for id in own if id[:2] in claim["numbers"]] or own
+        claim["notebooks"] = [notebook for notebook in notebooks if notebook["number"] in claim["numbers"]]
+    places = {entry["id"]: f"figure {entry['id']}" for entry in figures} | {f"t-{entry['id']}": f"table {entry['id']}" for entry in tables}
+    places |= {claim["id"]: f"claim {claim['id']}" for claim in claims} | ({"runs": "all runs"} if runs else {})
+    places |= {"verdicts": "counts of verdicts"} if claims else {}
+    questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
+    content = {
+        "profile": profile, "provenance": _provenance(folder / "run.json", figures), "groups": groups, "claims": claims, "runs": runs,
+        "papers": PAPERS, "counts": _counts(claims), "questions": [(text, answers) for text, answers in questions if answers],
+    }  # fmt: skip
+    page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page)
-    artifacts.write_text(folder / "README.md", _readme(profile, provenance, groups))
+    artifacts.write_text(folder / "README.md", _readme(**content))
+    artifacts.write_text(artifacts.RESULTS / "README.md", _hours())
     return folder / "index.html"
 
 
@@ -149,16 +184,108 @@ def _notebooks(folder: Path) -> list[dict]:
     entries = []
     for stem in sorted({path.stem for kind in ("ipynb", "html") for path in folder.glob(f"*.{kind}") if not path.name.startswith(".")}):
         kind = "html" if (folder / f"{stem}.html").exists() else "ipynb"
-        entries.append({"number": stem[:2], "name": stem, "href": quote(f"notebooks/{stem}.{kind}")})
+        cells = artifacts.read_json(folder / f"{stem}.ipynb").get("cells", []) if (folder / f"{stem}.ipynb").exists() else []
+        lines = (line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines())
+        title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
+        entries.append({"number": stem[:2], "name": stem, "title": title, "href": quote(f"notebooks/{stem}.{kind}")})
     return entries
 
 
 def _title(number: str, entries: list[dict]) -> str:
-    """30 Kappa distributions, from the name of the notebook."""
-    names = (entry.get("notebook") or entry.get("name") for entry in entries if entry["number"] == number)
-    name = next(names, number).split("--")[0]
-    words = name[3:].replace("_", " ")
-    return f"{number} {words[:1].upper()}{words[1:]}".strip()
+    """The heading of the notebook, or its name: 30 Kappa distributions."""
+    own = [entry for entry in entries if entry["number"] == number]
+    name = next((entry.get("notebook") or entry.get("name") for entry in own), number).split("--")[0]
+    return next((entry["title"] for entry in own if entry.get("title")), f"{number} {name[3:].replace('_', ' ').capitalize()}".strip())
+
+
+def _runs(profile: str) -> dict[str, dict]:
+    """What the stored runs say of themselves, by name."""
+    paths = sorted((artifacts.results_dir(profile) / "runs").glob("*/config.json"))
+    unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
+    return {path.parent.name: unknown | artifacts.read_json(path) | {"log": path.with_name("log.csv").exists()} for path in paths}
+
+
+def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
+    """Every claim of the stored ledger: verdict, parts, what the full test takes, and the names of the files and runs it is judged from."""
+    path = artifacts.results_dir(profile) / "tables" / "90_claims.csv"
+    if not path.exists():
+        return []
+    from lib import claims as ledger  # it imports torch
+
+    rows, found = pd.read_csv(path), []
+    for entry in ledger.verdicts(rows).to_dict("records"):
+        claim, parts = ledger.claims().get(entry["id"], {"parts": []}), rows[rows.id == entry["id"]]
+        measured = set(parts[parts.ours.notna()].part)
+        queries = [(part["query"], ledger.runs(part, profile)) for part in claim["parts"] if part["name"] in measured]
+        files = [f"tables/{query['table']}.csv" for query, _ in queries if "table" in query]
+        files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
+        needs, named = claim.get("needs", ""), dict.fromkeys(run for _, named in queries for run in named)
+        words = [_part(part, needs) for part in parts.to_dict("records")]
+        found.append(entry | {
+            "needs": needs, "runs": list(named), "hours": sum(runs[run]["seconds"] for run in named) / 3600,
+            "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
+            "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
+            "files": [file for file in dict.fromkeys(files) if (artifacts.results_dir(profile) / file).exists()],
+            # Parts with one verdict for one reason stand together, under it.
+            "reasons": [(key, list(same)) for key, same in groupby(words, itemgetter("verdict", "reason"))],
+        })  # fmt: skip
+    return sorted(found, key=lambda claim: (list(PAPERS).index(claim["paper"]), int(claim["id"].split("-")[1])))
+
+
+def _part(row: dict, needs: str) -> dict:
+    """A row of the ledger in words: the interval as one, and the reason without what the full test takes, which is said once a claim."""
+    number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
+    interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
+    return row | number | {"interval": interval, "reason": str(row["reason"]).removesuffix(f"; the full test takes {needs}")}
+
+
+def _counts(claims: list[dict]) -> list[list]:
+    """How many claims of each paper have which verdict, as rows of cells: head, one row a paper, sum."""
+    from lib import claims as ledger
+
+    order = [*ledger.ORDER[3::-1], *ledger.ORDER[4:], ledger.FOLLOWED, ledger.DEVIATES]
+    verdicts = [name for name in order if any(claim["verdict"] == name for claim in claims)]
+    found = [[claim for claim in claims if claim["paper"] == paper] for paper in PAPERS] + [claims]
+    cells = [[sum(claim["verdict"] == name for claim in own) for name in verdicts] + [len(own)] for own in found]
+    return [["paper", *verdicts, "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
+
+
+def verdict_table(profile: str = EVIDENCE) -> str:
+    """The counts of verdicts by paper as Markdown, for the README of the repository."""
+    return _markdown(_counts(_claims(profile, _runs(profile))))
+
+
+def with_verdicts(readme: str) -> str:
+    """The README of the repository with the present verdicts between its markers."""
+    return re.sub(r"(<!-- verdicts -->\n).*?(\n<!-- end -->)", lambda marks: marks[1] + verdict_table() + marks[2], readme, flags=re.S)
+
+
+def _hours() -> str:
+    """results/README.md: of every claim about data that was tested the training hours behind it, in the best profile that tested it."""
+    lines, done = ["# Hours behind each claim", ""], set()
+    lines += ["Wall-clock time of training the runs that a claim is judged from (`seconds` of their config.json); a run counts for each claim."]
+    for profile in ("paper", "standard", "quick"):
+        runs = _runs(profile)
+        tested = [claim for claim in _claims(profile, runs) if claim["parts_tested"] and claim["kind"] != "recipe" and claim["id"] not in done]
+        done |= {claim["id"] for claim in tested}
+        if runs:
+            hours = sum(run["seconds"] for run in runs.values()) / 3600
+            machines = sorted({f"{run['hardware']['processor']}, {run['hardware']['cores']} cores" for run in runs.values() if "hardware" in run})
+            lines += ["", f"## Profile {profile}", "", f"All {len(runs)} stored runs: {hours:.1f} hours on {_escape('; '.join(machines))}."]
+        cells = []
+        for claim in tested:
+            seeds = " to ".join(str(number) for number in dict.fromkeys(claim["seeds"][:1] + claim["seeds"][-1:]))
+            anchor = PAPERS[claim["paper"]].lower().replace(" ", "-")
+            link, hours = f"[{claim['id']}]({profile}/README.md#{anchor})", f"{claim['hours']:.1f}" if claim["runs"] else "none trained"
+            cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
+        lines += ["", _markdown([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
+    return "\n".join(lines) + "\n"
+
+
+def _markdown(rows: list[list]) -> str:
+    """A table of Markdown, its first row the head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
@@ -169,7 +296,7 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
     record = artifacts.read_json(path)
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
-    return [(str(name).replace("_", " "), _words(value)) for name, value in record.items() if name not in ("date", "started", "finished")]
+    return [(str(name).replace("_", " "), _words(value)) for name, value in record.items() if name not in OMITTED]
 
 
 def _words(value) -> str:
@@ -178,13 +305,19 @@ def _words(value) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
-def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict]) -> str:
+def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], runs: dict, counts: list[list], **_) -> str:
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
-    lines = [f"# Results, profile {_escape(profile)}", "", "The same with tables: [index.html](index.html), from disk in any browser.", ""]
+    lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", ""]
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
+    if claims:
+        lines += ["", "## Claims", "", _markdown(counts), "", "Published and measured numbers of every part: [90_claims.csv](tables/90_claims.csv)."]
+    for paper, name in PAPERS.items():
+        own = [claim for claim in claims if claim["paper"] == paper]
+        head = [["claim", "statement", "verdict", "published", "ours", "evidence"]] if own else []
+        lines += ["", f"### {name}", "", _markdown(head + [_row(claim) for claim in own])] if own else []
     for group in groups:
         lines += ["", f"## {_escape(group['title'])}", ""]
-        links = [(notebook["name"], notebook["href"]) for notebook in group["notebooks"]]
+        links = [(notebook["name"], f"notebooks/{quote(notebook['name'])}.ipynb") for notebook in group["notebooks"]]
         links += [(f"{table['id']}.csv", table["href"]) for table in group["tables"]]
         lines += [f"- [{_escape(name)}]({href})" for name, href in links]
         for figure in group["figures"]:
@@ -196,6 +329,76 @@ def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict])
     return "\n".join(lines) + "\n"
 
 
+def _row(claim: dict) -> list[str]:
+    """A claim as a row of the README: its first measured number beside the published one, and links to figures, data, notebooks and runs."""
+    judged = (part for (verdict, _), parts in claim["reasons"] for part in parts if part["ours"] and verdict == claim["verdict"])
+    part = next(judged, {"published": "", "ours": "", "interval": ""})
+    links = [(id, f"figures/{id}.png") for id in claim["figures"]] + [(Path(file).name, file) for file in claim["files"]]
+    links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
+    links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
+    evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
+    return [claim["id"], _escape(claim["statement"]), claim["verdict"], part["published"], f"{part['ours']} {_escape(part['interval'])}", evidence]
+
+
+def publish_figures(profile: str = "") -> list[Path]:
+    """Make figures/ the figures of a profile, the best complete one if none is named; each JSON gains its runs and the hashes of the other files.
+
+    RuntimeError if what draws them is not committed, or if the profile is not complete.
+    """
+    if artifacts.commit().endswith("+"):
+        raise RuntimeError("lib, notebooks or settings have uncommitted changes: commit them, so that the published figures name code that is there.")
+    wanting = {name: _wanting(name) for name in ([profile] if profile else ("paper", "standard", "quick"))}
+    profile = next((name for name, what in wanting.items() if not what), "")
+    if not profile:
+        raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}.")
+    source, target = artifacts.results_dir(profile) / "figures", artifacts.ROOT / "figures"
+    records = [artifacts.read_json(path) for path in sorted(source.glob("*.json"))]
+    for old in target.glob("[0-9][0-9]_*"):
+        if not (source / old.name).exists():
+            old.unlink()
+    stored = _runs(profile)
+    claims = {claim["id"]: claim for claim in _claims(profile, stored)}
+    for record in records:
+        files = [f"{record['id']}.{kind}" for kind in PUBLISHED]
+        for name in files:
+            artifacts.write_bytes(target / name, (source / name).read_bytes())
+        hashes, drawn = {name: artifacts.sha256(target / name) for name in files}, _drawn_runs(record, claims, source / files[-1], profile)
+        artifacts.write_json(target / f"{record['id']}.json", record | {"runs": [run for run in stored if run in drawn], "sha256": hashes})
+    return [target / record["id"] for record in records]
+
+
+def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, profile: str) -> set[str]:
+    """The runs that a figure shows: those its inputs name, or its data and the claims that it answers."""
+    read = {part for path in record["inputs"] for name in Path(path).parts for part in name.removesuffix(".csv").split("--")}
+    if read & _runs(profile).keys():
+        return read
+    shown, number = pd.read_csv(data), record["id"][:2]
+    listed = [run for run in settings.runs(profile, group=settings.PROTOCOL) if run["method"] in set(shown.get("method", ()))]
+    own = [claims[id] for id in record["claims"] if id in claims]
+    own = [claim for claim in own if number in claim["numbers"]] or own
+    return {*map(settings.run_name, listed), *shown.get("run", ()), *(run for claim in own for run in claim["runs"])}
+
+
+def _wanting(profile: str) -> str:
+    """What a profile lacks to be published, in words; empty if nothing."""
+    folder, account = artifacts.results_dir(profile), artifacts.results_dir(profile) / "run.json"
+    records = [artifacts.read_json(path) for path in sorted((folder / "figures").glob("*.json"))]
+    files = [f"{record['id']}.{kind}" for record in records for kind in PUBLISHED]
+    executed = {path.stem.split("--")[0] for path in (folder / "notebooks").glob("*.ipynb")}
+    lacking = {
+        "has no figures": not records,
+        "was not run to its end (no run.json)": not account.exists(),
+        "lacks": [name for name in files if not (folder / "figures" / name).exists()],
+        "has not executed": sorted({record["notebook"] for record in records} - executed),
+        "has lost runs": sorted(set(artifacts.read_json(account)["training_seconds"] if account.exists() else ()) - _runs(profile).keys()),
+        "has unfinished runs": [name for name, run in _runs(profile).items() if not run.get("finished")],
+        "has figures whose inputs changed:": [record["id"] for record in records if any(_changed(*item) for item in record["inputs"].items())],
+    }
+    what = next((what for what, names in lacking.items() if names), "")
+    names = lacking[what] if what and lacking[what] is not True else []
+    return " ".join([what, ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)]).strip()
+
+
 def _escape(text: str) -> str:
     """Plain text for Markdown: no tags, links, emphasis or code."""
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(str(text), quote=False))
@@ -205,3 +408,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m lib.gallery", description="Build the gallery of a profile.")
     parser.add_argument("profile")
     print(build(parser.parse_args().profile))
+    if artifacts.RESULTS == artifacts.ROOT / "results":  # the README shows what is committed
+        artifacts.write_text(artifacts.ROOT / "README.md", with_verdicts((artifacts.ROOT / "README.md").read_text()))

@@ -483,23 +483,9 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     return 0
 
 
-def publish_figures(profile: str) -> list[Path]:
-    """Copy the figures of a profile into figures/, the published set."""
-    source = artifacts.results_dir(profile) / "figures"
-    copied = []
-    for path in sorted(source.glob("*.json")):
-        for suffix in (".pdf", ".svg", ".png", ".csv", ".json"):
-            with artifacts.atomic_path(artifacts.ROOT / "figures" / (path.stem + suffix)) as temporary:
-                shutil.copyfile(path.with_suffix(suffix), temporary)
-        copied.append(artifacts.ROOT / "figures" / path.stem)
-    if not copied:
-        raise FileNotFoundError(f"{source} holds no figures; run make reproduce PROFILE={profile} first.")
-    return copied
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the companion, one notebook of it, or one job of its DAG.")
-    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--profile", default="", help="default: quick; for --figures the best complete one")
     parser.add_argument("--paper", default="all", choices=PAPERS)
     parser.add_argument("--executor", default="", help="a Snakemake executor, e.g. slurm; empty: this machine")
     parser.add_argument("--jobs", type=int, default=None, help="jobs at once, one core each; default: all cores")
@@ -515,11 +501,14 @@ def main() -> int:
     parser.add_argument("--out", default="", help="for --score: where the page goes; empty: results/own/<folder>")
     parser.add_argument("--figures", action="store_true", help="copy the profile's figures to figures/")
     arguments = parser.parse_args()
+    chosen, arguments.profile = arguments.profile, arguments.profile or "quick"
     if arguments.threads:
         os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(arguments.threads)
     try:
         if arguments.figures:
-            print(f"{len(publish_figures(arguments.profile))} figures copied to figures/.")
+            from lib import gallery
+
+            print(f"{len(gallery.publish_figures(chosen))} figures copied to figures/.")
         elif arguments.score:
             if not arguments.epochs.isdecimal():
                 raise ValueError(f"EPOCHS={arguments.epochs} is not a number of epochs; give a whole number, 0 for a number by the images.")

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from lib import artifacts, gallery, plotting
+from lib import claims as ledger
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 DRIVER = shutil.which("chromedriver")
@@ -43,6 +44,11 @@ def results(tmp_path_factory):
             plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="smoke", notebook=notebook, inputs=[source])
         wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 20 for i in range(30)})
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
+        row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number",
+               "published": 0.72, "ours": 0.6131, "ci_low": 0.6018, "ci_high": 0.6249, "seeds": 3, "verdict": "same direction",
+               "reason": HOSTILE}  # fmt: skip
+        artifacts.write_csv(folder / "tables" / "90_claims.csv", pd.DataFrame([row]))
+        artifacts.write_json(folder / "runs" / "simsiam-x" / "config.json", {"seconds": 90, "commit": HOSTILE})
         artifacts.write_json(folder / "run.json", {"commit": "abc", "hardware": {"processor": HOSTILE, "cores": 2}, "minutes": 7.5})
         write_notebook(folder / "notebooks" / "30_some_notebook.ipynb")
         artifacts.write_text(folder / "notebooks" / "20_some_notebook.ipynb", "{}")
@@ -83,7 +89,7 @@ def test_page_lists_everything_once(results):
         for kind in ("pdf", "svg", "csv"):
             assert f'href="figures/{id}.{kind}"' in page
     assert 'href="notebooks/30_some_notebook.html"' in page and 'href="notebooks/20_some_notebook.ipynb"' in page
-    assert 'href="tables/20_accuracy.csv"' in page and "12 of 20 rows" in page and page.count("<tbody>") == 1
+    assert 'href="tables/20_accuracy.csv"' in page and "12 of 20 rows" in page and page.count("<tbody>") == 5  # verdicts, a claim, two tables, runs
     assert page.index('id="n20"') < page.index('id="n30"') and "<dd>abc</dd>" in page and "cores 2" in page
     assert '<strong>Concentration falls with blur &amp; ' in page  # the claim is set bold
     readme = (results / "README.md").read_text()
@@ -101,8 +107,9 @@ def test_vector_graphics_are_linked_where_git_keeps_them(results):
 def test_every_string_is_escaped(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<script" not in page and "onerror=alert(2)>" not in page and "<b>" not in page
-    assert page.count("&lt;script&gt;") >= 3 + 12 + 1  # captions, table cells, hardware
+    assert page.count("&lt;script&gt;") >= 3 + 12 + 1 + 2 + 1  # captions, table cells, hardware, claim, run
     assert "<script" not in readme and "<img" not in readme
+    assert "<script" not in (results.parent / "README.md").read_text()
 
 
 def test_links_lead_to_files(results):
@@ -111,6 +118,14 @@ def test_links_lead_to_files(results):
     assert len(links) > 20
     for link in links:
         assert (results / link).is_file(), link
+
+
+def test_published_and_measured_stand_side_by_side(results):
+    page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
+    assert "<td>AUROC of κ<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
+    assert "| same direction | 0.72 | 0.6131 \\[0.6018, 0.6249\\] |" in readme
+    assert '<tr id="simsiam-x"><th scope="row">simsiam-x<td><td>1.5<td>' in page
+    assert "| 1 | 1 |\n" in readme  # the sum over papers
 
 
 def test_same_results_same_bytes(results, monkeypatch):
@@ -217,6 +232,148 @@ def test_page_in_a_browser(results, browser, page, width):
     assert [entry for entry in browser.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")] == []
 
 
+# ---------------------------------------------------------------------------------------------------------------- questions
+
+
+@pytest.fixture(scope="module")
+def committed(tmp_path_factory):
+    """The gallery of the committed evidence, built anew over links to its files."""
+    stored, folder = artifacts.ROOT / "results" / gallery.EVIDENCE, tmp_path_factory.mktemp("committed") / gallery.EVIDENCE
+    folder.mkdir()
+    for path in stored.iterdir():
+        if path.name not in ("index.html", "README.md"):
+            (folder / path.name).symlink_to(path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(artifacts, "RESULTS", folder.parent)
+        gallery.build(gallery.EVIDENCE)
+        yield folder
+
+
+def cell(table, column, **where):
+    """A number of a committed table, to as many digits as the page shows at least."""
+    frame = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / f"{table}.csv")
+    for name, value in where.items():
+        frame = frame[frame[name] == value]
+    value = frame[column].iloc[0]
+    return value if isinstance(value, str) else f"{value:.3g}"
+
+
+def first(measure):
+    """The method of rank 1 as figures name it."""
+    return plotting.method_style(cell("80_ranks", "method", measure=measure, best=1)).label
+
+
+def config(run):
+    return artifacts.read_json(artifacts.ROOT / "results" / gallery.EVIDENCE / "runs" / run / "config.json")
+
+
+def needs(claim):
+    return ledger.claims()[claim]["needs"]
+
+
+def count(paper, verdict):
+    frame = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv")
+    return str(((frame.paper == paper) & (frame.verdict == verdict)).sum())
+
+
+# A question of the page; the texts clicked one after another, a summary or a link; where the answer stands (an id, or a file); what it holds.
+ASKED = [
+    (0, ["claim VS2-3"], "VS2-3", lambda: [cell("90_verdicts", "verdict", id="VS2-3")]),
+    (1, ["claim VS2-3", "VS2-3", "32_auroc.csv"], "tables/32_auroc.csv", lambda: [cell("90_claims", "ours", id="VS2-3")]),
+    (2, ["claim VS2-3", "VS2-3", "vi_simsiam-cifar10-e40-seed0"], "vi_simsiam-cifar10-e40-seed0",
+     lambda: [f"{config('vi_simsiam-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
+    (3, ["figure 80_ranks"], "80_ranks", lambda: [first("linear_correctness_auroc"), "correctness"]),
+    (3, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["worse than"]),
+    (4, ["figure 80_ranks"], "80_ranks", lambda: [first("near_ood_auroc"), "near OOD"]),
+    (5, ["table 20_difference", "20_difference.csv"], "tables/20_difference.csv",
+     lambda: [cell("20_difference", "ci_low", epochs=40, classifier="linear", measure="top-1")]),
+    (6, ["all runs"], "simclr-cifar10-e40-seed0", lambda: [f"{config('simclr-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
+    (7, ["figure 31_kappa_by_augmentation", "csv"], "figures/31_kappa_by_augmentation.csv", lambda: ["random crop", "median", "q1"]),
+    (8, ["claim VJ-4", "VJ-4"], "VJ-4", lambda: [cell("90_verdicts", "verdict", id="VJ-4"), "interval"]),
+    (9, ["claim PM-1", "PM-1"], "PM-1", lambda: ["not tested", needs("PM-1")]),
+    (10, ["counts of verdicts"], "verdicts", lambda: ["same direction", count("vs2", "same direction")]),
+    (11, ["claim VJ-1", "VJ-1"], "VJ-1", lambda: ["hours of training"]),
+]  # fmt: skip
+
+
+def test_every_question_is_asked():
+    assert {number for number, *_ in ASKED} == set(range(len(gallery.QUESTIONS)))
+
+
+@pytest.mark.parametrize(("number", "clicks", "place", "answer"), ASKED, ids=[f"{number}-{'-'.join(clicks)}" for number, clicks, *_ in ASKED])
+def test_questions_are_answered_in_three_clicks(committed, browser, number, clicks, place, answer):
+    """Each click is a real one, on what is visible, in the question, the claim or the figure that the last one led to."""
+    from selenium.webdriver.common.by import By
+
+    assert len(clicks) <= 3
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False})
+    browser.get("about:blank")
+    browser.get((committed / "index.html").as_uri())
+    asked = browser.find_elements(By.CSS_SELECTOR, "section:first-of-type li")
+    (within,) = [item for item in asked if item.text.startswith(gallery.QUESTIONS[number][0])]
+    target = None
+    for text in clicks:
+        (clicked,) = [
+            element for element in within.find_elements(By.CSS_SELECTOR, "a, summary")
+            if element.is_displayed() and (element.text == text or element.tag_name == "summary" and element.text.startswith(f"{text} "))
+        ]  # fmt: skip
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", clicked)
+        target = clicked.get_attribute("href")
+        clicked.click()
+        if target and "#" in target:
+            within = browser.find_element(By.ID, target.split("#")[1])
+            within = within if within.tag_name in ("details", "figure", "tr") else within.find_element(By.XPATH, "..")
+            assert browser.execute_script("const r = arguments[0].getBoundingClientRect(); return r.top < innerHeight && r.bottom > 0", within)
+    if "/" in place:
+        assert target == (committed / place).as_uri()
+        text = (committed / place).read_text()
+    else:
+        shown = browser.find_element(By.ID, place)
+        shown = shown.find_element(By.XPATH, "..") if shown.tag_name == "h2" else shown
+        assert shown.is_displayed()
+        text = shown.text
+    assert all(part in text for part in answer()), (answer(), text)
+
+
+def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
+    page = (committed / "index.html").read_text()
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) > 100
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+    for link in set(re.findall(r'(?:href|src)="([^"#:]+)"', page)) | set(re.findall(r"\]\(([^)]+)\)", (committed / "README.md").read_text())):
+        assert (committed / link).is_file(), link
+    assert len(page) < 500_000  # without pictures, which come when they are looked at
+
+
+def test_claims_are_filtered_by_paper_with_the_keyboard(committed, browser):
+    from selenium.webdriver.common.keys import Keys
+
+    browser.get((committed / "index.html").as_uri())
+    papers = [claim["paper"] for claim in ledger.claims().values()]
+
+    def shown():
+        return [element.get_attribute("class") for element in browser.find_elements("tag name", "details") if element.is_displayed()]
+
+    assert sorted(shown()) == sorted(papers)
+    browser.find_element("id", "only-all").send_keys(Keys.ARROW_LEFT)  # the last one
+    assert shown() == ["vje"] * papers.count("vje") and browser.find_element("id", "VJ-1").get_attribute("open") is None
+    browser.find_element("css selector", "#VJ-1 summary").send_keys(Keys.ENTER)
+    assert browser.find_element("id", "VJ-1").get_attribute("open") and "published" in browser.find_element("id", "VJ-1").text
+
+
+def test_text_stands_out(committed, browser):
+    """4.5 to 1 against the white page, by WCAG's relative luminance."""
+    browser.get((committed / "index.html").as_uri())
+    colours = browser.execute_script(
+        "return [...new Set([...document.querySelectorAll('main *, header *, nav *')].filter(e => e.innerText).map(e => getComputedStyle(e).color))]"
+    )
+    assert len(colours) > 3
+    for colour in colours:
+        red, green, blue = (int(part) / 255 for part in re.findall(r"\d+", colour)[:3])
+        linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in (red, green, blue)]
+        assert 1.05 / (np.dot([0.2126, 0.7152, 0.0722], linear) + 0.05) >= 4.5, colour
+
+
 def test_focus_is_visible(results, browser):
     from selenium.webdriver.common.keys import Keys
 
@@ -228,3 +385,113 @@ def test_focus_is_visible(results, browser):
     first.send_keys(Keys.TAB)
     link = browser.switch_to.active_element
     assert link.tag_name == "a" and link.value_of_css_property("outline-style") == "solid"
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is committed
+
+
+@pytest.fixture
+def repository(monkeypatch):
+    """The committed results, to be read."""
+    monkeypatch.setattr(artifacts, "RESULTS", artifacts.ROOT / "results")
+    return artifacts.ROOT
+
+
+def test_readme_has_the_verdicts_of_the_committed_ledger(repository):
+    readme = (repository / "README.md").read_text()
+    assert gallery.with_verdicts(readme) == readme, "run `make gallery PROFILE=standard`"
+    verdicts = pd.read_csv(repository / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv")
+    for paper, name in gallery.PAPERS.items():
+        assert re.search(rf"^\| {name} \|.* {(verdicts.paper == paper).sum()} \|$", readme, re.M)
+    assert gallery.with_verdicts(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
+
+
+def test_hours_behind_each_claim_are_those_of_its_runs(repository):
+    page = (repository / "results" / "README.md").read_text()
+    assert page == gallery._hours(), "run `make gallery PROFILE=standard`"
+    verdicts = pd.read_csv(repository / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv").set_index("id")
+    for id, row in verdicts[(verdicts.parts_tested > 0) & (verdicts.kind != "recipe")].iterrows():
+        assert f"| [{id}]({gallery.EVIDENCE}/README.md#" in page and row.verdict in page
+    hours = sum(config(f"vi_simsiam-cifar10-e40-seed{seed}")["seconds"] for seed in range(3)) / 3600
+    assert re.search(rf"\[VS2-3\].*\| 3 \| 3 \| {hours:.1f} \|", page)
+
+
+def test_the_lines_of_the_readme_run(repository, capsys):
+    (lines,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
+    assert len(lines.split("\n\n")[0].splitlines()) + len(lines.split("\n\n")[1].splitlines()) == 6
+    exec(lines, {})
+    assert "torch.Size([8, " in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------------------------------------- the published set
+
+
+def test_published_figures_belong_together(repository):
+    folder, names = repository / "figures", {path.stem for path in (repository / "figures").glob("[0-9][0-9]_*")}
+    assert len(names) > 10
+    for name in sorted(names):
+        record = artifacts.read_json(folder / f"{name}.json")
+        assert record["id"] == name and record["commit"] and not record["commit"].endswith("+") and name[:2] == record["notebook"][:2]
+        assert {path.name for path in folder.glob(f"{name}.*")} == {f"{name}.{kind}" for kind in (*gallery.PUBLISHED, "json")}
+        assert record["sha256"] == {f"{name}.{kind}": artifacts.sha256(folder / f"{name}.{kind}") for kind in gallery.PUBLISHED}
+        results = repository / "results" / record["profile"]
+        assert (results / "figures" / f"{name}.csv").read_bytes() == (folder / f"{name}.csv").read_bytes(), f"{name}: run `make figures`"
+        assert artifacts.read_json(results / "figures" / f"{name}.json").items() <= record.items(), f"{name}: run `make figures`"
+        assert all((results / "runs" / run / "config.json").exists() for run in record["runs"])
+        assert record["runs"] or not record["inputs"] or all("/tables/" in path for path in record["inputs"])
+        drawn = (repository / "notebooks" / f"{record['notebook']}.ipynb").read_text()
+        patterns = re.findall(rf"{name[:2]}_[\w{{}}]+", drawn)
+        assert any(re.fullmatch(re.sub(r"{\w*}", r"\\w+", pattern), name) for pattern in patterns), f"{record['notebook']} draws no {name}"
+
+
+@pytest.fixture
+def publishable(results, monkeypatch, tmp_path):
+    """A copy of the small gallery as profile standard, and a figures folder with a stale figure in it."""
+    folder = tmp_path / "repository" / "results" / "standard"
+    shutil.copytree(results, folder)
+    for path in (folder / "figures").glob("*.json"):
+        artifacts.write_json(path, artifacts.read_json(path) | {"inputs": {}, "notebook": f"{path.stem[:2]}_some_notebook", "claims": ["VS2-3"]})
+    for name in ("simsiam-x", "vi_simsiam-cifar10-e40-seed0"):
+        artifacts.write_json(folder / "runs" / name / "config.json", {"seconds": 90, "finished": True})
+    artifacts.write_json(folder / "run.json", {"training_seconds": {"simsiam-x": 90}})
+    for name in ("30_gone.csv", "style.mplstyle"):
+        artifacts.write_text(tmp_path / "repository" / "figures" / name, "old")
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path / "repository")
+    monkeypatch.setattr(artifacts, "RESULTS", folder.parent)
+    monkeypatch.setattr(artifacts, "commit", lambda: "abc")
+    return folder
+
+
+def test_publishing_replaces_the_set_and_names_its_runs(publishable, monkeypatch):
+    published = artifacts.ROOT / "figures"
+    shutil.copytree(publishable, publishable.with_name("quick"))
+    assert len(gallery.publish_figures()) == 3  # of the better of two complete profiles
+    assert not (published / "30_gone.csv").exists() and (published / "style.mplstyle").exists()
+    record = artifacts.read_json(published / "30_roc.json")
+    assert record["runs"] == ["vi_simsiam-cifar10-e40-seed0"] and record["profile"] == "smoke"
+    for kind in gallery.PUBLISHED:
+        assert record["sha256"][f"30_roc.{kind}"] == artifacts.sha256(publishable / "figures" / f"30_roc.{kind}")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "figures" / "30_roc.svg").unlink(), "standard lacks 30_roc.svg"),
+        (lambda folder: (folder / "run.json").unlink(), "no run.json"),
+        (lambda folder: (folder / "notebooks" / "20_some_notebook.ipynb").unlink(), "has not executed 20_some_notebook"),
+        (lambda folder: shutil.rmtree(folder / "runs" / "simsiam-x"), "has lost runs simsiam-x"),
+        (lambda folder: artifacts.write_json(folder / "runs" / "simsiam-x" / "config.json", {}), "has unfinished runs simsiam-x"),
+        (lambda folder: shutil.rmtree(folder / "figures"), "standard has no figures"),
+    ],
+)
+def test_incomplete_results_are_not_published(publishable, damage, message):
+    damage(publishable)
+    with pytest.raises(RuntimeError, match=message):
+        gallery.publish_figures("standard")
+    assert (artifacts.ROOT / "figures" / "30_gone.csv").exists()
+
+
+def test_uncommitted_changes_are_not_published(publishable, monkeypatch):
+    monkeypatch.setattr(artifacts, "commit", lambda: "abc+")
+    with pytest.raises(RuntimeError, match="uncommitted changes"):
+        gallery.publish_figures("standard")
