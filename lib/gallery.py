@@ -257,7 +257,7 @@ def verdict_table(profile: str = EVIDENCE) -> str:
 
 def with_verdicts(readme: str) -> str:
     """The README of the repository with the present verdicts between its markers."""
-    return re.sub(r"(<!-- verdicts -->\n).*?(\n<!-- end -->)", lambda marks: marks[1] + verdict_table() + marks[2], readme, flags=re.S)
+    return re.sub(r"(<!-- verdicts -->\n\n).*?(\n\n<!-- end -->)", lambda marks: marks[1] + verdict_table() + marks[2], readme, flags=re.S)
 
 
 def _hours() -> str:

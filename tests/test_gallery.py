@@ -307,7 +307,7 @@ def test_questions_are_answered_in_three_clicks(committed, browser, number, clic
 
     assert len(clicks) <= 3
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", {"width": 1280, "height": 900, "deviceScaleFactor": 1, "mobile": False})
-    browser.get("about:blank")
+    browser.get("about:blank")  # or it may only scroll
     browser.get((committed / "index.html").as_uri())
     asked = browser.find_elements(By.CSS_SELECTOR, "section:first-of-type li")
     (within,) = [item for item in asked if item.text.startswith(gallery.QUESTIONS[number][0])]
@@ -348,6 +348,7 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
 def test_claims_are_filtered_by_paper_with_the_keyboard(committed, browser):
     from selenium.webdriver.common.keys import Keys
 
+    browser.get("about:blank")  # or it may only scroll
     browser.get((committed / "index.html").as_uri())
     papers = [claim["paper"] for claim in ledger.claims().values()]
 
