@@ -69,6 +69,13 @@ def claims() -> dict[str, dict]:
     return found
 
 
+def takes(name: str) -> str:
+    """What the full test of a claim takes, in words, with what another claim says of it."""
+    needs = claims()[name].get("needs", "")
+    other = re.search(r"\bas ([A-Z]+\d?-\d+)", needs)
+    return f"{needs} ({claims()[other[1]]['needs']})" if other else needs
+
+
 def published(part: dict) -> float:
     """The published number of a part: as printed, a difference or ratio of two printed cells, or NaN where the paper prints none."""
     value = part.get("published", np.nan)

@@ -213,16 +213,18 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
     from lib import claims as ledger  # it imports torch
 
     rows, found = pd.read_csv(path), []
+    rows = rows[rows.id.isin(ledger.claims())]  # an older ledger may have others
     for entry in ledger.verdicts(rows).to_dict("records"):
-        claim, parts = ledger.claims().get(entry["id"], {"parts": []}), rows[rows.id == entry["id"]]
+        claim, parts = ledger.claims()[entry["id"]], rows[rows.id == entry["id"]]
         measured = set(parts[parts.ours.notna()].part)
         queries = [(part["query"], ledger.runs(part, profile)) for part in claim["parts"] if part["name"] in measured]
         files = [f"tables/{query['table']}.csv" for query, _ in queries if "table" in query]
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
-        needs, named = claim.get("needs", ""), dict.fromkeys(run for _, named in queries for run in named)
-        words = [_part(part, needs) for part in parts.to_dict("records")]
+        named = dict.fromkeys(run for _, named in queries for run in named)
+        hours = sum(runs[run]["seconds"] for run in named) / 3600
+        words = [_part(part, claim.get("needs", "")) for part in parts.to_dict("records")]
         found.append(entry | {
-            "needs": needs, "runs": list(named), "hours": sum(runs[run]["seconds"] for run in named) / 3600,
+            "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
             "files": [file for file in dict.fromkeys(files) if (artifacts.results_dir(profile) / file).exists()],
@@ -276,7 +278,7 @@ def _hours() -> str:
         for claim in tested:
             seeds = " to ".join(str(number) for number in dict.fromkeys(claim["seeds"][:1] + claim["seeds"][-1:]))
             anchor = PAPERS[claim["paper"]].lower().replace(" ", "-")
-            link, hours = f"[{claim['id']}]({profile}/README.md#{anchor})", f"{claim['hours']:.1f}" if claim["runs"] else "none trained"
+            link, hours = f"[{claim['id']}]({profile}/README.md#{anchor})", claim["hours"] if claim["runs"] else "none trained"
             cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
         lines += ["", _markdown([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
     return "\n".join(lines) + "\n"

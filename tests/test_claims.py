@@ -51,6 +51,7 @@ def test_every_claim_says_what_its_full_test_takes():
         assert all("recipe" in part for part in claim["parts"]) or claim["needs"], name
         assert set(re.findall(r"\bas ([A-Z]+\d?-\d+)", claim.get("needs", ""))) <= set(found), name
         assert set(claim.get("methods", ())) <= set(plotting.METHODS), name
+    assert claims.takes("SV-2") == f"as SV-1 ({claims.takes('SV-1')})" and claims.takes("SV-16") == ""
 
 
 def test_notebooks_and_figures_name_only_claims_that_there_are():
