@@ -110,7 +110,9 @@ def notebook_html(executed: Path) -> Path:
     if fetched:
         raise ValueError(f"{executed} would load {fetched.group(0)[:120]!r} from the network: store what it needs in the notebook")
     title = next((line.lstrip("# ") for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("# ")), executed.stem)
-    highlighting = HtmlFormatter().get_style_defs(".highlight")
+    used = {f".highlight .{name}" for name in re.findall(r'<span class="(\w+)"', body)}
+    rules = HtmlFormatter().get_style_defs(".highlight").splitlines()
+    highlighting = "\n".join(rule for rule in rules if rule.partition(" {")[0] in used)
     page = TEMPLATES.get_template("notebook.html.j2").render(title=title, body=Markup(body), highlighting=Markup(highlighting))
     path = executed.with_suffix(".html")
     artifacts.write_text(path, page)
