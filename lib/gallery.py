@@ -341,7 +341,8 @@ def _row(claim: dict) -> list[str]:
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
-    return [claim["id"], _escape(claim["statement"]), claim["verdict"], part["published"], f"{part['ours']} {_escape(part['interval'])}".strip(), evidence]
+    ours = f"{part['ours']} {_escape(part['interval'])}".strip()
+    return [claim["id"], _escape(claim["statement"]), claim["verdict"], part["published"], ours, evidence]
 
 
 def publish_figures(profile: str = "") -> list[Path]:
