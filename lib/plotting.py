@@ -17,7 +17,7 @@ from matplotlib import cbook, patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import PlaceHolderLayoutEngine
+from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image as Picture
@@ -167,20 +167,35 @@ def _check_record(id: str, caption: str, alt: str, data: pd.DataFrame, notebook:
         raise ValueError(f"the data of {id} are empty or all NaN ({len(data)} rows): pass exactly what is drawn")
 
 
+def _outside(figure: Figure, page: np.ndarray) -> list[float]:
+    """Inches that are drawn beyond the left, bottom, right and top of the page."""
+    drawn = figure.get_tightbbox()
+    return [max(0.0, -drawn.x0), max(0.0, -drawn.y0), max(0.0, drawn.x1 - page[0]), max(0.0, drawn.y1 - page[1])]
+
+
 def _settle(figure: Figure, id: str) -> None:
-    """Fix the layout, the same for all formats, and refuse text that is too small or leaves the page."""
-    for _ in range(4):  # one pass of constrained layout does not settle axes of equal aspect
-        figure.draw_without_rendering()
+    """Fix the layout, the same for all formats, and refuse text that is too small or leaves the page.
+
+    Constrained layout leaves some labels out of account (a tick's at the end of an axis); where those leave the page, it gets the page without them.
+    """
+    page, engine = figure.get_size_inches(), figure.get_layout_engine()
+    for _ in range(3):
+        for _ in range(4):  # one pass of constrained layout does not settle axes of equal aspect
+            figure.draw_without_rendering()
+        outside = _outside(figure, page)
+        if max(outside) <= 0.03 or not isinstance(engine, ConstrainedLayoutEngine):
+            break
+        left, bottom, width, height = engine.get()["rect"]
+        sides = [inches / page[place % 2] for place, inches in enumerate(outside)]  # left, bottom, right, top as shares of the page
+        engine.set(rect=(left + sides[0], bottom + sides[1], width - sides[0] - sides[2], height - sides[1] - sides[3]))
     # A figure without an engine would get the style's one back after each rendering; a placeholder keeps the layout as it is.
     figure.set_layout_engine("none" if figure.get_layout_engine() else PlaceHolderLayoutEngine(True, True))
     for text in figure.findobj(Text):
         if text.get_visible() and text.get_text().strip() and text.get_fontsize() < SMALLEST_TEXT:
             raise ValueError(f"{text.get_text()!r} in {id} is set in {text.get_fontsize():g} pt: use at least {SMALLEST_TEXT:g} pt")
-    width, height = figure.get_size_inches()
-    drawn = figure.get_tightbbox()
-    outside = max(-drawn.x0, -drawn.y0, drawn.x1 - width, drawn.y1 - height)
+    outside = max(_outside(figure, page))
     if outside > 0.03:
-        raise ValueError(f"{id} draws {outside:.2f} in outside its page of {width:g} x {height:g} in: create it larger or shorten its labels")
+        raise ValueError(f"{id} draws {outside:.2f} in outside its page of {page[0]:g} x {page[1]:g} in: create it larger or shorten its labels")
 
 
 def _render(figure: Figure, kind: str, metadata: dict, **options) -> bytes:

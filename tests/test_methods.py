@@ -88,8 +88,8 @@ def test_first_losses_are_those_of_the_methods_version(method):
     )
     values = first_losses(method)
     assert same_losses(values, stored["losses"]), (
-        f"The losses of {method} changed from {stored['losses']} to {values}. If that is meant, raise its version in settings/recipes.toml (its stored runs become stale) "
-        "and run `python -m tests.test_methods`; a refactoring must leave them as they are."
+        f"The losses of {method} changed from {stored['losses']} to {values}. If that is meant, raise its version in settings/recipes.toml "
+        "(its stored runs become stale) and run `python -m tests.test_methods`; a refactoring must leave them as they are."
     )
 
 

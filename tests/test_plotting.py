@@ -135,6 +135,23 @@ def test_refuses_small_text_and_text_outside_the_page():
         save(figure, data)
 
 
+def test_a_label_just_outside_gets_room(monkeypatch):
+    """Constrained layout may end with a tick's label outside, as ticks come and go with the size of the axes: the axes then get less of the page."""
+    measured, calls = plotting._outside, []
+
+    def once_outside(figure, page):
+        calls.append(figure.get_layout_engine())
+        return [0.0, 0.0, 0.5, 0.0] if len(calls) == 1 else measured(figure, page)
+
+    monkeypatch.setattr(plotting, "_outside", once_outside)
+    figure, data = draw()
+    figure.set_layout_engine("constrained")
+    figure.draw_without_rendering()
+    width, before = figure.get_size_inches()[0], figure.axes[0].get_tightbbox().x1 / figure.dpi
+    save(figure, data)
+    assert len(calls) == 3 and figure.axes[0].get_tightbbox().x1 / figure.dpi == pytest.approx(before - 0.5, abs=0.05 * width)
+
+
 def test_size_limits(monkeypatch):
     figure, data = draw(30000)
     with pytest.raises(ValueError, match=r"30_points.(pdf|svg) has .* rasterise"):
