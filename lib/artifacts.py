@@ -12,6 +12,7 @@ import io
 import json
 import os
 import platform
+import re
 import shutil
 import subprocess
 import time
@@ -38,8 +39,15 @@ METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "
 
 
 # ---------------------------------------------------------------------------------------------------------------- paths
+def plain_name(name: str, of: str) -> str:
+    """The name, if it can be that of one file or folder and leads nowhere else; otherwise ValueError."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
+        raise ValueError(f"{name!r} cannot name {of}: use letters, digits and _ . + - (no folders).")
+    return name
+
+
 def results_dir(profile: str) -> Path:
-    return RESULTS / profile
+    return RESULTS / plain_name(profile, "a folder of results")
 
 
 def run_dir(profile: str, run: str) -> Path:
@@ -133,38 +141,72 @@ def write_tensors(path: Path, tensors: dict, info: dict) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- readers
-def read_json(path: Path):
+AGAIN, TRAIN_AGAIN = "delete it and run the job that writes it again", "delete it and train the run again"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error of another library says, short enough to be part of a sentence."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def _complete(path: Path, content, needs: tuple[str, ...], advice: str = AGAIN):
+    """The content, if it is an object that has the names ``needs``; without any it may be anything."""
+    missing = [name for name in needs if name not in content] if isinstance(content, (dict, pd.DataFrame)) else list(needs)
+    if missing:
+        raise ValueError(f"{path} lacks {missing}; {advice}.")
+    return content
+
+
+def read_json(path: Path, needs: tuple[str, ...] = ()):
     try:
-        return json.loads(Path(path).read_bytes())
+        content = json.loads(Path(path).read_bytes())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable JSON ({error}); delete it and run the job that writes it again.") from error
+        raise ValueError(f"{path} is not readable JSON ({error}); {AGAIN}.") from error
+    return _complete(path, content, needs)
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
+def read_npz(path: Path, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is truncated or not an npz file ({error}); delete it and run the job that writes it again.") from error
+        raise ValueError(f"{path} is truncated or not an npz file ({npz_problem(error)}); {AGAIN}.") from error
+    return _complete(path, arrays, needs)
 
 
-def read_tensors(path: Path) -> tuple[dict, dict]:
+def npz_problem(error: BaseException) -> str:
+    """What is wrong with a file that np.load refuses; its own words on pickles tell how to load them after all."""
+    return "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+
+
+def read_csv(path: Path, needs: tuple[str, ...] = (), **options) -> pd.DataFrame:
+    try:
+        frame = pd.read_csv(path, **options)
+    except ValueError as error:  # empty, ragged, not UTF-8, words where numbers belong
+        raise ValueError(f"{path} is not a readable CSV file ({one_line(error)}); {AGAIN}.") from error
+    return _complete(path, frame, needs)
+
+
+def read_tensors(path: Path, needs: tuple[str, ...] = ()) -> tuple[dict, dict]:
     """The tensors and the ``info`` of a file that ``write_tensors`` wrote."""
     from safetensors.torch import load_file
 
-    info = read_tensors_info(path)
+    info = read_tensors_info(path, needs)
     with _whole(path):
         return load_file(str(path)), info
 
 
-def read_tensors_info(path: Path) -> dict:
+def read_tensors_info(path: Path, needs: tuple[str, ...] = ()) -> dict:
     """The ``info`` of such a file alone; its tensors are not read."""
     from safetensors import safe_open
 
     with _whole(path), safe_open(str(path), framework="numpy") as file:
-        return json.loads((file.metadata() or {}).get("info", "{}"))
+        info = json.loads((file.metadata() or {}).get("info", "{}"))
+    if not isinstance(info, dict):
+        raise ValueError(f"{path} says {info!r} of itself, not what it holds; {TRAIN_AGAIN}.")
+    return _complete(path, info, needs, TRAIN_AGAIN)
 
 
 @contextlib.contextmanager
@@ -174,7 +216,7 @@ def _whole(path: Path):
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({error}); delete it and train the run again.") from error
+        raise ValueError(f"{path} is truncated or not a safetensors file ({one_line(error)}); {TRAIN_AGAIN}.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics and scores
@@ -195,12 +237,8 @@ def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFr
     """All stored metrics of a profile as one table (empty with the right columns when there are none)."""
     files = sorted((results_dir(profile) / "metrics").glob(f"{notebook}--{run}.csv"))
     text = {"condition": str, "classifier": str, "score": str, "run_hash": str, "commit": str, "variant": str}
-    frames = []
-    for file in files:
-        try:
-            frames.append(pd.read_csv(file, dtype=text, keep_default_na=True))
-        except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not a readable CSV file ({error}); delete it and run the notebook that writes it again.") from error
+    numbers = dict.fromkeys(("value", "ci_low", "ci_high"), float)
+    frames = [read_csv(file, tuple(METRIC_COLUMNS), dtype=text | numbers, keep_default_na=True) for file in files]
     frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=METRIC_COLUMNS)
     for column in text:
         frame[column] = frame[column].fillna("").astype(object)
@@ -211,8 +249,8 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     write_npz(scores_path(profile, run, evaluated_on), **arrays)
 
 
-def read_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.ndarray]:
-    return read_npz(scores_path(profile, run, evaluated_on))
+def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    return read_npz(scores_path(profile, run, evaluated_on), needs)
 
 
 # ---------------------------------------------------------------------------------------------------------------- provenance

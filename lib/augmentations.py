@@ -102,6 +102,19 @@ class Draws(NamedTuple):
         return Draws(*(value[index] for value in self))
 
 
+def view_kinds(settings: dict) -> list[tuple[int, int, dict]]:
+    """What views a run has: how many of each kind, their size and strengths, global ones first. ValueError where the settings cannot be followed."""
+    strengths, standard = recipe(settings["augmentation"]), settings.get("views", 2)
+    kinds = [(standard, settings["image_size"], strengths)]
+    if "second" in strengths:
+        if standard != 2:
+            raise ValueError(f"The augmentation recipe {settings['augmentation']!r} is for two views, not {standard}; choose another recipe.")
+        kinds = [(1, settings["image_size"], strengths), (1, settings["image_size"], strengths | strengths["second"])]
+    if settings["local_views"]:
+        kinds.append((settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE}))
+    return kinds
+
+
 def make_views(images: Tensor, settings: dict, generator: torch.Generator, part: int = 0, parts: int = 1) -> list[Tensor]:
     """Two standard views (or ``views``, where a recipe says so) and ``local_views`` low-resolution ones of uint8 images [B, C, H, W].
 
@@ -110,17 +123,9 @@ def make_views(images: Tensor, settings: dict, generator: torch.Generator, part:
     With ``parts`` > 1 the images are the ``part``-th of equal parts of a batch: the parameters of the whole batch are drawn, and those of the
     part used, so that several processes make together the views that one would have made.
     """
-    strengths, batch = recipe(settings["augmentation"]), len(images)
-    standard = settings.get("views", 2)
-    kinds = [(standard, settings["image_size"], strengths)]
-    if "second" in strengths:
-        if standard != 2:
-            raise ValueError(f"The augmentation recipe {settings['augmentation']!r} is for two views, not {standard}.")
-        kinds = [(1, settings["image_size"], strengths), (1, settings["image_size"], strengths | strengths["second"])]
-    if settings["local_views"]:
-        kinds.append((settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE}))
+    batch = len(images)
     views: list[Tensor] = []
-    for count, size, wanted in kinds:
+    for count, size, wanted in view_kinds(settings):
         draws = draw(count * parts * batch, images.shape[2], images.shape[3], wanted, generator)
         mine = torch.arange(count * parts * batch).view(count, parts, batch)[:, part].flatten()
         views += render(images, torch.arange(batch).repeat(count), draws.rows(mine), size).chunk(count)

@@ -65,7 +65,7 @@ def measurements(profile: str) -> pd.DataFrame:
     """
     measure_of = {where: name for name, where in MEASURES.items()}
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
-    styles = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
+    styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
     styles = styles[styles.condition != "content"]
     frames = []
     for method, listed in runs(profile).items():

@@ -52,8 +52,8 @@ def claims() -> dict[str, dict]:
     """Every claim of settings/claims.toml by id, each with a list of parts; ValueError for one that cannot be judged."""
     found = {}
     for name, claim in resolution.read("claims").items():
-        if claim["kind"] not in KINDS:
-            raise ValueError(f"Claim {name} has the kind {claim['kind']!r}; choose one of {list(KINDS)}.")
+        if claim.get("kind") not in KINDS:
+            raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
         shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         if "recipe" in claim:  # a claim of one recipe is a part of its own
@@ -99,7 +99,7 @@ def find(query: dict, profile: str) -> Found | None:
 
 def _in_table(table: str, column: str, query: dict, profile: str) -> Found | None:
     path = artifacts.results_dir(profile) / "tables" / f"{table}.csv"
-    rows = _select(pd.read_csv(path), query, path.name).dropna(subset=[column]) if path.exists() else pd.DataFrame()
+    rows = _select(artifacts.read_csv(path, (column,)), query, path.name).dropna(subset=[column]) if path.exists() else pd.DataFrame()
     if len(rows) > 1:
         raise ValueError(f"{len(rows)} rows of {path.name} answer {query}; name more of its columns.")
     if rows.empty:

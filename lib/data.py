@@ -144,12 +144,12 @@ def load(
     ``image_size`` resizes the shorter side and keeps the centre square.
     ValueError: malformed or unknown; FileNotFoundError: known, but nowhere to be had.
     """
-    for part in (name, split):
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", part):
-            raise ValueError(f"{part!r} cannot name a set or split: use letters, digits and _ . + - (no folders).")
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size is {image_size}: give a number of pixels above 0.")
     root = Path(data_dir) if data_dir is not None else default_data_dir()
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"DATA_DIR is {root}, which is not a folder: give one that holds data sets, or that may be made.")
+    check_name(name, root, artifacts.plain_name(split, "a set or split"))
+    if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
+        raise ValueError(f"image_size is {image_size!r}: give a number of pixels above 0.")
     reasons: list[str] = []
     found = _from_files(root, name, split, image_size)
     if found is None and name not in DATASETS and (root / name).is_dir():
@@ -159,9 +159,6 @@ def load(
         found = _one_class(load(single["name"], split, data_dir, image_size, download), int(single["label"]), name)
     if found is None and name.startswith("styled_"):
         found = _styled(load(name.removeprefix("styled_"), split, data_dir, download=download), image_size)
-    if found is None and name not in DATASETS:
-        own = _own_files(root, name, split)
-        raise ValueError(f"There is no set {name!r}: choose one of {', '.join(DATASETS)}, or bring your own as {own}.")
     if found is None:
         known = DATASETS[name]
         only_all = set(known.splits) == {"all"}
@@ -183,6 +180,20 @@ def load(
         resized = [np.asarray(square(Image.fromarray(image.squeeze()), image_size)) for image in found.images]
         found = replace(found, images=np.stack(resized).reshape(len(found), image_size, image_size, -1))
     return found
+
+
+def check_name(name: str, root: Path | None = None, split: str = "train") -> None:
+    """ValueError if ``load`` could know no set of this name; nothing is read."""
+    root = root or default_data_dir()
+    if artifacts.plain_name(name, "a set or split") in DATASETS or (root / name).is_dir():
+        return
+    if single := ONE_CLASS.fullmatch(name):
+        check_name(single["name"], root, split)
+    elif name.startswith("styled_"):
+        check_name(name.removeprefix("styled_"), root, split)
+    else:
+        own = _own_files(root, name, split)
+        raise ValueError(f"There is no set {name!r}: choose one of {', '.join(DATASETS)}, or bring your own as {own}.")
 
 
 def _own_files(root: Path, name: str, split: str) -> str:
@@ -239,7 +250,7 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
         try:
             return _read_torchvision(root, name, split, image_size)
         except (_Damaged, RuntimeError, OSError, EOFError) as error:
-            problem = f"{folder} is incomplete or damaged: {_one_line(error)}"
+            problem = f"{folder} is incomplete or damaged: {artifacts.one_line(error)}"
             if problem not in reasons:
                 reasons.append(problem)
             return None
@@ -262,15 +273,11 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
             try:
                 fetch(staging, name, split)
             except Exception as error:  # torchvision, gdown and archives raise a dozen types; each reason is reported
-                reasons.append(f"{route} failed: {_one_line(error)}.")
+                reasons.append(f"{route} failed: {artifacts.one_line(error)}.")
             else:
                 _put_in_place(staging, root)
                 return replace(_read_torchvision(root, name, split, image_size), source=f"{route}, now in {folder}")
     return None
-
-
-def _one_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).replace("\n", " ")[:300]
 
 
 class _Damaged(Exception):
@@ -518,7 +525,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DATASETS))
     options = parser.parse_args(arguments)
     if options.command == "table":
-        write_data_page(artifacts.RESULTS / "DATA.md")
+        try:
+            write_data_page(artifacts.RESULTS / "DATA.md")
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            return 1
         return 0
     if not options.names:
         parser.error("fetch needs at least one NAME")
@@ -529,7 +540,7 @@ def main(arguments: list[str] | None = None) -> int:
         for split in ("train", "test"):
             try:
                 found = load(name, split, image_size=None if known is None or known.size else 224)
-            except (ValueError, FileNotFoundError) as error:
+            except (ValueError, OSError) as error:
                 print(error, file=sys.stderr)
                 failed = True
                 break

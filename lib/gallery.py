@@ -7,13 +7,13 @@ them, and the two that are of all profiles: results/README.md, the hours behind 
 import argparse
 import html
 import re
+import sys
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -144,7 +144,7 @@ def _screen_size(picture: Path) -> tuple[int, int]:
 def _figure(path: Path, profile: str) -> dict:
     from lib.plotting import split_caption  # slow to import, and a page of a notebook needs none of it
 
-    record = artifacts.read_json(path)
+    record = artifacts.read_json(path, ("id", "caption", "alt", "notebook", "inputs", "claims", "commit"))
     picture = path.with_suffix(".png")
     if not picture.exists():
         raise FileNotFoundError(f"{path.name} has no {picture.name} beside it: draw the figure again with {record['notebook']}")
@@ -168,10 +168,7 @@ def _changed(name: str, digest: str) -> bool:
 
 
 def _table(path: Path) -> dict:
-    try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (pd.errors.EmptyDataError, pd.errors.ParserError) as error:
-        raise ValueError(f"{path} is empty or truncated ({error}): delete it and run the job that writes it again") from error
+    frame = artifacts.read_csv(path, dtype=str, keep_default_na=False)
     rows = [[_short(cell) for cell in row] for row in frame.head(TABLE_ROWS).itertuples(index=False)]
     href = quote(f"tables/{path.name}")
     return {"id": path.stem, "number": path.stem[:2], "columns": list(frame.columns), "rows": rows, "length": len(frame), "href": href}
@@ -409,9 +406,18 @@ def _escape(text: str) -> str:
     return re.sub(r"([\\`*_\[\]|#])", r"\\\1", html.escape(str(text), quote=False))
 
 
-if __name__ == "__main__":
+def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.gallery", description="Build the gallery of a profile.")
     parser.add_argument("profile")
-    print(build(parser.parse_args().profile))
-    if artifacts.RESULTS == artifacts.ROOT / "results":  # the README shows what is committed
-        artifacts.write_text(artifacts.ROOT / "README.md", with_verdicts((artifacts.ROOT / "README.md").read_text()))
+    try:
+        print(build(parser.parse_args().profile))
+        if artifacts.RESULTS == artifacts.ROOT / "results":  # the README shows what is committed
+            artifacts.write_text(artifacts.ROOT / "README.md", with_verdicts((artifacts.ROOT / "README.md").read_text()))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

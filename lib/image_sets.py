@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from lib import artifacts
 from lib.augmentations import GREY_WEIGHTS
 
 RESIDENT_BYTES = 2 * 2**30  # sets of files up to this size are decoded once by ImageSet.to, larger ones stream
@@ -231,11 +232,14 @@ def read_npz(path: Path, name: str, split: str) -> ImageSet:
     try:
         with np.load(path, allow_pickle=False) as stored:
             arrays = {key: stored[key] for key in stored.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, MemoryError) as error:
         hint = "store arrays of numbers and text, not Python objects" if "pickle" in str(error) else "delete it, or write it again"
-        raise ValueError(f"{path} is not a whole npz file ({error}): {hint}.") from error
+        raise ValueError(f"{path} is not a whole npz file ({artifacts.npz_problem(error)}): {hint}.") from error
     if missing := [key for key in ("images", "labels") if key not in arrays]:
         raise ValueError(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays) or 'nothing'}): it needs images and labels.")
+    for key, values in arrays.items():
+        if (key == "classes" or key.endswith("_names")) and values.ndim != 1:
+            raise ValueError(f"{path}: {key} has shape {list(values.shape)}: give a list of names.")
     images, labels = arrays.pop("images"), arrays.pop("labels")
     classes = arrays.pop("classes", None)
     if classes is None:
@@ -263,7 +267,7 @@ def image_folder(folder: Path, image_size: int | None = None, name: str = "", sp
     classes = [d.name for d in directories] or ["unlabelled"]
     files, labels = [], []
     for label, directory in enumerate(directories or [folder]):
-        images = sorted(f for f in directory.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith("."))
+        images = sorted(f for f in directory.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and not f.is_fifo())
         if not images:
             raise ValueError(f"{directory} holds no images ({', '.join(sorted(SUFFIXES))}): add some, or remove the folder.")
         files += images

@@ -48,14 +48,18 @@ def score(images: image_sets.ImageSet, encoder: str = "", settings: dict | None 
 
 def check_encoder(encoder: str) -> None:
     """ValueError, before anything is read, if there is no committed encoder of this name that has κ; "" is none."""
-    able = [name for name, path in protocol.encoders().items() if "concentration_from" in artifacts.read_tensors_info(path)["settings"]]
+    able = [name for name, path in protocol.encoders().items() if "concentration_from" in _info(path)["settings"]]
     if encoder and encoder not in able:
         raise ValueError(f"There is no committed encoder {encoder!r} with κ; choose one of {able}, or none to train on the folder.")
 
 
+def _info(encoder: Path) -> dict:
+    return artifacts.read_tensors_info(encoder, protocol.ENCODER_INFO)
+
+
 def ask(encoder: str, images: image_sets.ImageSet) -> evaluation.Embedded:
     """What a committed encoder says of every image, at the size it was trained with."""
-    method, info = protocol.load(encoder), artifacts.read_tensors_info(protocol.encoders()[encoder])
+    method, info = protocol.load(encoder), _info(protocol.encoders()[encoder])
     return evaluation.embed(method, images, transform=protocol.fit(info["settings"], info["channels"]))
 
 
@@ -74,7 +78,7 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
         resembles = "cannot be said" if spread is None else "no" if far > protocol.UNLIKE else "yes"
         constant = min(np.ptp(embedded["uncertainty"]), np.ptp(kappa)) == 0
         agreement = np.nan if constant else stats.spearmanr(embedded["uncertainty"], -kappa).statistic
-        rows.append({"encoder": name, "trained_on": artifacts.read_tensors_info(path)["settings"]["dataset"],
+        rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"],
                      "uncertainty": words, "spearman": agreement, "unlikeness": far,
                      "resembles": resembles})  # fmt: skip
     return pd.DataFrame(columns, index=range(len(kappa))), pd.DataFrame(rows)
@@ -82,9 +86,11 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
 
 def _spread(name: str, path: Path) -> dict | None:
     """protocol.feature_spread of an encoder: stored beside it, else computed from its training set if that is at hand."""
-    info, stored = artifacts.read_tensors_info(path), path.with_suffix(".npz")
-    if stored.exists() and str((spread := artifacts.read_npz(stored))["run_hash"]) == info["run_hash"]:
-        return spread
+    info, stored = _info(path), path.with_suffix(".npz")
+    if stored.exists():
+        spread = artifacts.read_npz(stored, ("run_hash", "mean", "precision", "percentiles"))
+        if str(spread["run_hash"]) == info["run_hash"]:
+            return spread
     try:
         name_of_set, size = info["settings"]["dataset"], info["settings"]["image_size"]
         sets = [data.load(name_of_set, split, image_size=size, download=False) for split in ("train", "test")]

@@ -19,6 +19,7 @@ MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures i
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
+ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed encoder says of itself
 # groups of runs that are compared by clean accuracy alone, and those of whose per-image scores no more than what is right is read
 BY_ACCURACY = ("ablations", "scoring", "likelihood")
 SCORED_APART = ("simvae", *BY_ACCURACY)
@@ -122,7 +123,7 @@ class Run:
 
     def _has_encoder(self) -> bool:
         path = artifacts.encoder_path(self.settings["method"])
-        return path.exists() and artifacts.read_tensors_info(path)["run_hash"] == self.hash
+        return path.exists() and artifacts.read_tensors_info(path, ENCODER_INFO)["run_hash"] == self.hash
 
     @property
     def bank(self) -> data.ImageSet:
@@ -169,7 +170,7 @@ def stale_runs(profile: str) -> list[str]:
     for settings in resolution.runs(profile) + resolution.tuning_runs(profile):
         path = artifacts.run_dir(profile, resolution.run_name(settings)) / "config.json"
         if path.exists():
-            config = artifacts.read_json(path)
+            config = artifacts.read_json(path, ("run", "run_hash", "data"))
             if config["run_hash"] != resolution.run_hash(settings, config["data"]["checksum"]):
                 stale.append(config["run"])
     return stale
@@ -220,11 +221,11 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
     Columns: reference (random, raw_pixels; the one with the run's seed, else the first), value, ci_low, ci_high, n, must_beat.
     """
     profile, test, rows = run["profile"], run["dataset"], []
-    own = artifacts.read_scores(profile, resolution.run_name(run), test)["knn_correct"].astype(float)
+    own = artifacts.read_scores(profile, resolution.run_name(run), test, ("knn_correct",))["knn_correct"].astype(float)
     for reference in REFERENCES:
         found = sorted((other for other in listed if other["method"] == reference), key=lambda other: other["seed"] != run["seed"])
         if found:
-            gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test)["knn_correct"]
+            gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
             low, high = uncertainty.bootstrap_interval(np.mean, gain)
             row = {"reference": reference, "value": gain.mean(), "ci_low": low, "ci_high": high, "n": len(gain)}
             rows.append(row | {"must_beat": must_beat(reference, test)})
@@ -287,6 +288,8 @@ def _one_class_detection(run: Run) -> list[dict]:
     score: the method's own, its native quantities and those of ``uncertainties``, feature_norm, knn_distance, mahalanobis. Interval: bootstrap.
     """
     single = data.ONE_CLASS.fullmatch(run.settings["dataset"])
+    if not single:
+        raise ValueError(f"{run.train.title} has one class, {run.train.classes[0]!r}, so there is nothing to tell apart: give labels of two or more.")
     test = data.load(single["name"], "test", image_size=run.settings["image_size"])
     known, asked = (run.ask(images, getattr(run.method, "uncertainties", None)) for images in (run.train, test))
     scores = evaluation.unsupervised_uncertainties(known, asked) | {name: asked[name] for name in evaluation.native_scores(asked)}
@@ -542,7 +545,7 @@ def decoder_of(run: Run) -> nn.Module:
     features = run.embed(bank)["features"]
     if path.exists() and artifacts.read_tensors_info(path).get("run_hash") == run.hash:
         decoder = generation.Decoder(run.settings, features.shape[1], run.channels)
-        decoder.load_state_dict(artifacts.read_tensors(path)[0])
+        training.fill(decoder, artifacts.read_tensors(path)[0], path)
         return decoder.eval()
     decoder = generation.fit_decoder(features, pixels_of(run, bank), run.settings, run.settings["seed"], run.settings["decoder_epochs"])
     artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
@@ -652,7 +655,7 @@ def write_cards(profile: str = "standard") -> list[Path]:
     """Write the card of every committed encoder again, from the stored config and metrics of its run."""
     cards = []
     for path in sorted(artifacts.encoder_path("", profile).parent.glob("*.safetensors")):
-        info = artifacts.read_tensors_info(path)
+        info = artifacts.read_tensors_info(path, ENCODER_INFO)
         config = artifacts.read_json(artifacts.run_dir(profile, info["run"]) / "config.json")
         cards.append(path.with_suffix(".md"))
         artifacts.write_text(cards[-1], model_card(info, config["data"], artifacts.read_metrics(profile, MEASURED_BY, info["run"])))
@@ -704,11 +707,8 @@ def load(name: str) -> nn.Module:
     if name not in there:
         raise ValueError(f"There is no committed encoder {name!r}; there are {sorted(there)}.")
     path = there[name]
-    tensors, info = artifacts.read_tensors(path)
+    tensors, info = artifacts.read_tensors(path, ENCODER_INFO)
     method = methods.build(info["settings"], info["channels"])
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    missing, unexpected = method.load_state_dict(tensors, strict=False)
-    needed = [key for key in missing if key.split(".")[0] in method.embeds_with]
-    if needed or unexpected:
-        raise ValueError(f"{path} does not fit method {name!r} (missing {needed[:3]}, unexpected {unexpected[:3]}); train and commit it again.")
+    training.fill(method, tensors, path, method.embeds_with)
     return method.eval()

@@ -110,10 +110,16 @@ def headless() -> bool:
 def parse_parameters(text: str, notebook: str) -> dict:
     """ "method=simsiam seed=1" -> {"method": "simsiam", "seed": 1}, typed as the notebook declares them."""
     declared, parsed = declared_parameters(notebook), {}
-    for item in shlex.split(text):
+    try:
+        items = shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{text!r} has a quotation mark too few ({error}); write PARAMS=\"method=simsiam seed=1\".") from error
+    for item in items:
         name, sign, value = item.partition("=")
         if not sign:
             raise ValueError(f"{item!r} is not name=value; write PARAMS=\"method=simsiam seed=1\".")
+        if name in parsed:
+            raise ValueError(f"Parameter {name!r} is there twice, in {text!r}; give it once.")
         if isinstance(declared.get(name), str):
             parsed[name] = value
             continue
@@ -121,7 +127,24 @@ def parse_parameters(text: str, notebook: str) -> dict:
             parsed[name] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             parsed[name] = value
-    return check_parameters(notebook, parsed)
+    _check_values(notebook, check_parameters(notebook, parsed))
+    return parsed
+
+
+def _check_values(notebook: str, parameters: dict) -> None:
+    """ValueError for a value that the notebook would stop at, or pass over, once its stored copy is gone; a default may stand for "as usual"."""
+    from lib import data  # slow to import
+
+    given = {name: value for name, value in parameters.items() if value != declared_parameters(notebook)[name]}
+    for name, value in given.items():
+        if type(value) in (int, float) and not 0 <= value < float("inf"):
+            raise ValueError(f"Parameter {name!r} of {notebook} is {value}; it must be finite and 0 or more.")
+    if "method" in given:
+        settings.recipe(given["method"])
+    if "dataset" in given:
+        data.check_name(given["dataset"])
+    for name in given.get("runs", "").split():
+        settings.find_run(name, given.get("profile", "quick"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -449,12 +472,17 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
 
     Everything goes to ``out`` (results/own/<folder>): page, tables and contact sheets, and below them the run and the executed notebook.
     """
+    from lib import own_images
+
     folder = Path(images).expanduser().resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give one that holds images, IMAGES=folder.")
     output = (Path(out).expanduser() if out else artifacts.results_dir("own") / (folder.name or "images")).resolve()
     if output.is_relative_to(folder):
         raise ValueError(f"The results would go to {output}, inside the folder that is scored: give another place, OUT=folder.")
+    if output.exists() and not output.is_dir():
+        raise ValueError(f"The results would go to {output}, which is not a folder: give another place, OUT=folder.")
+    own_images.check_encoder(encoder)
     name = find_notebook("70")
     given = {"profile": profile, "images": str(folder), "encoder": encoder, "epochs": epochs, "out": str(output)}
     text = " ".join(shlex.quote(f"{key}={value}") for key, value in check_parameters(name, given).items() if key != "profile")
@@ -522,6 +550,8 @@ def main() -> int:
         else:
             if not arguments.gpus.isdecimal():
                 raise ValueError(f"GPUS={arguments.gpus} is not a number of GPUs; give a whole number, 0 or more: GPUS=1.")
+            if arguments.jobs is not None and arguments.jobs < 1:
+                raise ValueError(f"JOBS={arguments.jobs} is not a number of jobs at once; give a whole number, 1 or more, or leave it out.")
             return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs, int(arguments.gpus))
     except (ValueError, OSError, RuntimeError) as error:
         advice = f". {artifacts.NEXT_STEP}" if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""

@@ -5,6 +5,7 @@ The files are settings/recipes.toml, settings/profiles.toml and settings/experim
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import json
 import tomllib
@@ -28,7 +29,7 @@ def read(name: str) -> dict:
     try:
         return tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}.") from error
+        raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
 
 
 def _choose(table: dict, name: str, what: str) -> dict:
@@ -47,11 +48,13 @@ def recipe(method: str) -> dict:
     return {key: value for key, value in _whole_recipe(method).items() if key not in ("datasets", "keeps")}
 
 
-def _whole_recipe(method: str) -> dict:
+def _whole_recipe(method: str, heirs: tuple[str, ...] = ()) -> dict:
     table = dict(_choose(read("recipes"), method, "method"))
+    if method in heirs:
+        raise ValueError(f"Recipe {method!r} inherits from itself ({' <- '.join((*heirs, method))}); take one of these out of settings/recipes.toml.")
     parents, merged = table.pop("inherits", []), {}
     for parent in [parents] if isinstance(parents, str) else parents:
-        merged |= _whole_recipe(parent)
+        merged |= _whole_recipe(parent, (*heirs, method))
     datasets = merged.get("datasets", {})
     own = {name: datasets.get(name, {}) | values for name, values in table.pop("datasets", {}).items()}
     return merged | table | {"datasets": datasets | own}
@@ -70,8 +73,9 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
     budget |= whole["datasets"].get(dataset, {}) | tables.get("datasets", {}).get(dataset, {})
-    if base["epochs"] == 0:
+    if base.get("epochs") == 0:
         budget.pop("epochs", None)
+    _check_profile(profile, budget | own, DEFAULTS | base)
     settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget, **own}
     for name, value in parameters.items():
         if name not in settings:
@@ -81,21 +85,36 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     return settings
 
 
-def _same_type(name: str, value, current):
+def _same_type(name: str, value, current, what: str = "Parameter"):
     if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(current):
-        raise ValueError(f"Parameter {name!r} is {value!r} ({type(value).__name__}); it must be a {type(current).__name__} like {current!r}.")
+        raise ValueError(f"{what} {name!r} is {value!r} ({type(value).__name__}); it must be a {type(current).__name__} like {current!r}.")
     return value
+
+
+def _check_profile(profile: str, values: dict, base: dict) -> None:
+    """ValueError for what settings/profiles.toml sets and no recipe has, or has with another type: it would be passed over in silence."""
+    where = f"Profile {profile!r} of settings/profiles.toml"
+    for name, value in values.items():
+        if name in base:
+            _same_type(name, value, base[name], f"{where}: parameter")
+        elif name not in ("dataset", *NOT_TRAINED_WITH):
+            known = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}.union(*read("recipes").values()) - {"inherits", "datasets", "keeps"}
+            if name not in known:
+                raise ValueError(f"{where} sets {name!r}, which no recipe has; choose from {sorted(known)}.")
 
 
 def _check(settings: dict) -> None:
     at_least = {"epochs": 0, "batch_size": 2, "seed": 0, "image_size": 8, "width": 1, "dimension": 2, "local_views": 0, "train_images": 0}
-    for name, bound in at_least.items():
-        if settings[name] < bound:
+    finite = ("learning_rate", "weight_decay", "momentum", "warmup_epochs", "clip_norm")
+    if missing := sorted({*at_least, *finite, "dataset"} - set(settings)):
+        raise ValueError(f"Method {settings['method']!r} lacks {missing}; add them in settings/recipes.toml, or inherit from a recipe that has them.")
+    for name, bound in (at_least | ({"local_size": 8} if settings["local_views"] else {})).items():
+        if _same_type(name, settings[name], bound) < bound:
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be at least {bound}.")
-    for name in ("learning_rate", "weight_decay", "momentum", "warmup_epochs", "clip_norm"):
-        if not 0 <= settings[name] < float("inf"):
+    for name in finite:
+        if not 0 <= _same_type(name, settings[name], 0.0) < float("inf"):
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and not negative.")
 
 
@@ -141,7 +160,20 @@ def run_hash(settings: dict, data_checksum: str) -> str:
 
 
 def experiments(profile: str) -> dict:
-    return _choose(read("experiments"), profile, "profile of settings/experiments.toml")
+    profiles = {name: table for name, table in read("experiments").items() if name != "notebooks"}
+    return _choose(profiles, profile, "profile of settings/experiments.toml")
+
+
+def _entries(profile: str, kind: str, *needs: str) -> list[dict]:
+    """The profile's entries of a kind; ValueError for one without what it needs, or with a seed twice: it would look like two runs."""
+    entries = experiments(profile).get(kind, [])
+    for entry in entries:
+        seeds, missing = entry.get("seeds", []), [name for name in needs if name not in entry]
+        if missing:
+            raise ValueError(f"An entry of [[{profile}.{kind}]] in settings/experiments.toml lacks {missing}; it has {sorted(entry)}: add them.")
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"An entry of [[{profile}.{kind}]] in settings/experiments.toml has the seeds {seeds}; name each once.")
+    return entries
 
 
 def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
@@ -150,7 +182,7 @@ def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
     An entry lists methods and seeds; ``set`` changes a setting for all its runs, ``vary`` makes a run for every combination of its values.
     """
     found = {}
-    for entry in experiments(profile).get("runs", []):
+    for entry in _entries(profile, "runs", "papers", "methods", "seeds"):
         if paper in ("all", *entry["papers"]) and group in ("all", entry.get("group", PROTOCOL)):
             vary = entry.get("vary", {})
             for seed, method, values in itertools.product(entry["seeds"], entry["methods"], itertools.product(*vary.values())):
@@ -165,7 +197,7 @@ def tuning_runs(profile: str, paper: str = "all") -> list[dict]:
     An entry of experiments.toml may ``set`` the data, and ``vary`` another grid or another setting in place of the learning rate.
     """
     listed = []
-    for entry in experiments(profile).get("tuning", []):
+    for entry in _entries(profile, "tuning", "papers", "methods"):
         if paper == "all" or paper in entry["papers"]:
             for method in entry["methods"]:
                 usual = resolve(method, profile, **entry.get("set", {}))
@@ -179,7 +211,8 @@ def tuning_runs(profile: str, paper: str = "all") -> list[dict]:
 def find_run(name: str, profile: str) -> dict:
     listed = {run_name(settings): settings for settings in runs(profile) + tuning_runs(profile)}
     if name not in listed:
-        raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {sorted(listed)}.")
+        nearest = difflib.get_close_matches(name, listed, n=5, cutoff=0)
+        raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {nearest} and {len(listed) - len(nearest)} others.")
     return listed[name]
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -121,9 +122,21 @@ def save_checkpoint(path: Path, method: nn.Module, optimizer: torch.optim.Optimi
     artifacts.write_tensors(path, tensors, info)
 
 
+def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, needed: tuple[str, ...] | None = None) -> None:
+    """Put stored tensors into a module, all of its own or those of its parts ``needed``; ValueError naming the file where they do not fit."""
+    own = module.state_dict()
+    missing = [name for name in own if name not in tensors and (needed is None or name.split(".")[0] in needed)]
+    unexpected = [name for name in tensors if name not in own]
+    differing = [name for name in tensors if name in own and tensors[name].shape != own[name].shape]
+    if missing or unexpected or differing:
+        found = f"missing {missing[:3]}, unexpected {unexpected[:3]}, of another shape {differing[:3]}"
+        raise ValueError(f"{path} does not fit {type(module).__name__} ({found}); {artifacts.TRAIN_AGAIN}.")
+    module.load_state_dict(tensors, strict=False)
+
+
 def load_checkpoint(path: Path, method: nn.Module, optimizer: torch.optim.Optimizer) -> dict:
-    tensors, info = artifacts.read_tensors(path)
-    method.load_state_dict({name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")})
+    tensors, info = artifacts.read_tensors(path, ("step", "log", "seconds"))
+    fill(method, {name.removeprefix("method."): value for name, value in tensors.items() if name.startswith("method.")}, path)
     state: dict[int, dict] = {}
     for name, value in tensors.items():
         if name.startswith("optimizer."):
@@ -146,7 +159,7 @@ def load_trained(settings: dict, channels: int) -> nn.Module:
     if not path.exists():
         raise FileNotFoundError(f"Run {run} has no trained weights here; train it with: make reproduce PROFILE={settings['profile']}")
     method = methods.build(settings, channels)
-    method.load_state_dict(artifacts.read_tensors(path)[0])
+    fill(method, artifacts.read_tensors(path)[0], path)
     return method.to(best_device()).eval()
 
 
@@ -210,7 +223,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     steps_per_epoch = len(images) // batch_size
     if epochs and not steps_per_epoch:
         raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size.")
-    augmentations.recipe(settings["augmentation"])
+    augmentations.view_kinds(settings)
     fabric = join_processes()
     processes = fabric.world_size if fabric else 1
     if batch_size % processes:
@@ -232,13 +245,15 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         "processes": processes, **artifacts.provenance(),
     }  # fmt: skip
     first = fabric is None or fabric.is_global_zero
-    if first:
-        artifacts.write_json(folder / "config.json", config | {"finished": False})
     log: list[dict] = []
-    seconds = 0.0
+    seconds, loop = 0.0, None
     if steps:
         compiled = device.type == "cuda" if compiled is None else compiled
         loop = _Loop(method, images, settings, folder, run_hash, device, precision, fabric, compiled)
+        loop.resume()
+    if first:  # not before all that can be refused has been looked at: an earlier run of this name may be there
+        artifacts.write_json(folder / "config.json", config | {"finished": False})
+    if loop:
         log, seconds = loop.run(steps_per_epoch, warmup, show_progress and first)
     if first:
         speed = round(steps * batch_size / seconds, 1) if seconds else None
@@ -348,9 +363,10 @@ class _Loop:
     """One run under way: everything that a step needs."""
 
     def __init__(self, method, images, settings, folder, run_hash, device, precision, fabric, compiled):
-        self.method, self.images, self.settings, self.device, self.precision = method, images, settings, device, precision
+        self.method, self.images, self.settings, self.device, self.precision = method, images.to(device), settings, device, precision
         self.folder, self.run_hash, self.fabric = folder, run_hash, fabric
         self.name, self.checkpoint = resolution.run_name(settings), folder / "checkpoint.safetensors"
+        self.begin: tuple[int, list[dict], float] = 0, [], 0.0  # step, rows of the log, seconds
         self.process, self.processes = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
         self.optimizer = make_optimizer(method, settings)
         if compiled:
@@ -374,7 +390,7 @@ class _Loop:
                     yield batch[own]
 
         labels: deque[Tensor] = deque()
-        batches, generator = data.batches(self.images.to(self.device), index_batches()), torch.Generator()
+        batches, generator = data.batches(self.images, index_batches()), torch.Generator()
 
         def make(step: int) -> list[Tensor] | None:
             batch = next(batches, None)
@@ -406,13 +422,16 @@ class _Loop:
         self.optimizer.step()
         return {name: value.detach() for name, value in terms.items()}
 
-    def run(self, steps_per_epoch: int, warmup: int, show_progress: bool) -> tuple[list[dict], float]:
-        """Train from the last checkpoint to the end; returns the log rows and the seconds spent over all sittings."""
-        settings, steps = self.settings, self.settings["epochs"] * steps_per_epoch
-        step, log, seconds = 0, [], 0.0
+    def resume(self) -> None:
+        """Go on from the checkpoint, if there is one of exactly this run."""
         if self.checkpoint.exists() and artifacts.read_tensors_info(self.checkpoint).get("run_hash") == self.run_hash:
             info = load_checkpoint(self.checkpoint, self.method, self.optimizer)
-            step, log, seconds = info["step"], info["log"], info["seconds"]
+            self.begin = info["step"], info["log"], info["seconds"]
+
+    def run(self, steps_per_epoch: int, warmup: int, show_progress: bool) -> tuple[list[dict], float]:
+        """Train to the end; returns the log rows and the seconds spent over all sittings."""
+        settings, steps = self.settings, self.settings["epochs"] * steps_per_epoch
+        step, log, seconds = self.begin
         rows_per_epoch = min(LOGS_PER_EPOCH, steps_per_epoch)
         path = None if self.process else self.folder / "progress.json"
         progress = Progress(path, self.name, steps, step, settings["batch_size"], show_progress)
@@ -478,7 +497,7 @@ def _guard(means: dict, step: int, steps_per_epoch: int, method: nn.Module, run:
         )
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description="Train one run listed in settings/experiments.toml.")
     # torchrun takes --run for an abbreviation of an option of its own, so the name may also stand alone.
     parser.add_argument("name", nargs="?", help="the run's name, <method>-<dataset>-<variant>-seed<k>")
@@ -488,8 +507,13 @@ def main() -> None:
     name = arguments.name or arguments.run
     if not name:
         parser.error("which run? Give its name, <method>-<dataset>-<variant>-seed<k>.")
-    print(train(resolution.find_run(name, arguments.profile), show_progress=True))
+    try:
+        print(train(resolution.find_run(name, arguments.profile), show_progress=True))
+    except (ValueError, OSError, TrainingStopped) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -155,7 +155,7 @@ def test_bad_results_are_errors(monkeypatch, tmp_path):
     (tmp_path / "quick" / "tables").mkdir(parents=True)
     assert "make reproduce PROFILE=quick" in gallery.build("quick").read_text()
     (tmp_path / "quick" / "tables" / "20_empty.csv").write_text("")
-    with pytest.raises(ValueError, match="20_empty.csv is empty"):
+    with pytest.raises(ValueError, match="20_empty.csv is not a readable CSV file"):
         gallery.build("quick")
     (tmp_path / "half.ipynb").write_text('{"cells": [')
     with pytest.raises(ValueError, match="half.ipynb is truncated"):

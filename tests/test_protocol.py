@@ -316,7 +316,7 @@ def test_loading_what_is_not_there_lists_what_is(run, encoder):
         protocol.load("simvae")
     tensors, info = artifacts.read_tensors(encoder)
     artifacts.write_tensors(encoder, {name: t for name, t in tensors.items() if not name.startswith("concentration_head")}, info)
-    with pytest.raises(ValueError, match=r"does not fit method 'vi_simsiam' \(missing \['concentration_head.*train and commit it again"):
+    with pytest.raises(ValueError, match=r"does not fit VISimSiam \(missing \['concentration_head.*train the run again"):
         protocol.load("vi_simsiam")
 
 
