@@ -14,9 +14,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from markupsafe import Markup
 from nbconvert import HTMLExporter
+from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
 from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
@@ -49,6 +50,14 @@ QUESTIONS = (
     ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
 )
 PICTURES_ALONE = ("quick", "paper")  # profiles of which git keeps no vector graphics (.gitignore), so that none are linked
+
+
+class _Exporter(HTMLExporter):
+    """Tags in Markdown stay text, in cells and in outputs: a name in it may be anybody's."""
+
+    @pass_context
+    def markdown2html(self, context, source):
+        return MarkdownWithMath(renderer=IPythonRenderer(escape=True, allow_harmful_protocols=False)).render(source)
 
 
 def build(profile: str) -> Path:
@@ -104,7 +113,7 @@ def notebook_html(executed: Path) -> Path:
     _link_figures(notebook, executed)
     # Widgets and scripts would come from a network: the same output holds a picture or a text of them, which does not.
     kinds = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
-    exporter = HTMLExporter(config=Config(NbConvertBase={"display_data_priority": kinds}), template_name="basic", embed_images=True)
+    exporter = _Exporter(config=Config(NbConvertBase={"display_data_priority": kinds}), template_name="basic", embed_images=True)
     body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(executed.parent)}})
     fetched = FETCHES.search(body)
     if fetched:
