@@ -87,10 +87,8 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
 def _spread(name: str, path: Path) -> dict | None:
     """protocol.feature_spread of an encoder: stored beside it, else computed from its training set if that is at hand."""
     info, stored = _info(path), path.with_suffix(".npz")
-    if stored.exists():
-        spread = artifacts.read_npz(stored, ("run_hash", "mean", "precision", "percentiles"))
-        if str(spread["run_hash"]) == info["run_hash"]:
-            return spread
+    if stored.exists() and str((spread := artifacts.read_npz(stored, ("run_hash",)))["run_hash"]) == info["run_hash"]:
+        return spread
     try:
         name_of_set, size = info["settings"]["dataset"], info["settings"]["image_size"]
         sets = [data.load(name_of_set, split, image_size=size, download=False) for split in ("train", "test")]
