@@ -33,7 +33,6 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from sklearn.datasets import load_digits
-from torchvision.datasets.utils import download_and_extract_archive
 
 from lib import artifacts
 from lib.artifacts import ROOT
@@ -376,7 +375,9 @@ def _torchvision_download(staging: Path, name: str, split: str) -> None:
     socket.setdefaulttimeout(NETWORK_TIMEOUT)
     try:
         if name == "aircraft":
-            download_and_extract_archive(torchvision.datasets.FGVCAircraft._URL, str(staging), md5=AIRCRAFT_MD5)
+            from torchvision.datasets.utils import download_and_extract_archive
+
+            download_and_extract_archive(_torchvision_class(name)._URL, str(staging), md5=AIRCRAFT_MD5)
         if name == "celeba":
             # gdown itself has no time limit: find out first whether the server answers.
             urllib.request.urlopen("https://drive.google.com").close()

@@ -14,6 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import nbformat
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
 from markupsafe import Markup
 from nbconvert import HTMLExporter
@@ -30,6 +31,7 @@ PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger t
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
+FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
 VECTORS = ("pdf", "svg")
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
@@ -153,7 +155,7 @@ def _screen_size(picture: Path) -> tuple[int, int]:
 def _figure(path: Path, profile: str) -> dict:
     from lib.plotting import split_caption  # slow to import, and a page of a notebook needs none of it
 
-    record = artifacts.read_json(path, ("id", "caption", "alt", "notebook", "inputs", "claims", "commit"))
+    record = artifacts.read_json(path, FIGURE_KEYS)
     picture = path.with_suffix(".png")
     if not picture.exists():
         raise FileNotFoundError(f"{path.name} has no {picture.name} beside it: draw the figure again with {record['notebook']}")
@@ -220,7 +222,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         return []
     from lib import claims as ledger  # it imports torch
 
-    rows, found = pd.read_csv(path), []
+    rows, found = artifacts.read_csv(path), []
     rows = rows[rows.id.isin(ledger.claims())]  # an older ledger may have others
     for entry in ledger.verdicts(rows).to_dict("records"):
         claim, parts = ledger.claims()[entry["id"]], rows[rows.id == entry["id"]]
@@ -363,7 +365,7 @@ def publish_figures(profile: str = "") -> list[Path]:
     if not profile:
         raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}.")
     source, target = artifacts.results_dir(profile) / "figures", artifacts.ROOT / "figures"
-    records = [artifacts.read_json(path) for path in sorted(source.glob("*.json"))]
+    records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted(source.glob("*.json"))]
     for old in target.glob("[0-9][0-9]_*"):
         if not (source / old.name).exists():
             old.unlink()
@@ -383,7 +385,7 @@ def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, profile: str)
     read = {part for path in record["inputs"] for name in Path(path).parts for part in name.removesuffix(".csv").split("--")}
     if read & _runs(profile).keys():
         return read
-    shown, number = pd.read_csv(data), record["id"][:2]
+    shown, number = artifacts.read_csv(data), record["id"][:2]
     listed = [run for run in settings.runs(profile, group=settings.PROTOCOL) if run["method"] in set(shown.get("method", ()))]
     own = [claims[id] for id in record["claims"] if id in claims]
     own = [claim for claim in own if number in claim["numbers"]] or own
@@ -393,7 +395,7 @@ def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, profile: str)
 def _wanting(profile: str) -> str:
     """What a profile lacks to be published, in words; empty if nothing."""
     folder, account = artifacts.results_dir(profile), artifacts.results_dir(profile) / "run.json"
-    records = [artifacts.read_json(path) for path in sorted((folder / "figures").glob("*.json"))]
+    records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted((folder / "figures").glob("*.json"))]
     files = [f"{record['id']}.{kind}" for record in records for kind in PUBLISHED]
     executed = {path.stem.split("--")[0] for path in (folder / "notebooks").glob("*.ipynb")}
     lacking = {
