@@ -39,8 +39,8 @@ setup: ## create .venv and install the pinned requirements and the project (skip
 reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS= GPUS=
 	@$(PY) -m lib.reproduction --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
 
-test: setup ## run the tests, every notebook in profile smoke included (12 minutes on 2 cores)
-	@$(PY) -m pytest -m "not long and not versions"
+test: setup ## run the tests, every notebook in profile smoke included, two at a time
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not long and not versions"
 
 test-long: setup ## run the tests that need minutes, a cluster or the package index
 	@$(PY) -m pytest -m "long or versions"

@@ -2,6 +2,7 @@
 # A job's output is its stamp, whose name holds the hash of everything the job depends on; checkpoints are outside the outputs, because
 # Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile, the paper and the GPUs.
 
+import shlex
 import sys
 
 from lib import reproduction
@@ -17,8 +18,8 @@ def stamp_of(name):
 
 
 def run_job(name, threads):
-    command = f'"{sys.executable}" -m lib.reproduction --job "{name}" --stamp "{stamp_of(name)}"'
-    return f"{command} --profile {PROFILE} --paper {PAPER} --threads {threads}"
+    given = {"job": name, "stamp": stamp_of(name), "profile": PROFILE, "paper": PAPER, "threads": threads}
+    return shlex.join([sys.executable, "-m", "lib.reproduction", *(word for key, value in given.items() for word in (f"--{key}", str(value)))])
 
 
 rule all:

@@ -23,8 +23,8 @@ PROFILES = ("smoke", "quick")
 KEYS = artifacts.METRIC_KEYS
 # Absolute floor and share of the value that a number may move; proportions are also given their own sampling error, SAMPLING half intervals.
 TOLERANCES = {
-    "accuracy": (0.03, 0.0), "correctness_auroc": (0.05, 0.0), "ood_auroc": (0.15, 0.0), "effective_rank": (1.0, 0.3), "nll": (0.1, 0.1),
-    "aurc": (0.05, 0.0),
+    "accuracy": (0.08, 0.0), "correctness_auroc": (0.08, 0.0), "ood_auroc": (0.25, 0.0), "effective_rank": (2.0, 0.5), "nll": (0.25, 0.3),
+    "aurc": (0.1, 0.0),
 }  # fmt: skip
 SAMPLING = 2.0
 MEASURED_BY = "10_pretraining"

@@ -40,17 +40,17 @@ def outside(**options):
 
 def test_the_tolerance_is_the_floor_or_share_and_the_sampling_error(expected):
     tolerance = drift.compare("smoke").set_index(["metric", "seed"]).tolerance
-    assert tolerance["accuracy", 0] == pytest.approx(0.03 + 2 * 0.04)
-    assert tolerance["effective_rank", 0] == pytest.approx(0.3 * 10)
+    assert tolerance["accuracy", 0] == pytest.approx(0.08 + 2 * 0.04)
+    assert tolerance["effective_rank", 0] == pytest.approx(0.5 * 10)
 
 
-@pytest.mark.parametrize("move, reported", [(0.0, False), (0.109, False), (-0.109, False), (0.111, True), (-0.111, True), (np.nan, True)])
+@pytest.mark.parametrize("move, reported", [(0.0, False), (0.159, False), (-0.159, False), (0.161, True), (-0.161, True), (np.nan, True)])
 def test_what_moves_too_far_is_reported(expected, move, reported):
     expected(ROW | {"value": 0.8 + move}, RANK, OTHER)
     assert outside() == [("accuracy", 0)] * reported
     said = drift.report(drift.compare("smoke"), "smoke")
     assert f"Drift: {3 - reported} of 3 numbers" in said and ("--accept" in said) == reported
-    assert ("simsiam e1 seed 0 digits linear accuracy: expected 0.8 ± 0.11, stored" in said) == reported
+    assert ("simsiam e1 seed 0 digits linear accuracy: expected 0.8 ± 0.16, stored" in said) == reported
 
 
 def test_what_is_missing_or_new_is_reported(expected):
@@ -99,3 +99,11 @@ def test_expected_values_can_tell(profile):
     assert len(table) > 50 and table.value.notna().all() and (table.tolerance > 0).all()
     good = table[(table.metric == "accuracy") & (table.value > 0.5)]
     assert len(good) > 5 and (good.value - good.tolerance > 0.2).all()
+
+
+def test_another_seed_is_within_the_tolerances():
+    """Another processor moves a number at most as far as another seed does; of quick's two seeds nearly every number is within."""
+    table = pd.read_csv(drift.expected_path("quick")).fillna("")
+    keys = [key for key in drift.KEYS if key != "seed"]
+    pairs = table[table.seed == 0].merge(table[table.seed == 1], on=keys)
+    assert len(pairs) > 20 and ((pairs.value_x - pairs.value_y).abs() <= pairs.tolerance_x).mean() > 0.95

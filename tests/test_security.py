@@ -128,7 +128,9 @@ def planned(**config) -> dict:
     return defined
 
 
-def test_the_only_shell_is_given_quoted_names():
+@pytest.mark.parametrize("folder", ["results", 'of $HOME "and" `more`'])
+def test_the_only_shell_is_given_quoted_names(monkeypatch, tmp_path, folder):
+    monkeypatch.setattr(artifacts, "RESULTS", tmp_path / folder)
     assert re.findall(r"\bshell\(.*", snakefile()[1]) == ["shell(run_job(params.job, threads))"]
     defined = planned(profile="smoke", paper="vje")
     for name, job in defined["JOBS"].items():

@@ -181,7 +181,7 @@ def outputs_of(network, x, kinds):
 
 
 def test_convolutional_networks_have_the_sizes_of_table_4():
-    block = networks.BasicBlock
+    block = networks.residual_block()
     assert outputs_of(networks.resnet_simvae(3, 64), torch.zeros(2, 3, 64, 64), (torch.nn.MaxPool2d, block)) == [
         (16, 32, 32), (32, 32, 32), (64, 16, 16), (128, 8, 8), (256, 4, 4),
     ]  # fmt: skip
