@@ -159,7 +159,8 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     for run in settings.runs(profile, paper):
         name = settings.run_name(run)
         own = run["method"] if name in compared else f"{run['method']}-apart"
-        groups.setdefault({"run": name, "method": own, "profile": "all"}[grouping], []).append(name)
+        half = "all" if name in compared else "all-apart"
+        groups.setdefault({"run": name, "method": own, "profile": half}[grouping], []).append(name)
     for run in settings.tuning_runs(profile, paper):
         groups.setdefault(f"tuning-{run['method']}", []).append(settings.run_name(run))
     listed = [

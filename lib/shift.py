@@ -53,7 +53,7 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the library's own, of numpy's
         for place in tqdm(range(len(images)), desc=f"{images.name}, {name}", unit="image", disable=not show_progress, leave=False):
-            torch.manual_seed(1000 * place + seed)
+            torch.default_generator.manual_seed(1000 * place + seed)  # torch.manual_seed also asks for GPUs, which takes longer than the corruption
             random.seed(1000 * place + seed)
             if hasattr(transform, "rng"):
                 transform.rng = np.random.default_rng([place, seed])
@@ -82,37 +82,38 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
     for group in together.values():
         test = group[0].test()
         few = test.subset(range(min(group[0].settings["condition_images"], len(test))))
+        common = {"evaluated_on": few.title, "n": len(few)}
         probes, clean, found, correct = [], [], [[] for _ in group], [{} for _ in group]
         for ready in group:
             bank = ready.embed(ready.bank)
             probes.append(evaluation.linear_probe(bank["features"], bank["label"]))
             whole = ready.embed(test)
-            clean.append({name: values[: len(few)] for name, values in whole.items()})
+            clean.append(_rows_of(ready, probes[-1], {name: values[: len(few)] for name, values in whole.items()}, few.labels))
 
         for corruption in CORRUPTIONS:
-            own = [[embedded["uncertainty"]] for embedded in clean]
-            for severity in (0, *SEVERITIES):
-                images = corrupted(few, corruption, severity, show_progress=True) if severity else None
-                for place, ready in enumerate(group):
-                    embedded = ready.ask(images) if severity else clean[place]
-                    own[place] += [embedded["uncertainty"]] if severity else []
-                    right = correct[place][corruption, severity] = probes[place].predict(embedded["features"]) == few.labels
-                    low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
-                    row = {"evaluated_on": few.title, "condition": f"{corruption}_{severity}", "n": len(few)}
-                    found[place] += [
-                        row | {"classifier": "linear", "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high},
-                        row | {"score": "uncertainty", "metric": "mean", "value": embedded["uncertainty"].mean()},
-                    ]
-            for place in range(len(group)):
-                per_image = evaluation.spearman_per_image(np.array((0, *SEVERITIES)), np.stack(own[place], 1))
-                low, high = uncertainty.bootstrap_interval(np.mean, per_image, draws=group[place].settings["bootstrap_draws"] // 4)
-                row = {"evaluated_on": few.title, "condition": corruption, "score": "uncertainty", "n": len(few)}
-                found[place].append(row | {"metric": "severity_spearman", "value": per_image.mean(), "ci_low": low, "ci_high": high})
+            changed = [corrupted(few, corruption, severity, show_progress=True) for severity in SEVERITIES]
+            for place, ready in enumerate(group):
+                said = [clean[place], *(_rows_of(ready, probes[place], ready.ask(images), few.labels) for images in changed)]
+                for severity, (rows, right, _) in enumerate(said):
+                    found[place] += [common | row | {"condition": f"{corruption}_{severity}"} for row in rows]
+                    correct[place][corruption, severity] = right
+                per_image = evaluation.spearman_per_image(np.array((0, *SEVERITIES)), np.stack([own for *_, own in said], 1))
+                low, high = uncertainty.bootstrap_interval(np.mean, per_image, draws=ready.settings["bootstrap_draws"] // 4)
+                row = {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman", "value": per_image.mean()}
+                found[place].append(common | row | {"ci_low": low, "ci_high": high})
         for ready, rows, right in zip(group, found, correct, strict=True):
             whole = np.stack([np.stack([right[corruption, severity] for severity in SEVERITIES], 1) for corruption in CORRUPTIONS], 1)  # [N, 15, 5]
             artifacts.write_scores(ready.profile, ready.name, f"{ready.settings['dataset']}_corrupted", {"correct": whole})
             frame = evaluation.metrics_rows(rows, **ready.identity(notebook))
             artifacts.write_metrics(ready.profile, notebook, ready.name, frame)
+
+
+def _rows_of(ready: protocol.Run, probe, embedded: evaluation.Embedded, labels: np.ndarray) -> tuple[list[dict], np.ndarray, np.ndarray]:
+    """Of embedded images [N]: rows of the probe's accuracy and of the mean uncertainty, which images are right [N], their uncertainties [N]."""
+    right, own = probe.predict(embedded["features"]) == labels, embedded["uncertainty"]
+    low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
+    accuracy = {"classifier": "linear", "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}
+    return [accuracy, {"score": "uncertainty", "metric": "mean", "value": own.mean()}], right, own
 
 
 def store_outside_scores(run: protocol.Run) -> None:

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,25 @@ def _content(path: Path):
         tensors, info = artifacts.read_tensors(path)
         return info, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
     return path.read_bytes()
+
+
+def not_shown(results: Path, names: list[str]) -> list[str]:
+    """The notebooks that do not run with their defaults (train_missing=False) when weights and embeddings are gone, and what they said."""
+    away = [*results.glob("smoke/runs/*/model.safetensors"), *results.glob("smoke/runs/*/embeddings/*")]
+    for path in away:
+        path.rename(path.with_name(path.name + ".away"))
+
+    def show(name: str) -> str:
+        command = [sys.executable, "-m", "lib.reproduction", "--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
+        done = subprocess.run(command, cwd=artifacts.ROOT, env=environment(results), capture_output=True, text=True)
+        return f"{name}: {done.stdout}{done.stderr}" if done.returncode else ""
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            return [said for said in pool.map(show, names) if said]
+    finally:
+        for path in away:
+            path.with_name(path.name + ".away").rename(path)
 
 
 def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psutil.Process:

@@ -13,7 +13,7 @@ import textwrap
 import pandas as pd
 import pytest
 
-from lib import artifacts, reproduction
+from lib import artifacts, reproduction, settings
 from tests import faults
 
 KILLS = 50
@@ -30,12 +30,23 @@ def stamps(results):
     return {path.name.rsplit(".", 1)[0]: path.stat().st_mtime_ns for path in results.glob("smoke/.done/*.????????????")}
 
 
-@pytest.mark.long
-def test_fifty_kills_change_nothing(tmp_path):
-    """Killed at fifty random moments, in as many rounds as that takes, every round ends with the numbers of an uninterrupted reproduction."""
-    untouched = tmp_path / "untouched"
-    done = subprocess.run(faults.COMMAND, cwd=artifacts.ROOT, env=faults.environment(untouched), capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def untouched(tmp_path_factory):
+    """The results of a reproduction that nothing disturbed."""
+    results = tmp_path_factory.mktemp("untouched")
+    done = subprocess.run(faults.COMMAND, cwd=artifacts.ROOT, env=faults.environment(results), capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+    return results
+
+
+@pytest.mark.long
+def test_every_notebook_shows_stored_results_without_weights(untouched):
+    assert not faults.not_shown(untouched, [entry["name"] for entry in settings.notebooks()])
+
+
+@pytest.mark.long
+def test_fifty_kills_change_nothing(untouched, tmp_path):
+    """Killed at fifty random moments, in as many rounds as that takes, every round ends with the numbers of an uninterrupted reproduction."""
     generator, kills, rounds = random.Random(0), 0, 0
     while kills < KILLS:
         results = tmp_path / f"round{rounds}"

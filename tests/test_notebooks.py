@@ -5,7 +5,6 @@ import random
 import re
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 
 import nbformat
 import pytest
@@ -65,7 +64,7 @@ def test_lint_by_ruff():
 def smoke(tmp_path_factory):
     """The whole DAG in profile smoke, killed three times on the way, then called again until it is done."""
     results = tmp_path_factory.mktemp("results")
-    moments, _ = faults.random_moments(random.Random(1), KILLS, 45.0)
+    moments, _ = faults.random_moments(random.Random(1), KILLS, 25.0)
     found = faults.reproduce_with_kills(results, moments, [False, True, True])
     return found | {"results": results / "smoke", "environment": faults.environment(results)}
 
@@ -113,23 +112,10 @@ def test_a_second_call_does_nothing(smoke):
     assert stamps and {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
-def test_stored_results_are_shown_without_training(smoke):
-    """Run All with the defaults (train_missing=False) reads what is stored; with checkpoints, embeddings and data gone too."""
-    for path in [*smoke["results"].glob("runs/*/model.safetensors"), *smoke["results"].glob("runs/*/embeddings/*")]:
-        path.rename(path.with_name(path.name + ".away"))
-    try:
-        names = [entry["name"] for entry in reproduction.settings.notebooks()]
-
-        def show(name):
-            command = [sys.executable, "-m", "lib.reproduction", "--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
-            return subprocess.run(command, cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
-
-        with ThreadPoolExecutor(2) as pool:
-            for name, done in zip(names, pool.map(show, names), strict=True):
-                assert done.returncode == 0, name + done.stdout + done.stderr
-    finally:
-        for path in smoke["results"].glob("runs/**/*.away"):
-            path.rename(path.with_name(path.name.removesuffix(".away")))
+@pytest.mark.parametrize("name", ["00_start_here", "20_linear_and_knn_evaluation", "50_prosmin_calibration_and_shift"])
+def test_stored_results_are_shown_without_training(smoke, name):
+    """Of three notebooks, since each takes a while; tests/test_faults.py shows them all."""
+    assert not faults.not_shown(smoke["results"].parent, [name])
 
 
 def test_committed_results_stay_small():
