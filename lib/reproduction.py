@@ -235,6 +235,8 @@ def executed_path(job: Job) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- running
 def execute(job: Job) -> Path:
     """Run one job here with papermill. One that fails raises RuntimeError, leaves what is stored, and is kept in results/<profile>/failed."""
+    # jsonschema would compile a grammar of web addresses, longer than papermill takes to load; notebooks hold none that it would check.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
 
     from lib import gallery

@@ -15,6 +15,11 @@ RESULTS = artifacts.RESULTS
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items):
+    """The notebooks first: they take longest, and another worker does the rest meanwhile."""
+    items.sort(key=lambda item: item.path.stem != "test_notebooks")
+
+
 @pytest.fixture(autouse=True)
 def isolated(request, monkeypatch):
     """Fixed seeds, no style left over for the next test, and a results folder of the test's own unless a fixture of its module has set one."""
