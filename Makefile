@@ -42,10 +42,10 @@ reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 s
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
 	@$(PY) -m pytest -n 2 --dist loadfile -m "not long and not versions"
 
-test-long: setup ## run the tests that need minutes, a cluster or the package index
-	@$(PY) -m pytest -m "long or versions"
+test-long: setup ## run the tests that need minutes or a cluster: fifty kills, full disks, several processes, Slurm
+	@$(PY) -m pytest -n 2 --dist loadfile -m long -rs
 
-test-versions: setup ## resolve the pins as wheels for Python 3.11 to 3.13, Linux and macOS, without installing
+test-versions: setup ## run the tests under the oldest and newest versions allowed; resolve the pins for other Pythons and systems
 	@$(PY) -m pytest -m versions -rs
 
 smoke: setup ## run the whole pipeline in profile smoke
@@ -77,5 +77,5 @@ lint: setup ## check code and notebooks (ruff, and the rules for notebooks)
 	@$(PY) -m pytest tests/test_notebooks.py -k lint
 
 clean: ## remove caches and stamps; results, data and .venv stay
-	@rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .venv/.installed results/*/.done
+	@rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .versions .venv/.installed results/*/.done
 	@find . \( -path ./.venv -o -path ./data -o -path ./.git \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -55,7 +55,8 @@ def precision_of(settings: dict, device: torch.device) -> str:
         return settings["precision"]
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "float32"
-    able = torch.cpu.get_capabilities()
+    # torch 2.9 cannot list what the processor is able to do.
+    able = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {"avx512_bf16": torch.cpu._is_avx512_bf16_supported()}
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") or able.get("bf16") else "float32"
 
 

@@ -5,7 +5,7 @@ Raw scores are compared by order in float64 and are never squashed, so that a co
 Inputs are NumPy arrays with one row per image; NaN, unequal lengths, empty input and a single class are ValueErrors.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -387,15 +387,17 @@ def hierarchical_draws(
 
 
 def hierarchical_difference(
-    statistic: Callable[..., float], first: Sequence[Sequence[ArrayLike]], second: Sequence[Sequence[ArrayLike]], draws: int = 2000
+    statistic: Callable[..., float], first: Mapping[int, Sequence[ArrayLike]], second: Mapping[int, Sequence[ArrayLike]], draws: int = 2000
 ) -> dict[str, float]:
     """statistic(*first) - statistic(*second), mean over seeds, with the interval of hierarchical_interval: paired by seed and by image.
 
-    first, second: for each seed the arrays that the statistic takes, all of the same images in the same order. Returns difference, ci_low,
-    ci_high, seeds and n (images).
+    first, second: by seed the arrays that the statistic takes, all of the same images in the same order; seeds that one alone has are left out.
+    Returns difference, ci_low, ci_high, seeds and n (images).
     """
-    if len(first) != len(second) or not first:
-        raise ValueError(f"pass as many seeds of both, at least one; got {len(first)} and {len(second)}.")
+    both = sorted(set(first) & set(second))
+    if not both:
+        raise ValueError(f"the two have no seed in common: {sorted(first)} and {sorted(second)}; train one more.")
+    first, second = ([side[seed] for seed in both] for side in (first, second))
     arity = len(first[0])
 
     def gap(*arrays: np.ndarray) -> float:

@@ -533,7 +533,7 @@ CASES = {
         given(losses.scoring_rule_loss, torch.ones(2, 4, 2), torch.ones(4, 2), kernel="enrgy"), r"Unknown kernel 'enrgy'; choose one of \['crps'",
         None),
     "seeds of one method alone": (
-        given(measures.hierarchical_difference, measures.auroc, [[SCORES, RIGHT]] * 2, [[SCORES, RIGHT]]), "pass as many seeds of both.*got 2 and 1",
+        given(measures.hierarchical_difference, measures.auroc, {0: [SCORES, RIGHT]}, {1: [SCORES, RIGHT]}), r"no seed in common: \[0\] and \[1\]",
         None),
     "a measure of one class": (given(measures.auroc, SCORES, RIGHT * 0), "positive holds a single class .False for all 6.", None),
     "a measure of NaN": (given(measures.aurc, SCORES * np.nan, RIGHT), "uncertainty has 6 NaN of 6; .*find where it comes from", None),

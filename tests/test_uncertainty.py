@@ -599,13 +599,14 @@ def test_a_hierarchical_difference_is_paired_by_seed_and_image():
     generator = np.random.default_rng(0)
     base = [generator.random(400) for _ in range(3)]
     ours, theirs = [[values + 0.1] for values in base], [[values] for values in base]
-    found = u.hierarchical_difference(np.mean, ours, theirs, draws=50)
+    by_seed = [dict(enumerate(side)) for side in (ours, theirs)]
+    found = u.hierarchical_difference(np.mean, by_seed[0], by_seed[1] | {7: [base[0] + 5]}, draws=50)
     assert found["difference"] == pytest.approx(0.1) and found["seeds"] == 3 and found["n"] == 400
     assert found["ci_low"] == pytest.approx(0.1) and found["ci_high"] == pytest.approx(0.1)  # the images' own spread cancels
     right = [generator.random(400) < 0.5 for _ in range(3)]
     first, second = ([[values, correct] for values, correct in zip(scores, right, strict=True)] for scores in (base, base[::-1]))
-    found = u.hierarchical_difference(u.auroc, first, second, draws=100)
+    found = u.hierarchical_difference(u.auroc, dict(enumerate(first)), dict(enumerate(second)), draws=100)
     expected = np.mean([u.auroc(*a) - u.auroc(*b) for a, b in zip(first, second, strict=True)])
     assert found["difference"] == pytest.approx(expected) and found["ci_low"] <= expected <= found["ci_high"]
-    with pytest.raises(ValueError, match="as many seeds of both, at least one; got 3 and 2"):
-        u.hierarchical_difference(np.mean, ours, theirs[:2])
+    with pytest.raises(ValueError, match=r"no seed in common: \[0, 1, 2\] and \[3\]"):
+        u.hierarchical_difference(np.mean, by_seed[0], {3: theirs[0]})
