@@ -32,7 +32,7 @@ def test_the_tests_pass_with_other_versions(resolution):
     uv("pip", "sync", "--python", str(python), str(listed))
     # What is installed is compared with the pins in test_environment.py, which is about the pins.
     chosen = ["-m", "not long and not versions", "--ignore", "tests/test_environment.py", "--override-ini", f"cache_dir={folder}/pytest_cache"]
-    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", *chosen]
+    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *chosen]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     print(f"{resolution}:", *[line for line in listed.read_text().splitlines() if line.startswith(("torch==", "torchvision==", "numpy=="))])
     print(done.stdout[-6000:])
