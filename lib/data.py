@@ -468,10 +468,18 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
 
 
 # ------------------------------------------------------------------------------------------------------------ sets that need no files
+_drawn: dict[tuple, ImageSet] = {}  # the last styled sets: drawing one takes seconds, and every run of a job asks for the same
+
+
 def _styled(plain: ImageSet, image_size: int | None) -> ImageSet:
     """The set with styles drawn by lib.data; every split has its own."""
     usual = DATASETS[f"styled_{plain.name}"].size if f"styled_{plain.name}" in DATASETS else plain.images.shape[1]
-    return styled(plain, image_size or usual, seed={"train": 0, "test": 1}.get(plain.split, 2))
+    key = (plain.checksum, plain.name, plain.split, image_size or usual)
+    if key not in _drawn:
+        while len(_drawn) > 3:
+            del _drawn[next(iter(_drawn))]
+        _drawn[key] = styled(plain, image_size or usual, seed={"train": 0, "test": 1}.get(plain.split, 2))
+    return _drawn[key]
 
 
 def _one_class(whole: ImageSet, label: int, name: str) -> ImageSet:
