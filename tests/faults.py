@@ -51,15 +51,19 @@ def kill_all(process: subprocess.Popen) -> None:
 def reproduce_with_kills(results: Path, moments: list[float], whole_family: list[bool], arguments=()) -> dict:
     """Call make reproduce (smoke) again and again; end call k by SIGKILL after moments[k] seconds, and let the call after the last one finish.
 
+    The seconds of the last kill are counted from when a run is finished, however slow the machine, so that there is one to be left alone.
+
     whole_family: whether everything is killed at once, or the command alone, whose jobs are then asked to stop. After each kill every file is read
     and every finished run remembered. Returns: kills that hit a running call, the finished last call, the names of files that were not whole, the
     finished runs that were written again, and whether all was done before the last moment came.
     """
     broken, rewritten, kills, finished = [], [], 0, {}
-    for moment, everything in zip(moments, whole_family, strict=True):
+    for number, (moment, everything) in enumerate(zip(moments, whole_family, strict=True), start=1):
         process = subprocess.Popen(
             [*COMMAND, *arguments], cwd=artifacts.ROOT, env=environment(results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
+        while number == len(moments) and process.poll() is None and not finished_runs(results):
+            time.sleep(0.2)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(moment)
             break

@@ -64,7 +64,7 @@ def test_lint_by_ruff():
 def smoke(tmp_path_factory):
     """The whole DAG in profile smoke, killed three times on the way, then called again until it is done."""
     results = tmp_path_factory.mktemp("results")
-    moments, _ = faults.random_moments(random.Random(1), KILLS, 45.0)
+    moments, _ = faults.random_moments(random.Random(1), KILLS, 20.0)
     found = faults.reproduce_with_kills(results, moments, [False, True, True])
     return found | {"results": results / "smoke", "environment": faults.environment(results)}
 
