@@ -48,16 +48,31 @@ def recipe(method: str) -> dict:
     return {key: value for key, value in _whole_recipe(method).items() if key not in ("datasets", "keeps")}
 
 
-def _whole_recipe(method: str, heirs: tuple[str, ...] = ()) -> dict:
-    table = dict(_choose(read("recipes"), method, "method"))
-    if method in heirs:
-        raise ValueError(f"Recipe {method!r} inherits from itself ({' <- '.join((*heirs, method))}); take one of these out of settings/recipes.toml.")
+def _whole_recipe(method: str) -> dict:
+    return {"datasets": {}} | _inherited(read("recipes"), method, "method", "recipes")
+
+
+def _inherited(tables: dict, name: str, what: str, file: str, heirs: tuple[str, ...] = ()) -> dict:
+    """A table of settings/<file>.toml over those it ``inherits`` from, later ones over earlier ones, and so the tables within it."""
+    table = dict(_choose(tables, name, what))
+    if name in heirs:
+        raise ValueError(
+            f"{what.capitalize()} {name!r} inherits from itself ({' <- '.join((*heirs, name))}); take one of these out of settings/{file}.toml."
+        )
     parents, merged = table.pop("inherits", []), {}
     for parent in [parents] if isinstance(parents, str) else parents:
-        merged |= _whole_recipe(parent, (*heirs, method))
-    datasets = merged.get("datasets", {})
-    own = {name: datasets.get(name, {}) | values for name, values in table.pop("datasets", {}).items()}
-    return merged | table | {"datasets": datasets | own}
+        merged = _over(merged, _inherited(tables, parent, what, file, (*heirs, name)))
+    return _over(merged, table)
+
+
+def _over(below: dict, above: dict) -> dict:
+    return below | {key: _over(below.get(key, {}), value) if isinstance(value, dict) else value for key, value in above.items()}
+
+
+def _part_of_profile(profile: str, kind: str, name: str | None) -> dict:
+    """What a profile says of one of its "methods" or "datasets"; most have no table."""
+    tables = _choose(read("profiles"), profile, "profile").get(kind, {})
+    return _inherited(tables, name, f"{kind.removesuffix('s')} of profile {profile!r}", "profiles") if name in tables else {}
 
 
 def resolve(method: str, profile: str, **parameters) -> dict:
@@ -68,11 +83,10 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
     whole, base = _whole_recipe(method), recipe(method)
-    tables = _choose(read("profiles"), profile, "profile")
-    own = tables.get("methods", {}).get(method, {})
+    own = _part_of_profile(profile, "methods", method)
     budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
-    budget |= whole["datasets"].get(dataset, {}) | tables.get("datasets", {}).get(dataset, {})
+    budget |= whole["datasets"].get(dataset, {}) | _part_of_profile(profile, "datasets", dataset)
     if base.get("epochs") == 0:
         budget.pop("epochs", None)
     _check_profile(profile, budget | own, DEFAULTS | base)

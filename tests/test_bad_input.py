@@ -332,7 +332,7 @@ CASES = {
         resolve(), r"Profile 'smoke' of settings/profiles.toml: parameter 'epochs' is 'ten' \(str\); it must be a int",
         toml(profiles=("epochs = 1\n", 'epochs = "ten"\n'))),
     "recipe inherits from itself": (
-        resolve("odd"), "Recipe 'odd' inherits from itself .*; take one of these out of settings/recipes.toml",
+        resolve("odd"), "Method 'odd' inherits from itself .*; take one of these out of settings/recipes.toml",
         toml(recipes="\n[odd]\ninherits = 'odd'\n")),
     "recipe inherits from none": (resolve("odd"), "Unknown method 'evn'; choose one of", toml(recipes="\n[odd]\ninherits = 'evn'\n")),
     "recipe without a batch": (

@@ -52,14 +52,19 @@ def test_precedence(files):
 def test_precedence_of_what_a_recipe_has_for_a_data_set_and_of_what_it_keeps(files):
     files(
         recipes=f"[first]\n{COMMON}epochs = 9\nlearning_rate = 1.0\nkeeps = ['learning_rate']\n[first.datasets.x]\nwidth = 2\nimage_size = 9\n"
-        "[second]\nbatch_size = 4\nepochs = 5\n[third]\ninherits = ['first', 'second']\n[third.datasets.x]\nwidth = 3\n",
-        profiles="[tiny]\nlearning_rate = 3.0\nwidth = 8\nimage_size = 12\n[tiny.datasets.x]\nimage_size = 10\n[tiny.methods.third]\nepochs = 1\n",
+        "[second]\nbatch_size = 4\nepochs = 5\n[third]\ninherits = ['first', 'second']\n[third.datasets.x]\nwidth = 3\n"
+        "[fourth]\ninherits = 'first'\n",
+        profiles="[tiny]\nlearning_rate = 3.0\nwidth = 8\nimage_size = 12\n[tiny.datasets.x]\nimage_size = 10\n"
+        "[tiny.methods.third]\nepochs = 1\n[tiny.methods.fourth]\ninherits = 'third'\n[tiny.datasets.z]\ninherits = 'x'\n",
     )
     elsewhere, here, child = resolve("first", "tiny", dataset="y"), resolve("first", "tiny", dataset="x"), resolve("third", "tiny", dataset="x")
     assert (elsewhere["width"], here["width"], child["width"]) == (8, 2, 3)  # profile, recipe's data set, child's data set
     assert (elsewhere["image_size"], here["image_size"], child["image_size"]) == (12, 10, 10)  # the profile's data set over the recipe's
     assert elsewhere["learning_rate"] == here["learning_rate"] == child["learning_rate"] == 1.0  # kept
     assert (child["batch_size"], child["epochs"]) == (4, 1)  # the later parent, the profile's method
+    other = resolve("third", "tiny", dataset="z")
+    assert (other["image_size"], other["width"]) == (10, 8)  # what the profile says of a data set, it says of its heir
+    assert resolve("fourth", "tiny")["epochs"] == 1 and "inherits" not in other
     assert "keeps" not in child and "datasets" not in child
 
 
@@ -75,7 +80,7 @@ def test_every_recipe_resolves_in_every_profile(method, profile):
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_and_experiments_name_only_what_there_is(profile):
     assert set(settings.read("profiles")[profile].get("methods", {})) <= set(METHODS)
-    known = {*settings.DEFAULTS, *settings.NOT_TRAINED_WITH, "dataset"}.union(*(settings.recipe(method) for method in METHODS))
+    known = {*settings.DEFAULTS, *settings.NOT_TRAINED_WITH, "dataset", "inherits"}.union(*(settings.recipe(method) for method in METHODS))
     own = settings.read("profiles")[profile]
     tables = [settings.profile_settings(profile), *own.get("methods", {}).values(), *own.get("datasets", {}).values()]
     assert set().union(*tables) <= known
