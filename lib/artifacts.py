@@ -84,11 +84,11 @@ def atomic_path(path: Path):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def remove_unfinished(folder: Path, older_than: float = 3600.0) -> None:
-    """Remove below ``folder`` what killed writers left; what changed in the last seconds (an hour) may still be written by somebody."""
+def remove_unfinished(folder: Path) -> None:
+    """Remove below ``folder`` what killed writers left; what changed in the last hour may still be written by somebody."""
     for left in list(folder.rglob(f"{UNFINISHED}*")):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > older_than:
+            if time.time() - left.stat().st_mtime > 3600:
                 shutil.rmtree(left, ignore_errors=True)
 
 

@@ -94,7 +94,7 @@ def _image_correctness(run: dict) -> pd.DataFrame:
     table, rows, draws = scores(run), [], max(20, run["bootstrap_draws"] // 10)
     for score in [name for name in image_scores.NAMES if name in table]:
         for classifier in CLASSIFIERS:
-            arrays = -as_uncertainty(table, score), table[f"{classifier}_correct"]
+            arrays = -evaluation.as_uncertainty(table, score), table[f"{classifier}_correct"]
             low, high = uncertainty.bootstrap_interval(uncertainty.auroc, *arrays, draws=draws)
             row = {"measure": f"{classifier}_correctness_auroc", "score": score, "value": uncertainty.auroc(*arrays), "n": len(arrays[0])}
             rows.append(row | {"ci_low": low, "ci_high": high})
@@ -106,12 +106,6 @@ def scores(run: dict) -> dict[str, np.ndarray]:
     path = artifacts.scores_path(run["profile"], resolution.run_name(run), run["dataset"])
     table = artifacts.read_npz(path) if path.exists() else {}
     return table | image_scores.stored(run["profile"], run["dataset"]) if "uncertainty" in table else {}
-
-
-def as_uncertainty(table: dict[str, np.ndarray], score: str) -> np.ndarray:
-    """One of SCORES in float64 [N], higher = less certain."""
-    sign, name = {"feature_norm": (-1, "feature_norm"), "max_softmax": (-1, "linear_max_softmax")}.get(score, (1, score))
-    return sign * table[name].astype(np.float64)
 
 
 # ---------------------------------------------------------------------------------------------------------------- the table
@@ -211,7 +205,7 @@ def _correctness_draws(profile: str, entries: list[tuple[str, str]], classifier:
     arrays = []
     for method in order:
         tables = [scores(run) for run in found[method]]
-        arrays.append([[*(-as_uncertainty(one, name) for name in names), one[f"{classifier}_correct"]] for one in tables])
+        arrays.append([[*(-evaluation.as_uncertainty(one, name) for name in names), one[f"{classifier}_correct"]] for one in tables])
 
     def aurocs(*columns: np.ndarray) -> list[float]:
         return [uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]

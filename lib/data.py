@@ -561,7 +561,6 @@ def main(arguments: list[str] | None = None) -> int:
                 print(error, file=sys.stderr)
                 failed = True
                 break
-            height, width, channels = found.images.shape[1:]
             shape = " x ".join(map(str, found.images.shape[1:]))
             print(f"{name}/{split}: {len(found):,} images, {shape}, {len(found.classes)} classes, {found.source}, sha256 {found.checksum}")
     return int(failed)

@@ -19,7 +19,6 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lib import augmentations, training
 from lib import uncertainty as measures
@@ -33,6 +32,7 @@ PAPER_PROBE = {
     "optimizer": "lars", "learning_rate": 1.6, "weight_decay": 0.0, "momentum": 0.9, "batch_size": 512, "epochs": 200, "schedule": "cosine",
     "chosen_epoch": "last",
 }  # fmt: skip
+TEMPERATURE = 0.07  # of the votes of neighbours
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 KEPT_AREA = {"crop"}  # families whose number is the share of the image that is kept: smaller is more severe
 
@@ -44,29 +44,24 @@ def embed(
     method: nn.Module,
     image_set,
     batch_size: int = 512,
-    device: str | torch.device | None = None,
     transform: Callable[[Tensor], Tensor] | None = None,
-    progress: bool = False,
     answer: Callable | None = None,
 ) -> Embedded:
     """Everything `method.embed` says about every image, without augmentation: images are uint8 / 255, in eval mode, without gradients.
 
-    transform maps a float batch [B, C, H, W] in 0..1 to another (a crop, a blur of some severity). device None is wherever the method is;
-    another one moves the method there. answer: another function of a batch that returns an Embedding, in place of method.embed. The training mode
-    of every submodule is restored. Native [B] entries become float64, [B, K] float32.
+    transform maps a float batch [B, C, H, W] in 0..1 to another (a crop, a blur of some severity). answer: another function of a batch that returns
+    an Embedding, in place of method.embed. The training mode of every submodule is restored. Native [B] entries become float64, [B, K] float32.
     """
     count = len(image_set.labels)
     if count == 0:
         raise ValueError(f"{image_set.name} {image_set.split} has no images to embed; check how it was built.")
-    if device is None:
-        device = next(method.parameters(), torch.empty(0)).device
-    method.to(device)
+    device = next(method.parameters(), torch.empty(0)).device
     modes = {module: module.training for module in method.modules()}
     method.eval()
     batches: list[dict[str, np.ndarray]] = []
     try:
         with torch.no_grad():
-            for start in tqdm(range(0, count, batch_size), desc=f"embed {image_set.name} {image_set.split}", disable=not progress):
+            for start in range(0, count, batch_size):
                 indices = np.arange(start, min(start + batch_size, count))
                 images = image_set.batch(indices).to(device).float() / 255  # [B, C, H, W]
                 if transform is not None:
@@ -132,41 +127,41 @@ def _labels(values: np.ndarray, name: str, count: int) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def _neighbours(train_x: np.ndarray, test_x: np.ndarray, k: int, device: str | torch.device) -> tuple[Tensor, Tensor]:
+def _neighbours(train_x: np.ndarray, test_x: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarity and row of the k nearest training images, nearest first: [N, k] each. The full matrix is never built."""
     train_x = _features(train_x, "train_x")
     test_x = _features(test_x, "test_x", train_x)
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k must be between 1 and the {len(train_x)} training images, got {k}.")
-    bank = F.normalize(torch.as_tensor(train_x, dtype=torch.float32, device=device), dim=1).T  # [D, M]
-    queries = F.normalize(torch.as_tensor(test_x, dtype=torch.float32, device=device), dim=1)
+    bank = F.normalize(torch.as_tensor(train_x, dtype=torch.float32), dim=1).T  # [D, M]
+    queries = F.normalize(torch.as_tensor(test_x, dtype=torch.float32), dim=1)
     chunk = max(1, 20_000_000 // len(train_x))  # 80 MB of similarities at a time
     nearest = [(rows @ bank).topk(k, dim=1) for rows in queries.split(chunk)]
-    return torch.cat([top.values for top in nearest]).cpu(), torch.cat([top.indices for top in nearest]).cpu()
+    return torch.cat([top.values for top in nearest]), torch.cat([top.indices for top in nearest])
 
 
-def _vote(similarity: Tensor, votes: Tensor, classes: int, temperature: float) -> np.ndarray:
+def _vote(similarity: Tensor, votes: Tensor, classes: int, temperature: float = TEMPERATURE) -> np.ndarray:
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}.")
     weights = torch.softmax(similarity.double() / temperature, dim=1)  # exp(sim / T) up to a factor that cancels
     return torch.zeros(len(votes), classes, dtype=torch.float64).scatter_add_(1, votes, weights).numpy()
 
 
-def knn_predict(train_x, train_y, test_x, k: int = 20, temperature: float = 0.07, device="cpu") -> tuple[np.ndarray, np.ndarray]:
+def knn_predict(train_x, train_y, test_x, k: int = 20, temperature: float = TEMPERATURE) -> tuple[np.ndarray, np.ndarray]:
     """Predictions [N] and class probabilities [N, C] of a cosine k-NN whose neighbours vote with weight exp(cosine / T).
 
     Wu et al. 2018 (instance discrimination), section 3.4. train_x: [M, D], train_y: [M] in 0 … C - 1, test_x: [N, D].
     """
     train_y = _labels(train_y, "train_y", len(train_x))
-    similarity, rows = _neighbours(train_x, test_x, k, device)
+    similarity, rows = _neighbours(train_x, test_x, k)
     probabilities = _vote(similarity, torch.as_tensor(train_y)[rows], int(train_y.max()) + 1, temperature)
     return probabilities.argmax(axis=1), probabilities
 
 
-def knn_accuracy(train_x, train_y, test_x, test_y, k: int = 20, temperature: float = 0.07, device="cpu") -> float:
-    """Share of test images whose weighted k-NN prediction is right; see knn_predict."""
+def knn_accuracy(train_x, train_y, test_x, test_y, k: int = 20, temperature: float = TEMPERATURE) -> float:
+    """Share of test images whose k-NN prediction is right; see knn_predict."""
     test_y = _labels(test_y, "test_y", len(test_x))
-    return float(np.mean(knn_predict(train_x, train_y, test_x, k, temperature, device)[0] == test_y))
+    return float(np.mean(knn_predict(train_x, train_y, test_x, k, temperature)[0] == test_y))
 
 
 # ----------------------------------------------------------------------------------------------------------- linear probe
@@ -195,29 +190,15 @@ class Probe:
 
 
 def linear_probe(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    recipe: str = "lbfgs",
-    penalties: Iterable[float] = PENALTIES,
-    validation_fraction: float = 0.1,
-    epochs: int = PAPER_PROBE["epochs"],
-    seed: int = 0,
-    device: str | torch.device = "cpu",
+    train_x: np.ndarray, train_y: np.ndarray, penalties: Iterable[float] = PENALTIES, validation_fraction: float = 0.1, seed: int = 0
 ) -> Probe:
     """A linear classifier on frozen features [M, D] with labels [M]. It never sees test data, so nothing can be chosen on them.
 
-    recipe "lbfgs" (ours): features standardised by training statistics; minimises mean cross-entropy + penalty/2 ‖weight‖² (bias free) by
-    full-batch L-BFGS; the penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted.
-    recipe "paper" (VI-SimSiam 2022, App. 9.1): LARS, learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs, on the
-    features as they are. Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are
-    computed once.
+    Ours: features standardised by training statistics; minimises mean cross-entropy + penalty/2 ‖weight‖² (bias free) by full-batch L-BFGS; the
+    penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted. The paper's: linear_probes.
     """
-    if recipe == "paper":
-        return linear_probes([train_x], [train_y], epochs, seed, device)[0]
-    if recipe != "lbfgs":
-        raise ValueError(f'recipe must be "lbfgs" or "paper", got {recipe!r}.')
     train_x, train_y, classes = _labelled(train_x, train_y)
-    x, y = torch.as_tensor(train_x, dtype=torch.float32, device=device), torch.as_tensor(train_y, device=device)
+    x, y = torch.as_tensor(train_x, dtype=torch.float32), torch.as_tensor(train_y)
     scale, mean = torch.std_mean(x, dim=0, correction=0)
     scale[scale <= 1e-6 * mean.abs()] = 1  # a constant feature carries nothing; dividing by its rounding noise would say otherwise
     x = (x - mean) / scale
@@ -226,21 +207,23 @@ def linear_probe(
         raise ValueError(f"penalties must be one or more numbers >= 0, got {penalties}.")
     chosen, validation, fits = penalties[0], {}, {}
     if len(penalties) > 1:
-        held_out = _stratified(train_y, validation_fraction, seed)
-        inner, outer = torch.as_tensor(~held_out, device=device), torch.as_tensor(held_out, device=device)
-        inner_x, inner_y, start = x[inner].T.contiguous(), y[inner], None
+        outer = torch.as_tensor(_stratified(train_y, validation_fraction, seed))
+        inner_x, inner_y, start = x[~outer].T.contiguous(), y[~outer], None
         for penalty in penalties:
             start = fits[penalty] = _logistic_regression(inner_x, inner_y, classes, penalty, start)
             validation[penalty] = F.cross_entropy(x[outer] @ start[0] + start[1], y[outer]).item()
         chosen = min(validation, key=validation.get)
     weight, bias = _logistic_regression(x.T.contiguous(), y, classes, chosen, fits.get(chosen))
-    return Probe(*(values.contiguous().cpu().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
+    return Probe(*(values.contiguous().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
 
 
 def linear_probes(
     train_xs: list[np.ndarray], train_ys: list[np.ndarray], epochs: int = PAPER_PROBE["epochs"], seed: int = 0, device: str | torch.device = "cpu"
 ) -> list[Probe]:
-    """The paper's probe (see linear_probe) of many runs at once: each of train_xs [M, D] with its labels [M], of one shape and one number of classes.
+    """The paper's probe of many runs at once: each of train_xs [M, D] with its labels [M], of one shape and one number of classes.
+
+    VI-SimSiam 2022, App. 9.1: LARS, learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs, on the features as they are.
+    Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are computed once.
 
     R runs share every step, which takes hardly longer than one run's where launching it is what costs. Each run's probe is the one it would get
     alone: the same start, batches and schedule, its own LARS factor. (Our own probe is fitted run by run: one L-BFGS over all is no faster.)
@@ -401,21 +384,18 @@ def fine_tune(
 # ---------------------------------------------------------------------------------------------------------- scores, battery
 
 
-def score_images(
-    train: Embedded, test: Embedded, probe: Probe | None = None, k: int = 20, temperature: float = 0.07, device="cpu"
-) -> Embedded:
+def score_images(train: Embedded, test: Embedded, probe: Probe) -> Embedded:
     """What is stored per test image, each [N]: label, prediction and correctness of linear probe and k-NN, and every uncertainty score.
 
-    nearest_neighbour_correct is k = 1 within the test set, itself excluded; knn_distance the mean cosine distance to the k nearest training
+    nearest_neighbour_correct is k = 1 within the test set, itself excluded; knn_distance the mean cosine distance to the 20 nearest training
     images. Compact types, ≤ 250 kB compressed for 10,000 images and one native score: the method's own scores, the norm and the softmax
     keep float32, the rest float16 or less (linear_nll is capped at float16's 65504).
     """
-    probe = linear_probe(train["features"], train["label"], device=device) if probe is None else probe
     label = _labels(test["label"], "test label", len(test["features"]))
     probabilities = probe.probabilities(test["features"])
-    similarity, rows = _neighbours(train["features"], test["features"], k, device)
+    similarity, rows = _neighbours(train["features"], test["features"], 20)
     votes = torch.as_tensor(train["label"])[rows]
-    knn_prediction = _vote(similarity, votes, int(train["label"].max()) + 1, temperature).argmax(axis=1)
+    knn_prediction = _vote(similarity, votes, int(train["label"].max()) + 1).argmax(axis=1)
     linear_prediction = probabilities.argmax(axis=1)
     scores = {
         "index": np.arange(len(label), dtype=np.int32),
@@ -435,6 +415,12 @@ def score_images(
     }
     native = [name for name in native_scores(test) if not np.array_equal(test[name], test["uncertainty"])]  # often it is
     return scores | {name: test[name].astype(np.float32) for name in native}
+
+
+def as_uncertainty(scores: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """One of the scores that score_images and lib.image_scores store in float64 [N], turned so that higher = less certain."""
+    sign, stored = {"feature_norm": (-1, "feature_norm"), "max_softmax": (-1, "linear_max_softmax")}.get(name, (1, name))
+    return sign * scores[stored].astype(np.float64)
 
 
 def in_top5(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
@@ -488,7 +474,6 @@ def battery(
     far_ood: dict[str, Embedded] | None = None,
     conditions: dict[str, Embedded] | None = None,
     draws: int = 2000,
-    device: str | torch.device = "cpu",
 ) -> tuple[list[dict], Embedded]:
     """Every measure of the standard protocol on one run: (rows for metrics_rows, per-image scores as score_images gives them).
 
@@ -499,8 +484,8 @@ def battery(
     fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter of them for all else. A
     measure that is undefined because only one class occurs (every prediction right) has value NaN.
     """
-    probe = linear_probe(train["features"], train["label"], device=device)
-    scores = score_images(train, test, probe, device=device)
+    probe = linear_probe(train["features"], train["label"])
+    scores = score_images(train, test, probe)
     rows: list[dict] = []
     few = max(1, draws // 4)
 
@@ -523,12 +508,7 @@ def battery(
             for level in QUANTILES:
                 add(f"q{100 * level:02.0f}", partial(np.quantile, q=level), values, condition=condition, score=name, on=on, draws=0)
 
-    uncertainties = {
-        "uncertainty": scores["uncertainty"].astype(np.float64),
-        "feature_norm": -scores["feature_norm"].astype(np.float64),
-        "knn_distance": scores["knn_distance"].astype(np.float64),
-        "max_softmax": -scores["linear_max_softmax"].astype(np.float64),
-    }
+    uncertainties = {name: as_uncertainty(scores, name) for name in ("uncertainty", "feature_norm", "knn_distance", "max_softmax")}
     for classifier in ("linear", "knn"):
         correct = scores[f"{classifier}_correct"]
         add("accuracy", np.mean, correct.astype(np.float64), classifier=classifier, draws=draws)
@@ -554,7 +534,7 @@ def battery(
     for condition, sets in (("near_ood", near_ood), ("far_ood", far_ood)):
         for other, embedded in (sets or {}).items():
             is_other = np.repeat([False, True], [len(test["features"]), len(embedded["features"])])
-            for name, values in _uncertainties(train, embedded, probe, device).items():
+            for name, values in _uncertainties(train, embedded, probe).items():
                 score = np.append(uncertainties[name], values)
                 for metric, statistic in OOD_MEASURES.items():
                     add(metric, statistic, score, is_other, condition=condition, score=name, on=other)
@@ -574,17 +554,16 @@ def battery(
     return rows, scores
 
 
-def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe, device) -> dict[str, np.ndarray]:
+def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe) -> dict[str, np.ndarray]:
     """The method's own and the trivial uncertainties of images without labels, rounded as score_images stores them."""
-    return unsupervised_uncertainties(train, embedded, device) | {
-        "max_softmax": -probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32)
-    }
+    confidence = probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32)
+    return unsupervised_uncertainties(train, embedded) | {"max_softmax": -confidence}
 
 
-def unsupervised_uncertainties(train: Embedded, embedded: Embedded, device: str | torch.device = "cpu") -> dict[str, np.ndarray]:
+def unsupervised_uncertainties(train: Embedded, embedded: Embedded) -> dict[str, np.ndarray]:
     """The uncertainties [N] that need no label anywhere: the method's own, the negative norm of the features, the mean cosine distance to the 20
     nearest training images (all, where there are fewer)."""
-    similarity, _ = _neighbours(train["features"], embedded["features"], min(20, len(train["features"])), device)
+    similarity, _ = _neighbours(train["features"], embedded["features"], min(20, len(train["features"])))
     return {
         "uncertainty": embedded["uncertainty"].astype(np.float32),
         "feature_norm": -np.linalg.norm(embedded["features"], axis=1).astype(np.float32),

@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from tqdm import tqdm
 
 from lib import networks
 from lib.methods.vae import VAE
@@ -35,9 +34,7 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.network((features - self.mean) / self.scale).float())
 
 
-def fit_decoder(
-    features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"], progress: bool = False
-) -> Decoder:
+def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"]) -> Decoder:
     """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
     The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
@@ -54,7 +51,7 @@ def fit_decoder(
         decoder.mean.copy_(mean), decoder.scale.copy_(scale.clamp(min=1e-6))
         optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"])
         best, kept, since = float("inf"), {}, 0
-        for _ in tqdm(range(epochs), desc="decoder", disable=not progress):
+        for _ in range(epochs):
             decoder.train()
             for rows in torch.randperm(len(x) - held_out).split(BATCH_SIZE):
                 loss = F.mse_loss(decoder(x[rows]), pixels[rows])

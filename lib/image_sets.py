@@ -121,7 +121,6 @@ class ImageSet:
     extra_classes: dict[str, list[str]] = field(default_factory=dict)
     index: np.ndarray | None = None
     whole: int | None = None  # how many images the whole set has, where that is known
-    note: str = ""
     device: torch.device = torch.device("cpu")
     pixels: torch.Tensor | None = None  # [N, H, W, C], what .to() put on the device
 
@@ -154,8 +153,7 @@ class ImageSet:
     @property
     def title(self) -> str:
         """The name; with the number of images wherever that is not the whole of a known set."""
-        remarks = ([] if len(self) == self.whole else [f"{len(self):,} image{'s' * (len(self) > 1)}"]) + ([self.note] if self.note else [])
-        return f"{self.name} ({', '.join(remarks)})" if remarks else self.name
+        return self.name if len(self) == self.whole else f"{self.name} ({len(self):,} image{'s' * (len(self) > 1)})"
 
     @cached_property
     def checksum(self) -> str:
@@ -193,8 +191,8 @@ class ImageSet:
                 pixels[start : start + 1024] = torch.from_numpy(np.array(self.images[start : start + 1024]))
         return replace(self, device=device, pixels=pixels)
 
-    def subset(self, indices, name_suffix: str = "") -> ImageSet:
-        """The images at ``indices``; its title says how many they are, followed by ``name_suffix``."""
+    def subset(self, indices) -> ImageSet:
+        """The images at ``indices``; its title says how many they are."""
         indices = np.asarray(indices, dtype=np.int64)
         if isinstance(self.images, LazyImages):
             images = replace(self.images, files=[self.images.files[i] for i in indices])
@@ -206,7 +204,6 @@ class ImageSet:
             labels=self.labels[indices],
             extra={key: values[indices] for key, values in self.extra.items()},
             index=indices if self.index is None else self.index[indices],
-            note=name_suffix or self.note,
             pixels=None if self.pixels is None else self.pixels[torch.from_numpy(indices).to(self.device)],
         )
 

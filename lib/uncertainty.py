@@ -85,12 +85,10 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
 def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Errors among the k most certain images for k = 1 … N, in expectation over a random order within ties: [N]."""
     uncertainty, correct = _binary(uncertainty, correct, ("uncertainty", "correct"))
-    order = np.argsort(uncertainty, kind="stable")
-    uncertainty = uncertainty[order]
-    last = np.flatnonzero(np.append(uncertainty[1:] != uncertainty[:-1], True))
-    errors = np.cumsum(~correct[order])[last]
+    wrong, right, _ = _cumulative_counts(uncertainty, ~correct)  # among the least certain
+    kept, errors = correct.size - (wrong + right)[::-1], wrong[-1] - wrong[::-1]
     # k of m tied images with e errors hold e·k/m errors in expectation: linear between the ends of the tied groups.
-    return np.interp(np.arange(1, order.size + 1), np.append(0, last + 1), np.append(0, errors))
+    return np.interp(np.arange(1, correct.size + 1), kept, errors)
 
 
 def risk_coverage_curve(uncertainty: ArrayLike, correct: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
@@ -216,12 +214,6 @@ def confidence_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins
     """ECE from the top-label confidence [N] and its correctness [N]; see expected_calibration_error."""
     binned = confidence_bins(confidence, correct, bins, equal_mass)
     return float(np.nansum(binned["count"] * np.abs(binned["accuracy"] - binned["confidence"])) / binned["count"].sum())
-
-
-def reliability_bins(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15, equal_mass: bool = False) -> dict[str, np.ndarray]:
-    """The bins of expected_calibration_error, for a reliability diagram. probabilities: [N, C], labels: [N]; arrays of length bins."""
-    probabilities, labels = _probabilities(probabilities, labels)
-    return confidence_bins(probabilities.max(axis=1), probabilities.argmax(axis=1) == labels, bins, equal_mass)
 
 
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15, equal_mass: bool = False) -> float:

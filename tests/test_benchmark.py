@@ -35,7 +35,7 @@ def store(method, seed):
     for classifier in ("linear", "knn"):
         rows.append(clean | {"classifier": classifier, "metric": "accuracy", "value": correct.mean(), "ci_low": 0.1, "ci_high": 0.9 + 0.01 * seed})
     for score in ("uncertainty", "feature_norm", "knn_distance", "max_softmax"):
-        values = benchmark.as_uncertainty(arrays, score)
+        values = evaluation.as_uncertainty(arrays, score)
         row = clean | {"classifier": "linear", "score": score, "metric": "correctness_auroc", "value": uncertainty.auroc(-values, correct)}
         rows.append(row | {"ci_low": row["value"] - 0.05, "ci_high": row["value"] + 0.05})
         sets = {("near_ood", "other"): near(method, seed) if score == "uncertainty" else 0.95}

@@ -672,7 +672,7 @@ def test_subset_is_named_as_one(folder_set):
     digits = load("digits")
     assert digits.title == "digits"
     part = digits.subset(np.arange(1400))
-    assert part.title == "digits (1,400 images)" and part.subset([5], "1 label").title == "digits (1 image, 1 label)"
+    assert part.title == "digits (1,400 images)" and part.subset([5]).title == "digits (1 image)"
     assert part.subset([7, 3]).index.tolist() == digits.index[[7, 3]].tolist()  # where scikit-learn has them
     assert folder_set.subset([7, 5]).subset([1]).index.tolist() == [5]
     assert part.checksum != digits.checksum and part.labels.tolist() == digits.labels[:1400].tolist()

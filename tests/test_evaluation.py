@@ -262,10 +262,10 @@ def test_probe_is_not_moved_by_a_constant_feature():
 
 def test_paper_recipe_learns_with_layerwise_rates():
     train, test = clusters(2000, 1, spread=0.5), clusters(200, 2, spread=0.5)
-    probe = evaluation.linear_probe(train["features"], train["label"], recipe="paper")
+    (probe,) = evaluation.linear_probes([train["features"]], [train["label"]])
     assert np.mean(probe.predict(test["features"]) == test["label"]) > 0.9
     # One LARS step moves the weights by lr · 0.001 · their norm, whatever the gradient; plain SGD would grow with the features.
-    first = evaluation.linear_probe(1e3 * train["features"][:512], train["label"][:512], recipe="paper", epochs=1)
+    (first,) = evaluation.linear_probes([1e3 * train["features"][:512]], [train["label"][:512]], epochs=1)
     start = 0.01 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).numpy()
     assert np.linalg.norm(first.weight - start) == pytest.approx(1.6e-3 * np.linalg.norm(start), rel=1e-3)
 
@@ -308,7 +308,6 @@ def test_probe_refuses_bad_input():
         ((x, np.zeros(50, dtype=int)), {}, "single class"),
         ((x, y[:-1]), {}, "train_y"),
         ((np.where(x > 1, np.nan, x), y), {}, "NaN"),
-        ((x, y), {"recipe": "adam"}, "recipe"),
         ((x, y), {"penalties": []}, "penalties"),
         ((x, y), {"validation_fraction": 1.5}, "validation_fraction"),
     ]:
@@ -370,7 +369,7 @@ def test_top_five():
 
 def test_score_files_of_ten_thousand_images_stay_under_the_bound(tmp_path):
     train, test = clusters(2000, 1, classes=10, dimension=16), clusters(10_000, 2, classes=10, dimension=16)
-    scores = evaluation.score_images(train, test)
+    scores = evaluation.score_images(train, test, evaluation.linear_probe(train["features"], train["label"]))
     assert len(np.unique(scores["kappa"])) > 9900  # as good as incompressible
     write_npz(tmp_path / "scores.npz", **scores)
     assert (tmp_path / "scores.npz").stat().st_size <= 250_000

@@ -359,7 +359,7 @@ def test_calibration_and_proper_scores_keep_their_bounds(count, classes, sharp, 
     error = u.expected_calibration_error(probabilities, labels, bins, equal_mass)
     accuracy, confidence = np.mean(probabilities.argmax(1) == labels), probabilities.max(1).mean()
     assert abs(accuracy - confidence) - 1e-9 <= error <= 1 + 1e-9, "one bin has the least of all"
-    binned = u.reliability_bins(probabilities, labels, bins, equal_mass)
+    binned = u.confidence_bins(probabilities.max(1), probabilities.argmax(1) == labels, bins, equal_mass)
     assert binned["count"].sum() == count and len(binned["count"]) <= bins
     filled = binned["count"] > 0
     low, high = (binned["confidence"][filled] - binned[edge][filled] for edge in ("low", "high"))

@@ -204,7 +204,7 @@ def test_calibration_error_agrees_with_torchmetrics():
 
 def test_calibration_bins_are_open_below_and_closed_above():
     probabilities = np.array([[0.6, 0.4], [0.8, 0.2], [1.0, 0.0]])  # 0.6 = 9/15 and 0.8 = 12/15 are edges
-    binned = u.reliability_bins(probabilities, np.array([0, 0, 0]))
+    binned = u.confidence_bins(probabilities.max(1), np.ones(3, bool))
     assert np.flatnonzero(binned["count"]).tolist() == [8, 11, 14]
     np.testing.assert_array_equal(binned["high"][[8, 11, 14]], [0.6, 0.8, 1.0])
     assert np.isnan(binned["accuracy"][0]) and binned["accuracy"][8] == 1
@@ -214,8 +214,8 @@ def test_calibration_bins_are_open_below_and_closed_above():
 @pytest.mark.parametrize("equal_mass", [False, True])
 def test_calibration_error_is_the_gap_of_the_reliability_bins(equal_mass):
     probabilities, labels = softmax(600)
-    binned = u.reliability_bins(probabilities, labels, 10, equal_mass)
     confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+    binned = u.confidence_bins(confidence, correct, 10, equal_mass)
     total = 0
     for low, high, count in zip(binned["low"], binned["high"], binned["count"], strict=True):
         inside = (confidence > low) & (confidence <= high)
@@ -550,7 +550,7 @@ def test_scores_without_an_answer_are_errors(measure):
             measure(score, single)
 
 
-@pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error, u.reliability_bins])
+@pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error])
 def test_probabilities_that_are_none_are_errors(measure):
     probabilities, labels = softmax(20)
     cases = [
