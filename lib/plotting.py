@@ -24,10 +24,10 @@ from PIL import Image as Picture
 from scipy import stats
 
 from lib import artifacts
-from lib.uncertainty import confidence_bins, risk_coverage_curve, roc_curve
+from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_coverage_curve, roc_curve
 
 COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  # width, height of one row of panels
-TILE = 0.5
+TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
@@ -269,7 +269,7 @@ def _require_positive(data: pd.DataFrame, value: str) -> None:
         raise ValueError(f"{value} must be positive and finite on a log axis: found {data[value].min():g} to {data[value].max():g}")
 
 
-def _ordered(values: pd.Series, order) -> list:
+def _ordered(values: pd.Series, order=None) -> list:
     """Groups in the order asked for, or of first appearance."""
     present = list(pd.unique(values))
     if order is None:
@@ -285,7 +285,7 @@ def _mix(colour: str, share: float) -> tuple:
     return tuple(1 - share * (1 - channel) for channel in to_rgb(colour))
 
 
-def _looks(names: list, hue: str) -> dict:
+def _looks(names: list, hue: str = BLUE) -> dict:
     """Label, colour, line and text colour by name: a method's own look, otherwise the hue, black, grey and a tint with distinct lines."""
     lines = ["-", (0, (4, 1.2)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 3, 1, 1, 1))]
     shades = [hue, BLACK, GREY, _mix(hue, 0.75)]
@@ -341,9 +341,9 @@ def _label_ends(ax: Axes, ends: list[tuple[float, float, str, str]]) -> None:
         ax.annotate(label, (at, height), (3, 0), "axes fraction", "offset points", color=colour, fontsize=6.5, va="center")
 
 
-def _legend_below(ax: Axes, *arguments, points: float = 26, **options):
-    """A legend under the axis label, at a distance in points: a share of the axes would grow and shrink with them."""
-    anchor = ax.transAxes + ScaledTranslation(0, -points / 72, ax.figure.dpi_scale_trans)
+def _legend_below(ax: Axes, *arguments, **options):
+    """A legend under the axis label, 26 points below the axes: a share of the axes would grow and shrink with them."""
+    anchor = ax.transAxes + ScaledTranslation(0, -26 / 72, ax.figure.dpi_scale_trans)
     return ax.legend(*arguments, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=anchor, **options)
 
 
@@ -355,9 +355,7 @@ def _thin(points: int, most: int = 400) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------- charts
 
 
-def kappa_boxplots(
-    ax: Axes, data: pd.DataFrame, group: str, order=None, *, value: str = "kappa", correct: str | None = None, colour: str = BLUE
-) -> pd.DataFrame:
+def kappa_boxplots(ax: Axes, data: pd.DataFrame, group: str, order=None, *, correct: str | None = None, colour: str = BLUE) -> pd.DataFrame:
     """Boxes of κ by group on a log axis; with `correct` (a boolean column) right predictions are filled and wrong ones hollow.
 
     Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges (of κ itself, not of its logarithm).
@@ -365,15 +363,15 @@ def kappa_boxplots(
     Returns group, [correct,] n, median, q1, q3, whisker_low, whisker_high, outliers_drawn.
     """
     _require(data, group, *([correct] if correct else []))
-    _require_positive(data, value)
-    order = _ordered(data[group], list(data.groupby(group)[value].median().sort_values(kind="stable").index) if order is None else order)
+    _require_positive(data, "kappa")
+    order = _ordered(data[group], list(data.groupby(group)["kappa"].median().sort_values(kind="stable").index) if order is None else order)
     shown = [True, False] if correct else [None]
     width = 0.8 / len(shown)
     boxes, rows = [], []
     for place, name in enumerate(order):
         for slot, right in enumerate(shown):
             chosen = (data[group] == name) & (True if right is None else data[correct].astype(bool) == right)
-            values = data.loc[chosen, value].to_numpy(float)
+            values = data.loc[chosen, "kappa"].to_numpy(float)
             if len(values) == 0:
                 continue
             box = cbook.boxplot_stats(values, whis=1.5)[0]
@@ -417,21 +415,19 @@ def _name_ticks(ax: Axes, names: list) -> None:
         plt.setp(ax.get_xticklabels(), rotation=35, ha="right", rotation_mode="anchor")
 
 
-def log_histogram(
-    ax: Axes, data: pd.DataFrame, group: str, order=None, *, value: str = "kappa", bins: int = 40, colour: str = BLUE
-) -> pd.DataFrame:
+def log_histogram(ax: Axes, data: pd.DataFrame, group: str, order=None, *, bins: int = 40) -> pd.DataFrame:
     """Densities of log₁₀ κ by group as step lines over common bins; groups of at most 50 get a rug. Each line integrates to one.
 
     Returns group, bin_low, bin_high, count, density (per decade of κ).
     """
     _require(data, group)
-    _require_positive(data, value)
+    _require_positive(data, "kappa")
     order = _ordered(data[group], order)
-    logs = np.log10(data[value])
+    logs = np.log10(data["kappa"])
     low, high = logs.min(), logs.max()
     edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
     rows = []
-    for name, (label, shade, line, _) in _looks(order, colour).items():
+    for name, (label, shade, line, _) in _looks(order).items():
         inside = logs[data[group] == name].to_numpy()
         counts, _ = np.histogram(inside, edges)
         density = counts / counts.sum() / np.diff(edges)
@@ -446,51 +442,40 @@ def log_histogram(
     return pd.concat(rows, ignore_index=True)
 
 
-def roc_plot(
-    ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: str, order=None, colour: str = BLUE, inset: bool = False,
-    below: bool | None = None,
-) -> pd.DataFrame:  # fmt: skip
+def roc_plot(ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: str) -> pd.DataFrame:
     """ROC curves from `data` (curve, score, positive), labelled with AUROC and its interval from `summary` (curve, auroc, ci_low, ci_high).
 
-    positive: the positive class in words. inset: enlarge the part with a false positive rate below 0.1. below: labels under the axes
-    (0.2 in more height for each line) instead of in the free triangle of a 2.6 in square, where only two have room.
+    positive: the positive class in words. The labels of more than two curves, for which the free triangle of a 2.6 in square has no room, stand
+    under the axes (0.2 in more height for each line).
     Returns curve, false_positive_rate, true_positive_rate (at most 400 points of each curve, to six digits), auroc, ci_low, ci_high.
     """
     _require(data, "curve", "score", "positive")
     _require(summary, "curve", "auroc", "ci_low", "ci_high")
-    order = _ordered(data["curve"], order)
+    order = _ordered(data["curve"])
     summary = summary.set_index("curve")
     if not summary.index.is_unique or set(summary.index) != set(order):
         raise ValueError(f"summary must have one row for each of {order}: it has {list(summary.index)}")
-    axes = [ax, ax.inset_axes([0.6, 0.11, 0.36, 0.34], xlim=(0, 0.1))] if inset else [ax]
     rows, labels, handles = [], [], []
-    for name, (label, shade, line, text_colour) in _looks(order, colour).items():
+    for name, (label, shade, line, text_colour) in _looks(order).items():
         part = data[data["curve"] == name]
         false_positive, true_positive, _ = roc_curve(part["score"], part["positive"])
         kept = _thin(len(false_positive))
         auroc, low, high = summary.loc[name, ["auroc", "ci_low", "ci_high"]]
-        for panel in axes:
-            (handle,) = panel.plot(false_positive[kept], true_positive[kept], color=shade, linestyle=line)
-        handles.append(handle)
+        handles += ax.plot(false_positive[kept], true_positive[kept], color=shade, linestyle=line)
         labels.append((f"{label}\n{auroc:.3f} [{low:.3f}, {high:.3f}]", text_colour))
         rows.append(
             pd.DataFrame({"curve": name, "false_positive_rate": false_positive[kept], "true_positive_rate": true_positive[kept]})
             .assign(auroc=auroc, ci_low=low, ci_high=high)
         )  # fmt: skip
     drawn = pd.concat(rows, ignore_index=True).round(6)
-    for panel in axes:
-        panel.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.6, zorder=1)
+    ax.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.6, zorder=1)
     ax.set(xlim=(0, 1), ylim=(0, 1), xlabel="False positive rate", ylabel="True positive rate", aspect="equal")
     ax.set_title(f"positive: {positive}", fontsize=7)
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
-    if inset:
-        axes[1].set_ylim(0, 1.05 * drawn.loc[drawn["false_positive_rate"] <= 0.1, "true_positive_rate"].max())
-        axes[1].set_xticks([0, 0.1], ["0", "0.1"])
-        axes[1].tick_params(labelsize=SMALLEST_TEXT)
     # The curves leave one triangle of the square free: the lower right one if they beat chance.
     texts, style = [text for text, _ in labels], {"title": "AUROC [95 % interval]", "handlelength": 1.8, "labelspacing": 0.35}
-    if len(order) > 2 or inset if below is None else below:
+    if len(order) > 2:
         legend = _legend_below(ax, handles, texts, **style)
     else:
         legend = ax.legend(handles, texts, loc="lower right" if summary["auroc"].mean() >= 0.5 else "upper left", **style)
@@ -499,7 +484,7 @@ def roc_plot(
     return drawn
 
 
-def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str = BLUE) -> pd.DataFrame:
+def risk_coverage_plot(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
     """Error among the most certain images against the share of images kept, from `data` (curve, uncertainty, correct).
 
     Equal uncertainties share their mean error, as in the expectation over random orders. A thin line shows the error of the whole set:
@@ -507,9 +492,8 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str 
     Returns curve, coverage, error (fractions, at most 400 points of each curve).
     """
     _require(data, "curve", "uncertainty", "correct")
-    order = _ordered(data["curve"], order)
     rows = []
-    for name, (label, shade, line, _) in _looks(order, colour).items():
+    for name, (label, shade, line, _) in _looks(_ordered(data["curve"])).items():
         part = data[data["curve"] == name]
         coverage, error = risk_coverage_curve(part["uncertainty"], part["correct"])
         first = np.searchsorted(coverage, 0.01)
@@ -524,18 +508,18 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame, *, order=None, colour: str 
     return drawn
 
 
-def tsne_plot(ax: Axes, data: pd.DataFrame, *, value: str = "kappa", seed: int = 0, colour_bar: bool = True) -> pd.DataFrame:
+def tsne_plot(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """t-SNE points (x, y, class, κ) coloured by log κ (limits: 1st and 99th percentile), class names at the median of their points.
 
     The order of drawing is shuffled with `seed`, so that no class hides another. Returns the points in the order drawn.
     """
     _require(data, "x", "y", "class")
-    _require_positive(data, value)
-    drawn = data[["x", "y", "class", value]].sample(frac=1, random_state=seed).reset_index(drop=True)
-    low, high = np.percentile(drawn[value], [1, 99])
+    _require_positive(data, "kappa")
+    drawn = data[["x", "y", "class", "kappa"]].sample(frac=1, random_state=seed).reset_index(drop=True)
+    low, high = np.percentile(drawn["kappa"], [1, 99])
     size = np.clip(8000 / len(drawn), 1.0, 8.0)
     norm = LogNorm(low, high if high > low else low * 1.01)
-    points = ax.scatter(drawn["x"], drawn["y"], c=drawn[value], s=size, cmap="cividis", norm=norm, linewidths=0, rasterized=True)
+    points = ax.scatter(drawn["x"], drawn["y"], c=drawn["kappa"], s=size, cmap="cividis", norm=norm, linewidths=0, rasterized=True)
     ax.set_aspect("equal", adjustable="datalim")
     ax.axis("off")
     centres = drawn.groupby("class", sort=False)[["x", "y"]].median()
@@ -548,15 +532,14 @@ def tsne_plot(ax: Axes, data: pd.DataFrame, *, value: str = "kappa", seed: int =
         for name, height in zip(members.index, heights, strict=True):
             text = ax.text(centres.loc[name, "x"], height, str(name), ha="center", va="center", fontsize=6.5)
             text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
-    if colour_bar:
-        bar = ax.figure.colorbar(points, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
-        _log_axis(bar.ax.yaxis, low, high)
-        bar.outline.set_visible(False)
-        bar.set_label("Concentration κ")
+    bar = ax.figure.colorbar(points, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
+    _log_axis(bar.ax.yaxis, low, high)
+    bar.outline.set_visible(False)
+    bar.set_label("Concentration κ")
     return drawn
 
 
-def image_grid(images, *, rows=None, columns=None, notes=None, gap: float = 1 / 150) -> Figure:
+def image_grid(images, *, rows=None, columns=None, notes=None) -> Figure:
     """A figure of tiles of 0.5 in from uint8 images [R, C, H, W] or [R, C, H, W, 3], with text left of the rows and above the columns.
 
     notes: one text under each tile (such as its κ), [R][C]. Pixels are enlarged by nearest neighbour. The figure's CSV lists the
@@ -572,7 +555,7 @@ def image_grid(images, *, rows=None, columns=None, notes=None, gap: float = 1 / 
     labels = [str(label) for label in rows] if rows is not None else []
     left = 0.06 + max((len(line) for label in labels for line in label.splitlines()), default=0) * 4.6 / 72
     top = 0.04 + 0.13 * max((len(str(label).splitlines()) for label in columns), default=0) if columns is not None else 0.04
-    step_y, step_x = TILE + (0.14 if notes is not None else gap), TILE + gap
+    step_y, step_x = TILE + (0.14 if notes is not None else GAP), TILE + GAP
     size = (left + width * step_x + 0.04, top + height * step_y + 0.04)
     if size[0] > PAGE[0]:
         raise ValueError(f"{width} tiles with their labels are {size[0]:.2f} in wide, a page is {PAGE[0]} in: show fewer columns")
@@ -650,7 +633,7 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0,
     return drawn
 
 
-def reliability_plot(axes, data: pd.DataFrame, *, bins: int = 15, order=None, colour: str = BLUE) -> pd.DataFrame:
+def reliability_plot(axes, data: pd.DataFrame, *, colour: str = BLUE) -> pd.DataFrame:
     """Accuracy against confidence in bins (low, high] from `data` (curve, confidence, correct) on axes[0], counts on axes[1] below.
 
     The legend gives ECE = Σ n_b/N |accuracy_b - confidence_b| over the same bins (Guo et al. 2017, Eq. 3).
@@ -659,13 +642,12 @@ def reliability_plot(axes, data: pd.DataFrame, *, bins: int = 15, order=None, co
     upper, lower = axes
     _require(data, "curve", "confidence", "correct")
     rows = []
-    for name, (label, shade, line, _) in _looks(_ordered(data["curve"], order), colour).items():
+    for name, (label, shade, line, _) in _looks(_ordered(data["curve"]), colour).items():
         part = data[data["curve"] == name]
-        table = pd.DataFrame(confidence_bins(part["confidence"], part["correct"], bins))
-        table = table.rename(columns={"low": "bin_low", "high": "bin_high"})
-        ece = float((table["count"] * (table["accuracy"] - table["confidence"]).abs()).sum() / table["count"].sum())
+        table = pd.DataFrame(confidence_bins(part["confidence"], part["correct"])).rename(columns={"low": "bin_low", "high": "bin_high"})
+        ece = confidence_calibration_error(part["confidence"], part["correct"])
         filled = table[table["count"] > 0]
-        named = f"{label} (ECE {ece:.3f}, {bins} bins)"
+        named = f"{label} (ECE {ece:.3f}, {len(table)} bins)"
         upper.plot(filled["confidence"], filled["accuracy"], color=shade, linestyle=line, marker="o", clip_on=False, label=named)
         lower.stairs(table["count"], [*table["bin_low"], 1.0], color=shade, linestyle=line)
         rows.append(table.assign(curve=name, ece=ece))
@@ -693,7 +675,7 @@ def training_curves(
     drawn = log[["method", "seed", x, *columns]].reset_index(drop=True)
     drawn["mean"] = drawn.groupby(["method", x])[y].transform("mean")
     ends = []
-    for name in _ordered(drawn["method"], None):
+    for name in _ordered(drawn["method"]):
         style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
         if part["seed"].nunique() > 1:
             ax.plot(part[x], part[y], ".", color=style.colour, markersize=1.5, alpha=0.6, rasterized=len(part) > 2000)
