@@ -95,9 +95,8 @@ def _image_correctness(run: dict) -> pd.DataFrame:
     for score in [name for name in image_scores.NAMES if name in table]:
         for classifier in CLASSIFIERS:
             arrays = -evaluation.as_uncertainty(table, score), table[f"{classifier}_correct"]
-            low, high = uncertainty.bootstrap_interval(uncertainty.auroc, *arrays, draws=draws)
-            row = {"measure": f"{classifier}_correctness_auroc", "score": score, "value": uncertainty.auroc(*arrays), "n": len(arrays[0])}
-            rows.append(row | {"ci_low": low, "ci_high": high})
+            row = {"measure": f"{classifier}_correctness_auroc", "score": score, "n": len(arrays[0])}
+            rows.append(row | evaluation.with_interval(uncertainty.auroc, *arrays, draws=draws))
     return pd.DataFrame(rows)
 
 

@@ -447,6 +447,12 @@ def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
     return pd.DataFrame(values, columns=METRIC_COLUMNS)
 
 
+def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 2000) -> dict[str, float]:
+    """Columns value, ci_low and ci_high of a row for metrics_rows: the statistic of arrays [N], and its 95 % bootstrap interval over images."""
+    low, high = measures.bootstrap_interval(statistic, *arrays, draws=draws)
+    return {"value": statistic(*arrays), "ci_low": low, "ci_high": high}
+
+
 OOD_MEASURES = {
     "ood_auroc": measures.auroc, "ood_fpr95": measures.fpr_at_95_tpr, "ood_average_precision": measures.average_precision,
 }  # fmt: skip
@@ -457,13 +463,10 @@ def ood_rows(scores: dict[str, np.ndarray], outside: np.ndarray, draws: int, nam
 
     Higher = more likely outside; intervals are 95 % bootstrap over images; ``common`` are columns that all rows share.
     """
-    rows = []
-    for score, values in scores.items():
-        for metric in names:
-            low, high = measures.bootstrap_interval(OOD_MEASURES[metric], values, outside, draws=draws)
-            row = common | {"score": score, "metric": metric, "n": len(values)}
-            rows.append(row | {"value": OOD_MEASURES[metric](values, outside), "ci_low": low, "ci_high": high})
-    return rows
+    return [
+        common | {"score": score, "metric": metric, "n": len(values)} | with_interval(OOD_MEASURES[metric], values, outside, draws=draws)
+        for score, values in scores.items() for metric in names
+    ]  # fmt: skip
 
 
 def battery(

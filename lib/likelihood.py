@@ -53,9 +53,7 @@ def measure_variances(run: protocol.Run, notebook: str) -> None:
         own, apart = (values.mean(axis).double().numpy() for values in (log_variance, residual))
         scores |= {f"{condition}_log_variance": own.astype(np.float32), f"{condition}_residual": apart.astype(np.float32)}
         for metric, statistic, arrays in (("spread", np.std, [own]), ("residual_spearman", uncertainty.rank_correlation, [own, apart])):
-            low, high = uncertainty.bootstrap_interval(statistic, *arrays, draws=run.settings["bootstrap_draws"])
             row = {"evaluated_on": few.title, "condition": condition, "score": "log_variance", "metric": metric, "n": len(own)}
-            rows.append(row | {"value": statistic(*arrays), "ci_low": low, "ci_high": high})
+            rows.append(row | evaluation.with_interval(statistic, *arrays, draws=run.settings["bootstrap_draws"]))
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_variances", scores)
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
-    artifacts.write_metrics(run.profile, f"{notebook}-variances", run.name, frame)
+    run.write_metrics(rows, notebook, "variances")

@@ -163,6 +163,12 @@ class Run:
             "seed": self.settings["seed"], "profile": self.profile, "notebook": notebook, "run_hash": self.hash, "commit": artifacts.commit(),
         }  # fmt: skip
 
+    def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
+        """Store rows for evaluation.metrics_rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
+        frame = evaluation.metrics_rows(rows, **self.identity(notebook))
+        artifacts.write_metrics(self.profile, f"{notebook}-{part}" if part else notebook, self.name, frame)
+        return frame
+
 
 def stale_runs(profile: str) -> list[str]:
     """Names of stored runs that today's settings would train differently: another recipe, profile or method version."""
@@ -226,9 +232,8 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
         found = sorted((other for other in listed if other["method"] == reference), key=lambda other: other["seed"] != run["seed"])
         if found:
             gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
-            low, high = uncertainty.bootstrap_interval(np.mean, gain)
-            row = {"reference": reference, "value": gain.mean(), "ci_low": low, "ci_high": high, "n": len(gain)}
-            rows.append(row | {"must_beat": must_beat(reference, test)})
+            row = {"reference": reference, "n": len(gain), "must_beat": must_beat(reference, test)}
+            rows.append(row | evaluation.with_interval(np.mean, gain))
     return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
 
 
@@ -252,8 +257,7 @@ def measure(run: Run) -> pd.DataFrame:
         rows, scores = _battery(run)
         if not _reads_more(run.settings, BY_ACCURACY):
             rows = [row for row in rows if row["condition"] == "clean"]
-    frame = evaluation.metrics_rows(rows, **run.identity(MEASURED_BY))
-    artifacts.write_metrics(run.profile, MEASURED_BY, run.name, frame)
+    frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
         kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in ("index", "linear_correct", "knn_correct")}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
@@ -325,11 +329,9 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
             probabilities = probe.probabilities(ready.embed(test)["features"])
             right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": evaluation.in_top5(probabilities, test.labels)}
             common = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper", "n": len(test)}
-            rows = []
-            for metric, values in right.items():
-                low, high = uncertainty.bootstrap_interval(np.mean, values.astype(float))
-                rows.append(common | {"metric": metric, "value": values.mean(), "ci_low": low, "ci_high": high})
-            artifacts.write_metrics(ready.profile, notebook, ready.name, evaluation.metrics_rows(rows, **ready.identity(notebook)))
+            ready.write_metrics(
+                [common | {"metric": metric} | evaluation.with_interval(np.mean, values.astype(float)) for metric, values in right.items()], notebook
+            )
 
 
 # ---------------------------------------------------------------------------------------------------------------- augmented training images
@@ -423,13 +425,10 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
             rows += [common | {"classifier": classifier, "metric": name, "value": value} for name, value in calibration]
         for classifier, prediction in (predictions | {name: shares.argmax(1) for name, shares in probabilities.items()}).items():
             right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
-            low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
-            row = common | {"classifier": classifier, "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}
-            rows.append(row)
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
+            accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
+            rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
     artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
-    artifacts.write_metrics(run.profile, notebook, run.name, frame)
-    return frame
+    return run.write_metrics(rows, notebook)
 
 
 def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -453,15 +452,12 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     rate = max(search, key=search.get)
     probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
     right = probabilities.argmax(1) == test.labels
-    low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
     common = {"condition": "transfer", "evaluated_on": test.title, "classifier": "fine_tuned", "n": len(test)}
-    rows = [common | {"metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}]
+    rows = [common | {"metric": "accuracy"} | evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])]
     values = _calibration(probabilities, test.labels) | {"images": len(labelled), "epochs": epochs, "learning_rate": rate}
     rows += [common | {"metric": name, "value": value} for name, value in values.items()]
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_scores(run.profile, run.name, f"{dataset}_transfer", {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": right})
-    artifacts.write_metrics(run.profile, f"{notebook}-{dataset}", run.name, frame)
-    return frame
+    return run.write_metrics(rows, notebook, dataset)
 
 
 # ---------------------------------------------------------------------------------------------------------------- content and style
@@ -484,8 +480,8 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
     rows, scores = [common | {"classifier": "knn_chosen", "metric": "k", "value": k}], {"index": np.arange(len(images), dtype=np.int32)}
     for classifier, predicted in predictions.items():
         right = scores[f"{classifier}_correct"] = predicted == test["label"]
-        low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
-        rows.append(common | {"classifier": classifier, "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high})
+        accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
+        rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
     classes = len(run.train.classes)
     clustering = factors.cluster(bank["features"][:CLUSTERED_IMAGES], test["features"], test["label"], classes, seed=run.settings["seed"])
     rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
@@ -497,10 +493,8 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
     for condition, (features, group) in groups.items():
         within = factors.variance_within(features, group)
         rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
-    artifacts.write_metrics(run.profile, notebook, run.name, frame)
-    return frame
+    return run.write_metrics(rows, notebook)
 
 
 def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
@@ -522,12 +516,9 @@ def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
         predicted = factors.mlp_probe(features[0][given[0]], known, features[1][given[1]], seed=run.settings["seed"])
         common = {"evaluated_on": parts[1].title, "condition": factor, "classifier": "mlp", "n": len(asked)}
         metric = "r2" if asked.dtype.kind == "f" else "accuracy"
-        low, high = uncertainty.bootstrap_interval(factors.skill, predicted, asked, draws=run.settings["bootstrap_draws"])
-        rows.append(common | {"metric": metric, "value": factors.skill(predicted, asked), "ci_low": low, "ci_high": high})
+        rows.append(common | {"metric": metric} | evaluation.with_interval(factors.skill, predicted, asked, draws=run.settings["bootstrap_draws"]))
         rows.append(common | {"metric": "chance", "value": factors.chance(known, asked)})
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
-    artifacts.write_metrics(run.profile, f"{notebook}-{dataset}", run.name, frame)
-    return frame
+    return run.write_metrics(rows, notebook, dataset)
 
 
 # ---------------------------------------------------------------------------------------------------------------- reconstruction and generation
@@ -573,15 +564,13 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
 
     common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
     error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
-    low, high = uncertainty.bootstrap_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
-    rows = [common | {"condition": "reconstructed", "metric": "mse", "value": error.mean(), "ci_low": low, "ci_high": high}]
+    mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
+    rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
     for condition, images in pictures.items():
         distance = factors.frechet_distance(judged(images), real)
         rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
-    frame = evaluation.metrics_rows(rows, **run.identity(notebook))
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float32)})
-    artifacts.write_metrics(run.profile, notebook, run.name, frame)
-    return frame
+    return run.write_metrics(rows, notebook)
 
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders

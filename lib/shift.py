@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from lib import artifacts, augmentations, evaluation, protocol, uncertainty
+from lib import artifacts, augmentations, evaluation, protocol
 from lib.image_sets import ImageSet
 
 # what ProSMin is compared with, on the same backbone
@@ -98,22 +98,19 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
                     found[place] += [common | row | {"condition": f"{corruption}_{severity}"} for row in rows]
                     correct[place][corruption, severity] = right
                 per_image = evaluation.spearman_per_image(np.array((0, *SEVERITIES)), np.stack([own for *_, own in said], 1))
-                low, high = uncertainty.bootstrap_interval(np.mean, per_image, draws=ready.settings["bootstrap_draws"] // 4)
-                row = {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman", "value": per_image.mean()}
-                found[place].append(common | row | {"ci_low": low, "ci_high": high})
+                row = common | {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman"}
+                found[place].append(row | evaluation.with_interval(np.mean, per_image, draws=ready.settings["bootstrap_draws"] // 4))
         for ready, rows, right in zip(group, found, correct, strict=True):
             whole = np.stack([np.stack([right[corruption, severity] for severity in SEVERITIES], 1) for corruption in CORRUPTIONS], 1)  # [N, 15, 5]
             artifacts.write_scores(ready.profile, ready.name, f"{ready.settings['dataset']}_corrupted", {"correct": whole})
-            frame = evaluation.metrics_rows(rows, **ready.identity(notebook))
-            artifacts.write_metrics(ready.profile, notebook, ready.name, frame)
+            ready.write_metrics(rows, notebook)
 
 
 def _rows_of(ready: protocol.Run, probe, embedded: evaluation.Embedded, labels: np.ndarray) -> tuple[list[dict], np.ndarray, np.ndarray]:
     """Of embedded images [N]: rows of the probe's accuracy and of the mean uncertainty, which images are right [N], their uncertainties [N]."""
     right, own = probe.predict(embedded["features"]) == labels, embedded["uncertainty"]
-    low, high = uncertainty.bootstrap_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
-    accuracy = {"classifier": "linear", "metric": "accuracy", "value": right.mean(), "ci_low": low, "ci_high": high}
-    return [accuracy, {"score": "uncertainty", "metric": "mean", "value": own.mean()}], right, own
+    accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
+    return [accuracy | {"classifier": "linear", "metric": "accuracy"}, {"score": "uncertainty", "metric": "mean", "value": own.mean()}], right, own
 
 
 def store_outside_scores(run: protocol.Run) -> None:
@@ -158,7 +155,7 @@ def measure_other_scores(run: protocol.Run, notebook: str) -> None:
             foreign = np.repeat([False, True], [len(test), len(images)])
             draws = run.settings["bootstrap_draws"] // 4
             rows += evaluation.ood_rows(scores, foreign, draws, evaluated_on=other, condition=f"{distance}_ood")
-    artifacts.write_metrics(run.profile, f"{notebook}-ood", run.name, evaluation.metrics_rows(rows, **run.identity(notebook)))
+    run.write_metrics(rows, notebook, "ood")
 
 
 def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
