@@ -110,16 +110,6 @@ def embed_cached(path: Path, key: dict | str, compute: Callable[[], Embedded]) -
 # ----------------------------------------------------------------------------------------------------- nearest neighbours
 
 
-def _features(values: np.ndarray, name: str, like: np.ndarray | None = None) -> np.ndarray:
-    values = np.asarray(values)
-    if values.ndim != 2 or 0 in values.shape or (like is not None and values.shape[1] != like.shape[1]):
-        wanted = "[N, D]" if like is None else f"[N, {like.shape[1]}]"
-        raise ValueError(f"{name} must be {wanted} with N >= 1, got shape {values.shape}.")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{name} has {np.sum(~np.isfinite(values))} NaN or infinite values; find where they come from.")
-    return values
-
-
 def _labels(values: np.ndarray, name: str, count: int) -> np.ndarray:
     values = np.asarray(values)
     if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
@@ -129,8 +119,8 @@ def _labels(values: np.ndarray, name: str, count: int) -> np.ndarray:
 
 def _neighbours(train_x: np.ndarray, test_x: np.ndarray, k: int) -> tuple[Tensor, Tensor]:
     """Cosine similarity and row of the k nearest training images, nearest first: [N, k] each. The full matrix is never built."""
-    train_x = _features(train_x, "train_x")
-    test_x = _features(test_x, "test_x", train_x)
+    train_x = measures.matrix(train_x, "train_x")
+    test_x = measures.matrix(test_x, "test_x", train_x)
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k must be between 1 and the {len(train_x)} training images, got {k}.")
     bank = F.normalize(torch.as_tensor(train_x, dtype=torch.float32), dim=1).T  # [D, M]
@@ -180,7 +170,7 @@ class Probe:
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Class probabilities in float64 [N, C] of features [N, D]."""
-        x = _features(x, "x", self.mean[None])
+        x = measures.matrix(x, "x", self.mean[None])
         logits = ((x - self.mean) / self.scale).astype(np.float32) @ self.weight + self.bias
         return torch.softmax(torch.as_tensor(logits, dtype=torch.float64), dim=1).numpy()
 
@@ -241,7 +231,7 @@ def linear_probes(
 
 def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Features and labels as a probe takes them, and the number of classes."""
-    x = _features(x, "train_x")
+    x = measures.matrix(x, "train_x")
     y = _labels(y, "train_y", len(x))
     if len(np.unique(y)) < 2:
         raise ValueError(f"train_y holds a single class ({y[0]}); a probe needs at least two.")
@@ -581,9 +571,9 @@ def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarr
     """
     from sklearn.covariance import LedoitWolf  # slow to import
 
-    train_x = _features(train_x, "train_x").astype(np.float64)
+    train_x = measures.matrix(train_x, "train_x").astype(np.float64)
     gaussian = LedoitWolf().fit(train_x)
-    return lambda x: gaussian.mahalanobis(_features(x, "x", train_x).astype(np.float64))
+    return lambda x: gaussian.mahalanobis(measures.matrix(x, "x", train_x).astype(np.float64))
 
 
 def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np.ndarray]]:

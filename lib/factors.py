@@ -16,6 +16,8 @@ from sklearn.mixture import GaussianMixture
 from sklearn.neighbors import NearestNeighbors
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 
+from lib.uncertainty import matrix
+
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
 PAPER_PROBE = {"optimizer": "adam", "learning_rate": 3e-4, "epochs": 200, "batch_size": 128, "chosen_epoch": "last"}
 PAPER_MLP = {"learning_rate_init": PAPER_PROBE["learning_rate"], "batch_size": PAPER_PROBE["batch_size"], "alpha": 0.0}
@@ -25,12 +27,11 @@ HIDDEN = 256
 LEAST_SCALE = 0.3  # of the root mean square of the features' standard deviations
 
 
-def _rows(x: np.ndarray, y: np.ndarray, names: str) -> tuple[np.ndarray, np.ndarray]:
-    x, y = np.asarray(x), np.asarray(y)
-    if x.ndim != 2 or y.shape != (len(x),) or not len(x):
-        raise ValueError(f"{names}: expected [N, D] and [N] with N > 0, got {list(x.shape)} and {list(y.shape)}.")
-    if not np.isfinite(x).all() or (y.dtype.kind == "f" and not np.isfinite(y).all()):
-        raise ValueError(f"{names} hold NaN or infinite values.")
+def _rows(x: np.ndarray, y: np.ndarray, names: tuple[str, str]) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, D] in float32, and what is known of each [N]."""
+    x, y = matrix(x, names[0]), np.asarray(y)
+    if y.shape != (len(x),) or (y.dtype.kind == "f" and not np.isfinite(y).all()):
+        raise ValueError(f"{names[1]} must be [N] like {names[0]} {list(x.shape)}, without NaN or infinite values, got shape {list(y.shape)}.")
     return x.astype(np.float32), y
 
 
@@ -41,10 +42,8 @@ def mlp_probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, reci
     on a tenth of train. recipe "paper" (SimVAE, App. A.7.5): as many hidden units as features, Adam 3e-4, batch 128, 200 epochs, the last epoch,
     features as they are; the paper's code takes the best epoch on test.
     """
-    train_x, train_y = _rows(train_x, train_y, "train_x and train_y")
-    test_x, _ = _rows(test_x, np.zeros(len(test_x)), "test_x")
-    if test_x.shape[1] != train_x.shape[1]:
-        raise ValueError(f"train_x has {train_x.shape[1]} features, test_x {test_x.shape[1]}; embed both with one network.")
+    train_x, train_y = _rows(train_x, train_y, ("train_x", "train_y"))
+    test_x = matrix(test_x, "test_x", train_x).astype(np.float32)
     if len(np.unique(train_y)) < 2:
         raise ValueError(f"train_y holds a single value ({train_y[0]}); a probe needs at least two.")
     if recipe not in ("own", "paper"):
@@ -76,7 +75,7 @@ def knn_chosen(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, mos
 
     SimVAE, App. A.7.5. Deviation: the paper takes the k that is best on test. Of tied classes the one with the nearest neighbour wins.
     """
-    train_x, train_y = _rows(train_x, train_y, "train_x and train_y")
+    train_x, train_y = _rows(train_x, train_y, ("train_x", "train_y"))
     held_out = np.random.default_rng(seed).permutation(len(train_x)) < max(1, len(train_x) // 10)
     most = min(most, int(np.sum(~held_out)))
     judged = np.array([np.mean(votes == train_y[held_out]) for votes in _majorities(train_x[~held_out], train_y[~held_out], train_x[held_out], most)])
@@ -130,8 +129,8 @@ def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, cluster
 
     SimVAE, App. A.7.5 and Tables 5 and 6. Deviation: ``starts`` initialisations, where the paper has 200.
     """
-    train_x, _ = _rows(train_x, np.zeros(len(train_x)), "train_x")
-    test_x, test_y = _rows(test_x, test_y, "test_x and test_y")
+    train_x = matrix(train_x, "train_x").astype(np.float32)
+    test_x, test_y = _rows(test_x, test_y, ("test_x", "test_y"))
     if not 2 <= clusters <= len(train_x):
         raise ValueError(f"clusters is {clusters}; it must be 2 to {len(train_x)}, the number of images.")
     mixture = GaussianMixture(clusters, covariance_type="full", n_init=starts, random_state=seed).fit(train_x.astype(np.float64))
@@ -155,7 +154,7 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
 
     ``sum_i |x_i - mean of its group|² / sum_i |x_i - mean|²``. ValueError where all features are equal.
     """
-    features, groups = _rows(features, groups, "features and groups")
+    features, groups = _rows(features, groups, ("features", "groups"))
     x = features.astype(np.float64)
     total = np.sum((x - x.mean(0)) ** 2)
     if total == 0:
@@ -172,10 +171,9 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
     With the features of Inception-v3 this is the FID (Heusel et al. 2017); with any other network's it is not, and must not be called so.
     """
-    (a, _), (b, _) = (_rows(x, np.zeros(len(x)), "features") for x in (first, second))
+    a, b = (matrix(x, "features").astype(np.float64) for x in (first, second))
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"Expected two sets of at least two features of one length, got {list(a.shape)} and {list(b.shape)}.")
-    a, b = a.astype(np.float64), b.astype(np.float64)
     covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
     # The product of two positive semidefinite matrices has real, non-negative eigenvalues.
     overlap = np.sqrt(np.clip(linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()

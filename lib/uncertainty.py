@@ -34,10 +34,12 @@ def _binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("sc
     return score, positive
 
 
-def _matrix(values: ArrayLike, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 2 or values.shape[0] == 0 or values.shape[1] == 0:
-        raise ValueError(f"{name} must be [N, D] with at least one row and column, got shape {values.shape}.")
+def matrix(values: ArrayLike, name: str, like: np.ndarray | None = None) -> np.ndarray:
+    """The values as an array [N, D], neither empty nor NaN nor infinite, of as many columns as ``like``; ValueError where they are no such array."""
+    values = np.asarray(values)
+    if values.ndim != 2 or 0 in values.shape or (like is not None and values.shape[1] != like.shape[1]):
+        wanted = "[N, D]" if like is None else f"[N, {like.shape[1]}], of the same network as what it is compared with,"
+        raise ValueError(f"{name} must be {wanted} with at least one row and column, got shape {values.shape}.")
     if not np.isfinite(values).all():
         raise ValueError(f"{name} has {np.sum(~np.isfinite(values))} NaN or infinite values of {values.size}; find where they come from.")
     return values
@@ -127,7 +129,7 @@ def nearest_neighbour_correct(embeddings: ArrayLike, labels: ArrayLike, chunk: i
 
     A zero vector has cosine 0 with everything; among equally near neighbours the first counts.
     """
-    embeddings, labels = _matrix(embeddings, "embeddings"), np.asarray(labels)
+    embeddings, labels = matrix(embeddings, "embeddings").astype(np.float64), np.asarray(labels)
     if labels.shape != embeddings.shape[:1] or labels.size < 2:
         raise ValueError(f"labels must be [N] with N >= 2 like embeddings {embeddings.shape}, got shape {labels.shape}.")
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float64).tiny)
@@ -149,7 +151,7 @@ def recall_auroc(embeddings: ArrayLike, labels: ArrayLike, uncertainty: ArrayLik
 
 
 def _probabilities(probabilities: ArrayLike, labels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    probabilities, labels = _matrix(probabilities, "probabilities"), np.asarray(labels)
+    probabilities, labels = matrix(probabilities, "probabilities").astype(np.float64), np.asarray(labels)
     if probabilities.shape[1] < 2:
         raise ValueError(f"probabilities must be [N, C] with C >= 2 classes (one is always right), got shape {probabilities.shape}.")
     if labels.shape != probabilities.shape[:1]:
@@ -230,7 +232,7 @@ def effective_rank(features: ArrayLike) -> float:
 
     Roy & Vetterli 2007, Definition 1. Deviation from RankMe (Garrido et al. 2023), which does not centre and adds 1e-7 to each p_i.
     """
-    features = _matrix(features, "features")
+    features = matrix(features, "features").astype(np.float64)
     centred = features - features.mean(axis=0)
     if np.abs(centred).max() <= 1e-12 * np.abs(features).max():
         raise ValueError(f"all {len(features)} feature rows are equal, so no rank is defined; the representation has collapsed (or N = 1).")
@@ -479,7 +481,7 @@ def holm(p_values: ArrayLike) -> np.ndarray:
 
 
 def _estimates_and_draws(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    estimates, draws = np.asarray(estimates, dtype=np.float64), _matrix(draws, "draws")
+    estimates, draws = np.asarray(estimates, dtype=np.float64), matrix(draws, "draws").astype(np.float64)
     if estimates.ndim != 1 or draws.shape[1:] != estimates.shape or len(draws) < 2 or not np.isfinite(estimates).all():
         raise ValueError(f"estimates must be [M], finite, and draws [B, M] with B >= 2, got shapes {estimates.shape} and {draws.shape}.")
     return estimates, draws

@@ -545,7 +545,7 @@ CASES = {
         given(evaluation.knn_predict, HALVES, RIGHT, HALVES, k=7), "k must be between 1 and the 6 training images, got 7", None),
     "a probe of one class": (given(evaluation.linear_probe, HALVES, RIGHT * 0), "train_y holds a single class .0.; a probe needs at least two", None),
     "a probe of infinite features": (
-        given(evaluation.linear_probe, HALVES * np.inf, RIGHT), "train_x has 12 NaN or infinite values; find where", None),
+        given(evaluation.linear_probe, HALVES * np.inf, RIGHT), "train_x has 12 NaN or infinite values of 12; find where", None),
     "a probe for content of one class": (
         given(factors.mlp_probe, HALVES, RIGHT * 0, HALVES), "train_y holds a single value .0.; a probe needs at least two", None),
     "embedding of NaN": (

@@ -112,8 +112,8 @@ def test_frechet_distance_is_torchmetrics_and_that_of_known_gaussians():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.zeros(4, int), np.zeros((1, 2))), r"expected \[N, D\] and \[N\]"),
-        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.arange(3), np.zeros((1, 5))), "train_x has 2 features, test_x 5"),
+        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.zeros(4, int), np.zeros((1, 2))), r"train_y must be \[N\] like train_x .*\[4\]"),
+        (lambda: factors.mlp_probe(np.zeros((3, 2)), np.arange(3), np.zeros((1, 5))), r"test_x must be \[N, 2\], .*\(1, 5\)"),
         (lambda: factors.mlp_probe(np.zeros((3, 2)), np.zeros(3, int), np.zeros((1, 2))), "a single value"),
         (lambda: factors.mlp_probe(np.full((3, 2), np.nan), np.arange(3), np.zeros((1, 2))), "NaN or infinite"),
         (lambda: factors.mlp_probe(np.zeros((3, 2)), np.arange(3), np.zeros((1, 2)), "best"), 'recipe must be "own" or "paper"'),
