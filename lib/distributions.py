@@ -223,6 +223,11 @@ class PowerSpherical(_TiltedUniform):
         return kappa / (self.dim - 1 + kappa)
 
 
+def concentration_of(cosine: float, dim: int) -> float:
+    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ."""
+    return (dim - 1) * cosine / (1 - cosine)
+
+
 def best_concentration(cosine: Tensor, dim: int) -> Tensor:
     """The κ that gives a sample at cosine s the highest Power Spherical density: κ*(s) ≈ (D - 1) s/(1 - s) + ½, zero where that is negative.
 

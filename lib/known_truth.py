@@ -13,7 +13,7 @@ from torch.distributions import MultivariateNormal
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.distributions import PowerSpherical
+from lib.distributions import PowerSpherical, concentration_of
 
 COSINES = (0.05, 0.95)  # mean cosines between which log κ is uniform
 
@@ -25,11 +25,6 @@ class Posteriors(NamedTuple):
     concentration: Tensor  # [N]
     views: Tensor  # [N, V, D]
     target: Tensor  # [N, D]
-
-
-def concentration_of(cosine: float, dimension: int) -> float:
-    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ."""
-    return (dimension - 1) * cosine / (1 - cosine)
 
 
 def draw_posteriors(count: int, dimension: int, views: int = 4, seed: int = 0) -> Posteriors:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib.distributions import concentration_of
+
 MAX_COSINE = 0.98
 
 
@@ -257,7 +259,7 @@ def start_at_cosine(last: nn.Linear, dimension: int, cosine: float, mapping: str
 
     Early in training the cosine of two views is near zero: a κ that starts at zero gives no gradient to the alignment, a large one explodes.
     """
-    kappa = (dimension - 1) * cosine / (1 - cosine)
+    kappa = concentration_of(cosine, dimension)
     start = {
         "natural": lambda: math.log(cosine / (1 - cosine)),
         "softplus": lambda: kappa + math.log(-math.expm1(-kappa)),

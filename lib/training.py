@@ -221,9 +221,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     if is_finished(profile, run, run_hash):
         return folder
     batch_size, epochs = settings["batch_size"], settings["epochs"]
-    steps_per_epoch = len(images) // batch_size
-    if epochs and not steps_per_epoch:
-        raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size.")
+    steps_per_epoch = _steps_per_epoch(images, batch_size) if epochs else 0
     augmentations.view_kinds(settings)
     fabric = join_processes()
     processes = fabric.world_size if fabric else 1
@@ -267,24 +265,31 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     return folder
 
 
+def _steps_per_epoch(images: data.ImageSet, batch_size: int) -> int:
+    if len(images) < batch_size:
+        raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size.")
+    return len(images) // batch_size
+
+
 def first_steps(method: nn.Module, images: data.ImageSet, settings: dict, steps: int) -> Iterator[dict[str, float]]:
     """Train ``method`` for a few steps of the loop that ``train`` runs, and yield the terms of the loss after each; nothing is stored.
 
     For measures along a short training, and for methods that no recipe has (a part taken out). The schedule ends with the last step.
     """
-    per_epoch = len(images) // settings["batch_size"]
-    if not per_epoch:
-        raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {settings['batch_size']}; lower batch_size.")
-    device = best_device()
-    settings = settings | {"epochs": -(-steps // per_epoch)}
-    loop = _Loop(method.to(device).train(), images, settings, Path(), "", device, precision_of(settings, device), None, False)
+    per_epoch = _steps_per_epoch(images, settings["batch_size"])
+    loop, all_views = _unstored(method, images, settings, per_epoch, steps)
     warmup = round(settings["warmup_epochs"] * per_epoch)
-    for step, (*views, labels) in zip(range(steps), loop.views(per_epoch, 0), strict=False):
+    for step, (*views, labels) in zip(range(steps), all_views, strict=False):
         factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
-        terms = loop.step(views, labels, step, step / per_epoch, factor)
-        if hasattr(method, "update_target"):
-            method.update_target((step + 1) / steps)
+        terms = loop.step(views, labels, step, step / per_epoch, factor, (step + 1) / steps)
         yield {name: float(value) for name, value in terms.items()}
+
+
+def _unstored(method: nn.Module, images: data.ImageSet, settings: dict, per_epoch: int, steps: int) -> tuple[_Loop, Iterator[list[Tensor]]]:
+    """A loop of at least so many steps that leaves no files, and what its ``views`` gives."""
+    device, settings = best_device(), settings | {"epochs": -(-steps // per_epoch)}
+    loop = _Loop(method.to(device).train(), images, settings, Path(), "", device, precision_of(settings, device), None, False)
+    return loop, loop.views(per_epoch, 0)
 
 
 def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: int = 2) -> pd.DataFrame:
@@ -294,20 +299,15 @@ def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: 
     step, each once), backbone_parameters, head_parameters (all others that are trained), run_hash. A first step of each run is not timed.
     """
     def started(settings: dict):
-        method = methods.build(settings, images.images.shape[3]).to(best_device()).train()
-        per_epoch = len(images) // settings["batch_size"]
-        settings = settings | {"epochs": 1 + (rounds * steps + 1) // max(1, per_epoch)}
-        loop = _Loop(method, images, settings, Path(), "", best_device(), precision_of(settings, best_device()), None, False)
-        return method, loop, loop.views(per_epoch, 0)
+        method = methods.build(settings, images.images.shape[3])
+        return _unstored(method, images, settings, _steps_per_epoch(images, settings["batch_size"]), rounds * steps + 1)
 
-    def advance(method, loop, views, step: int) -> None:
+    def advance(loop, views, step: int) -> None:
         *batch, labels = next(views)
-        float(loop.step(batch, labels, step, float(step), 1.0)["loss"])  # waits for the device
-        if hasattr(method, "update_target"):
-            method.update_target(0.5)
+        float(loop.step(batch, labels, step, float(step), 1.0, 0.5)["loss"])  # waits for the device
 
     rows, ready = [], [started(settings) for settings in runs]
-    for settings, (method, loop, views) in zip(runs, ready, strict=True):
+    for settings, (loop, views) in zip(runs, ready, strict=True):
         kept: dict[int, int] = {}
 
         def keep(tensor: Tensor, kept=kept) -> Tensor:
@@ -315,19 +315,19 @@ def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: 
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            advance(method, loop, views, 0)
-        weights = {parameter.untyped_storage().data_ptr() for parameter in method.parameters()}
-        trained = {name: p.numel() for name, p in method.named_parameters() if p.requires_grad}
+            advance(loop, views, 0)
+        weights = {parameter.untyped_storage().data_ptr() for parameter in loop.method.parameters()}
+        trained = {name: p.numel() for name, p in loop.method.named_parameters() if p.requires_grad}
         own = sum(count for name, count in trained.items() if name.startswith("backbone."))
         fixed = {"saved_bytes": sum(size for place, size in kept.items() if place not in weights), "backbone_parameters": own}
         fixed |= {"head_parameters": sum(trained.values()) - own, "run_hash": resolution.run_hash(settings, images.checksum)}
         rows.append({"method": settings["method"]} | fixed)
     timed = []
     for turn in range(rounds):
-        for settings, row, (method, loop, views) in zip(runs, rows, ready, strict=True):
+        for settings, row, (loop, views) in zip(runs, rows, ready, strict=True):
             start = time.perf_counter()
             for step in range(steps):
-                advance(method, loop, views, 1 + turn * steps + step)
+                advance(loop, views, 1 + turn * steps + step)
             timed.append(row | {"round": turn, "images_per_second": steps * settings["batch_size"] / (time.perf_counter() - start)})
     return pd.DataFrame(timed)
 
@@ -403,8 +403,8 @@ class _Loop:
 
         return one_ahead(make, begin, self.device)
 
-    def step(self, views: list[Tensor], labels: Tensor, step: int, epoch: float, factor: float) -> dict[str, Tensor]:
-        """One step of the optimiser; the named terms of its loss."""
+    def step(self, views: list[Tensor], labels: Tensor, step: int, epoch: float, factor: float, progress: float) -> dict[str, Tensor]:
+        """One step of the optimiser, with which the share ``progress`` of all is done; the named terms of its loss."""
         torch.manual_seed(seed_of(self.settings["seed"], "method" if not self.process else f"method of process {self.process}", step))
         if hasattr(self.method, "set_epoch"):
             self.method.set_epoch(epoch)
@@ -418,9 +418,11 @@ class _Loop:
             group["lr"] = self.settings["learning_rate"] * (1.0 if group["constant"] else factor)
             if "weight_decay_end" in self.settings and group["weight_decay"]:
                 # DINO, App. C; ProSMin, §5
-                progress = epoch / self.settings["epochs"]
-                group["weight_decay"] = networks.cosine_between(self.settings["weight_decay"], self.settings["weight_decay_end"], progress)
+                first, last = self.settings["weight_decay"], self.settings["weight_decay_end"]
+                group["weight_decay"] = networks.cosine_between(first, last, epoch / self.settings["epochs"])
         self.optimizer.step()
+        if hasattr(self.method, "update_target"):
+            self.method.update_target(progress)
         return {name: value.detach() for name, value in terms.items()}
 
     def resume(self) -> None:
@@ -440,11 +442,8 @@ class _Loop:
         try:
             for *views, labels in self.views(steps_per_epoch, step):
                 factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
-                rows.append(self.step(views, labels, step, step / steps_per_epoch, factor))
+                rows.append(self.step(views, labels, step, step / steps_per_epoch, factor, (step + 1) / steps))
                 step += 1
-                if hasattr(self.method, "update_target"):
-                    self.method.update_target(step / steps)
-
                 ends = step % steps_per_epoch == 0
                 if step * rows_per_epoch // steps_per_epoch > (step - 1) * rows_per_epoch // steps_per_epoch:
                     means = self._means(rows)

@@ -6,7 +6,7 @@ import torch
 from scipy import integrate, optimize, special, stats
 
 from lib import known_truth
-from lib.distributions import PowerSpherical, best_concentration
+from lib.distributions import PowerSpherical, best_concentration, concentration_of
 
 
 @pytest.mark.parametrize("dimension", [16, 128])
@@ -15,7 +15,7 @@ def test_samples_have_the_mean_cosine_of_their_concentration(dimension):
     assert drawn.views.shape == (4000, 4, dimension) and drawn.target.shape == drawn.location.shape == (4000, dimension)
     for vectors in (drawn.location, drawn.views, drawn.target):
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
-    low, high = (known_truth.concentration_of(cosine, dimension) for cosine in known_truth.COSINES)
+    low, high = (concentration_of(cosine, dimension) for cosine in known_truth.COSINES)
     log_kappa = np.log(drawn.concentration.numpy())
     assert stats.kstest(log_kappa, stats.uniform(np.log(low), np.log(high / low)).cdf).pvalue > 1e-3
     expected = (drawn.concentration / (dimension - 1 + drawn.concentration)).mean().item()
@@ -26,7 +26,7 @@ def test_samples_have_the_mean_cosine_of_their_concentration(dimension):
 
 def test_the_ceiling_is_the_posterior_mean_by_quadrature():
     drawn = known_truth.draw_posteriors(5, 16, views=3, seed=0)
-    low, high = (np.log(known_truth.concentration_of(cosine, 16)) for cosine in known_truth.COSINES)
+    low, high = (np.log(concentration_of(cosine, 16)) for cosine in known_truth.COSINES)
     for i, found in enumerate(known_truth.bayes_log_concentration(drawn)):
         location, views = drawn.location[i].double(), drawn.views[i].double()
 
