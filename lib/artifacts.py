@@ -36,6 +36,7 @@ METRIC_COLUMNS = [
     "seed", "profile", "notebook", "run_hash", "commit",
 ]  # fmt: skip
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
+MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
 
 # ---------------------------------------------------------------------------------------------------------------- paths
@@ -124,6 +125,12 @@ def write_json(path: Path, content) -> None:
 def write_csv(path: Path, frame: pd.DataFrame) -> None:
     """Ten significant digits: enough to recompute any statement, short enough to review in a diff."""
     write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+
+
+def markdown_table(rows: list) -> str:
+    """Rows of cells as a table of Markdown, the first row its head."""
+    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

@@ -528,12 +528,11 @@ def data_table(data_dir: Path | None = None) -> pd.DataFrame:
 def write_data_page(path: Path) -> None:
     """results/DATA.md: the known sets with their terms, and the checksums of those that are here."""
     table = data_table().rename(columns={"here": "used here (checksum of images and labels)"})
-    rows = ["| " + " | ".join(map(str, row)) + " |" for row in [table.columns, ["---"] * len(table.columns), *table.itertuples(index=False)]]
     text = (
         "# Data\n\nThe sets the companion knows by name, under whose terms, and which were used for the stored results. None is part of this\n"
         "repository: each is found in `DATA_DIR` or fetched. A set of your own needs no entry here; see `lib/data.py`.\n\n"
     )
-    artifacts.write_text(path, text + "\n".join(rows) + "\n")
+    artifacts.write_text(path, text + artifacts.markdown_table([table.columns, *table.itertuples(index=False)]) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> int:

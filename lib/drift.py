@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 
 from lib import artifacts
+from lib.artifacts import MEASURED_BY
 
 PROFILES = ("smoke", "quick")
 KEYS = artifacts.METRIC_KEYS
@@ -27,7 +28,6 @@ TOLERANCES = {
     "aurc": (0.1, 0.0),
 }  # fmt: skip
 SAMPLING = 2.0
-MEASURED_BY = "10_pretraining"
 REMEDY = "If a change was meant to move them, look at the figures, then accept: python -m lib.drift {profile} --accept"
 
 

@@ -24,6 +24,8 @@ from pygments.formatters import HtmlFormatter
 from traitlets.config import Config
 
 from lib import artifacts, settings
+from lib.artifacts import markdown_table
+from lib.settings import PAPERS
 
 TABLE_ROWS = 12
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
@@ -35,7 +37,6 @@ FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
 VECTORS = ("pdf", "svg")
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
-PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
 # What a visitor asks, and where index.html answers: a claim, a figure, a table (t-), or a section; what a profile does not have is left out.
 QUESTIONS = (
     ("Does κ tell right from wrong predictions: what became of VS2-3?", "VS2-3"),
@@ -264,7 +265,7 @@ def _counts(claims: list[dict]) -> list[list]:
 
 def verdict_table(profile: str = EVIDENCE) -> str:
     """The counts of verdicts by paper as Markdown, for the README of the repository."""
-    return _markdown(_counts(_claims(profile, _runs(profile))))
+    return markdown_table(_counts(_claims(profile, _runs(profile))))
 
 
 def with_verdicts(readme: str) -> str:
@@ -290,14 +291,8 @@ def _hours() -> str:
             anchor = PAPERS[claim["paper"]].lower().replace(" ", "-")
             link, hours = f"[{claim['id']}]({profile}/README.md#{anchor})", claim["hours"] if claim["runs"] else "none trained"
             cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
-        lines += ["", _markdown([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
+        lines += ["", markdown_table([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
     return "\n".join(lines) + "\n"
-
-
-def _markdown(rows: list[list]) -> str:
-    """A table of Markdown, its first row the head."""
-    lines = ["| " + " | ".join(map(str, row)) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
 def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
@@ -322,11 +317,12 @@ def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict],
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", ""]
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     if claims:
-        lines += ["", "## Claims", "", _markdown(counts), "", "Published and measured numbers of every part: [90_claims.csv](tables/90_claims.csv)."]
+        lines += ["", "## Claims", "", markdown_table(counts), ""]
+        lines += ["Published and measured numbers of every part: [90_claims.csv](tables/90_claims.csv)."]
     for paper, name in PAPERS.items():
         own = [claim for claim in claims if claim["paper"] == paper]
         head = [["claim", "statement", "verdict", "published", "ours", "evidence"]] if own else []
-        lines += ["", f"### {name}", "", _markdown(head + [_row(claim) for claim in own])] if own else []
+        lines += ["", f"### {name}", "", markdown_table(head + [_row(claim) for claim in own])] if own else []
     for group in groups:
         lines += ["", f"## {_escape(group['title'])}", ""]
         links = [(notebook["name"], f"notebooks/{quote(notebook['name'])}.ipynb") for notebook in group["notebooks"]]

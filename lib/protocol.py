@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from lib import artifacts, augmentations, data, evaluation, factors, generation, image_sets, methods, training, uncertainty
 from lib import settings as resolution
+from lib.artifacts import MEASURED_BY
 
-MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB

@@ -22,7 +22,7 @@ import sys
 import time
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import psutil
 from tqdm import tqdm
@@ -30,8 +30,9 @@ from tqdm import tqdm
 from lib import artifacts, settings
 
 NOTEBOOKS = artifacts.ROOT / "notebooks"
+INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
-PAPERS = ("all", "vs1", "vs2", "simvae", "prosmin", "vje")
+PAPERS = ("all", *settings.PAPERS)
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
 ON_GPU = (
     "01_ssl_as_inference", "10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation",
@@ -164,7 +165,7 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     for run in settings.tuning_runs(profile, paper):
         groups.setdefault(f"tuning-{run['method']}", []).append(settings.run_name(run))
     listed = [
-        Job(f"10_pretraining--{group}", "10_pretraining", {"profile": profile, "runs": " ".join(names), "train_missing": True})
+        Job(f"{artifacts.MEASURED_BY}--{group}", artifacts.MEASURED_BY, {"profile": profile, "runs": " ".join(names), "train_missing": True})
         for group, names in groups.items()
     ]
     for entry in settings.notebooks() if listed else []:
@@ -364,25 +365,17 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
         "--config", f"profile={profile}", f"paper={paper}", f"gpus={gpus}",
         "--keep-going", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete", *where,
     ]  # fmt: skip
-    environment = os.environ | {"COMPANION_JOB": "1"}
     started = time.perf_counter()
     already = sum(path.exists() for path in stamps.values())
     print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
         artifacts.remove_unfinished(folder)
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=environment, start_new_session=True, preexec_fn=_end_with_parent
-        )
-        try:
-            peak = _watch(process, stamps, folder)
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait()
-            print("Interrupted. Call the same command again to continue.")
-            return 130
+        status, peak = _run_watched(command, log, stamps, folder, env=os.environ | {"COMPANION_JOB": "1"})
+    if status is None:
+        return INTERRUPTED
     missing = [name for name, path in stamps.items() if not path.exists()]
-    if process.returncode or missing:
+    if status or missing:
         print(f"Not done: {', '.join(missing)}.")
         # slurmstepd: a job that Slurm ended, for its time or memory, says nothing itself.
         for line in [line for line in log_path.read_text().splitlines() if "failed:" in line or "slurmstepd: error:" in line][:10]:
@@ -392,7 +385,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
             print(f"{folder} is full. {artifacts.NEXT_STEP}")
         else:
             print("What is done stays done: call the same command again.")
-        return process.returncode or 1
+        return status or 1
     _record_run(profile, paper, cores, time.perf_counter() - started, peak)
     print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
     return _compare_with_expected(profile, paper)
@@ -435,6 +428,19 @@ def memory_of(process: int) -> int:
             with contextlib.suppress(psutil.Error):
                 total += getattr(member.memory_full_info() if sys.platform == "linux" else member.memory_info(), "pss", member.memory_info().rss)
     return total
+
+
+def _run_watched(command: list[str], log: TextIO, stamps: dict[str, Path], folder: Path, **options) -> tuple[int | None, int]:
+    """Run a command under the bars of _watch: its exit status, None if it was interrupted, and the most memory it held."""
+    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent, **options)
+    try:
+        peak = _watch(process, stamps, folder)
+    except KeyboardInterrupt:
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait()
+        print("Interrupted. Call the same command again to continue.")
+        return None, 0
+    return process.returncode, peak
 
 
 def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> int:
@@ -495,21 +501,13 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     before = page.stat().st_mtime_ns if page.exists() else 0
     print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
     with exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."), open(log_path, "w") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"RESULTS_DIR": str(output)}, cwd=artifacts.ROOT,
-            start_new_session=True, preexec_fn=_end_with_parent,
-        )  # fmt: skip
-        try:
-            _watch(process, {}, output / profile)
-        except KeyboardInterrupt:
-            os.killpg(process.pid, signal.SIGINT)
-            process.wait()
-            print("Interrupted. Call the same command again to continue.")
-            return 130
-    if process.returncode or not page.exists() or page.stat().st_mtime_ns == before:
+        status, _ = _run_watched(command, log, {}, output / profile, env=os.environ | {"RESULTS_DIR": str(output)}, cwd=artifacts.ROOT)
+    if status is None:
+        return INTERRUPTED
+    if status or not page.exists() or page.stat().st_mtime_ns == before:
         failed = [line for line in log_path.read_text().splitlines() if "failed:" in line] or [f"Look at {log_path}."]
         print(failed[-1].partition("failed: ")[2] or failed[-1], file=sys.stderr)
-        return process.returncode or 1
+        return status or 1
     print(f"Done. Open the page: {_shown(page)}")
     return 0
 

@@ -19,6 +19,7 @@ NOT_TRAINED_WITH = (
     "fine_tune_epochs", "fine_tune_learning_rates", "known_posteriors", "short_steps", "factor_images", "factor_sets", "decoder_epochs",
     "transfer_sets", "transfer_images", "transfer_epochs",
 )  # fmt: skip
+PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0}
 
