@@ -14,6 +14,7 @@ from scipy import stats
 
 from lib import artifacts, data, evaluation, protocol
 from lib import settings as resolution
+from lib.image_sets import to_bytes
 
 NOTEBOOK, RUN = "80_uncertainty_benchmark", "images"
 NAMES = ("image_entropy", "file_size")
@@ -63,7 +64,7 @@ def measure(profile: str) -> None:
     fitted, found, rows = protocol.fit(settings, test.images.shape[3]), {}, []
     for name, images in sets.items():
         batches = (fitted(images.batch(part).float() / 255) for part in np.array_split(np.arange(len(images)), max(1, len(images) // 500)))
-        pixels = np.concatenate([(255 * batch).round().clamp(0, 255).byte().movedim(1, -1).numpy() for batch in batches])  # [N, H, W, C]
+        pixels = np.concatenate(list(map(to_bytes, batches)))  # [N, H, W, C]
         found[name] = {"image_entropy": grey_entropy(pixels), "file_size": png_size(pixels)}
     for name, condition in others.items():
         outside = np.repeat([False, True], [len(test), len(sets[name])])

@@ -102,6 +102,11 @@ def square(image: Image.Image, size: int) -> Image.Image:
     return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
 
 
+def to_bytes(images: torch.Tensor) -> np.ndarray:
+    """Floats [..., C, H, W] in 0..1 as an ImageSet has them, uint8 [..., H, W, C]."""
+    return (255 * images).round().clamp(0, 255).byte().movedim(-3, -1).numpy()
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Images with labels.

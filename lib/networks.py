@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cache
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -38,14 +39,13 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
 
     stem: "imagenet" 7x7 stride 2 and max-pool; "stride2" 3x3 stride 2; "small" 3x3 stride 1 (the CIFAR form).
     """
-    stems = {
-        "imagenet": lambda: [nn.Conv2d(channels, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, 1)],
-        "stride2": lambda: [nn.Conv2d(channels, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()],
-        "small": lambda: [nn.Conv2d(channels, width, 3, 1, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()],
-    }
+    stems = {"imagenet": (7, 2), "stride2": (3, 2), "small": (3, 1)}
     if stem not in stems:
         raise ValueError(f"Unknown stem {stem!r}; choose one of {sorted(stems)}.")
-    layers, inputs = stems[stem](), width
+    kernel, stride = stems[stem]
+    layers = [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    layers += [nn.MaxPool2d(3, 2, 1)] if stem == "imagenet" else []
+    inputs = width
     for stage, stride in enumerate((1, 2, 2, 2)):
         outputs = width * 2**stage
         shortcut = None
@@ -62,14 +62,15 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
     return network
 
 
-def mlp(channels: int, image_size: int, widths: tuple[int, ...] = (500, 500, 2000)) -> nn.Sequential:
+def mlp(channels: int, image_size: int) -> nn.Sequential:
     """SimVAE's fully connected encoder without its last layer (Table 3a): pixels -> 500 -> 500 -> 2000, a ReLU after each."""
-    sizes, layers = (channels * image_size**2, *widths), [nn.Flatten()]
-    for inputs, outputs in zip(sizes, widths, strict=False):
-        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-    network = nn.Sequential(*layers)
-    network.features = widths[-1]
+    network = nn.Sequential(nn.Flatten(), *_relu_layers(channels * image_size**2, 500, 500, 2000))
+    network.features = 2000
     return network
+
+
+def _relu_layers(*widths: int) -> list[nn.Module]:
+    return [layer for inputs, outputs in pairwise(widths) for layer in (nn.Linear(inputs, outputs), nn.ReLU())]
 
 
 def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
@@ -200,18 +201,15 @@ def decoder(inputs: int, channels: int, image_size: int, form: str) -> nn.Sequen
     of 128, 64, 32 and 16 channels of which the first k double the side, and a 5x5 convolution. Deviation: k = 4 at 64 px as printed; at 32 px 3.
     """
     if form == "mlp":
-        widths = (inputs, 2000, 500, 500)
-        layers: list[nn.Module] = []
-        for before, after in zip(widths, widths[1:], strict=False):
-            layers += [nn.Linear(before, after), nn.ReLU()]
-        return nn.Sequential(*layers, nn.Linear(widths[-1], channels * image_size**2), nn.Unflatten(1, (channels, image_size, image_size)))
+        shape = (channels, image_size, image_size)
+        return nn.Sequential(*_relu_layers(inputs, 2000, 500, 500), nn.Linear(500, math.prod(shape)), nn.Unflatten(1, shape))
     if form != "resnet":
         raise ValueError(f"Unknown decoder {form!r}; choose 'mlp' or 'resnet'.")
     doublings = next((k for k in (4, 3, 2, 1) if image_size % 2**k == 0 and image_size // 2**k >= 4), None)
     if doublings is None:
         raise ValueError(f"image_size is {image_size} px; a resnet decoder doubles at least once from 4 px or more: use a multiple of 2 from 8 on.")
     side, widths = image_size // 2**doublings, (256, 128, 64, 32, 16)
-    blocks = [UpsamplingBlock(before, after, 2 if k < doublings else 1) for k, (before, after) in enumerate(zip(widths, widths[1:], strict=False))]
+    blocks = [UpsamplingBlock(before, after, 2 if k < doublings else 1) for k, (before, after) in enumerate(pairwise(widths))]
     return nn.Sequential(
         nn.Linear(inputs, 256 * side**2), nn.Unflatten(1, (256, side, side)), *blocks, nn.Conv2d(widths[-1], channels, 5, padding=2)
     )

@@ -558,7 +558,7 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
     }  # fmt: skip
 
     def judged(images: Tensor) -> np.ndarray:
-        whole = (255 * images).round().clamp(0, 255).byte().movedim(1, -1).numpy()
+        whole = image_sets.to_bytes(images)
         found = data.ImageSet("pictures", "test", whole, np.zeros(len(whole), np.int64), ["picture"])
         return evaluation.embed(judge.method, found, transform=fit(judge.settings, judge.channels))["features"]
 

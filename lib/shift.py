@@ -13,7 +13,7 @@ import torch
 from tqdm.auto import tqdm
 
 from lib import artifacts, augmentations, evaluation, protocol
-from lib.image_sets import ImageSet
+from lib.image_sets import ImageSet, to_bytes
 
 # what ProSMin is compared with, on the same backbone
 PAIRS = (("prosmin", "dino"), ("prosmin", "moco_v3"), ("prosmin_vit", "dino_vit"), ("prosmin_vit", "ibot"))
@@ -59,9 +59,7 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
                 transform.rng = np.random.default_rng([place, seed])
             image = images.batch([place])[0].float() / 255
             changed = transform(image.expand(3, -1, -1)).float().clamp(0, 1)
-            if len(image) == 1:
-                changed = augmentations.to_grey(changed[None])[0]
-            done[place] = (255 * changed).round().byte().movedim(0, -1).numpy()
+            done[place] = to_bytes(augmentations.to_grey(changed[None])[0] if len(image) == 1 else changed)
     random.setstate(state)
     return replace(images, name=f"{images.name}-{name}", images=done, pixels=None)
 
