@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from lib import augmentations, training
 from lib import uncertainty as measures
 from lib.artifacts import METRIC_COLUMNS, read_npz, write_npz
+from lib.image_sets import choose_per_class
 
 Embedded = dict[str, np.ndarray]
 
@@ -242,10 +243,8 @@ def _stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
     """A mask [M] that holds out `fraction` of each class, at least one image where there are two."""
     if not 0 < fraction < 1:
         raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}.")
-    generator, mask = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
-    for label in np.unique(labels):
-        members = generator.permutation(np.flatnonzero(labels == label))
-        mask[members[: min(max(1, round(fraction * len(members))), len(members) - 1)]] = True
+    mask = np.zeros(len(labels), dtype=bool)
+    mask[choose_per_class(labels, fraction, seed, least=1, spared=1)] = True
     if not mask.any():
         raise ValueError("every class has a single image, so none can be held out; pass one penalty instead of several.")
     return mask
@@ -313,7 +312,6 @@ def fine_tune(
     seed: int = 0,
     precision: str = "auto",
     progress_path: Path | None = None,
-    show_progress: bool = False,
 ) -> np.ndarray:
     """Class probabilities in float64 [N, C] of the images of `test`, after a copy of the whole network learned from `labelled`.
 
@@ -344,7 +342,7 @@ def fine_tune(
     labels, size = torch.from_numpy(labelled.labels).to(device), labelled.images.shape[1]
     batches = -(-len(labelled) // batch_size)
     steps, step = epochs * batches, 0
-    progress = training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), show_progress)
+    progress = training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), show=False)
     network.train()
     try:
         for epoch in range(epochs):

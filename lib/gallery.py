@@ -121,7 +121,7 @@ def notebook_html(executed: Path) -> Path:
     fetched = FETCHES.search(body)
     if fetched:
         raise ValueError(f"{executed} would load {fetched.group(0)[:120]!r} from the network: store what it needs in the notebook")
-    title = next((line.lstrip("# ") for cell in notebook.cells for line in cell.source.splitlines() if line.startswith("# ")), executed.stem)
+    title = _heading(notebook.cells) or executed.stem
     used = {f".highlight .{name}" for name in re.findall(r'<span class="(\w+)"', body)}
     rules = HtmlFormatter().get_style_defs(".highlight").splitlines()
     highlighting = "\n".join(rule for rule in rules if rule.partition(" {")[0] in used)
@@ -196,10 +196,13 @@ def _notebooks(folder: Path) -> list[dict]:
     for stem in sorted({path.stem for kind in ("ipynb", "html") for path in folder.glob(f"*.{kind}") if not path.name.startswith(".")}):
         kind = "html" if (folder / f"{stem}.html").exists() else "ipynb"
         cells = artifacts.read_json(folder / f"{stem}.ipynb").get("cells", []) if (folder / f"{stem}.ipynb").exists() else []
-        lines = (line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines())
-        title = next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
-        entries.append({"number": stem[:2], "name": stem, "title": title, "href": quote(f"notebooks/{stem}.{kind}")})
+        entries.append({"number": stem[:2], "name": stem, "title": _heading(cells), "href": quote(f"notebooks/{stem}.{kind}")})
     return entries
+
+
+def _heading(cells: list[dict]) -> str:
+    lines = (line for cell in cells if cell["cell_type"] == "markdown" for line in "".join(cell["source"]).splitlines())
+    return next((line.lstrip("# ") for line in lines if line.startswith("# ")), "")
 
 
 def _title(number: str, entries: list[dict]) -> str:

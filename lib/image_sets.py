@@ -196,6 +196,10 @@ class ImageSet:
                 pixels[start : start + 1024] = torch.from_numpy(np.array(self.images[start : start + 1024]))
         return replace(self, device=device, pixels=pixels)
 
+    def first(self, count: int) -> ImageSet:
+        """The first ``count`` images, or as many as there are."""
+        return self.subset(range(min(count, len(self))))
+
     def subset(self, indices) -> ImageSet:
         """The images at ``indices``; its title says how many they are."""
         indices = np.asarray(indices, dtype=np.int64)
@@ -279,8 +283,8 @@ def image_folder(folder: Path, image_size: int | None = None, name: str = "", sp
 
 
 # ------------------------------------------------------------------------------------------------------------ splits and subsets
-def _choose_per_class(labels: np.ndarray, fraction: float, seed: int, least: int) -> np.ndarray:
-    """Sorted indices of round(fraction · n_c) images of every class c, at least ``least``, drawn without replacement."""
+def choose_per_class(labels: np.ndarray, fraction: float, seed: int, least: int, spared: int = 0) -> np.ndarray:
+    """Sorted indices of round(fraction · n_c) images of every class c, at least ``least`` and at most n_c - ``spared``, without replacement."""
     labels = np.asarray(labels)
     if labels.ndim != 1 or not labels.size:
         raise ValueError(f"labels have shape {list(labels.shape)}: give one label an image.")
@@ -288,7 +292,7 @@ def _choose_per_class(labels: np.ndarray, fraction: float, seed: int, least: int
         raise ValueError(f"fraction is {fraction}: give a number above 0 and up to 1.")
     generator = np.random.default_rng(seed)
     members = [generator.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
-    return np.sort(np.concatenate([m[: max(least, round(fraction * len(m)))] for m in members]))
+    return np.sort(np.concatenate([m[: min(max(least, round(fraction * len(m))), len(m) - spared)] for m in members]))
 
 
 def with_channels(images: ImageSet, channels: int) -> ImageSet:
@@ -302,7 +306,7 @@ def with_channels(images: ImageSet, channels: int) -> ImageSet:
 
 def train_validation_split(labels: np.ndarray, fraction: float = 0.1, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """(train, validation) indices, sorted and disjoint; validation has the same fraction of every class, to the nearest image."""
-    validation = _choose_per_class(labels, fraction, seed, least=0)
+    validation = choose_per_class(labels, fraction, seed, least=0)
     train = np.setdiff1d(np.arange(len(labels)), validation)
     if not len(validation) or not len(train):
         raise ValueError(f"A fraction of {fraction} of {len(labels)} images leaves {len(train)} and {len(validation)}: choose another.")
@@ -311,7 +315,7 @@ def train_validation_split(labels: np.ndarray, fraction: float = 0.1, seed: int 
 
 def label_subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarray:
     """Sorted indices of the same fraction of every class (1 % and 10 % protocols), at least one image a class."""
-    return _choose_per_class(labels, fraction, seed, least=1)
+    return choose_per_class(labels, fraction, seed, least=1)
 
 
 # ------------------------------------------------------------------------------------------------------------ drawn sets

@@ -129,7 +129,7 @@ class Run:
     def bank(self) -> data.ImageSet:
         """The labelled images that probe and k-NN learn from: all of train, or the profile's first ``bank_images`` of it."""
         count = self.settings["bank_images"]
-        return self.train.subset(range(count)) if 0 < count < len(self.train) else self.train
+        return self.train.first(count) if 0 < count < len(self.train) else self.train
 
     def test(self) -> data.ImageSet:
         return self.other(self.settings["dataset"])
@@ -274,7 +274,7 @@ def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
 
 def _battery(run: Run) -> tuple[list[dict], evaluation.Embedded]:
     test = run.test()
-    few = test.subset(np.arange(min(run.settings["condition_images"], len(test))))
+    few = test.first(run.settings["condition_images"])
 
     def others(distance: str) -> dict:
         return {name: run.embed(run.other(name)) for name in run.settings[f"ood_{distance}"]}
@@ -337,7 +337,7 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
 # ---------------------------------------------------------------------------------------------------------------- augmented training images
 def embed_views(run: Run, views: int) -> tuple[data.ImageSet, list[evaluation.Embedded]]:
     """The first ``condition_images`` training images, and what the run says of ``views`` random views of each."""
-    few = run.train.subset(range(min(run.settings["condition_images"], len(run.train))))
+    few = run.train.first(run.settings["condition_images"])
     size, strengths, embedded = run.settings["image_size"], augmentations.recipe(run.settings["augmentation"]), []
     for i in range(views):
         generator = torch.Generator().manual_seed(training.seed_of(run.settings["seed"], "kappa views", i))
@@ -445,7 +445,7 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     """
     settings, size = run.settings, run.settings["image_size"]
     train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
-    labelled = train.subset(range(min(settings["transfer_images"], len(train))))
+    labelled = train.first(settings["transfer_images"])
     fitted, held_out = data.train_validation_split(labelled.labels)
     first, epochs = Run(settings | {"seed": 0}) if settings["seed"] else run, settings["transfer_epochs"]
     search = _compare_rates(first, labelled.subset(fitted), labelled.subset(held_out), epochs)
@@ -506,8 +506,7 @@ def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     """
     parts = []
     for split, most in zip(("train", "test"), run.settings["factor_images"], strict=True):
-        images = data.load(dataset, split, image_size=run.settings["image_size"])
-        parts.append(images.subset(range(min(most, len(images)))))
+        parts.append(data.load(dataset, split, image_size=run.settings["image_size"]).first(most))
     features, rows = [run.embed(part)["features"] for part in parts], []
     for factor in ("content", *data.style_factors(parts[0])):
         labels = [part.labels if factor == "content" else part.extra[factor] for part in parts]

@@ -79,7 +79,7 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
             together.setdefault((ready.train.checksum, ready.settings["image_size"], ready.settings["condition_images"]), []).append(ready)
     for group in together.values():
         test = group[0].test()
-        few = test.subset(range(min(group[0].settings["condition_images"], len(test))))
+        few = test.first(group[0].settings["condition_images"])
         common = {"evaluated_on": few.title, "n": len(few)}
         probes, clean, found, correct = [], [], [[] for _ in group], [{} for _ in group]
         for ready in group:

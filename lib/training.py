@@ -110,9 +110,7 @@ def training_images(settings: dict) -> data.ImageSet:
         images = images.subset(data.train_validation_split(images.labels)[0])
     elif settings["split"] != "train":
         raise ValueError(f"Unknown split {settings['split']!r}; a run trains on 'train' or on 'fit' (train without validation).")
-    if settings["train_images"]:
-        images = images.subset(range(min(settings["train_images"], len(images))))
-    return images
+    return images.first(settings["train_images"]) if settings["train_images"] else images
 
 
 # ---------------------------------------------------------------------------------------------------------------- stored runs
