@@ -173,18 +173,13 @@ def read_json(path: Path, needs: tuple[str, ...] = ()):
 
 
 def read_npz(path: Path, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        raise ValueError(f"{path} is truncated or not an npz file ({npz_problem(error)}); {AGAIN}.") from error
+    with _whole(path, "an npz file", AGAIN), np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     return _complete(path, arrays, needs)
 
 
-def npz_problem(error: BaseException) -> str:
-    """What is wrong with a file that np.load refuses; its own words on pickles tell how to load them after all."""
+def why_unreadable(error: BaseException) -> str:
+    """What is wrong with a file that its reader refuses; np.load's own words on pickles tell how to load them after all."""
     return "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
 
 
@@ -201,7 +196,7 @@ def read_tensors(path: Path, needs: tuple[str, ...] = ()) -> tuple[dict, dict]:
     from safetensors.torch import load_file
 
     info = read_tensors_info(path, needs)
-    with _whole(path):
+    with _whole(path, "a safetensors file", TRAIN_AGAIN):
         return load_file(str(path)), info
 
 
@@ -209,7 +204,7 @@ def read_tensors_info(path: Path, needs: tuple[str, ...] = ()) -> dict:
     """The ``info`` of such a file alone; its tensors are not read."""
     from safetensors import safe_open
 
-    with _whole(path), safe_open(str(path), framework="numpy") as file:
+    with _whole(path, "a safetensors file", TRAIN_AGAIN), safe_open(str(path), framework="numpy") as file:
         info = json.loads((file.metadata() or {}).get("info", "{}"))
     if not isinstance(info, dict):
         raise ValueError(f"{path} says {info!r} of itself, not what it holds; {TRAIN_AGAIN}.")
@@ -217,13 +212,13 @@ def read_tensors_info(path: Path, needs: tuple[str, ...] = ()) -> dict:
 
 
 @contextlib.contextmanager
-def _whole(path: Path):
+def _whole(path: Path, kind: str, advice: str):
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is truncated or not a safetensors file ({one_line(error)}); {TRAIN_AGAIN}.") from error
+        raise ValueError(f"{path} is truncated or not {kind} ({why_unreadable(error)}); {advice}.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics and scores

@@ -21,48 +21,33 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# Probabilities and strengths; "brightness" ... "hue" as in torchvision.transforms.ColorJitter, "blur" is the range of sigma in pixels.
+# Probabilities and strengths; "brightness" ... "hue" as in torchvision.transforms.ColorJitter, "blur" is a probability, "sigma" its range in pixels.
+# SimSiam (Chen & He 2021, App. A), as used by VI-SimSiam 2022, App. 9.1
+SIMSIAM = {
+    "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
+    "hue": 0.1, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0),
+}  # fmt: skip
+# SimCLR (Chen et al. 2020, App. A), colour distortion of strength 1
+SIMCLR = SIMSIAM | {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+COLOURS_AS_THEY_ARE = dict.fromkeys(("jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur"), 0.0)
+SIMVAE = {"ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5}  # Bizeul et al. 2024, Table 2: crop, and flip upside down
 RECIPES = {
-    # SimSiam (Chen & He 2021, App. A), as used by VI-SimSiam 2022, App. 9.1
-    "simsiam": {
-        "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
-        "hue": 0.1, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0),
-    },
+    "simsiam": SIMSIAM,
     # SimSiam (App. D, CIFAR-10): the same without blur
-    "simsiam_small": {
-        "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
-        "hue": 0.1, "grey": 0.2, "blur": 0.0, "sigma": (0.1, 2.0),
-    },
+    "simsiam_small": SIMSIAM | {"blur": 0.0},
     # for training with labels: crop and flip alone, as for ResNets (He et al. 2016, §3.4), the crop as SimSiam's
-    "crop_and_flip": {
-        "scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0,
-        "hue": 0.0, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
-    },
-    # SimCLR (Chen et al. 2020, App. A), colour distortion of strength 1
-    "simclr": {
-        "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
-        "hue": 0.2, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0),
-    },
+    "crop_and_flip": SIMSIAM | COLOURS_AS_THEY_ARE,
+    "simclr": SIMCLR,
     # BYOL (Grill et al. 2020, App. B), also Barlow Twins, VICReg and DINO: the second view has parameters of its own
-    "byol": {
-        "scale": (0.08, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.2,
-        "hue": 0.1, "grey": 0.2, "blur": 1.0, "sigma": (0.1, 2.0), "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2},
+    "byol": SIMSIAM | {
+        "scale": (0.08, 1.0), "saturation": 0.2, "blur": 1.0, "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2},
     },
     # ProSMin (ICLR 2024, §5); the probabilities of flip, jitter and greyscale are not given: SimSiam's
-    "prosmin": {
-        "scale": (0.8, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8, "saturation": 0.8,
-        "hue": 0.2, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0),
-    },
-    # SimVAE (Bizeul et al. 2024, Table 2), MNIST and Fashion-MNIST: crop, and flip upside down
-    "simvae_grey": {
-        "scale": (0.4, 1.0), "ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5, "jitter": 0.0, "brightness": 0.0, "contrast": 0.0,
-        "saturation": 0.0, "hue": 0.0, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
-    },
+    "prosmin": SIMCLR | {"scale": (0.8, 1.0)},
+    # SimVAE, MNIST and Fashion-MNIST
+    "simvae_grey": SIMSIAM | COLOURS_AS_THEY_ARE | SIMVAE | {"scale": (0.4, 1.0)},
     # the same table, CIFAR-10 and CelebA; neither greyscale nor blur
-    "simvae_colour": {
-        "scale": (0.6, 1.0), "ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5, "jitter": 0.8, "brightness": 0.8, "contrast": 0.8,
-        "saturation": 0.8, "hue": 0.2, "grey": 0.0, "blur": 0.0, "sigma": (0.1, 2.0),
-    },
+    "simvae_colour": SIMCLR | SIMVAE | {"scale": (0.6, 1.0), "grey": 0.0, "blur": 0.0},
 }  # fmt: skip
 # SimVAE's Figure 7: the views of its colour images with other crops, and with a weaker jitter (its steps are not published)
 RECIPES |= {f"simvae_colour_crop_{least:g}": RECIPES["simvae_colour"] | {"scale": (least, 1.0)} for least in (0.2, 0.4, 0.8, 1.0)}

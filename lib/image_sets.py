@@ -240,7 +240,7 @@ def read_npz(path: Path, name: str, split: str) -> ImageSet:
             arrays = {key: stored[key] for key in stored.files}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, MemoryError) as error:
         hint = "store arrays of numbers and text, not Python objects" if "pickle" in str(error) else "delete it, or write it again"
-        raise ValueError(f"{path} is not a whole npz file ({artifacts.npz_problem(error)}): {hint}.") from error
+        raise ValueError(f"{path} is not a whole npz file ({artifacts.why_unreadable(error)}): {hint}.") from error
     if missing := [key for key in ("images", "labels") if key not in arrays]:
         raise ValueError(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays) or 'nothing'}): it needs images and labels.")
     for key, values in arrays.items():
