@@ -315,7 +315,7 @@ def _words(value) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
-def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], runs: dict, counts: list[list], **_) -> str:
+def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], **_) -> str:
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", ""]
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]

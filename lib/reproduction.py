@@ -82,9 +82,7 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
     for name, value in parameters.items():
         if name not in declared:
             raise ValueError(f"Notebook {notebook} has no parameter {name!r}; its parameters are {declared}.")
-        wanted = type(declared[name])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise ValueError(f"Parameter {name!r} of {notebook} is {value!r} ({type(value).__name__}); it must be a {wanted.__name__}.")
+        settings.same_type(name, value, declared[name], f"{notebook}: parameter")
     if "profile" in parameters:
         settings.profile_settings(parameters["profile"])
     return parameters

@@ -95,12 +95,13 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     for name, value in parameters.items():
         if name not in settings:
             raise ValueError(f"Unknown parameter {name!r} for method {method!r}; choose from {sorted(settings)}.")
-        settings[name] = _same_type(name, value, settings[name])
+        settings[name] = same_type(name, value, settings[name])
     _check(settings)
     return settings
 
 
-def _same_type(name: str, value, current, what: str = "Parameter"):
+def same_type(name: str, value, current, what: str = "Parameter"):
+    """The value in the type of the current one, whole numbers taken for floats; ValueError for any other type."""
     if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if type(value) is not type(current):
@@ -113,7 +114,7 @@ def _check_profile(profile: str, values: dict, base: dict) -> None:
     where = f"Profile {profile!r} of settings/profiles.toml"
     for name, value in values.items():
         if name in base:
-            _same_type(name, value, base[name], f"{where}: parameter")
+            same_type(name, value, base[name], f"{where}: parameter")
         elif name not in ("dataset", *NOT_TRAINED_WITH):
             known = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}.union(*read("recipes").values()) - {"inherits", "datasets", "keeps"}
             if name not in known:
@@ -126,10 +127,10 @@ def _check(settings: dict) -> None:
     if missing := sorted({*at_least, *finite, "dataset"} - set(settings)):
         raise ValueError(f"Method {settings['method']!r} lacks {missing}; add them in settings/recipes.toml, or inherit from a recipe that has them.")
     for name, bound in (at_least | ({"local_size": 8} if settings["local_views"] else {})).items():
-        if _same_type(name, settings[name], bound) < bound:
+        if same_type(name, settings[name], bound) < bound:
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be at least {bound}.")
     for name in finite:
-        if not 0 <= _same_type(name, settings[name], 0.0) < float("inf"):
+        if not 0 <= same_type(name, settings[name], 0.0) < float("inf"):
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and not negative.")
 
 
