@@ -261,12 +261,10 @@ def decide_recipe(part: dict) -> tuple[str, str]:
     return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(settings)} settings as published")
 
 
-def ledger(profile: str, paper: str = "all") -> pd.DataFrame:
-    """One row for every part of every claim (of a paper): the published and our number, interval, seeds, verdict and reason. Columns: COLUMNS."""
+def ledger(profile: str) -> pd.DataFrame:
+    """One row for every part of every claim: the published and our number, interval, seeds, verdict and reason. Columns: COLUMNS."""
     rows, trained = [], cache(is_trained)  # bootstraps, the same for all parts of a method
     for name, claim in claims().items():
-        if paper not in ("all", claim["paper"]):
-            continue
         common = {"id": name, "unit": claim.get("unit", "")} | {key: claim[key] for key in ("paper", "where", "statement", "kind")}
         for part in claim["parts"]:
             if "recipe" in part:

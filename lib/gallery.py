@@ -266,14 +266,10 @@ def _counts(claims: list[dict]) -> list[list]:
     return [["paper", *verdicts, "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
 
 
-def verdict_table(profile: str = EVIDENCE) -> str:
-    """The counts of verdicts by paper as Markdown, for the README of the repository."""
-    return markdown_table(_counts(_claims(profile, _runs(profile))))
-
-
 def with_verdicts(readme: str) -> str:
-    """The README of the repository with the present verdicts between its markers."""
-    return re.sub(r"(<!-- verdicts -->\n\n).*?(\n\n<!-- end -->)", lambda marks: marks[1] + verdict_table() + marks[2], readme, flags=re.S)
+    """The README of the repository with the present counts of verdicts by paper between its markers."""
+    table = markdown_table(_counts(_claims(EVIDENCE, _runs(EVIDENCE))))
+    return re.sub(r"(<!-- verdicts -->\n\n).*?(\n\n<!-- end -->)", lambda marks: marks[1] + table + marks[2], readme, flags=re.S)
 
 
 def _hours() -> str:
