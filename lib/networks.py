@@ -232,12 +232,10 @@ def layer_outputs(network: nn.Sequential, x: Tensor) -> list[str]:
 
 def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:
     """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` fully connected layers, each with batch norm, ReLU but after the last."""
-    widths = [inputs] + [dimension] * layers
     modules: list[nn.Module] = []
-    for index in range(layers):
-        modules += [nn.Linear(widths[index], widths[index + 1], bias=False), nn.BatchNorm1d(widths[index + 1])]
-        modules += [nn.ReLU()] if index < layers - 1 else []
-    return nn.Sequential(*modules)
+    for before, after in pairwise([inputs, *[dimension] * layers]):
+        modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
+    return nn.Sequential(*modules[:-1])
 
 
 def predictor(dimension: int, hidden: int, outputs: int | None = None) -> nn.Sequential:
