@@ -369,7 +369,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
         artifacts.remove_unfinished(folder)
-        status, peak = _run_watched(command, log, stamps, folder, env=os.environ | {"COMPANION_JOB": "1"})
+        status, peak = _run_watched(command, log, stamps, folder)
     if status is None:
         return INTERRUPTED
     missing = [name for name, path in stamps.items() if not path.exists()]
