@@ -260,9 +260,8 @@ def _defined(draw: Callable[[], ArrayLike], draws: int) -> np.ndarray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _percentiles(draw: Callable[[], float], draws: int, level: float) -> tuple[float, float]:
-    _check_level(level)
-    low, high = np.quantile(_defined(draw, draws), [(1 - level) / 2, (1 + level) / 2])
+def _percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
@@ -280,65 +279,18 @@ def _columns(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float],
-    *arrays: ArrayLike,
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    groups: ArrayLike | None = None,
+    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, level: float = 0.95, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap (low, high) of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
 
-    Every array has N rows and gets the same resample, so a difference of two scores is paired by image. groups [N] names rows that belong
-    together (several crops of one image) and are drawn together. The statistic must not depend on the order of rows. Draws on which it
-    raises UndefinedStatistic (a single class) are drawn again; more of these than `draws` is an error.
+    Every array has N rows and gets the same resample, so a difference of two scores is paired by image. The statistic must not depend on the order
+    of rows. Draws on which it raises UndefinedStatistic (a single class) are drawn again; more of these than `draws` is an error.
     """
+    _check_level(level)
     arrays, order = _columns(arrays)
-    units = np.arange(len(order)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
-    if units.shape != order.shape:
-        raise ValueError(f"groups must be [N] with N = {len(order)}, got shape {units.shape}.")
     statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
-    units, total = units[order], units.max() + 1
     generator = np.random.default_rng(seed)
-
-    def draw() -> float:
-        counts = np.bincount(generator.integers(total, size=total), minlength=total)
-        rows = np.repeat(order, counts[units])
-        return statistic(*(array[rows] for array in arrays))
-
-    return _percentiles(draw, draws, level)
-
-
-def hierarchical_interval(
-    statistic: Callable[..., float],
-    *per_seed: Sequence[ArrayLike],
-    draws: int = 2000,
-    level: float = 0.95,
-    seed: int = 0,
-    same_images: bool = True,
-) -> tuple[float, float]:
-    """Percentile bootstrap (low, high) over seeds, then images, of the mean over seeds of the statistic.
-
-    Each argument is a list with one array per seed: hierarchical_interval(auroc, [score_0, score_1], [correct_0, correct_1]). The statistic
-    is taken within a seed, so scores of different scale are never pooled. same_images: row i is the same image for every seed, and a
-    draw resamples images once for all of them; otherwise each drawn seed gets its own images. With three seeds the spread between
-    seeds is underestimated by a factor of about sqrt(2/3), as by any bootstrap of three.
-    """
-    if not per_seed or len({len(arrays) for arrays in per_seed}) != 1 or len(per_seed[0]) == 0:
-        raise ValueError(f"pass lists with one array per seed, all of one length >= 1, got lengths {[len(arrays) for arrays in per_seed]}.")
-    seeds = [_columns(arrays) for arrays in zip(*per_seed, strict=True)]
-    sizes = [len(order) for _, order in seeds]
-    if same_images and len(set(sizes)) != 1:
-        raise ValueError(f"same_images needs the same test images for every seed, got {sizes} rows; pass same_images=False.")
-    for arrays, _ in seeds:
-        statistic(*arrays)
-    generator = np.random.default_rng(seed)
-
-    def draw() -> float:
-        shared = _image_counts(generator, sizes[0]) if same_images else None
-        return float(_mean_over_drawn_seeds(statistic, seeds, generator, shared))
-
-    return _percentiles(draw, draws, level)
+    return _percentiles(_defined(lambda: _resampled(statistic, arrays, order, _image_counts(generator, len(order))), draws), level)
 
 
 def _image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
@@ -346,15 +298,21 @@ def _image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
     return np.bincount(generator.integers(size, size=size), minlength=size)
 
 
-def _mean_over_drawn_seeds(statistic: Callable, seeds: list, generator: np.random.Generator, shared: np.ndarray | None) -> np.ndarray:
-    """Mean of the statistic over seeds drawn anew, on the images of `shared` counts, or on images of its own for each drawn seed."""
-    values = []
-    for chosen in generator.integers(len(seeds), size=len(seeds)):
-        arrays, order = seeds[chosen]
-        counts = _image_counts(generator, len(order)) if shared is None else shared
-        rows = np.repeat(order, counts[order])
-        values.append(statistic(*(array[rows] for array in arrays)))
-    return np.mean(values, axis=0)
+def _resampled(statistic: Callable, arrays: list[np.ndarray], order: np.ndarray, counts: np.ndarray) -> ArrayLike:
+    rows = np.repeat(order, counts[order])
+    return statistic(*(array[rows] for array in arrays))
+
+
+def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000) -> tuple[float, float]:
+    """Percentile bootstrap (low, high) over seeds, then images, of the mean over seeds of the statistic, 95 %.
+
+    Each argument is a list with one array per seed: hierarchical_interval(auroc, [score_0, score_1], [correct_0, correct_1]); row i is the same
+    image for every seed. The statistic is taken within a seed, so scores of different scale are never pooled. With three seeds the spread between
+    seeds is underestimated by a factor of about sqrt(2/3), as by any bootstrap of three.
+    """
+    if not per_seed or len({len(arrays) for arrays in per_seed}) != 1 or len(per_seed[0]) == 0:
+        raise ValueError(f"pass lists with one array per seed, all of one length >= 1, got lengths {[len(arrays) for arrays in per_seed]}.")
+    return _percentiles(hierarchical_draws(statistic, [list(zip(*per_seed, strict=True))], draws)[1])
 
 
 def hierarchical_draws(
@@ -369,13 +327,17 @@ def hierarchical_draws(
     prepared = [[_columns(arrays) for arrays in per_seed] for per_seed in methods]
     sizes = {len(order) for per_seed in prepared for _, order in per_seed}
     if len(sizes) != 1 or not all(prepared):
-        raise ValueError(f"pass at least one method and one seed of each, all on the same images, got {sorted(sizes)} images.")
+        raise ValueError(f"pass at least one method and one seed of each, all on the same test images, got {sorted(sizes)} images.")
     estimates = [np.mean([statistic(*arrays) for arrays, _ in per_seed], axis=0) for per_seed in prepared]
     generator, (size,) = np.random.default_rng(seed), sizes
 
+    def mean_over_drawn_seeds(per_seed: list, counts: np.ndarray) -> np.ndarray:
+        drawn = generator.integers(len(per_seed), size=len(per_seed))
+        return np.mean([_resampled(statistic, *per_seed[chosen], counts) for chosen in drawn], axis=0)
+
     def draw() -> list[np.ndarray]:
-        shared = _image_counts(generator, size)
-        return [_mean_over_drawn_seeds(statistic, per_seed, generator, shared) for per_seed in prepared]
+        counts = _image_counts(generator, size)
+        return [mean_over_drawn_seeds(per_seed, counts) for per_seed in prepared]
 
     return np.asarray(estimates, dtype=np.float64), _defined(draw, draws)
 
@@ -391,17 +353,15 @@ def hierarchical_difference(
     both = sorted(set(first) & set(second))
     if not both:
         raise ValueError(f"the two have no seed in common: {sorted(first)} and {sorted(second)}; train one more.")
-    first, second = ([side[seed] for seed in both] for side in (first, second))
-    arity = len(first[0])
+    arity = len(first[both[0]])
 
     def gap(*arrays: np.ndarray) -> float:
         return statistic(*arrays[:arity]) - statistic(*arrays[arity:])
 
-    per_seed = [[*ours, *theirs] for ours, theirs in zip(first, second, strict=True)]
-    columns = list(zip(*per_seed, strict=True))
-    low, high = hierarchical_interval(gap, *columns, draws=draws)
-    mean = float(np.mean([gap(*map(np.asarray, arrays)) for arrays in per_seed]))
-    return {"difference": mean, "ci_low": low, "ci_high": high, "seeds": len(first), "n": len(first[0][0])}
+    per_seed = [(*first[seed], *second[seed]) for seed in both]
+    (mean,), drawn = hierarchical_draws(gap, [per_seed], draws)
+    low, high = _percentiles(drawn)
+    return {"difference": float(mean), "ci_low": low, "ci_high": high, "seeds": len(both), "n": len(per_seed[0][0])}
 
 
 def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
