@@ -3,6 +3,8 @@
 PAPER ?= all
 N ?= 10
 PY := .venv/bin/python
+# Two files of tests at a time, in the order they are collected.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 # The first Python in range that really runs: a name on the path may be a launcher for a version that is not installed.
 IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -40,10 +42,10 @@ reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 s
 	@$(PY) -m lib.reproduction --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
 
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not long and not versions"
+	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions"
 
 test-long: setup ## run the tests that need minutes or a cluster: fifty kills, full disks, several processes, Slurm
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m long -rs
+	@$(PY) -m pytest $(PARALLEL) -m long -rs
 
 test-versions: setup ## run the tests under the oldest and newest versions allowed; resolve the pins for other Pythons and systems
 	@$(PY) -m pytest -m versions -rs

@@ -56,6 +56,12 @@ def run_dir(profile: str, run: str) -> Path:
     return results_dir(profile) / "runs" / run
 
 
+def run_configs(profile: str) -> dict[Path, dict]:
+    """What the stored runs say of themselves, by folder; those on somebody's own images are theirs, and not in git."""
+    paths = sorted((results_dir(profile) / "runs").glob("*/config.json"))
+    return {path.parent: read_json(path) for path in paths if "-own_images-" not in path.parent.name}
+
+
 def metrics_path(profile: str, notebook: str, run: str) -> Path:
     return results_dir(profile) / "metrics" / f"{notebook}--{run}.csv"
 

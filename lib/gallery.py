@@ -213,10 +213,10 @@ def _title(number: str, entries: list[dict]) -> str:
 
 
 def _runs(profile: str) -> dict[str, dict]:
-    """What the stored runs say of themselves, by name; those on somebody's own images are theirs, and not in git."""
-    paths = [path for path in sorted((artifacts.results_dir(profile) / "runs").glob("*/config.json")) if "-own_images-" not in path.parent.name]
+    """What the stored runs say of themselves, by name."""
     unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
-    return {path.parent.name: unknown | artifacts.read_json(path) | {"log": path.with_name("log.csv").exists()} for path in paths}
+    stored = artifacts.run_configs(profile)
+    return {folder.name: unknown | config | {"log": (folder / "log.csv").exists()} for folder, config in stored.items()}
 
 
 def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:

@@ -406,7 +406,7 @@ def _shown(path: Path) -> Path:
 
 def _record_run(profile: str, paper: str, cores: int, seconds: float, peak_memory: int) -> None:
     """results/<profile>/run.json: what was run, on what, how long all trainings and this call took, and the most memory all its processes held."""
-    trained = [artifacts.read_json(path) for path in sorted((artifacts.results_dir(profile) / "runs").glob("*/config.json"))]
+    trained = artifacts.run_configs(profile).values()
     path = artifacts.results_dir(profile) / "run.json"
     earlier = artifacts.read_json(path) if path.exists() else {}
     memory = max(round(peak_memory / 2**30, 2), earlier.get("peak_memory_gib", 0))
