@@ -2,7 +2,6 @@
 # A job's output is its stamp, whose name holds the hash of everything the job depends on; checkpoints are outside the outputs, because
 # Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile, the paper and the GPUs.
 
-import shlex
 import sys
 
 from lib import reproduction
@@ -15,11 +14,6 @@ JOBS = {job.name: job for job in reproduction.jobs(PROFILE, PAPER)}
 
 def stamp_of(name):
     return str(reproduction.stamp(JOBS[name], JOBS))
-
-
-def run_job(name, threads):
-    given = {"job": name, "stamp": stamp_of(name), "profile": PROFILE, "paper": PAPER, "threads": threads}
-    return shlex.join([sys.executable, "-m", "lib.reproduction", *(word for key, value in given.items() for word in (f"--{key}", str(value)))])
 
 
 rule all:
@@ -44,5 +38,5 @@ for job in JOBS.values():
             gpu=GPUS if job.notebook in reproduction.ON_GPU else 0,
         params:
             job=job.name,
-        run:
-            shell(run_job(params.job, threads))
+        shell:
+            "{sys.executable:q} -m lib.reproduction --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"

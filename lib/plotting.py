@@ -180,8 +180,12 @@ def _settle(figure: Figure, id: str) -> None:
     """
     page, engine = figure.get_size_inches(), figure.get_layout_engine()
     for _ in range(3):
+        places = [None]
         for _ in range(4):  # one pass of constrained layout does not settle axes of equal aspect
             figure.draw_without_rendering()
+            places.append([[round(side, 6) for side in ax.get_position().bounds] for ax in figure.axes])
+            if places[-1] == places[-2]:
+                break
         outside = _outside(figure, page)
         if max(outside) <= 0.03 or not isinstance(engine, ConstrainedLayoutEngine):
             break

@@ -254,9 +254,7 @@ def measure(run: Run) -> pd.DataFrame:
     elif len(run.train.classes) == 1:
         rows, scores = _one_class_detection(run), None
     else:
-        rows, scores = _battery(run)
-        if not _reads_more(run.settings, BY_ACCURACY):
-            rows = [row for row in rows if row["condition"] == "clean"]
+        rows, scores = _battery(run, graded=_reads_more(run.settings, BY_ACCURACY))
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
         kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in ("index", "linear_correct", "knn_correct")}
@@ -272,18 +270,19 @@ def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
     return settings not in own or settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
 
 
-def _battery(run: Run) -> tuple[list[dict], evaluation.Embedded]:
+def _battery(run: Run, graded: bool) -> tuple[list[dict], evaluation.Embedded]:
+    """evaluation.battery of the test set, and where ``graded`` also of the other sets and of the graded conditions."""
     test = run.test()
     few = test.first(run.settings["condition_images"])
 
     def others(distance: str) -> dict:
         return {name: run.embed(run.other(name)) for name in run.settings[f"ood_{distance}"]}
 
-    return evaluation.battery(
-        run.embed(run.bank), run.embed(test), test.title, near_ood=others("near"), far_ood=others("far"),
-        conditions={name: run.embed(few, name, transform) for name, transform in conditions().items()},
-        draws=run.settings["bootstrap_draws"],
-    )  # fmt: skip
+    more = {}
+    if graded:
+        more = {"near_ood": others("near"), "far_ood": others("far")}
+        more["conditions"] = {name: run.embed(few, name, transform) for name, transform in conditions().items()}
+    return evaluation.battery(run.embed(run.bank), run.embed(test), test.title, draws=run.settings["bootstrap_draws"], **more)
 
 
 def _one_class_detection(run: Run) -> list[dict]:

@@ -132,8 +132,6 @@ def parse_parameters(text: str, notebook: str) -> dict:
 
 def _check_values(notebook: str, parameters: dict) -> None:
     """ValueError for a value that the notebook would stop at, or pass over, once its stored copy is gone; a default may stand for "as usual"."""
-    from lib import data  # slow to import
-
     given = {name: value for name, value in parameters.items() if value != declared_parameters(notebook)[name]}
     for name, value in given.items():
         if type(value) in (int, float) and not 0 <= value < float("inf"):
@@ -141,6 +139,8 @@ def _check_values(notebook: str, parameters: dict) -> None:
     if "method" in given:
         settings.recipe(given["method"])
     if "dataset" in given:
+        from lib import data  # slow to import
+
         data.check_name(given["dataset"])
     for name in given.get("runs", "").split():
         settings.find_run(name, given.get("profile", "quick"))
@@ -465,7 +465,7 @@ def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> 
             running.pop(name).close()
         if finished:
             break
-        if time.perf_counter() - looked > 2:
+        if time.perf_counter() - looked > 5:  # a look at all their pages takes a tenth of a second
             peak, looked = max(peak, memory_of(process.pid)), time.perf_counter()
         time.sleep(0.5)
     for inner in running.values():

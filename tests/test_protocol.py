@@ -331,7 +331,7 @@ def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatc
     asked = []
     monkeypatch.setattr(protocol, "write_encoder", lambda *_: asked.append(1))
     monkeypatch.setattr(protocol, "_leaves_encoder", lambda _: True)
-    monkeypatch.setattr(protocol, "_battery", lambda _: ([], {}))
+    monkeypatch.setattr(protocol, "_battery", lambda run, graded: ([], {}))
     monkeypatch.setattr(artifacts, "write_metrics", lambda *_: None)
     monkeypatch.setattr(artifacts, "write_scores", lambda *_: None)
     monkeypatch.setattr(run, "profile", profile)

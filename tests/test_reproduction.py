@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -129,11 +130,12 @@ def test_without_accounting_squeue_is_asked(tmp_path, monkeypatch, status, asked
     assert options[:4] == ["--executor", "slurm", "--jobs", "2"] and options[options.index("10") + 1 :] == asked
 
 
-def test_snakemake_plans_every_job(tmp_path):
-    """The Snakefile gives Snakemake exactly the jobs of lib.reproduction, their GPUs, and the partition of a profile."""
+def test_snakemake_plans_every_job(tmp_path, monkeypatch):
+    """The Snakefile gives Snakemake exactly the jobs of lib.reproduction, their GPUs and commands, and the partition of a profile."""
     (tmp_path / "config.yaml").write_text("default-resources:\n  - slurm_partition=other\n")
-    command = [sys.executable, "-m", "snakemake", "-n", "--cores", "1", "--config", "profile=smoke", "paper=all", "gpus=2"]
-    environment = os.environ | {"RESULTS_DIR": str(tmp_path), "SNAKEMAKE_PROFILE": str(tmp_path)}
+    command = [sys.executable, "-m", "snakemake", "-n", "-p", "--cores", "1", "--config", "profile=smoke", "paper=all", "gpus=2"]
+    results = tmp_path / 'of $HOME "and" `more`'
+    environment = os.environ | {"RESULTS_DIR": str(results), "SNAKEMAKE_PROFILE": str(tmp_path)}
     done = subprocess.run(command, cwd=artifacts.ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
     planned = dict(re.findall(r"^rule (\w+):\n(?: .+\n)*?    resources: (.+)", done.stdout, re.MULTILINE))
@@ -143,6 +145,12 @@ def test_snakemake_plans_every_job(tmp_path):
     for job in listed:
         resources = planned[reproduction.rule_name(job)].split(", ")
         assert f"gpu={2 if job.notebook in reproduction.ON_GPU else 0}" in resources and "slurm_partition=other" in resources
+    calls = [shlex.split(line) for line in re.findall(r"^Shell command: (?!None$)(.+)", done.stdout, re.MULTILINE)]
+    monkeypatch.setattr(artifacts, "RESULTS", results)
+    by_name = {job.name: job for job in listed}
+    expected = [["--job", name, "--stamp", str(reproduction.stamp(job, by_name))] for name, job in by_name.items()]
+    rest = ["--profile", "smoke", "--paper", "all", "--threads", "1"]
+    assert sorted(calls) == sorted([sys.executable, "-m", "lib.reproduction", *words, *rest] for words in expected)
 
 
 def test_memory_of_a_process_counts_what_its_children_hold():
