@@ -32,6 +32,8 @@ for job in JOBS.values():
         output:
             stamp_of(job.name),
         threads: 1
+        # Most notebooks wait for all networks; those that need none fill the cores beside and after them.
+        priority: int(job.notebook == reproduction.artifacts.MEASURED_BY)
         resources:
             mem_mb=6000,
             runtime=600,
