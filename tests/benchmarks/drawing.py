@@ -163,7 +163,8 @@ def page() -> None:
                 bare = by.loc[("images/s", "b"), "median"] / by.loc[("images/s", arm), "median"]
                 reason = f"the bare network itself is {bare:.2f} times as fast as c here, which bounds the ratio"
                 if arm == "b":
-                    reason = f"the repeats range from {ratio['low']:.2f} to {ratio['high']:.2f}, " + ("around" if ratio["high"] >= ratio.bar else "below") + " it"
+                    side = "around" if ratio["high"] >= ratio.bar else "below"
+                    reason = f"the repeats range from {ratio['low']:.2f} to {ratio['high']:.2f}, {side} it"
                 short = f"{ratio.bar - ratio['median']:.3f} below the aim"
                 below.append(f"- {title(rows.iloc[0])}: a / {arm} is {ratio['median']:.3f}, {short}; {reason}.")
         cells += [cell(by.loc[(f"ratio a / {arm}", arm)], 2) for arm in ("c, bf16", "d")]
