@@ -345,15 +345,13 @@ def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
 
 def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0) -> int:
     """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's exit status."""
-    from lib import gallery
-
+    cores = max(1, cores or os.cpu_count() or 1)
+    where = executor_options(executor, cores, gpus)
     listed = jobs(profile, paper)
     by_name = {job.name: job for job in listed}
     for job in listed:
         check_parameters(job.notebook, job.parameters)
     stamps = {job.name: stamp(job, by_name) for job in listed}
-    cores = max(1, cores or os.cpu_count() or 1)
-    where = executor_options(executor, cores, gpus)
     folder = artifacts.results_dir(profile)
     artifacts.check_writable(folder)
     log_path = folder / ".done" / "snakemake.log"
@@ -385,6 +383,8 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
             print("What is done stays done: call the same command again.")
         return status or 1
     _record_run(profile, paper, cores, time.perf_counter() - started, peak)
+    from lib import gallery  # slow to import
+
     print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
     return _compare_with_expected(profile, paper)
 
@@ -479,8 +479,6 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
 
     Everything goes to ``out`` (results/own/<folder>): page, tables and contact sheets, and below them the run and the executed notebook.
     """
-    from lib import own_images
-
     folder = Path(images).expanduser().resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give one that holds images, IMAGES=folder.")
@@ -489,6 +487,8 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
         raise ValueError(f"The results would go to {output}, inside the folder that is scored: give another place, OUT=folder.")
     if output.exists() and not output.is_dir():
         raise ValueError(f"The results would go to {output}, which is not a folder: give another place, OUT=folder.")
+    from lib import own_images  # slow to import
+
     own_images.check_encoder(encoder)
     name = find_notebook("70")
     given = {"profile": profile, "images": str(folder), "encoder": encoder, "epochs": epochs, "out": str(output)}

@@ -189,7 +189,7 @@ def test_every_listed_run_is_found_by_its_name(profile):
     listed = settings.runs(profile) + settings.tuning_runs(profile)
     by_name = {run_name(run): run for run in listed}
     assert all(by_name[run_name(run)] == run for run in listed), "two runs that differ have one name"
-    for run in listed[::7]:  # each looks through all
+    for run in listed[::41]:  # each looks through all
         assert find_run(run_name(run), profile) == run
 
 
