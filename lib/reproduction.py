@@ -554,7 +554,8 @@ def main() -> int:
             return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs, int(arguments.gpus))
     except (ValueError, OSError, RuntimeError) as error:
         advice = f". {artifacts.NEXT_STEP}" if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""
-        print(f"{type(error).__name__}: {error}{advice}", file=sys.stderr)
+        named = f"{arguments.job} failed: " if arguments.job and "failed: " not in str(error) else ""  # lines that say so are shown to whoever called
+        print(f"{named}{type(error).__name__}: {error}{advice}", file=sys.stderr)
         return 1
     return 0
 

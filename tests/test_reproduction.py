@@ -1,5 +1,6 @@
 """Jobs, stamps and the checks of parameters before anything runs."""
 
+import errno
 import os
 import re
 import shlex
@@ -93,6 +94,16 @@ def test_begin_refuses_what_papermill_only_warns_about():
 def test_command_line_says_what_is_wrong(arguments, message):
     done = subprocess.run([sys.executable, "-m", "lib.reproduction", *arguments], cwd=artifacts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_whatever_ends_a_job_the_job_is_named(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(reproduction, "run_job", full)
+    monkeypatch.setattr(sys, "argv", ["reproduction", "--profile", "smoke", "--job", "10_pretraining--all"])
+    assert reproduction.main() == 1
+    assert "10_pretraining--all failed: OSError: [Errno 28] No space left on device. " in capsys.readouterr().err
 
 
 def test_a_held_lock_is_an_error_or_awaited(tmp_path):

@@ -10,6 +10,7 @@ from lib import artifacts, reproduction
 
 pytestmark = pytest.mark.long
 SCRIPT = artifacts.ROOT / "tests" / "one_node_slurm.sh"
+PAPER = "vje"  # jobs of every kind; Slurm is asked how they are once a minute, and all the companion's would take a quarter of an hour
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +28,8 @@ def cluster(tmp_path_factory):
 
 
 def reproduce(path, gpus, **variables):
-    """make reproduce PROFILE=smoke EXECUTOR=slurm GPUS=<gpus>, with results where the test expects them."""
-    command = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke", "--executor", "slurm", "--gpus", str(gpus)]
+    """make reproduce PROFILE=smoke PAPER=vje EXECUTOR=slurm GPUS=<gpus>, with results where the test expects them."""
+    command = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke", "--paper", PAPER, "--executor", "slurm", "--gpus", str(gpus)]
     environment = os.environ | {"PATH": path, "RESULTS_DIR": str(artifacts.RESULTS)} | variables
     return subprocess.run(command, cwd=artifacts.ROOT, env=environment, capture_output=True, text=True, timeout=1200)
 
@@ -51,7 +52,7 @@ def test_reproduce_on_slurm_fails_with_a_name_then_continues_then_has_nothing_to
     blocked.rmdir()
     done = reproduce(cluster, gpus=1)
     assert done.returncode == 0, done.stdout
-    listed = {job.name: job for job in reproduction.jobs("smoke")}
+    listed = {job.name: job for job in reproduction.jobs("smoke", PAPER)}
     assert all(reproduction.stamp(job, listed).exists() for job in listed.values())
     ran = submitted(cluster)
     expected = {
