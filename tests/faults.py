@@ -46,6 +46,14 @@ def kill_all(process: subprocess.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
+    while any(map(is_alive, halted)):  # on a busy machine a signal takes effect some time after it is sent
+        time.sleep(0.01)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def reproduce_with_kills(results: Path, moments: list[float], whole_family: list[bool], arguments=()) -> dict:
