@@ -26,6 +26,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -178,10 +179,15 @@ def load(
         found = replace(found, whole=DATASETS[name].splits[split][0])
     # Results are committed: they name the place, not somebody's folder.
     found = replace(found, source=found.source.replace(str(root), "DATA_DIR"))
-    if image_size and isinstance(found.images, np.ndarray) and found.images.shape[1:3] != (image_size, image_size):
-        resized = [np.asarray(square(Image.fromarray(image.squeeze()), image_size)) for image in found.images]
-        found = replace(found, images=np.stack(resized).reshape(len(found), image_size, image_size, -1))
-    return found
+    return _resized(found, image_size)
+
+
+def _resized(found: ImageSet, image_size: int | None) -> ImageSet:
+    """Every image as a square of image_size, where that is given and the images are in memory."""
+    if not image_size or not isinstance(found.images, np.ndarray) or found.images.shape[1:3] == (image_size, image_size):
+        return found
+    resized = [np.asarray(square(Image.fromarray(image.squeeze()), image_size)) for image in found.images]
+    return replace(found, images=np.stack(resized).reshape(len(found), image_size, image_size, -1))
 
 
 def check_name(name: str, root: Path | None = None, split: str = "train") -> None:
@@ -490,12 +496,18 @@ def _one_class(whole: ImageSet, label: int, name: str) -> ImageSet:
     return replace(own, name=name, labels=np.zeros(len(own), np.int64), classes=[whole.classes[label]], extra={}, extra_classes={}, whole=len(own))
 
 
+@lru_cache(maxsize=4)
+def _digits(image_size: int | None) -> ImageSet:
+    """All digits, read once in a process: whoever has a split of them has copies."""
+    bunch = load_digits()
+    images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    everything = ImageSet("digits", "all", images, bunch.target, [str(c) for c in bunch.target_names], source="scikit-learn")
+    return _resized(everything, image_size)
+
+
 def _made_here(name: str, split: str, image_size: int | None) -> ImageSet:
     if name == "digits":
-        bunch = load_digits()
-        images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
-        everything = ImageSet(name, split, images, bunch.target, [str(c) for c in bunch.target_names], source="scikit-learn")
-        return _split_all(lambda _: everything, split, only_all=True)
+        return _split_all(lambda _: _digits(image_size), split, only_all=True)
     kind = "noise" if name == "generated_noise" else "shapes"
     drawn = generated(kind, DATASETS[name].splits[split][0], image_size or 32, seed=["train", "test"].index(split))
     return replace(drawn, name=name, split=split)

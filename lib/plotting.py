@@ -15,6 +15,9 @@ import numpy as np
 import pandas as pd
 from matplotlib import cbook, patheffects, ticker
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutEngine
@@ -29,6 +32,7 @@ from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_
 COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  # width, height of one row of panels
 TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
+CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 
@@ -167,6 +171,10 @@ def _check_record(id: str, caption: str, alt: str, data: pd.DataFrame, notebook:
         raise ValueError(f"the data of {id} are empty or all NaN ({len(data)} rows): pass exactly what is drawn")
 
 
+def _places(figure: Figure) -> list[list[float]]:
+    return [[round(side, 6) for side in ax.get_position().bounds] for ax in figure.axes]
+
+
 def _outside(figure: Figure, page: np.ndarray) -> list[float]:
     """Inches that are drawn beyond the left, bottom, right and top of the page."""
     drawn = figure.get_tightbbox()
@@ -180,10 +188,11 @@ def _settle(figure: Figure, id: str) -> None:
     """
     page, engine = figure.get_size_inches(), figure.get_layout_engine()
     for _ in range(3):
-        places = [None]
-        for _ in range(4):  # one pass of constrained layout does not settle axes of equal aspect
-            figure.draw_without_rendering()
-            places.append([[round(side, 6) for side in ax.get_position().bounds] for ax in figure.axes])
+        figure.draw_without_rendering()
+        places = [_places(figure)]
+        for _ in range(3 if engine else 0):  # one pass of constrained layout does not settle axes of equal aspect
+            engine.execute(figure)
+            places.append(_places(figure))
             if places[-1] == places[-2]:
                 break
         outside = _outside(figure, page)
@@ -202,10 +211,17 @@ def _settle(figure: Figure, id: str) -> None:
         raise ValueError(f"{id} draws {outside:.2f} in outside its page of {page[0]:g} x {page[1]:g} in: create it larger or shorten its labels")
 
 
-def _render(figure: Figure, kind: str, metadata: dict, **options) -> bytes:
+def _render(figure: Figure, kind: str, metadata: dict, dpi: float | None = None) -> bytes:
+    """The picture in one drawing: savefig draws twice, for a layout that _settle has fixed by now."""
     buffer = io.BytesIO()
+    canvas, figure_dpi = figure.canvas, figure.dpi
     with plt.style.context(artifacts.ROOT / "figures" / "style.mplstyle"):  # font type, hash salt and box hold whoever made the figure
-        figure.savefig(buffer, format=kind, metadata=metadata, **options)
+        try:
+            figure.dpi = dpi or plt.rcParams["savefig.dpi"]
+            getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=metadata)
+        finally:
+            figure.set_canvas(canvas)
+            figure.dpi = figure_dpi
     return _with_palette(buffer.getvalue()) if kind == "png" else buffer.getvalue()
 
 
@@ -737,6 +753,6 @@ def flow_chart(ax: Axes, nodes: dict[str, tuple[float, float]], edges, *, circle
         broken = (start, end) in dashed
         look = {"arrowstyle": "->", "linewidth": 0.8, "color": GREY if broken else INK, "linestyle": "--" if broken else "-"}
         ends = {"patchA": boxes[start], "patchB": boxes[end], "shrinkA": 1, "shrinkB": 1}
-        ax.annotate("", nodes[end], nodes[start], arrowprops=look | ends, zorder=1)
+        ax.annotate("", nodes[end], nodes[start], arrowprops=look | ends, zorder=4)  # after the boxes: drawing them places them, and its ends
     ax.axis("off")
     return pd.DataFrame(edges, columns=["from", "to"])

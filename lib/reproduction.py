@@ -29,6 +29,9 @@ from tqdm import tqdm
 
 from lib import artifacts, settings
 
+# For jsonschema, which all that reads notebooks loads: it would compile a grammar of web addresses for seconds, and notebooks hold none to check.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 NOTEBOOKS = artifacts.ROOT / "notebooks"
 INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
@@ -234,8 +237,6 @@ def executed_path(job: Job) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- running
 def execute(job: Job) -> Path:
     """Run one job here with papermill. One that fails raises RuntimeError, leaves what is stored, and is kept in results/<profile>/failed."""
-    # jsonschema would compile a grammar of web addresses, longer than papermill takes to load; notebooks hold none that it would check.
-    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
 
     from lib import gallery

@@ -450,3 +450,19 @@ def test_a_log_axis_of_curves_stays_near_its_data():
 
 def test_kappa_in_words():
     assert [plotting.kappa_text(value) for value in (11104.2, 852.63, 2.6382)] == ["11,104", "853", "2.64"]
+
+
+@pytest.mark.parametrize("kind, metadata", [("pdf", {"CreationDate": None}), ("svg", {"Date": None})])
+def test_a_picture_drawn_once_is_that_of_savefig(kind, metadata):
+    """Arrows between boxes included, whose ends depend on the boxes' places at the resolution of the format."""
+    plotting.use_style()
+    figure, axes = plt.subplots(1, 2, figsize=plotting.PAGE, layout="constrained")
+    axes[0].set(xlim=(-1, 3), ylim=(-1, 2))
+    plotting.flow_chart(axes[0], {"x": (0, 0), "μ, σ": (2, 1), "z": (2, 0)}, [("x", "μ, σ"), ("μ, σ", "z")], circles=["μ, σ"])
+    axes[1].plot([1, 2, 3], label="line")
+    axes[1].legend()
+    plotting._settle(figure, "50_once")
+    drawn, expected = plotting._render(figure, kind, metadata), io.BytesIO()
+    figure.savefig(expected, format=kind, metadata=metadata)
+    assert drawn == expected.getvalue()
+    plt.close(figure)
