@@ -216,7 +216,7 @@ def statistics(views):
 @pytest.mark.parametrize("recipe", [aug.RECIPES[name] for name in sorted(aug.RECIPES)] + [aug.RECIPES["byol"] | aug.RECIPES["byol"]["second"]])
 @pytest.mark.parametrize("shape", ["square", "tall"])
 def test_views_are_distributed_as_torchvisions(recipe, shape):
-    images = photos(700)
+    images = photos(400)
     if shape == "tall":
         images = images[..., 4:]  # off-centre, so that a wrong flip or crop shows
     ours = aug.augment(images.repeat(6, 1, 1, 1), 18, recipe, generator(3))

@@ -59,7 +59,7 @@ def log_projected_normal(u: np.ndarray, mean: np.ndarray, variance: np.ndarray) 
     t = b / np.sqrt(a)  # log ∫_0^∞ x^{D-1} exp(-x²/2 + t x) dx around its mode
     mode = (t + np.sqrt(t**2 + 4 * (dim - 1))) / 2
     width = 1 / np.sqrt(1 + (dim - 1) / mode**2)
-    nodes, weights = np.polynomial.legendre.leggauss(200)
+    nodes, weights = np.polynomial.legendre.leggauss(80)
     low, high = np.maximum(mode - 12 * width, 0), mode + 12 * width
     half = (high - low)[:, None] / 2
     x = low[:, None] + half * (nodes + 1)
@@ -75,8 +75,7 @@ def test_the_projected_normal_of_the_next_test_is_a_density():
 
 
 @pytest.mark.parametrize("dim", [2, 3, 8, 32, 64])
-@pytest.mark.parametrize("freedom", [4.0, 1e6])
-def test_the_mass_with_unequal_scales_is_at_most_one(dim, freedom):
+def test_the_mass_with_unequal_scales_is_at_most_one(dim):
     """Importance sampling from a mixture of projected normals of the same axes, as wide and wider."""
     generator = np.random.default_rng(dim)
     loc = generator.normal(size=dim)
@@ -87,14 +86,16 @@ def test_the_mass_with_unequal_scales_is_at_most_one(dim, freedom):
     u = np.concatenate(draws)
     u /= np.linalg.norm(u, axis=1, keepdims=True)
     log_proposal = special.logsumexp([log_projected_normal(u, loc, v) for v in proposals], axis=0) - math.log(len(proposals))
-    target = DirectionalStudentT(torch.tensor(loc), torch.tensor(squared), freedom, validate_args=False).log_prob(torch.tensor(u)).numpy()
-    weights = np.exp(target - log_proposal)
-    effective, mass = weights.sum() ** 2 / (weights**2).sum(), weights.mean()
-    error = weights.std() / math.sqrt(count)
-    assert effective >= 1000
-    assert 0.3 < mass <= 1 + 3 * error and error < 0.02
-    ambient = DirectionalStudentT(torch.tensor(loc), torch.tensor(squared), freedom, False, validate_args=False).log_prob(torch.tensor(u)).numpy()
-    assert np.exp(ambient - log_proposal).mean() > 1.2
+    loc, squared, u = torch.tensor(loc), torch.tensor(squared), torch.tensor(u)
+    for freedom in (4.0, 1e6):
+        target = DirectionalStudentT(loc, squared, freedom, validate_args=False).log_prob(u).numpy()
+        weights = np.exp(target - log_proposal)
+        effective, mass = weights.sum() ** 2 / (weights**2).sum(), weights.mean()
+        error = weights.std() / math.sqrt(count)
+        assert effective >= 1000
+        assert 0.3 < mass <= 1 + 3 * error and error < 0.02
+        ambient = DirectionalStudentT(loc, squared, freedom, False, validate_args=False).log_prob(u).numpy()
+        assert np.exp(ambient - log_proposal).mean() > 1.2
 
 
 def test_the_log_density_is_scipys_student_t_of_the_tangent_vector():
@@ -153,7 +154,7 @@ class Toy:
 
     def __init__(self, **options):
         self.options = {"directional_freedom": 3.0, "radial_freedom": 3.0, "radial_scale": 0.5, "scale_directions": False} | options
-        axis = torch.linspace(-7, 7, 701, dtype=torch.float64)
+        axis = torch.linspace(-7, 7, 451, dtype=torch.float64)
         self.cell = (axis[1] - axis[0]).item() ** 2
         self.z = torch.cartesian_prod(axis + 1e-3, axis)  # [G, 2], beside the origin, where a latent has no direction
         self.target = torch.tensor([0.9, 0.7], dtype=torch.float64)
