@@ -420,7 +420,8 @@ CASES = {
     "encoder unknown": (
         given(own_images.check_encoder, "../vi_simsiam"), r"no committed encoder '../vi_simsiam' .*choose one of \['vi_simsiam'\]", None),
     # training
-    "batch larger than the data": (train(batch_size=2000), r"digits \(768 images\) has 768 images, fewer than one batch of 2000; lower batch_size", None),
+    "batch larger than the data": (
+        train(batch_size=2000), r"digits \(768 images\) has 768 images, fewer than one batch of 2000; lower batch_size", None),
     "few images": (train(train_images=100), r"digits \(100 images\) has 100 images, fewer than one batch of 128; lower batch_size", None),
     "split unknown to training": (train(split="test"), "Unknown split 'test'; a run trains on 'train' or on 'fit'", None),
     "optimiser unknown": (train(optimizer="lion"), "Unknown optimizer 'lion'; choose 'sgd'", None),
@@ -432,7 +433,8 @@ CASES = {
     "backbone unknown": (train(backbone="resnet19"), "Unknown backbone 'resnet19'; choose one of", None),
     "stem unknown": (train(stem="stride3"), "Unknown stem 'stride3'; choose one of", None),
     "patches that do not fit": (train("dino_vit", image_size=18), "image_size is 18 px; a vit needs a multiple of its patch_size 4", None),
-    "classes of another set": (train("supervised", classes=7), r"digits \(768 images\) has 10 classes, supervised was set up for 7; set classes", None),
+    "classes of another set": (
+        train("supervised", classes=7), r"digits \(768 images\) has 10 classes, supervised was set up for 7; set classes", None),
     "one class with labels": (
         train("supervised", dataset="digits_class_3", batch_size=16), "digits_class_3 has 1 classes, supervised was set up for 10; set classes",
         None),
