@@ -171,6 +171,23 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
 
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons
+def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
+    """What to use for what: for each use of MAIN, without labels and with, the ``top`` highest means of all scores on all networks in table().
+
+    Columns use, labels, score, method, value, ci_low, ci_high, seeds. Means, not tests. Max softmax has seen labels; the supervised network is left
+    out; a method's own uncertainty that is a trivial score stands under the trivial score's name.
+    """
+    found = summary[summary.measure.isin(MAIN) & summary.value.notna() & (summary.method != "supervised")]
+    found = found[(found.score != "uncertainty") | ~found.uncertainty.str.endswith("(trivial)")]
+    labels = np.where(found.score == "max_softmax", "with", "without")
+    own = found.score == "uncertainty"
+    found = found.assign(use=found.measure.map(MAIN), labels=labels, score=found.uncertainty.where(own, found.score.map(SCORES)))
+    found["place"] = found.measure.map(list(MAIN).index)
+    best = found.sort_values("value", ascending=False).groupby(["use", "labels"]).head(top)
+    best = best.sort_values(["place", "labels", "value"], ascending=[True, False, False])
+    return best[["use", "labels", "score", "method", "value", "ci_low", "ci_high", "seeds"]].reset_index(drop=True)
+
+
 def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:
     """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
 

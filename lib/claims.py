@@ -20,7 +20,7 @@ from lib import settings as resolution
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
 NOT_TESTED, NOT_TESTABLE, FOLLOWED, DEVIATES = "not tested", "not testable", "followed", "deviates"
 # From worst to best: a claim of several parts is as good as the worst of those that were tested.
-ORDER = (CONTRADICTED, NOT_REPRODUCED, SAME, REPRODUCED, NOT_TESTED, NOT_TESTABLE)
+ORDER = (CONTRADICTED, NOT_REPRODUCED, DEVIATES, SAME, REPRODUCED, FOLLOWED, NOT_TESTED, NOT_TESTABLE)
 ILLUSTRATIONS = ("smoke", "quick")
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
@@ -286,7 +286,7 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, parts in table.groupby("id", sort=False):
         tested = parts[~parts.verdict.isin([NOT_TESTED, NOT_TESTABLE])]
-        worst = min((tested if len(tested) else parts).verdict, key=lambda verdict: ORDER.index(verdict) if verdict in ORDER else len(ORDER))
+        worst = min((tested if len(tested) else parts).verdict, key=ORDER.index)
         first = parts.iloc[0]
         rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
                      "parts": len(parts), "parts_tested": len(tested)})  # fmt: skip

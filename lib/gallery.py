@@ -259,17 +259,32 @@ def _counts(claims: list[dict]) -> list[list]:
     """How many claims of each paper have which verdict, as rows of cells: head, one row a paper, sum."""
     from lib import claims as ledger
 
-    order = [*ledger.ORDER[3::-1], *ledger.ORDER[4:], ledger.FOLLOWED, ledger.DEVIATES]
-    verdicts = [name for name in order if any(claim["verdict"] == name for claim in claims)]
+    order = (ledger.REPRODUCED, ledger.SAME, ledger.NOT_REPRODUCED, ledger.CONTRADICTED, ledger.NOT_TESTED, ledger.NOT_TESTABLE)
+    verdicts = [name for name in (*order, ledger.FOLLOWED, ledger.DEVIATES) if any(claim["verdict"] == name for claim in claims)]
     found = [[claim for claim in claims if claim["paper"] == paper] for paper in PAPERS] + [claims]
     cells = [[sum(claim["verdict"] == name for claim in own) for name in verdicts] + [len(own)] for own in found]
     return [["paper", *verdicts, "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
 
 
-def with_verdicts(readme: str) -> str:
-    """The README of the repository with the present counts of verdicts by paper between its markers."""
-    table = markdown_table(_counts(_claims(EVIDENCE, _runs(EVIDENCE))))
-    return re.sub(r"(<!-- verdicts -->\n\n).*?(\n\n<!-- end -->)", lambda marks: marks[1] + table + marks[2], readme, flags=re.S)
+def with_results(readme: str) -> str:
+    """The README of the repository with the present counts of verdicts by paper, and what to use for what, between their markers."""
+    for name, rows in (("verdicts", _counts(_claims(EVIDENCE, _runs(EVIDENCE)))), ("advice", _advice())):
+        marks = rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)"
+        readme = re.sub(marks, lambda found, rows=rows: found[1] + markdown_table(rows) + found[2], readme, flags=re.S)
+    return readme
+
+
+def _advice() -> list[list]:
+    """The best stored score for every use, without and with labels, as rows of cells (benchmark.advice)."""
+    from lib.plotting import method_style  # slow to import
+
+    table = artifacts.read_csv(artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv")
+    first = table.groupby(["use", "labels"], sort=False).head(1)
+    rows = [
+        [row.use, row.labels, f"{row.score} of {method_style(row.method).label}", f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]", row.seeds]
+        for row in first.itertuples()
+    ]
+    return [["to tell apart", "labels", "highest mean", "AUROC, ends of all seeds' intervals", "seeds"], *rows]
 
 
 def _hours() -> str:
@@ -418,7 +433,7 @@ def main() -> int:
     try:
         print(build(parser.parse_args().profile))
         if artifacts.RESULTS == artifacts.ROOT / "results":  # the README shows what is committed
-            artifacts.write_text(artifacts.ROOT / "README.md", with_verdicts((artifacts.ROOT / "README.md").read_text()))
+            artifacts.write_text(artifacts.ROOT / "README.md", with_results((artifacts.ROOT / "README.md").read_text()))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

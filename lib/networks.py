@@ -253,6 +253,7 @@ def concentration_head(inputs: int) -> nn.Sequential:
 def start_at_cosine(last: nn.Linear, dimension: int, cosine: float, mapping: str) -> None:
     """Make the last output of ``last`` give, for every input, the κ whose mean cosine κ / (D - 1 + κ) is ``cosine``.
 
+    natural: the smooth bound of to_concentration is not inverted, so that κ starts at 0.98 of that at a cosine of 0.5, and at 0.84 of it at 0.9.
     Early in training the cosine of two views is near zero: a κ that starts at zero gives no gradient to the alignment, a large one explodes.
     """
     kappa = concentration_of(cosine, dimension)
@@ -364,7 +365,7 @@ def own_rows(batch: int) -> slice:
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose statistics are taken over the batches of all processes, each of the same size; for the CPU, where torch has none.
 
-    Deviation: the running variance is updated with the biased variance times n / (n - 1) in float32, as torch does; sums are taken in float32.
+    As in torch the running variance is updated with the biased variance times n / (n - 1). Deviation: sums are taken in float32.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -389,7 +390,7 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        return (normalised * self.weight.view(shape) + self.bias.view(shape)).to(input.dtype)
+        return (normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised).to(input.dtype)
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:

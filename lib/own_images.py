@@ -15,7 +15,7 @@ import pandas as pd
 from PIL import Image
 from scipy import stats
 
-from lib import artifacts, data, evaluation, gallery, image_sets, methods, plotting, protocol, training
+from lib import artifacts, data, evaluation, gallery, image_sets, methods, plotting, protocol, training, uncertainty
 from lib import settings as resolution
 from lib.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 
@@ -76,8 +76,7 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
         columns[f"uncertainty_{name}_{native or 'trivial_norm'}"] = embedded["uncertainty"]
         far = np.nan if spread is None else protocol.unlikeness(embedded["features"], spread)
         resembles = "cannot be said" if spread is None else "no" if far > protocol.UNLIKE else "yes"
-        constant = min(np.ptp(embedded["uncertainty"]), np.ptp(kappa)) == 0
-        agreement = np.nan if constant else stats.spearmanr(embedded["uncertainty"], -kappa).statistic
+        agreement = uncertainty.rank_correlation(embedded["uncertainty"], -kappa)
         rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"],
                      "uncertainty": words, "spearman": agreement, "unlikeness": far,
                      "resembles": resembles})  # fmt: skip

@@ -229,7 +229,8 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
     profile, test, rows = run["profile"], run["dataset"], []
     own = artifacts.read_scores(profile, resolution.run_name(run), test, ("knn_correct",))["knn_correct"].astype(float)
     for reference in REFERENCES:
-        found = sorted((other for other in listed if other["method"] == reference), key=lambda other: other["seed"] != run["seed"])
+        same = [other for other in listed if other["method"] == reference and other["dataset"] == test]
+        found = sorted(same, key=lambda other: other["seed"] != run["seed"])
         if found:
             gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
             row = {"reference": reference, "n": len(gain), "must_beat": must_beat(reference, test)}

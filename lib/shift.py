@@ -49,7 +49,7 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
     name, kind = f"{corruption}_{severity}", _transforms()[corruption]
     seed = CORRUPTIONS.index(corruption) * len(SEVERITIES) + severity
     transform, state = kind(severity), random.getstate()
-    done = np.empty_like(images.images[range(len(images))])
+    done = np.empty(images.images.shape, np.uint8)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the library's own, of numpy's
         for place in tqdm(range(len(images)), desc=f"{images.name}, {name}", unit="image", disable=not show_progress, leave=False):

@@ -3,7 +3,7 @@
 Every random number of a step is a function of (seed, step) alone, so a run resumed from any checkpoint equals the uninterrupted run.
 
     python -m lib.training NAME --profile standard                         one process
-    torchrun --nproc-per-node 4 -m lib.training NAME --profile standard    the same run, each batch shared by four
+    torchrun --nproc-per-node 4 -m lib.training NAME --profile standard    the same run, each batch shared by four; other noise where a loss draws it
 """
 
 from __future__ import annotations

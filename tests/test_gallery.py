@@ -400,11 +400,11 @@ def repository(monkeypatch):
 
 def test_readme_has_the_verdicts_of_the_committed_ledger(repository):
     readme = (repository / "README.md").read_text()
-    assert gallery.with_verdicts(readme) == readme, "run `make gallery PROFILE=standard`"
+    assert gallery.with_results(readme) == readme, "run `make gallery PROFILE=standard`"
     verdicts = pd.read_csv(repository / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv")
     for paper, name in gallery.PAPERS.items():
         assert re.search(rf"^\| {name} \|.* {(verdicts.paper == paper).sum()} \|$", readme, re.M)
-    assert gallery.with_verdicts(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
+    assert gallery.with_results(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
 
 
 def test_hours_behind_each_claim_are_those_of_its_runs(repository):

@@ -128,12 +128,12 @@ def test_a_folder_of_images_streams_to_every_process(tmp_path, distance):
 def test_synchronised_batch_norm_of_one_process_is_torchs(tmp_path):
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
     try:
-        for shape in ((32, 5), (8, 5, 4, 4)):
-            theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5)
-            with torch.no_grad():
-                theirs.weight.uniform_(0.5, 2), theirs.bias.normal_()
+        for shape, affine in (((32, 5), True), ((8, 5, 4, 4), True), ((32, 5), False)):
+            theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5, affine=affine)
+            for parameter in theirs.parameters():
+                torch.nn.init.uniform_(parameter, 0.5, 2)
             network = torch.nn.Sequential(theirs)
-            ours = networks.synchronise_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm1d(5)), torch.device("cpu"))
+            ours = networks.synchronise_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm1d(5, affine=affine)), torch.device("cpu"))
             ours.load_state_dict(network.state_dict())
             x, gradient = 3 * torch.randn(shape) + 1, torch.randn(shape)
             inputs = [x.clone().requires_grad_() for _ in range(2)]
