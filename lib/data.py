@@ -54,11 +54,11 @@ __all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "has_st
            "styled", "train_validation_split"]  # fmt: skip
 
 NETWORK_TIMEOUT = 20  # seconds without an answer
+ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")
 DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
 
 # CelebA's style in SimVAE (Bizeul et al. 2024, §6 and Figures 5 and 6): hair colour, and attributes of which the paper names none. These are those
 # that the authors' code can ask for, hair apart.
-ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")
 HAIR = {"Bald": "bald", "Brown_Hair": "brown", "Blond_Hair": "blond", "Gray_Hair": "grey", "Black_Hair": "black"}
 CELEBA_ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose", "Blurry", "Bushy_Eyebrows", "Eyeglasses",

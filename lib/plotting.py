@@ -1,6 +1,6 @@
 """Figure style, the look of every method, saving figures with their data and provenance, and the few chart functions of the notebooks.
 
-Every chart function takes a tidy DataFrame and an Axes and returns the DataFrame of exactly what it drew: that is what goes into
+A chart function takes a tidy DataFrame and an Axes; most return the DataFrame of exactly what they drew, which is what goes into
 `save_figure(..., data=...)`. Sizes are inches at print size; no text is smaller than 6 pt.
 """
 

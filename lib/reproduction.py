@@ -406,7 +406,8 @@ def _shown(path: Path) -> Path:
 
 
 def _record_run(profile: str, paper: str, cores: int, seconds: float, peak_memory: int) -> None:
-    """results/<profile>/run.json: what was run, on what, how long all trainings and this call took, and the most memory all its processes held."""
+    """results/<profile>/run.json: what was run, on what, how long all trainings took, and of all calls the longest time and
+    the most memory of all processes, since a call that finds everything done takes seconds."""
     trained = artifacts.run_configs(profile).values()
     path = artifacts.results_dir(profile) / "run.json"
     earlier = artifacts.read_json(path) if path.exists() else {}
