@@ -645,7 +645,8 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0,
     ax.hlines(place, drawn.ci_low, drawn.ci_high, color=style.colour, linewidth=1.2)
     face = style.colour if style.fill else "white"
     ax.plot(drawn.ours, place, style.marker, color=style.colour, markerfacecolor=face, markersize=4, label="ours, 95 % interval", zorder=3)
-    ax.plot(drawn.published, place, "D", color=INK, markerfacecolor="none", markersize=4, label="published", zorder=4)
+    if drawn.published.notna().any():
+        ax.plot(drawn.published, place, "D", color=INK, markerfacecolor="none", markersize=4, label="published", zorder=4)
     ax.set_yticks(place, drawn["name"])
     ax.set(xlabel=label, ylim=(len(drawn) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
