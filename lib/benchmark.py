@@ -178,7 +178,7 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
     out; a method's own uncertainty that is a trivial score stands under the trivial score's name.
     """
     found = summary[summary.measure.isin(MAIN) & summary.value.notna() & (summary.method != "supervised")]
-    found = found[(found.score != "uncertainty") | ~found.uncertainty.str.endswith("(trivial)")]
+    found = found[(found.score != "uncertainty") | (found.uncertainty != methods.TRIVIAL[1])]
     labels = np.where(found.score == "max_softmax", "with", "without")
     own = found.score == "uncertainty"
     found = found.assign(use=found.measure.map(MAIN), labels=labels, score=found.uncertainty.where(own, found.score.map(SCORES)))

@@ -213,3 +213,17 @@ def test_scores_of_images_are_stored_once_and_need_no_data_afterwards(monkeypatc
     artifacts.scores_path("smoke", image_scores.RUN, "digits").unlink()
     with pytest.raises(FileNotFoundError, match="no data"):
         image_scores.measure("smoke")
+
+
+def test_advice_names_the_highest_means_without_labels_and_with():
+    """A method's own score that is a trivial one is not named twice, and the supervised network not at all."""
+    rows = [
+        ("simsiam", benchmark.methods.TRIVIAL[1], "uncertainty", 0.9), ("simsiam", benchmark.methods.TRIVIAL[1], "feature_norm", 0.9),
+        ("vi_simsiam", "-κ", "uncertainty", 0.7), ("vi_simsiam", "-κ", "knn_distance", 0.6), ("vi_simsiam", "-κ", "file_size", 0.2),
+        ("vi_simsiam", "-κ", "max_softmax", 0.8), ("supervised", benchmark.methods.TRIVIAL[1], "max_softmax", 0.99),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "uncertainty", "score", "value"])
+    frame = pd.concat([frame.assign(measure=measure) for measure in ("far_ood_auroc", "near_ood_auroc", "linear_accuracy")])
+    found = benchmark.advice(frame.assign(ci_low=0.0, ci_high=1.0, seeds=3), top=2)
+    assert found.use.tolist() == ["near OOD"] * 3 + ["far OOD"] * 3
+    assert found.score.tolist() == ["feature norm", "-κ", "max softmax"] * 2 and found.labels.tolist() == ["without", "without", "with"] * 2
