@@ -339,15 +339,13 @@ def cosine_between(first: float, last: float, progress: float) -> float:
 
 @torch.no_grad()
 def update_average(target: nn.Module, online: nn.Module, momentum: float) -> None:
-    """Exponential moving average of weights, ``target <- m target + (1 - m) online``; buffers are copied.
+    """Exponential moving average of weights, ``target <- m target + (1 - m) online``, as in BYOL, MoCo and DINO.
 
-    Deviation: so are the running statistics of batch norm. Training does not read them, but a teacher that is asked later (DINO, iBOT, ProSMin's
-    target) answers with the student's, which are of local views too, and somewhat worse than with its own.
+    Buffers stay the target's own: it passes standard views in training mode, so its batch norm has running statistics of its own activations,
+    which a target that is asked later (DINO, iBOT, ProSMin) answers with.
     """
     for average, current in zip(target.parameters(), online.parameters(), strict=True):
         average.lerp_(current, 1 - momentum)
-    for average, current in zip(target.buffers(), online.buffers(), strict=True):
-        average.copy_(current)
 
 
 # ---------------------------------------------------------------------------------------------------------------- several processes

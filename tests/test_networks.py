@@ -147,11 +147,11 @@ def test_update_average_is_the_moving_average():
     networks.update_average(target, online, 0.9)
     parameters = dict(target.named_parameters())
     for name, value in target.state_dict().items():
-        expected = 0.9 * before[name] + 0.1 * kept[name] if name in parameters else kept[name]
+        expected = 0.9 * before[name] + 0.1 * kept[name] if name in parameters else before[name]
         torch.testing.assert_close(value, expected)
         assert torch.equal(online.state_dict()[name], kept[name])
     networks.update_average(target, online, 0.0)
-    torch.testing.assert_close(dict(target.state_dict()), kept)
+    torch.testing.assert_close(parameters, dict(online.named_parameters()))
     with pytest.raises(ValueError, match="argument"):
         networks.update_average(target, online[:1], 0.9)
 
