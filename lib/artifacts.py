@@ -6,6 +6,7 @@ place when complete, so a reader never meets half a file and an interrupted writ
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import io
@@ -259,6 +260,51 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
 
 def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     return read_npz(scores_path(profile, run, evaluated_on), needs)
+
+
+# ---------------------------------------------------------------------------------------------------------------- what code depends on
+def _module_files(name: str) -> list[Path]:
+    """The source files of lib.<name>, a module or a package; none if there is no such module."""
+    path = ROOT / "lib" / name
+    return sorted(path.glob("*.py")) or [file for file in [path.with_suffix(".py")] if file.exists()]
+
+
+def imported_modules(source: str) -> frozenset[str]:
+    """Names of the lib modules that Python source imports, those they import included; a package counts as one module."""
+    found: set[str] = set()
+    waiting = set(_named_modules(source))
+    while waiting:
+        name = waiting.pop()
+        found.add(name)
+        for path in _module_files(name):
+            waiting |= _named_modules(path.read_text()) - found
+    return frozenset(found)
+
+
+@cache
+def _named_modules(source: str) -> frozenset[str]:
+    """Names of the lib modules that the source itself names in its imports."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "lib":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
+            names.add(node.module.split(".")[1])
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
+    # That module starts every notebook and changes no number in it.
+    return frozenset(name for name in names - {"reproduction"} if _module_files(name))
+
+
+def source_files(source: str) -> list[Path]:
+    """The files of all lib modules that Python source imports."""
+    return [path for name in sorted(imported_modules(source)) for path in _module_files(name)]
+
+
+@cache
+def code_hash(source: str) -> str:
+    """Hash of the code of all lib modules that Python source imports, comments and layout aside."""
+    return sha256("".join(ast.dump(ast.parse(path.read_text())) for path in source_files(source)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- provenance

@@ -24,6 +24,7 @@ ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed e
 BY_ACCURACY = ("ablations", "scoring", "likelihood")
 SCORED_APART = ("simvae", *BY_ACCURACY)
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
+MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
 UNLIKE = 0.3  # Kolmogorov-Smirnov distance; natural photographs stay well below it, digits and noise well above (tests/test_own_images.py)
 
 
@@ -149,7 +150,7 @@ class Run:
         if self.settings["method"] == "raw_pixels":
             return compute()
         path = artifacts.run_dir(self.profile, self.name) / "embeddings" / f"{images.name}-{images.split}-{condition}.npz"
-        key = {"run": self.hash, "data": images.checksum, "condition": condition}
+        key = {"run": self.hash, "data": images.checksum, "condition": condition, "code": artifacts.code_hash(MEASURING)}
         return evaluation.embed_cached(path, key, compute)
 
     def ask(self, images: data.ImageSet, answer: Callable | None = None) -> evaluation.Embedded:
@@ -165,8 +166,12 @@ class Run:
 
     def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
         """Store rows for evaluation.metrics_rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
-        frame = evaluation.metrics_rows(rows, **self.identity(notebook))
-        artifacts.write_metrics(self.profile, f"{notebook}-{part}" if part else notebook, self.name, frame)
+        frame, name = evaluation.metrics_rows(rows, **self.identity(notebook)), f"{notebook}-{part}" if part else notebook
+        artifacts.write_metrics(self.profile, name, self.name, frame)
+        stamp = _measured_stamp(self, name)
+        for old in stamp.parent.glob(f"{stamp.stem}.????????????"):
+            old.unlink()
+        artifacts.write_text(stamp, "")
         return frame
 
 
@@ -194,9 +199,20 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
 
 
 def is_measured(run: Run, notebook: str) -> bool:
-    """Whether ``notebook`` has stored metrics of exactly this run: its settings and its data."""
+    """Whether ``notebook`` has stored metrics of exactly this run, its settings and its data, taken by today's code.
+
+    Without the run's weights they cannot be taken again, and those that are stored count; their rows name the commit that took them.
+    """
     stored = artifacts.read_metrics(run.profile, notebook, run.name)
-    return len(stored) > 0 and bool((stored.run_hash == run.hash).all())
+    if not len(stored) or (stored.run_hash != run.hash).any():
+        return False
+    return _measured_stamp(run, notebook).exists() or not training.is_finished(run.profile, run.name, run.hash)
+
+
+def _measured_stamp(run: Run, notebook: str) -> Path:
+    """The empty file that says: measured by this code, with all of these settings (some of them are of measuring alone)."""
+    digest = artifacts.sha256(artifacts.code_hash(MEASURING) + repr(sorted(run.settings.items())))[:12]
+    return artifacts.results_dir(run.profile) / ".done" / "measured" / f"{notebook}--{run.name}.{digest}"
 
 
 def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROTOCOL) -> list[dict]:
@@ -366,6 +382,7 @@ def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: i
 
     path = folder / "embeddings" / f"{test.name}-{test.split}-{len(test)}-fine_tuned_{len(labelled)}_e{epochs}_lr{learning_rate:g}.npz"
     key = {"run": run.hash, "labelled": labelled.checksum, "data": test.checksum, "epochs": epochs, "learning_rate": learning_rate}
+    key["code"] = artifacts.code_hash(MEASURING)
     return evaluation.embed_cached(path, key, compute)
 
 

@@ -2,7 +2,8 @@
 
 One job is one papermill run of one notebook with one set of parameters. A job is done when its stamp exists; the stamp's name holds a hash of the
 notebook, of every lib module it imports, of its parameters and of the jobs it needs. So an edit reruns what it can change, and nothing else; a
-finished pretraining run is recognised by its own run hash and never trained again, whatever is edited around it.
+finished pretraining run is recognised by its own run hash and never trained again, whatever is edited around it; its measures are taken again when
+the code that takes them is edited (protocol.is_measured).
 """
 
 from __future__ import annotations
@@ -177,43 +178,10 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     return listed
 
 
-def module_files(name: str) -> list[Path]:
-    """The source files of lib.<name>, a module or a package; none if there is no such module."""
-    path = artifacts.ROOT / "lib" / name
-    return sorted(path.glob("*.py")) or [file for file in [path.with_suffix(".py")] if file.exists()]
-
-
-def imported_modules(source: str) -> frozenset[str]:
-    """Names of the lib modules that Python source imports, those they import included; a package counts as one module."""
-    found: set[str] = set()
-    waiting = set(_named_modules(source))
-    while waiting:
-        name = waiting.pop()
-        found.add(name)
-        for path in module_files(name):
-            waiting |= _named_modules(path.read_text()) - found
-    return frozenset(found)
-
-
-@cache
-def _named_modules(source: str) -> frozenset[str]:
-    """Names of the lib modules that the source itself names in its imports."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "lib":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            names.add(node.module.split(".")[1])
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
-    # This module starts every notebook and changes no number in it.
-    return frozenset(name for name in names - {"reproduction"} if module_files(name))
-
-
 @cache
 def source_hash(notebook: str) -> str:
     code = "\n".join(cell["source"] for cell in cells(notebook) if cell["cell_type"] == "code")
-    files = [path for name in sorted(imported_modules(code)) for path in module_files(name)]
+    files = artifacts.source_files(code)
     files += sorted((artifacts.ROOT / "settings").glob("*.toml"))
     return artifacts.sha256("\n".join(cell["source"] for cell in cells(notebook)) + "".join(artifacts.sha256(path) for path in files))
 

@@ -196,13 +196,38 @@ def test_style_of_celeba_is_probed_where_it_is_labelled(run, tmp_path, monkeypat
     assert frame.value["hair", "accuracy"] > frame.value["hair", "chance"]
 
 
-def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data(run):
+def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data_by_todays_code(run, monkeypatch):
     assert not protocol.is_measured(run, "99_other")
-    row = {"metric": "accuracy", "value": 0.5}
-    for run_hash, expected in ((run.hash, True), ("another", False)):
-        frame = evaluation.metrics_rows([row], **(run.identity("99_other") | {"run_hash": run_hash}))
-        artifacts.write_metrics("smoke", "99_other", run.name, frame)
-        assert protocol.is_measured(run, "99_other") == expected
+    rows = [{"metric": "accuracy", "value": 0.5}]
+    run.write_metrics(rows, "99_other")
+    assert protocol.is_measured(run, "99_other") and not protocol.is_measured(run, "99_other-part")
+    more = protocol.Run(run.settings | {"bootstrap_draws": 7})
+    assert more.hash == run.hash and not protocol.is_measured(more, "99_other"), "a setting of measuring alone"
+
+    with monkeypatch.context() as edited:
+        edited.setattr(artifacts, "code_hash", lambda source: "another")
+        assert not protocol.is_measured(run, "99_other"), "the code was edited"
+        with monkeypatch.context() as away:
+            away.setattr(protocol.training, "is_finished", lambda *names: False)
+            assert protocol.is_measured(run, "99_other"), "without weights what is stored counts"
+        run.write_metrics(rows, "99_other")
+        assert protocol.is_measured(run, "99_other")
+    assert not protocol.is_measured(run, "99_other"), "one measure, one stamp"
+
+    frame = evaluation.metrics_rows(rows, **(run.identity("99_other") | {"run_hash": "another"}))
+    artifacts.write_metrics("smoke", "99_other", run.name, frame)
+    assert not protocol.is_measured(run, "99_other")
+
+
+def test_stored_embeddings_are_of_todays_code(run, monkeypatch):
+    few = run.test().first(4)
+    asked = []
+    embed = protocol.evaluation.embed
+    monkeypatch.setattr(protocol.evaluation, "embed", lambda *given, **more: asked.append(1) or embed(*given, **more))
+    for code, times in (("a", 1), ("a", 1), ("b", 2)):
+        monkeypatch.setattr(artifacts, "code_hash", lambda source, code=code: code)
+        run.embed(few, "of_todays_code")
+        assert len(asked) == times
 
 
 def test_raw_pixels_are_not_stored(shared_results):

@@ -53,8 +53,23 @@ def test_stamps_follow_parameters_sources_and_needs(monkeypatch):
 
 
 def test_imported_modules_are_followed():
-    assert reproduction.imported_modules("from lib import losses") >= {"losses", "distributions"}
-    assert "plotting" not in reproduction.imported_modules("from lib import losses, reproduction")
+    assert artifacts.imported_modules("from lib import losses") >= {"losses", "distributions"}
+    assert "plotting" not in artifacts.imported_modules("from lib import losses, reproduction")
+
+
+def test_the_hash_of_code_follows_its_imports_and_no_comment(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
+
+    def hashed(**modules: str) -> str:
+        artifacts.code_hash.cache_clear()
+        for name, source in modules.items():
+            artifacts.write_text(tmp_path / "lib" / f"{name}.py", source)
+        return artifacts.code_hash("from lib import first")
+
+    original = hashed(first="from lib import second\nx = 1\n", second="y = 1\n", third="z = 1\n")
+    assert hashed(first="from lib import second  # why\nx = 1\n", third="z = 2\n") == original
+    assert hashed(second="y = 2\n") != original
+    artifacts.code_hash.cache_clear()
 
 
 @pytest.mark.parametrize(
