@@ -2,8 +2,12 @@
 
 import base64
 import json
+import os
 import re
 import shutil
+import subprocess
+from pathlib import Path
+from urllib.parse import unquote
 
 import matplotlib
 
@@ -405,6 +409,19 @@ def test_readme_has_the_verdicts_of_the_committed_ledger(repository):
     for paper, name in gallery.PAPERS.items():
         assert re.search(rf"^\| {name} \|.* {(verdicts.paper == paper).sum()} \|$", readme, re.M)
     assert gallery.with_results(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
+
+
+def test_committed_pages_link_to_committed_files():
+    """A page of quick that is built beside notebooks' own pages, which git ignores, would link to them."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=artifacts.ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
+    folders = {str(parent) for path in listed for parent in Path(path).parents}
+    pages = [path for path in listed if re.fullmatch(r"README\.md|(results|figures)/(\w+/)?(index\.html|README\.md)", path)]
+    assert {"README.md", "results/README.md", "results/quick/index.html", "results/standard/README.md"} <= set(pages)
+    for page in pages:
+        text = (artifacts.ROOT / page).read_text()
+        links = re.findall(r'(?:href|src)="([^"#:]+)[#"]', text) + re.findall(r"\]\(([^)#:\s]+)[#)]", text)
+        targets = {os.path.normpath(Path(page).parent / unquote(link)) for link in links}
+        assert links and not targets - {*listed, *folders}, page
 
 
 def test_hours_behind_each_claim_are_those_of_its_runs(repository):
