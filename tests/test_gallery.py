@@ -351,6 +351,7 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
 
 def test_claims_are_filtered_by_paper_with_the_keyboard(committed, browser):
     from selenium.webdriver.common.keys import Keys
+    from selenium.webdriver.support.wait import WebDriverWait
 
     browser.get("about:blank")  # or it may only scroll
     browser.get((committed / "index.html").as_uri())
@@ -359,8 +360,10 @@ def test_claims_are_filtered_by_paper_with_the_keyboard(committed, browser):
     def shown():
         return [element.get_attribute("class") for element in browser.find_elements("tag name", "details") if element.is_displayed()]
 
-    assert sorted(shown()) == sorted(papers)
+    drawn = WebDriverWait(browser, 30)  # on a busy machine after it has answered
+    drawn.until(lambda _: sorted(shown()) == sorted(papers), "all claims are shown")
     browser.find_element("id", "only-all").send_keys(Keys.ARROW_LEFT)  # the last one
+    drawn.until(lambda _: set(shown()) == {"vje"}, "one paper's claims are shown")
     assert shown() == ["vje"] * papers.count("vje") and browser.find_element("id", "VJ-1").get_attribute("open") is None
     browser.find_element("css selector", "#VJ-1 summary").send_keys(Keys.ENTER)
     assert browser.find_element("id", "VJ-1").get_attribute("open") and "published" in browser.find_element("id", "VJ-1").text
