@@ -297,8 +297,9 @@ def test_gradcheck(family, dim):
         p = family(F.normalize(direction, dim=-1), kappa)
         return p.entropy(), p.mean, kl_divergence(p, uniform)
 
-    assert gradcheck(log_prob, (direction, kappa), atol=1e-6, rtol=1e-5)
-    assert gradcheck(others, (direction, kappa), atol=1e-6, rtol=1e-5)
+    along_one_direction = dim > 3  # a random one: every coordinate would take a hundred times as long
+    assert gradcheck(log_prob, (direction, kappa), atol=1e-6, rtol=1e-5, fast_mode=along_one_direction)
+    assert gradcheck(others, (direction, kappa), atol=1e-6, rtol=1e-5, fast_mode=along_one_direction)
     assert gradgradcheck(log_prob, (direction, kappa), atol=1e-5, rtol=1e-4, fast_mode=True)
 
 

@@ -71,7 +71,7 @@ class PullTogether(simsiam.SimSiam):
 
 def test_a_collapse_is_seen_within_an_epoch_and_its_measure_named(monkeypatch):
     monkeypatch.setitem(methods.METHODS, "simsiam", PullTogether)
-    settings = digits("simsiam", epochs=40, learning_rate=0.1)
+    settings = digits("simsiam", epochs=40, learning_rate=0.3)
     with pytest.raises(training.TrainingStopped, match=r"collapsed to one point at step \d+ \(spread .* of 1\)"):
         training.train(settings)
     assert not (artifacts.run_dir("smoke", resolution.run_name(settings)) / "model.safetensors").exists()
