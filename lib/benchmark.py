@@ -9,7 +9,7 @@ from itertools import combinations
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from lib import artifacts, claims, evaluation, image_scores, methods, protocol, uncertainty
 from lib import settings as resolution
@@ -205,8 +205,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     else:
         estimates, errors = np.array([_estimate_and_error(values, measure, entry) for entry in entries]).T
         gap, error = estimates[first] - estimates[second], errors[first] + errors[second]
-        half = stats.norm.isf(0.05 / (2 * len(pairs))) * error
-        low, high, p, how = gap - half, gap + half, 2 * stats.norm.sf(np.abs(gap) / error), "bound"
+        half = scipy.stats.norm.isf(0.05 / (2 * len(pairs))) * error
+        low, high, p, how = gap - half, gap + half, 2 * scipy.stats.norm.sf(np.abs(gap) / error), "bound"
     named = [(*a, *b) for a, b in pairs]
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
     seeds = values[values.measure == measure].groupby("method").seed.nunique()
@@ -234,7 +234,7 @@ def _correctness_draws(profile: str, entries: list[tuple[str, str]], classifier:
 
 def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, str]) -> tuple[float, float]:
     part = values[(values.measure == measure) & (values.method == entry[0]) & (values.score == entry[1])]
-    images = (part.ci_high - part.ci_low).mean() / (2 * stats.norm.isf(0.025))
+    images = (part.ci_high - part.ci_low).mean() / (2 * scipy.stats.norm.isf(0.025))
     seeds = part.value.std() / len(part) ** 0.5 if len(part) > 1 else 0.0
     return part.value.mean(), float(np.hypot(images, seeds))
 

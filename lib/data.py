@@ -33,7 +33,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from lib import artifacts
 from lib.artifacts import ROOT
@@ -499,6 +498,8 @@ def _one_class(whole: ImageSet, label: int, name: str) -> ImageSet:
 @lru_cache(maxsize=4)
 def _digits(image_size: int | None) -> ImageSet:
     """All digits, read once in a process: whoever has a split of them has copies."""
+    from sklearn.datasets import load_digits  # slow to import
+
     bunch = load_digits()
     images = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     everything = ImageSet("digits", "all", images, bunch.target, [str(c) for c in bunch.target_names], source="scikit-learn")

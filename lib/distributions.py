@@ -83,22 +83,22 @@ class HypersphericalUniform(_Spherical):
 
     def log_prob(self, value: Tensor) -> Tensor:
         value = self._check_value(value)
-        return value.new_full(value.shape[:-1], -_uniform_entropy(self.dim))
+        return value.new_full(value.shape[:-1], -log_sphere_area(self.dim))
 
     def rsample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
         return F.normalize(torch.randn(shape, dtype=self._zero.dtype, device=self._zero.device), dim=-1)
 
     def entropy(self) -> Tensor:
-        return (self._zero + _uniform_entropy(self.dim)).expand(self.batch_shape)
+        return (self._zero + log_sphere_area(self.dim)).expand(self.batch_shape)
 
     @property
     def mean(self) -> Tensor:
         return self._zero.expand(self.batch_shape + self.event_shape)
 
 
-def _uniform_entropy(dim: int) -> float:
-    """Logarithm of the area of S^{dim-1}."""
+def log_sphere_area(dim: int) -> float:
+    """Logarithm of the area of S^{dim-1}, dim >= 1: the entropy of the uniform distribution on it, in nats."""
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
@@ -141,12 +141,12 @@ class _TiltedUniform(_Spherical):
         """Log-density [sample shape + batch shape] of unit vectors [sample shape + batch shape, D]."""
         value = self._check_value(value)
         cosine = (self.loc * value).sum(-1, dtype=torch.float64)
-        log_prob = self._log_tilt(cosine) - self._log_m() - _uniform_entropy(self.dim)
+        log_prob = self._log_tilt(cosine) - self._log_m() - log_sphere_area(self.dim)
         return log_prob.to(torch.promote_types(self.loc.dtype, value.dtype))
 
     def entropy(self) -> Tensor:
         """Differential entropy [batch shape]."""
-        return (_uniform_entropy(self.dim) - self._kl_from_uniform()).to(self.loc.dtype)
+        return (log_sphere_area(self.dim) - self._kl_from_uniform()).to(self.loc.dtype)
 
     @property
     def mean(self) -> Tensor:

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -607,7 +607,7 @@ def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
 
 def spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each row of values [N, S] with severity [S]; 0 for a row that does not change: [N]."""
-    ranks = stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2
-    steps = stats.rankdata(severity) - (len(severity) + 1) / 2
+    ranks = scipy.stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2
+    steps = scipy.stats.rankdata(severity) - (len(severity) + 1) / 2
     length = np.linalg.norm(ranks, axis=1) * np.linalg.norm(steps)
     return np.divide(ranks @ steps, length, out=np.zeros(len(values)), where=length > 0)

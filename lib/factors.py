@@ -9,12 +9,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
-from scipy import linalg, optimize
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.mixture import GaussianMixture
-from sklearn.neighbors import NearestNeighbors
-from sklearn.neural_network import MLPClassifier, MLPRegressor
+import scipy
 
 from lib.uncertainty import matrix
 
@@ -48,6 +43,9 @@ def mlp_probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, reci
         raise ValueError(f"train_y holds a single value ({train_y[0]}); a probe needs at least two.")
     if recipe not in ("own", "paper"):
         raise ValueError(f'recipe must be "own" or "paper", got {recipe!r}.')
+    from sklearn.exceptions import ConvergenceWarning  # slow to import
+    from sklearn.neural_network import MLPClassifier, MLPRegressor
+
     numeric = train_y.dtype.kind == "f"
     scale = (train_y.mean(), train_y.std()) if numeric else (0.0, 1.0)
     options = (PAPER_MLP | {"hidden_layer_sizes": (train_x.shape[1],)}) if recipe == "paper" else (OWN_MLP | {"hidden_layer_sizes": (HIDDEN,)})
@@ -85,6 +83,8 @@ def knn_chosen(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, mos
 
 def _majorities(train_x: np.ndarray, train_y: np.ndarray, x: np.ndarray, most: int) -> np.ndarray:
     """The class that most of the k nearest neighbours have, for k = 1 .. most: [most, N]."""
+    from sklearn.neighbors import NearestNeighbors  # slow to import
+
     labels = train_y[NearestNeighbors(n_neighbors=most).fit(train_x).kneighbors(x, return_distance=False)]  # [N, most]
     counts = np.cumsum(labels[:, :, None] == np.unique(train_y), axis=1).astype(np.float32)  # [N, most, C]
     first = (labels[:, :, None] == np.unique(train_y)).argmax(axis=1)[:, None, :]  # how near the class comes: breaks ties
@@ -129,6 +129,9 @@ def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, cluster
 
     SimVAE, App. A.7.5 and Tables 5 and 6. Deviation: ``starts`` initialisations, where the paper has 200.
     """
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score  # slow to import
+    from sklearn.mixture import GaussianMixture
+
     train_x = matrix(train_x, "train_x").astype(np.float32)
     test_x, test_y = _rows(test_x, test_y, ("test_x", "test_y"))
     if not 2 <= clusters <= len(train_x):
@@ -146,7 +149,7 @@ def hungarian_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
     _, labels = np.unique(labels, return_inverse=True)
     table = np.zeros((clusters.max() + 1, labels.max() + 1))
     np.add.at(table, (clusters, labels), 1)
-    return float(table[optimize.linear_sum_assignment(table, maximize=True)].sum() / len(labels))
+    return float(table[scipy.optimize.linear_sum_assignment(table, maximize=True)].sum() / len(labels))
 
 
 def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
@@ -176,5 +179,5 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
         raise ValueError(f"Expected two sets of at least two features of one length, got {list(a.shape)} and {list(b.shape)}.")
     covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
     # The product of two positive semidefinite matrices has real, non-negative eigenvalues.
-    overlap = np.sqrt(np.clip(linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
+    overlap = np.sqrt(np.clip(scipy.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
     return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(covariances[0] + covariances[1]) - 2 * overlap)

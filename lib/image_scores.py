@@ -9,8 +9,8 @@ import io
 
 import numpy as np
 import pandas as pd
+import scipy
 from PIL import Image
-from scipy import stats
 
 from lib import artifacts, data, evaluation, protocol
 from lib import settings as resolution
@@ -24,7 +24,7 @@ def grey_entropy(pixels: np.ndarray) -> np.ndarray:
     """Σ -p log₂ p in bits, p the histogram of 256 grey levels (mean over channels, rounded) of each image: uint8 [N, H, W, C] -> float32 [N]."""
     grey = pixels.mean(axis=-1).round().astype(np.int64).reshape(len(pixels), -1)
     counts = np.stack([np.bincount(image, minlength=256) for image in grey])
-    return stats.entropy(counts, axis=1, base=2).astype(np.float32)
+    return scipy.stats.entropy(counts, axis=1, base=2).astype(np.float32)
 
 
 def png_size(pixels: np.ndarray) -> np.ndarray:

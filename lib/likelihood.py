@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from lib import artifacts, evaluation, protocol, uncertainty
-from lib.distributions import DirectionalStudentT
+from lib.distributions import DirectionalStudentT, log_sphere_area
 
 NODES = 200
 
@@ -24,12 +24,11 @@ def mass_over_sphere(dim: int, scale: float, degrees_of_freedom: float, intrinsi
     edges = np.unique(np.clip(np.geomspace(scale * 1e-3, math.pi, 24), 0, math.pi))
     nodes, weights = np.polynomial.legendre.leggauss(NODES)
     density = DirectionalStudentT(loc, torch.full_like(loc, scale**2), degrees_of_freedom, intrinsic, validate_args=False)
-    log_area = math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)  # of S^{D-2}
     total = 0.0
     for low, high in zip([0.0, *edges], edges, strict=False):
         angle = torch.from_numpy((low + high) / 2 + (high - low) / 2 * nodes)
         u = angle.cos()[:, None] * loc + angle.sin()[:, None] * across  # [NODES, D]
-        log_ring = log_area + (dim - 2) * angle.sin().clamp(min=1e-300).log()
+        log_ring = log_sphere_area(dim - 1) + (dim - 2) * angle.sin().clamp(min=1e-300).log()
         total += float(((density.log_prob(u) + log_ring).exp() * torch.from_numpy(weights)).sum()) * (high - low) / 2
     return total
 

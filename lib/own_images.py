@@ -12,8 +12,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import scipy
 from PIL import Image
-from scipy import stats
 
 from lib import artifacts, data, evaluation, gallery, image_sets, methods, plotting, protocol, training, uncertainty
 from lib import settings as resolution
@@ -99,7 +99,7 @@ def _spread(name: str, path: Path) -> dict | None:
 def ranked(files: pd.DataFrame, kappa: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
     """kappa.csv: file, folder, kappa, rank (1: most certain) and the columns of ``compare``, most certain first; index: the place in the set."""
     used = files.loc[files.status == "used", ["file", "folder"]].reset_index(drop=True)
-    table = used.assign(kappa=kappa, rank=stats.rankdata(-kappa, "min").astype(int))
+    table = used.assign(kappa=kappa, rank=scipy.stats.rankdata(-kappa, "min").astype(int))
     table = pd.concat([table, columns], axis=1).rename_axis("index").reset_index()
     return table.sort_values(["rank", "index"], ignore_index=True)
 
@@ -128,7 +128,7 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
         )
     if np.ptp(kappa) <= 1e-5 * kappa.mean():
         return [*said, dead]
-    follows = stats.spearmanr(images.mean((1, 2, 3)), kappa).statistic
+    follows = scipy.stats.spearmanr(images.mean((1, 2, 3)), kappa).statistic
     return [*said, f"The rank correlation of κ with the mean brightness of an image is {follows:+.2f}; that part of the order may be no more."]
 
 

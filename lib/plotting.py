@@ -13,6 +13,7 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import scipy
 from matplotlib import cbook, patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -24,7 +25,6 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutE
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image as Picture
-from scipy import stats
 
 from lib import artifacts
 from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_coverage_curve, roc_curve
@@ -34,6 +34,7 @@ TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
+WITHOUT_VECTORS = ("smoke",)  # profiles drawn as PNG alone: what every test run draws again is not for print
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 
 
@@ -120,7 +121,7 @@ def split_caption(caption: str) -> tuple[str, str]:
 def save_figure(
     figure: Figure, id: str, *, caption: str, alt: str, data: pd.DataFrame, profile: str, notebook: str, claims=(), inputs=()
 ) -> None:
-    """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption.
+    """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption. Profile smoke has the PNG alone.
 
     caption: 40-120 words with the closing sentence that is added here; its first sentence is the claim. alt: two sentences, the trend in
     words. data: exactly what is drawn, tidy, units in the column names. notebook: the name of the notebook; its number starts the id.
@@ -131,7 +132,7 @@ def save_figure(
     _check_record(id, caption, alt, data, notebook)
     _settle(figure, id)
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    pictures = {kind: _render(figure, kind, metadata[kind]) for kind in metadata}
+    pictures = {kind: _render(figure, kind, metadata[kind]) for kind in (["png"] if profile in WITHOUT_VECTORS else metadata)}
     for kind, content in pictures.items():
         if len(content) > MAX_BYTES[kind]:
             raise ValueError(
@@ -614,7 +615,7 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
         style = looks[name]
         values = data.loc[data[group] == name, value].to_numpy(float)
         mean, n = values.mean(), len(values)
-        low, high = stats.t.interval(0.95, n - 1, mean, stats.sem(values)) if n >= 5 else (np.nan, np.nan)
+        low, high = scipy.stats.t.interval(0.95, n - 1, mean, scipy.stats.sem(values)) if n >= 5 else (np.nan, np.nan)
         if n >= 5:
             ax.plot([low, high], [place, place], color=style.colour, linewidth=1.2)
         if n > 1:

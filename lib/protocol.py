@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import scipy
 import torch
-from scipy import stats
 from torch import Tensor, nn
 
 from lib import artifacts, augmentations, data, evaluation, factors, generation, image_sets, methods, training, uncertainty
@@ -250,7 +250,7 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
         if found:
             gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
             row = {"reference": reference, "n": len(gain), "must_beat": must_beat(reference, test)}
-            rows.append(row | evaluation.with_interval(np.mean, gain))
+            rows.append(row | evaluation.with_interval(np.mean, gain, draws=run["bootstrap_draws"]))
     return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
 
 
@@ -345,9 +345,9 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
             probabilities = probe.probabilities(ready.embed(test)["features"])
             right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": evaluation.in_top5(probabilities, test.labels)}
             common = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper", "n": len(test)}
-            ready.write_metrics(
-                [common | {"metric": metric} | evaluation.with_interval(np.mean, values.astype(float)) for metric, values in right.items()], notebook
-            )
+            draws = ready.settings["bootstrap_draws"]
+            found = {metric: evaluation.with_interval(np.mean, values.astype(float), draws=draws) for metric, values in right.items()}
+            ready.write_metrics([common | {"metric": metric} | row for metric, row in found.items()], notebook)
 
 
 # ---------------------------------------------------------------------------------------------------------------- augmented training images
@@ -692,7 +692,7 @@ def unlikeness(features: np.ndarray, spread: dict[str, np.ndarray]) -> float:
     Above UNLIKE they do not resemble it: at some distance the shares of images beyond it differ by more than that.
     """
     known = spread["percentiles"].astype(np.float64)
-    return float(stats.ks_1samp(_distances(features, spread), lambda x: np.interp(x, known, np.arange(101) / 100)).statistic)
+    return float(scipy.stats.ks_1samp(_distances(features, spread), lambda x: np.interp(x, known, np.arange(101) / 100)).statistic)
 
 
 def encoders() -> dict[str, Path]:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy import stats
 
 
 class UndefinedStatistic(ValueError):
@@ -367,7 +367,7 @@ def hierarchical_difference(
 def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of AUROC = 0.5: the share of label permutations at least as far from 0.5, counting the observed one."""
     score, positive = _binary(score, positive)
-    ranks = stats.rankdata(score)
+    ranks = scipy.stats.rankdata(score)
     generator, count = np.random.default_rng(seed), positive.sum()
     expected = count * (ranks.size + 1) / 2
     # Rank sums are multiples of ½, exact in float64, so "at least as far" needs no tolerance.
@@ -377,7 +377,7 @@ def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 1
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation; NaN where one of the two is constant."""
-    return float(stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
+    return float(scipy.stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
 
 
 class TestResult(NamedTuple):
@@ -404,7 +404,7 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     first, second = _sample(first, "first"), _sample(second, "second")
     if np.ptp(first) == 0 and np.ptp(second) == 0:
         raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
-    result = stats.ttest_ind(first, second, equal_var=False)
+    result = scipy.stats.ttest_ind(first, second, equal_var=False)
     low, high = result.confidence_interval(0.95)
     return TestResult(*map(float, (result.statistic, result.pvalue, first.mean() - second.mean(), low, high)))
 
@@ -416,7 +416,7 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
         raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
     if np.ptp(first - second) == 0:
         raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
-    result = stats.ttest_rel(first, second)
+    result = scipy.stats.ttest_rel(first, second)
     low, high = result.confidence_interval(0.95)
     return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
 

@@ -36,7 +36,7 @@ def results(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch, plt.rc_context():
         patch.setattr(artifacts, "RESULTS", tmp_path_factory.mktemp("gallery") / "results")
         plotting.use_style()
-        folder = artifacts.results_dir("smoke")
+        folder = artifacts.results_dir("standard")
         source = folder / "metrics" / "30.csv"
         artifacts.write_text(source, "a\n1\n")
         for id, size in (("20_accuracy", plotting.TEXT), ("30_kappa", plotting.COLUMN), ("30_roc", plotting.SQUARE)):
@@ -45,7 +45,7 @@ def results(tmp_path_factory):
             ax.plot(data["x"], data["kappa"])
             notebook = f"{id[:2]}_some_notebook"
             alt = OTHER_ALT if id == "30_roc" else ALT
-            plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="smoke", notebook=notebook, inputs=[source])
+            plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="standard", notebook=notebook, inputs=[source])
         wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 20 for i in range(30)})
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
         row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number",
@@ -57,7 +57,7 @@ def results(tmp_path_factory):
         write_notebook(folder / "notebooks" / "30_some_notebook.ipynb")
         artifacts.write_text(folder / "notebooks" / "20_some_notebook.ipynb", "{}")
         gallery.notebook_html(folder / "notebooks" / "30_some_notebook.ipynb")
-        gallery.build("smoke")
+        gallery.build("standard")
         yield folder
 
 
@@ -135,20 +135,20 @@ def test_published_and_measured_stand_side_by_side(results):
 def test_same_results_same_bytes(results, monkeypatch):
     monkeypatch.setattr(artifacts, "RESULTS", results.parent)
     before = [(results / name).read_bytes() for name in ("index.html", "README.md")]
-    assert gallery.build("smoke") == results / "index.html"
+    assert gallery.build("standard") == results / "index.html"
     assert [(results / name).read_bytes() for name in ("index.html", "README.md")] == before
 
 
 def test_changed_inputs_are_said(results, monkeypatch, tmp_path):
-    copy = tmp_path / "results" / "smoke"
+    copy = tmp_path / "results" / "standard"
     shutil.copytree(results, copy)
     monkeypatch.setattr(artifacts, "RESULTS", copy.parent)
-    assert "Stale" not in gallery.build("smoke").read_text()
+    assert "Stale" not in gallery.build("standard").read_text()
     (copy / "metrics" / "30.csv").write_text("a\n2\n")
-    assert gallery.build("smoke").read_text().count("Stale: results/smoke/metrics/30.csv") == 3
+    assert gallery.build("standard").read_text().count("Stale: results/standard/metrics/30.csv") == 3
     (copy / "run.json").unlink()
     (copy / "metrics" / "30.csv").unlink()
-    page = gallery.build("smoke").read_text()
+    page = gallery.build("standard").read_text()
     assert "Stale" not in page and f"<dd>{artifacts.commit()}</dd>" in page
 
 
@@ -489,7 +489,7 @@ def test_publishing_replaces_the_set_and_names_its_runs(publishable, monkeypatch
     assert len(gallery.publish_figures()) == 3  # of the better of two complete profiles
     assert not (published / "30_gone.csv").exists() and (published / "style.mplstyle").exists()
     record = artifacts.read_json(published / "30_roc.json")
-    assert record["runs"] == ["vi_simsiam-cifar10-e40-seed0"] and record["profile"] == "smoke"
+    assert record["runs"] == ["vi_simsiam-cifar10-e40-seed0"] and record["profile"] == "standard"
     for kind in gallery.PUBLISHED:
         assert record["sha256"][f"30_roc.{kind}"] == artifacts.sha256(publishable / "figures" / f"30_roc.{kind}")
 

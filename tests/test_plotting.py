@@ -40,7 +40,7 @@ def draw(points: int = 30, rasterized: bool = False):
 
 
 def save(figure, data, id="30_points", **changes):
-    arguments = {"caption": CAPTION, "alt": ALT, "data": data, "profile": "smoke", "notebook": "30_kappa_distributions", "claims": ["VS1-1"]}
+    arguments = {"caption": CAPTION, "alt": ALT, "data": data, "profile": "quick", "notebook": "30_kappa_distributions", "claims": ["VS1-1"]}
     plotting.save_figure(figure, id, **(arguments | changes))
 
 
@@ -54,16 +54,16 @@ def kappas(n: int = 500) -> pd.DataFrame:
 
 
 def test_five_files_with_provenance(tmp_path):
-    source = tmp_path / "results" / "smoke" / "metrics" / "30.csv"
+    source = tmp_path / "results" / "quick" / "metrics" / "30.csv"
     artifacts.write_text(source, "a\n1\n")
     figure, data = draw()
     save(figure, data, inputs=[source])
-    folder = tmp_path / "results" / "smoke" / "figures"
+    folder = tmp_path / "results" / "quick" / "figures"
     assert sorted(path.name for path in folder.iterdir()) == [f"30_points.{kind}" for kind in ("csv", "json", "pdf", "png", "svg")]
     record = json.loads((folder / "30_points.json").read_text())
     assert record["caption"].endswith("Drawn by 30_kappa_distributions, data in 30_points.csv.") and record["caption"].startswith("Concentration")
-    assert record["alt"] == ALT and record["claims"] == ["VS1-1"] and record["profile"] == "smoke" and record["id"] == "30_points"
-    assert record["inputs"] == {"results/smoke/metrics/30.csv": artifacts.sha256(source)} and record["commit"] == artifacts.commit()
+    assert record["alt"] == ALT and record["claims"] == ["VS1-1"] and record["profile"] == "quick" and record["id"] == "30_points"
+    assert record["inputs"] == {"results/quick/metrics/30.csv": artifacts.sha256(source)} and record["commit"] == artifacts.commit()
     pd.testing.assert_frame_equal(pd.read_csv(folder / "30_points.csv"), data, rtol=1e-9)
     height, width = plt.imread(folder / "30_points.png").shape[:2]
     assert (width, height) == (975, 600)  # 3.25 x 2.0 in at 300 dpi: exactly the size asked for
@@ -82,7 +82,7 @@ def test_redrawing_gives_the_same_bytes(tmp_path):
     for _ in range(2):
         figure, data = draw()
         save(figure, data)
-        contents.append({path.name: path.read_bytes() for path in (tmp_path / "results" / "smoke" / "figures").iterdir()})
+        contents.append({path.name: path.read_bytes() for path in (tmp_path / "results" / "quick" / "figures").iterdir()})
     assert contents[0] == contents[1]
     assert b"CreationDate" not in contents[0]["30_points.pdf"] and b"dc:date" not in contents[0]["30_points.svg"]
 
@@ -167,11 +167,11 @@ def test_size_limits(monkeypatch):
 def test_show_committed(capsys):
     figure, data = draw()
     save(figure, data)
-    picture = plotting.show_committed("30_points", "smoke")
+    picture = plotting.show_committed("30_points", "quick")
     assert picture.data[:4] == b"\x89PNG" and picture.alt == ALT
-    assert "make reproduce PROFILE=smoke" in capsys.readouterr().out
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
-        plotting.show_committed("30_absent", "smoke")
+    assert "make reproduce PROFILE=quick" in capsys.readouterr().out
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=quick"):
+        plotting.show_committed("30_absent", "quick")
 
 
 def test_caption_splits_into_claim_and_rest():
