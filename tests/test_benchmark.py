@@ -51,6 +51,13 @@ def store(method, seed):
     return name
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewer_draws():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(resolution.read("profiles")["standard"], "bootstrap_draws", 300)
+        yield
+
+
 @pytest.fixture(scope="module")
 def stored(shared_results):
     for method in ACCURACY:
