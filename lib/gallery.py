@@ -253,7 +253,8 @@ def _part(row: dict, needs: str) -> dict:
     """A row of the ledger in words: the interval as one, and the reason without what the full test takes, which is said once a claim."""
     number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
-    return row | number | {"interval": interval, "reason": str(row["reason"]).removesuffix(f"; the full test takes {needs}")}
+    unit = "" if pd.isna(row.get("unit", "")) else row.get("unit", "")
+    return row | number | {"unit": unit, "interval": interval, "reason": str(row["reason"]).removesuffix(f"; the full test takes {needs}")}
 
 
 def _counts(claims: list[dict]) -> list[list]:

@@ -39,6 +39,8 @@ def test_every_claim_can_be_judged():
         assert claim["parts"] or claim["kind"] == "recipe", name
         for part in claim["parts"]:
             assert "query" not in part or plotting.method_style(part["query"].get("method", "vi_simsiam"))
+            if claim["kind"] != "recipe" and not part.keys().isdisjoint(("published", "query")):
+                assert part.get("unit") or claim.get("unit"), f"{name}, {part['name']}: of what unit?"
             if claim["kind"] == "number" and "published" in part and "query" in part and part["rule"].keys() <= {"above", "below"}:
                 # The published number itself lies where the rule says: a rule is a direction that the paper's own number has.
                 number = claims.published(part)
