@@ -48,7 +48,7 @@ def results(tmp_path_factory):
             plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="standard", notebook=notebook, inputs=[source])
         wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 20 for i in range(30)})
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
-        row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number",
+        row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number", "unit": "AUROC",
                "published": 0.72, "ours": 0.6131, "ci_low": 0.6018, "ci_high": 0.6249, "seeds": 3, "verdict": "same direction",
                "reason": HOSTILE}  # fmt: skip
         artifacts.write_csv(folder / "tables" / "90_claims.csv", pd.DataFrame([row]))
@@ -126,7 +126,7 @@ def test_links_lead_to_files(results):
 
 def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
-    assert "<td>AUROC of κ<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
+    assert "<td>AUROC of κ<td>AUROC<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
     assert "| same direction | 0.72 | 0.6131 \\[0.6018, 0.6249\\] |" in readme
     assert '<tr id="simsiam-x"><th scope="row">simsiam-x<td><td>1.5<td>' in page
     assert "| 1 | 1 |\n" in readme  # the sum over papers
