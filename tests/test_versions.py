@@ -8,6 +8,7 @@ import pytest
 
 from lib.artifacts import ROOT
 
+OF_THE_PINS = ("test_methods.py::test_first_losses_are_those_of_the_methods_version", "test_notebooks.py::test_numbers_are_as_expected")
 UNREACHABLE = ("Failed to fetch", "error sending request", "dns error", "client error (Connect)")
 
 
@@ -32,6 +33,8 @@ def test_the_tests_pass_with_other_versions(resolution):
     uv("pip", "sync", "--python", str(python), str(listed))
     # What is installed is compared with the pins in test_environment.py, which is about the pins.
     chosen = ["-m", "not long and not versions", "--ignore", "tests/test_environment.py", "--override-ini", f"cache_dir={folder}/pytest_cache"]
+    # torch may draw initial weights otherwise (2.12 does for trunc_normal_): the numbers that are expected are those of the pins.
+    chosen += [f"--deselect=tests/{test}" for test in OF_THE_PINS]
     command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder", *chosen]
     done = subprocess.run(command, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     print(f"{resolution}:", *[line for line in listed.read_text().splitlines() if line.startswith(("torch==", "torchvision==", "numpy=="))])
