@@ -301,6 +301,13 @@ def source_files(source: str) -> list[Path]:
     return [path for name in sorted(imported_modules(source)) for path in _module_files(name)]
 
 
+def write_stamp(path: Path) -> None:
+    """Write the empty file <name>.<digest>, in place of any of that name with another digest."""
+    for old in path.parent.glob(f"{path.stem}.????????????"):
+        old.unlink()
+    write_text(path, "")
+
+
 @cache
 def code_hash(source: str) -> str:
     """Hash of the code of all lib modules that Python source imports, comments and layout aside."""

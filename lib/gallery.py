@@ -154,7 +154,7 @@ def _screen_size(picture: Path) -> tuple[int, int]:
 
 
 def _figure(path: Path, profile: str) -> dict:
-    from lib.plotting import WITHOUT_VECTORS, split_caption  # slow to import, and a page of a notebook needs none of it
+    from lib.plotting import split_caption  # slow to import, and a page of a notebook needs none of it
 
     record = artifacts.read_json(path, FIGURE_KEYS)
     picture = path.with_suffix(".png")
@@ -162,14 +162,13 @@ def _figure(path: Path, profile: str) -> dict:
         raise FileNotFoundError(f"{path.name} has no {picture.name} beside it: draw the figure again with {record['notebook']}")
     width, height = _screen_size(picture)
     claim, rest = split_caption(record["caption"])
-    vectors = () if profile in (*PICTURES_ALONE, *WITHOUT_VECTORS) else VECTORS
     return record | {
         "number": path.stem[:2],
         "claim": claim,
         "rest": rest,
         "width": width,
         "height": height,
-        "files": {kind: quote(f"figures/{path.stem}.{kind}") for kind in ("png", *vectors, "csv", "json")},
+        "files": {kind: quote(f"figures/{path.stem}.{kind}") for kind in ("png", *(() if profile in PICTURES_ALONE else VECTORS), "csv", "json")},
         "changed": [name for name, digest in record["inputs"].items() if _changed(name, digest)],
     }
 

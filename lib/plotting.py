@@ -34,7 +34,6 @@ TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
-WITHOUT_VECTORS = ("smoke",)  # profiles drawn as PNG alone: what every test run draws again is not for print
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 
 
@@ -121,7 +120,7 @@ def split_caption(caption: str) -> tuple[str, str]:
 def save_figure(
     figure: Figure, id: str, *, caption: str, alt: str, data: pd.DataFrame, profile: str, notebook: str, claims=(), inputs=()
 ) -> None:
-    """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption. Profile smoke has the PNG alone.
+    """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption.
 
     caption: 40-120 words with the closing sentence that is added here; its first sentence is the claim. alt: two sentences, the trend in
     words. data: exactly what is drawn, tidy, units in the column names. notebook: the name of the notebook; its number starts the id.
@@ -132,7 +131,7 @@ def save_figure(
     _check_record(id, caption, alt, data, notebook)
     _settle(figure, id)
     metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    pictures = {kind: _render(figure, kind, metadata[kind]) for kind in (["png"] if profile in WITHOUT_VECTORS else metadata)}
+    pictures = {kind: _render(figure, kind, metadata[kind]) for kind in metadata}
     for kind, content in pictures.items():
         if len(content) > MAX_BYTES[kind]:
             raise ValueError(

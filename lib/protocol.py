@@ -168,10 +168,7 @@ class Run:
         """Store rows for evaluation.metrics_rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
         frame, name = evaluation.metrics_rows(rows, **self.identity(notebook)), f"{notebook}-{part}" if part else notebook
         artifacts.write_metrics(self.profile, name, self.name, frame)
-        stamp = _measured_stamp(self, name)
-        for old in stamp.parent.glob(f"{stamp.stem}.????????????"):
-            old.unlink()
-        artifacts.write_text(stamp, "")
+        artifacts.write_stamp(_measured_stamp(self, name))
         return frame
 
 

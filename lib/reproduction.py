@@ -283,9 +283,7 @@ def run_job(profile: str, paper: str, name: str, asked: str = "") -> None:
         if path.exists():
             return
         execute(listed[name])
-        for old in path.parent.glob(f"{name}.????????????"):
-            old.unlink()
-        artifacts.write_text(path, "")
+        artifacts.write_stamp(path)
 
 
 def _end_with_parent() -> None:

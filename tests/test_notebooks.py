@@ -13,7 +13,6 @@ from lib import artifacts, drift, protocol, reproduction
 from tests import faults
 
 KILLS = 3
-COMPLETE = (0, reproduction.DRIFTED)  # whether the numbers are those expected is a test of its own
 NOTEBOOKS = sorted(reproduction.NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {
     r"rcParams": "styles live in figures/style.mplstyle",
@@ -65,14 +64,20 @@ def test_lint_by_ruff():
 def smoke(tmp_path_factory):
     """The whole DAG in profile smoke, killed three times on the way, then called again until it is done."""
     results = tmp_path_factory.mktemp("results")
-    moments, _ = faults.random_moments(random.Random(1), KILLS, 12.0)
+    moments, _ = faults.random_moments(random.Random(1), KILLS, 20.0)
     found = faults.reproduce_with_kills(results, moments, [False, True, True])
     return found | {"results": results / "smoke", "environment": faults.environment(results)}
 
 
-def test_all_jobs_done_after_kills(smoke):
+def status_of(smoke, monkeypatch):
+    """The exit status that a complete call has to have; with other versions than the pins numbers may drift."""
+    monkeypatch.setattr(artifacts, "RESULTS", smoke["results"].parent)
+    return 0 if drift.compare("smoke").within.all() else reproduction.DRIFTED
+
+
+def test_all_jobs_done_after_kills(smoke, monkeypatch):
     assert smoke["kills"] == KILLS and smoke["finished_before"], "the calls were to be killed, the last one after the first trained run"
-    assert smoke["done"].returncode in COMPLETE, smoke["done"].stdout + smoke["done"].stderr
+    assert smoke["done"].returncode == status_of(smoke, monkeypatch), smoke["done"].stdout + smoke["done"].stderr
     assert not smoke["broken"], "files with a final name that were not whole after a kill"
     assert not smoke["rewritten"], "a finished run was trained again"
     assert "index.html" in smoke["done"].stdout
@@ -103,19 +108,19 @@ def test_every_figure_is_complete(smoke):
     numbers = {path.stem[:2] for path in figures}
     assert numbers == {path.stem[:2] for path in NOTEBOOKS}, "every notebook draws at least one figure"
     for path in figures:
-        assert all(path.with_suffix(suffix).stat().st_size for suffix in (".png", ".csv"))
+        assert all(path.with_suffix(suffix).stat().st_size for suffix in (".pdf", ".svg", ".png", ".csv"))
 
 
-def test_a_second_call_does_nothing(smoke):
+def test_a_second_call_does_nothing(smoke, monkeypatch):
     stamps = {path: path.stat().st_mtime_ns for path in (smoke["results"] / "notebooks").glob("*.ipynb")}
     done = subprocess.run(faults.COMMAND, cwd=artifacts.ROOT, env=smoke["environment"], capture_output=True, text=True)
-    assert done.returncode in COMPLETE, done.stdout
+    assert done.returncode == status_of(smoke, monkeypatch), done.stdout
     assert stamps and {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
 
 def test_stored_results_are_shown_without_training(smoke):
-    """Of two notebooks, since each takes a while; tests/test_faults.py shows them all."""
-    assert not faults.not_shown(smoke["results"].parent, ["00_start_here", "20_linear_and_knn_evaluation"])
+    """Of three notebooks, since each takes a while; tests/test_faults.py shows them all."""
+    assert not faults.not_shown(smoke["results"].parent, ["00_start_here", "20_linear_and_knn_evaluation", "34_kappa_and_dino_entropy"])
 
 
 def test_committed_results_stay_small():
