@@ -36,6 +36,8 @@ setup: ## create .venv and install the pinned requirements and the project (skip
 	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -r requirements.txt
 	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .
 	@$(PY) -m pip check
+	@echo "Compiling the augmentations, so that no job has to"
+	@$(PY) -c "from lib import augmentations; augmentations.compile_views()"
 	@touch .venv/.installed
 
 reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS= GPUS=

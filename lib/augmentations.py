@@ -165,11 +165,17 @@ def _render_fused(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor) -
     scale = np.float32(1 / 255) if images.dtype == torch.uint8 else np.float32(1)
 
     def share(rows: slice) -> None:
-        fused_views.render(source, chosen[rows].numpy(), *(value[rows].numpy() for value in draws), scale, views[rows].permute(0, 2, 3, 1).numpy())
+        parameters = (value[rows].contiguous().numpy() for value in draws)  # it would be compiled anew for every other layout
+        fused_views.render(source, chosen[rows].numpy(), *parameters, scale, views[rows].permute(0, 2, 3, 1).numpy())
 
     threads = torch.get_num_threads()
     length = -(-len(chosen) // threads)
     list(_pool(threads).map(share, [slice(start, start + length) for start in range(0, len(chosen), length)]))
+
+
+def compile_views() -> None:
+    """Compile lib.fused_views for uint8 images, which takes a quarter of a minute; it is stored beside the code, for all processes after this one."""
+    augment(torch.zeros(2, 3, 8, 8, dtype=torch.uint8), 8, RECIPES["simsiam"], torch.Generator())
 
 
 @cache

@@ -25,6 +25,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine, PlaceHolderLayoutE
 from matplotlib.text import Text
 from matplotlib.transforms import ScaledTranslation
 from PIL import Image as Picture
+from PIL import ImageChops
 
 from lib import artifacts
 from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_coverage_curve, roc_curve
@@ -33,6 +34,7 @@ COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  
 TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
+UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 
@@ -130,8 +132,7 @@ def save_figure(
     caption = f"{' '.join(caption.split())} Drawn by {notebook}, data in {id}.csv." if caption.strip() else ""
     _check_record(id, caption, alt, data, notebook)
     _settle(figure, id)
-    metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {"Software": None}}
-    pictures = {kind: _render(figure, kind, metadata[kind]) for kind in metadata}
+    pictures = {kind: _render(figure, kind) for kind in CANVASES}
     for kind, content in pictures.items():
         if len(content) > MAX_BYTES[kind]:
             raise ValueError(
@@ -211,29 +212,30 @@ def _settle(figure: Figure, id: str) -> None:
         raise ValueError(f"{id} draws {outside:.2f} in outside its page of {page[0]:g} x {page[1]:g} in: create it larger or shorten its labels")
 
 
-def _render(figure: Figure, kind: str, metadata: dict, dpi: float | None = None) -> bytes:
+def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     """The picture in one drawing: savefig draws twice, for a layout that _settle has fixed by now."""
     buffer = io.BytesIO()
     canvas, figure_dpi = figure.canvas, figure.dpi
     with plt.style.context(artifacts.ROOT / "figures" / "style.mplstyle"):  # font type, hash salt and box hold whoever made the figure
         try:
             figure.dpi = dpi or plt.rcParams["savefig.dpi"]
-            getattr(CANVASES[kind](figure), f"print_{kind}")(buffer, metadata=metadata)
+            drawn = CANVASES[kind](figure)
+            if kind == "png":
+                drawn.draw()
+                return _png(Picture.fromarray(np.asarray(drawn.buffer_rgba())).convert("RGB"), round(figure.dpi))
+            getattr(drawn, f"print_{kind}")(buffer, metadata=UNDATED[kind])
         finally:
             figure.set_canvas(canvas)
             figure.dpi = figure_dpi
-    return _with_palette(buffer.getvalue()) if kind == "png" else buffer.getvalue()
+    return buffer.getvalue()
 
 
-def _with_palette(content: bytes, tolerance: int = 8) -> bytes:
-    """A PNG with at most 256 colours where no pixel changes by more than ``tolerance`` of 255 levels, a third of the size; else as it is."""
-    image = Picture.open(io.BytesIO(content)).convert("RGB")
+def _png(image: Picture.Image, dpi: int, tolerance: int = 8) -> bytes:
+    """A PNG with at most 256 colours where no pixel changes by more than ``tolerance`` of 255 levels, a third of the size; else with all of them."""
     reduced = image.quantize(256, Picture.Quantize.MAXCOVERAGE, kmeans=1, dither=Picture.Dither.NONE)
-    change = np.abs(np.asarray(reduced.convert("RGB"), int) - np.asarray(image, int)).max()
-    if change > tolerance:
-        return content
+    change = max(most for _, most in ImageChops.difference(reduced.convert("RGB"), image).getextrema())
     buffer = io.BytesIO()
-    reduced.save(buffer, "PNG", optimize=True, dpi=(round(plt.rcParams["savefig.dpi"]),) * 2)
+    (reduced if change <= tolerance else image).save(buffer, "PNG", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 
@@ -251,7 +253,7 @@ def _show(figure: Figure, caption: str, alt: str) -> None:
 
     if get_ipython() is not None:
         claim, rest = split_caption(caption)
-        display(Image(_render(figure, "png", {"Software": None}, dpi=120), alt=alt), Markdown(f"**{claim}** {rest}"))
+        display(Image(_render(figure, "png", dpi=120), alt=alt), Markdown(f"**{claim}** {rest}"))
     plt.close(figure)
 
 

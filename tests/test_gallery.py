@@ -64,7 +64,7 @@ def results(tmp_path_factory):
 def write_notebook(path, extra=()):
     figure, ax = plt.subplots()
     ax.plot([1, 2])
-    picture = plotting._render(figure, "png", {})
+    picture = plotting._render(figure, "png")
     plt.close(figure)
     table = pd.DataFrame(np.zeros((2, 40))).to_html()
     outputs = [

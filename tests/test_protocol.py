@@ -465,10 +465,10 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, 
     rows = frame.set_index(["condition", "classifier", "metric"])
     for share in FEW["fine_tune_shares"]:
         for classifier in ("fine_tuned", "linear", "knn"):
-            row = rows.loc[(f"labels_{share:g}", classifier, "accuracy")]
+            row = rows.loc[[(f"labels_{share:g}", classifier, "accuracy")]].iloc[0]
             assert row.value == scores[f"{classifier}_{share:g}"].mean() and row.ci_low <= row.value <= row.ci_high and row.n == 359
-        assert rows.loc[(f"labels_{share:g}", "fine_tuned", "accuracy")].value == pytest.approx(2 / 359)
-        assert rows.loc[(f"labels_{share:g}", "fine_tuned", "learning_rate")].value == 0.3
+        fine_tuned = rows.loc[f"labels_{share:g}"].loc["fine_tuned"].value
+        assert fine_tuned["accuracy"] == pytest.approx(2 / 359) and fine_tuned["learning_rate"] == 0.3
         assert {"nll", "ece"} <= set(rows.loc[f"labels_{share:g}"].loc["fine_tuned"].index) & set(rows.loc[f"labels_{share:g}"].loc["linear"].index)
         assert len(rows.loc[(f"labels_{share:g}_validation", "fine_tuned", "accuracy")]) == 2
     few = run.embed(small, "labels_0.05")
