@@ -14,6 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy
+from fontTools import subset
 from matplotlib import cbook, patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,6 +35,8 @@ COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  
 TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
+# Of use until the glyphs are placed, which they are; reading these tables takes longer than all else in a PDF.
+subset.Options._drop_tables_default = [*subset.Options._drop_tables_default, "GDEF", "GPOS", "GSUB"]
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
