@@ -34,7 +34,7 @@ TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoesca
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
-VECTORS = ("pdf", "svg")
+VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
 # What a visitor asks, and where index.html answers: a claim, a figure, a table (t-), or a section; what a profile does not have is left out.
@@ -52,7 +52,6 @@ QUESTIONS = (
     ("How many claims of each paper have which verdict?", "verdicts"),
     ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
 )
-PICTURES_ALONE = ("quick", "paper")  # profiles of which git keeps no vector graphics (.gitignore), so that none are linked
 
 
 class _Exporter(HTMLExporter):
@@ -162,15 +161,24 @@ def _figure(path: Path, profile: str) -> dict:
         raise FileNotFoundError(f"{path.name} has no {picture.name} beside it: draw the figure again with {record['notebook']}")
     width, height = _screen_size(picture)
     claim, rest = split_caption(record["caption"])
+    files = {kind: f"figures/{path.stem}.{kind}" for kind in ("png", "csv", "json")}
+    if artifacts.RESULTS.parent == artifacts.ROOT and _published(path.stem, profile):
+        files |= {kind: f"../../figures/{path.stem}.{kind}" for kind in VECTORS}
     return record | {
         "number": path.stem[:2],
         "claim": claim,
         "rest": rest,
         "width": width,
         "height": height,
-        "files": {kind: quote(f"figures/{path.stem}.{kind}") for kind in ("png", *(() if profile in PICTURES_ALONE else VECTORS), "csv", "json")},
+        "files": {kind: quote(files[kind]) for kind in ("png", *VECTORS, "csv", "json") if kind in files},
         "changed": [name for name, digest in record["inputs"].items() if _changed(name, digest)],
     }
+
+
+def _published(id: str, profile: str) -> bool:
+    """Whether figures/ has this very figure of the profile."""
+    record, picture = artifacts.ROOT / "figures" / f"{id}.json", artifacts.results_dir(profile) / "figures" / f"{id}.png"
+    return record.exists() and picture.exists() and artifacts.read_json(record)["sha256"][picture.name] == artifacts.sha256(picture)
 
 
 def _changed(name: str, digest: str) -> bool:
@@ -378,17 +386,23 @@ def publish_figures(profile: str = "") -> list[Path]:
     source, target = artifacts.results_dir(profile) / "figures", artifacts.ROOT / "figures"
     records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted(source.glob("*.json"))]
     for old in target.glob("[0-9][0-9]_*"):
-        if not (source / old.name).exists():
+        if old.stem not in {record["id"] for record in records}:
             old.unlink()
     stored = _runs(profile)
     claims = {claim["id"]: claim for claim in _claims(profile, stored)}
     for record in records:
         files = [f"{record['id']}.{kind}" for kind in PUBLISHED]
         for name in files:
-            artifacts.write_bytes(target / name, (source / name).read_bytes())
+            artifacts.write_bytes(target / name, _stored(name, profile).read_bytes())
         hashes, drawn = {name: artifacts.sha256(target / name) for name in files}, _drawn_runs(record, claims, source / files[-1], profile)
         artifacts.write_json(target / f"{record['id']}.json", record | {"runs": [run for run in stored if run in drawn], "sha256": hashes})
     return [target / record["id"] for record in records]
+
+
+def _stored(name: str, profile: str) -> Path:
+    """Where a file of a figure is: with the profile, or, of vector graphics that were drawn elsewhere, in figures/ beside the same picture."""
+    own = artifacts.results_dir(profile) / "figures" / name
+    return own if own.exists() or not _published(own.stem, profile) else artifacts.ROOT / "figures" / name
 
 
 def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, profile: str) -> set[str]:
@@ -412,7 +426,7 @@ def _wanting(profile: str) -> str:
     lacking = {
         "has no figures": not records,
         "was not run to its end (no run.json)": not account.exists(),
-        "lacks": [name for name in files if not (folder / "figures" / name).exists()],
+        "lacks": [name for name in files if not _stored(name, profile).exists()],
         "has not executed": sorted({record["notebook"] for record in records} - executed),
         "has lost runs": sorted(set(artifacts.read_json(account)["training_seconds"] if account.exists() else ()) - _runs(profile).keys()),
         "has unfinished runs": [name for name, run in _runs(profile).items() if not run.get("finished")],
