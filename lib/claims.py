@@ -203,6 +203,8 @@ def decide(
     if lacking:
         where = {1: "our interval lies on the claimed side", 0: "our interval includes the bound", -1: "our interval lies on the other side"}[holds]
         return (SAME if holds > 0 else NOT_REPRODUCED), f"{where}, {seeds}; {lacking}"
+    if np.isnan(found.low):
+        return NOT_REPRODUCED, f"our number has no interval to judge by, {seeds}"
     if kind == "number" and not np.isnan(published(part)):
         inside = found.low <= published(part) <= found.high
         return (REPRODUCED if inside else CONTRADICTED), f"the published value lies {'in' if inside else 'outside'} our interval, {seeds}"

@@ -119,6 +119,7 @@ def test_sides(rule, low, high, expected):
     [
         ("number", {"published": 0.2}, 0.1, 0.3, 3, REPRODUCED),
         ("number", {"published": 0.4}, 0.1, 0.3, 3, CONTRADICTED),
+        ("number", {"published": 0.4}, np.nan, np.nan, 3, NOT_REPRODUCED),
         ("direction", {}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, -0.1, 0.3, 3, NOT_REPRODUCED),
         ("direction", {}, -0.3, -0.1, 3, CONTRADICTED),
