@@ -178,7 +178,7 @@ def _figure(path: Path, profile: str) -> dict:
 def _published(id: str, profile: str) -> bool:
     """Whether figures/ has this very figure of the profile."""
     record, picture = artifacts.ROOT / "figures" / f"{id}.json", artifacts.results_dir(profile) / "figures" / f"{id}.png"
-    return record.exists() and picture.exists() and artifacts.read_json(record)["sha256"][picture.name] == artifacts.sha256(picture)
+    return record.exists() and picture.exists() and artifacts.read_json(record, ("sha256",))["sha256"][picture.name] == artifacts.sha256(picture)
 
 
 def _changed(name: str, digest: str) -> bool:
@@ -385,8 +385,9 @@ def publish_figures(profile: str = "") -> list[Path]:
         raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}.")
     source, target = artifacts.results_dir(profile) / "figures", artifacts.ROOT / "figures"
     records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted(source.glob("*.json"))]
+    ids = {record["id"] for record in records}
     for old in target.glob("[0-9][0-9]_*"):
-        if old.stem not in {record["id"] for record in records}:
+        if old.stem not in ids:
             old.unlink()
     stored = _runs(profile)
     claims = {claim["id"]: claim for claim in _claims(profile, stored)}

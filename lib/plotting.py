@@ -4,6 +4,7 @@ A chart function takes a tidy DataFrame and an Axes; most return the DataFrame o
 `save_figure(..., data=...)`. Sizes are inches at print size; no text is smaller than 6 pt.
 """
 
+import contextlib
 import io
 import re
 import textwrap
@@ -35,8 +36,6 @@ COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  
 TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
-# Of use until the glyphs are placed, which they are; reading these tables takes longer than all else in a PDF.
-subset.Options._drop_tables_default = [*subset.Options._drop_tables_default, "GDEF", "GPOS", "GSUB"]
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
@@ -215,11 +214,23 @@ def _settle(figure: Figure, id: str) -> None:
         raise ValueError(f"{id} draws {outside:.2f} in outside its page of {page[0]:g} x {page[1]:g} in: create it larger or shorten its labels")
 
 
+@contextlib.contextmanager
+def without_layout_tables():
+    """Leave out of embedded fonts what is of use until the glyphs are placed: to read those tables takes longer than all else in a PDF."""
+    usual = subset.Options._drop_tables_default
+    subset.Options._drop_tables_default = [*usual, "GDEF", "GPOS", "GSUB"]
+    try:
+        yield
+    finally:
+        subset.Options._drop_tables_default = usual
+
+
 def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     """The picture in one drawing: savefig draws twice, for a layout that _settle has fixed by now."""
     buffer = io.BytesIO()
     canvas, figure_dpi = figure.canvas, figure.dpi
-    with plt.style.context(artifacts.ROOT / "figures" / "style.mplstyle"):  # font type, hash salt and box hold whoever made the figure
+    # Font type, hash salt and box hold whoever made the figure.
+    with plt.style.context(artifacts.ROOT / "figures" / "style.mplstyle"), without_layout_tables():
         try:
             figure.dpi = dpi or plt.rcParams["savefig.dpi"]
             drawn = CANVASES[kind](figure)

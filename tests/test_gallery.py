@@ -500,6 +500,11 @@ def test_vector_graphics_are_kept_and_linked_where_they_are_published(publishabl
     assert gallery._wanting("standard") == "lacks 30_roc.pdf, 30_roc.svg"
 
 
+def test_vector_graphics_of_profiles_are_not_kept_by_git():
+    ignored = (artifacts.ROOT / ".gitignore").read_text()
+    assert all(f"results/*/figures/*.{kind}\n" in ignored for kind in gallery.VECTORS)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
