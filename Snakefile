@@ -21,7 +21,6 @@ rule all:
         [stamp_of(name) for name in JOBS],
 
 
-# One thread a job: two small networks side by side train faster than one after the other on two threads each.
 for job in JOBS.values():
 
     rule:
@@ -31,7 +30,7 @@ for job in JOBS.values():
             [stamp_of(name) for name in job.needs],
         output:
             stamp_of(job.name),
-        threads: 1
+        threads: reproduction.THREADS
         # Most notebooks wait for all networks; those that need none fill the cores beside and after them.
         priority: int(job.notebook == reproduction.artifacts.MEASURED_BY)
         resources:
@@ -41,4 +40,4 @@ for job in JOBS.values():
         params:
             job=job.name,
         shell:
-            "{sys.executable:q} -m lib.reproduction --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"
+            "{sys.executable:q} -m lib.forkserver run lib.reproduction:main --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import contextlib
-import ctypes
 import errno
 import fcntl
 import os
@@ -28,12 +27,13 @@ from typing import NamedTuple, TextIO
 import psutil
 from tqdm import tqdm
 
-from lib import artifacts, settings
+from lib import artifacts, forkserver, settings
 
 # For jsonschema, which all that reads notebooks loads: it would compile a grammar of web addresses for seconds, and notebooks hold none to check.
 sys.modules.setdefault("rfc3987_syntax", None)
 
 NOTEBOOKS = artifacts.ROOT / "notebooks"
+THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
 INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
 PAPERS = ("all", *settings.PAPERS)
@@ -216,8 +216,9 @@ def execute(job: Job) -> Path:
     with artifacts.atomic_path(path) as output:
         try:
             papermill.execute_notebook(
-                NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT)
-            )
+                NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT),
+                kernel_manager_class=_kernel_manager(),
+            )  # fmt: skip
         except Exception as error:
             with contextlib.suppress(Exception):  # of two faults the first is told
                 clean_metadata(output)
@@ -228,6 +229,19 @@ def execute(job: Job) -> Path:
     failed.unlink(missing_ok=True)
     gallery.notebook_html(path)
     return path
+
+
+def _kernel_manager() -> type:
+    """The usual manager of kernels, but that a kernel is forked where a fork server listens."""
+    from jupyter_client.manager import AsyncKernelManager  # slow to import
+
+    class KernelManager(AsyncKernelManager):
+        def format_kernel_cmd(self, extra_arguments=None) -> list[str]:
+            words = super().format_kernel_cmd(extra_arguments)
+            module = words.index("-m") + 1
+            return [*words[:module], "lib.forkserver", "run", "ipykernel.kernelapp:launch_new_instance", *words[module + 1 :]]
+
+    return KernelManager
 
 
 def _training_of(job: Job) -> str:
@@ -286,12 +300,6 @@ def run_job(profile: str, paper: str, name: str, asked: str = "") -> None:
         artifacts.write_stamp(path)
 
 
-def _end_with_parent() -> None:
-    """In the child: be asked to stop when the parent dies, also of SIGKILL (Linux; elsewhere the locks alone keep order)."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-
-
 def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
     """Snakemake's options for where the jobs run; ValueError or FileNotFoundError, before any work, if they cannot run there."""
     if not executor and gpus:
@@ -334,7 +342,9 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
         artifacts.remove_unfinished(folder)
-        status, peak = _run_watched(command, log, stamps, folder)
+        if not executor and already < len(listed) and forkserver.is_possible():
+            command = [sys.executable, "-m", "lib.forkserver", "serve", *command]
+        status, peak = _run_watched(command, log, stamps, folder, env=os.environ | _threads(THREADS))
     if status is None:
         return INTERRUPTED
     missing = [name for name, path in stamps.items() if not path.exists()]
@@ -365,6 +375,11 @@ def _compare_with_expected(profile: str, paper: str) -> int:
     table = drift.compare(profile, whole=paper == "all")
     print(drift.report(table, profile))
     return 0 if table.within.all() else DRIFTED
+
+
+def _threads(number: int) -> dict[str, str]:
+    """What numpy and torch look at, when they are imported, for the number of threads."""
+    return {"OMP_NUM_THREADS": str(number), "MKL_NUM_THREADS": str(number)}
 
 
 def _shown(path: Path) -> Path:
@@ -398,7 +413,8 @@ def memory_of(process: int) -> int:
 
 def _run_watched(command: list[str], log: TextIO, stamps: dict[str, Path], folder: Path, **options) -> tuple[int | None, int]:
     """Run a command under the bars of _watch: its exit status, None if it was interrupted, and the most memory it held."""
-    process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=_end_with_parent, **options)
+    streams = {"stdout": log, "stderr": subprocess.STDOUT}
+    process = subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=forkserver.end_with_parent, **options)
     try:
         peak = _watch(process, stamps, folder)
     except KeyboardInterrupt:
@@ -498,7 +514,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen, arguments.profile = arguments.profile, arguments.profile or "quick"
     if arguments.threads:
-        os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = str(arguments.threads)
+        os.environ.update(_threads(arguments.threads))
     try:
         if arguments.figures:
             from lib import gallery

@@ -176,13 +176,18 @@ def not_shown(results: Path, names: list[str]) -> list[str]:
 
 
 def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psutil.Process:
-    """The kernel of a job of a reproduction under way, once it has worked for two seconds."""
+    """The kernel of a job of a reproduction under way, once it has worked for two seconds: a fork of the server, known by the port it answers at."""
     deadline = time.time() + within
     while time.time() < deadline and process.poll() is None:
-        for member in family(process.pid):
-            with contextlib.suppress(psutil.Error):
-                if "ipykernel_launcher" in " ".join(member.cmdline()) and f"--job {job}" in " ".join(member.parent().cmdline()):
-                    time.sleep(2)
-                    return member
+        members = family(process.pid)
+        for asker in members:
+            with contextlib.suppress(psutil.Error, OSError, ValueError):
+                words = asker.cmdline()
+                if any("ipykernel" in word for word in words) and any(file.path.endswith(f"/{job}.lock") for file in asker.parent().open_files()):
+                    port = json.loads(Path(words[words.index("-f") + 1]).read_bytes())["shell_port"]
+                    for member in members:
+                        if any(connection.laddr.port == port for connection in member.net_connections() if connection.status == "LISTEN"):
+                            time.sleep(2)
+                            return member
         time.sleep(0.1)
     raise AssertionError(f"no kernel of {job} was seen")

@@ -176,7 +176,8 @@ def test_snakemake_plans_every_job(tmp_path, monkeypatch):
     by_name = {job.name: job for job in listed}
     expected = [["--job", name, "--stamp", str(reproduction.stamp(job, by_name))] for name, job in by_name.items()]
     rest = ["--profile", "smoke", "--paper", "all", "--threads", "1"]
-    assert sorted(calls) == sorted([sys.executable, "-m", "lib.reproduction", *words, *rest] for words in expected)
+    job = [sys.executable, "-m", "lib.forkserver", "run", "lib.reproduction:main"]
+    assert sorted(calls) == sorted([*job, *words, *rest] for words in expected)
 
 
 def test_memory_of_a_process_counts_what_its_children_hold():
