@@ -103,6 +103,7 @@ def serve(command: list[str]) -> int | str | None:
     process = subprocess.Popen(command, env=os.environ | {SOCKET: name}, preexec_fn=end_with_parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets it from the terminal as well, and ends in its own way
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+    os.environ["JPY_PARENT_PID"] = "1"  # read when ipykernel is imported: a kernel with a parent that it need not watch, since whoever asked does
     for name in PRELOADED:
         if process.poll() is None:
             importlib.import_module(name)

@@ -16,7 +16,7 @@ import pandas as pd
 import psutil
 from PIL import Image
 
-from lib import artifacts
+from lib import artifacts, forkserver
 
 # One job more than there are cores: each waits for its kernel to start and to end.
 COMMAND = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke", "--jobs", str((os.cpu_count() or 1) + 1)]
@@ -156,6 +156,18 @@ def _content(path: Path):
     return path.read_bytes()
 
 
+@contextlib.contextmanager
+def fork_server(environment: dict[str, str]):
+    """The environment of those who ask a fork server that runs meanwhile; where there can be none, the one given."""
+    if not forkserver.is_possible():
+        yield environment
+        return
+    command = [sys.executable, "-m", "lib.forkserver", "serve", "sh", "-c", f'echo "${forkserver.SOCKET}"; cat']
+    with subprocess.Popen(command, cwd=artifacts.ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield environment | {forkserver.SOCKET: server.stdout.readline().strip()}
+        server.stdin.close()  # its command ends, and so does the server
+
+
 def not_shown(results: Path, names: list[str]) -> list[str]:
     """The notebooks that do not run with their defaults (train_missing=False) when weights and embeddings are gone, and what they said."""
     away = [*results.glob("smoke/runs/*/model.safetensors"), *results.glob("smoke/runs/*/embeddings/*")]
@@ -163,12 +175,12 @@ def not_shown(results: Path, names: list[str]) -> list[str]:
         path.rename(path.with_name(path.name + ".away"))
 
     def show(name: str) -> str:
-        command = [sys.executable, "-m", "lib.reproduction", "--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
-        done = subprocess.run(command, cwd=artifacts.ROOT, env=environment(results), capture_output=True, text=True)
+        words = ["lib.reproduction:main", "--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
+        done = subprocess.run([sys.executable, "-m", "lib.forkserver", "run", *words], cwd=artifacts.ROOT, env=asking, capture_output=True, text=True)
         return f"{name}: {done.stdout}{done.stderr}" if done.returncode else ""
 
     try:
-        with ThreadPoolExecutor(2) as pool:
+        with fork_server(environment(results)) as asking, ThreadPoolExecutor(2) as pool:
             return [said for said in pool.map(show, names) if said]
     finally:
         for path in away:
