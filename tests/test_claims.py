@@ -120,6 +120,11 @@ def test_sides(rule, low, high, expected):
         ("number", {"published": 0.2}, 0.1, 0.3, 3, REPRODUCED),
         ("number", {"published": 0.4}, 0.1, 0.3, 3, CONTRADICTED),
         ("number", {"published": 0.4}, np.nan, np.nan, 3, NOT_REPRODUCED),
+        # 97.5 % quantile of Student's t with two degrees of freedom: 4.303
+        ("number", {"published": 0.4, "error": 0.024}, 0.1, 0.3, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.4, "error": 0.023}, 0.1, 0.3, 3, CONTRADICTED),
+        ("number", {"published": 0.0, "error": 0.024}, 0.1, 0.3, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.2, "error": 0.024}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, -0.1, 0.3, 3, NOT_REPRODUCED),
         ("direction", {}, -0.3, -0.1, 3, CONTRADICTED),
