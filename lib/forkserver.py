@@ -36,7 +36,11 @@ PRELOADED = (
 
 def is_possible() -> bool:
     """Whether this system forks processes and watches them as it is done here."""
-    return sys.platform == "linux" and hasattr(os, "pidfd_open")
+    try:
+        os.close(os.pidfd_open(os.getpid()))  # Linux, and not in every container
+    except (AttributeError, OSError):
+        return False
+    return True
 
 
 def end_with_parent() -> None:
@@ -69,8 +73,8 @@ def _run_here(words: list[str]) -> int | str | None:
 
 def _run_there(connection: socket.socket, words: list[str]) -> int:
     end_with_parent()
-    request = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode()
-    with connection, connection.makefile("r") as answers:
+    request, said = json.dumps({"words": words, "folder": os.getcwd(), "environment": dict(os.environ)}).encode(), ""
+    with connection, connection.makefile("r") as answers, contextlib.suppress(ConnectionError):
         socket.send_fds(connection, [LENGTH.pack(len(request))], [0, 1, 2])
         connection.sendall(request)
         fork = int(answers.readline() or 0)
@@ -81,7 +85,7 @@ def _run_there(connection: socket.socket, words: list[str]) -> int:
 
         for number in FORWARDED if fork else ():
             signal.signal(number, forward)
-        said = answers.readline() if fork else ""
+        said = answers.readline()
     if not said:
         print(f"{words[0]} failed: the process that it was forked from has ended. Call the same command again.", file=sys.stderr)
         return 1
