@@ -33,6 +33,7 @@ from lib import artifacts, forkserver, settings
 sys.modules.setdefault("rfc3987_syntax", None)
 
 NOTEBOOKS = artifacts.ROOT / "notebooks"
+START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
 THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
 INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
@@ -217,7 +218,7 @@ def execute(job: Job) -> Path:
         try:
             papermill.execute_notebook(
                 NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT),
-                kernel_manager_class=_kernel_manager(),
+                kernel_manager_class=_kernel_manager(), start_timeout=START_SECONDS,
             )  # fmt: skip
         except Exception as error:
             with contextlib.suppress(Exception):  # of two faults the first is told
