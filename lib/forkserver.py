@@ -105,25 +105,26 @@ def serve(command: list[str]) -> int | str | None:
     listener.bind("\0" + name)  # a name without a file, gone with this process however it ends
     listener.listen(64)
     process = subprocess.Popen(command, env=os.environ | {SOCKET: name}, preexec_fn=end_with_parent)
+    ended = os.pidfd_open(process.pid)  # now: once poll has seen its end there is no such process any more
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets it from the terminal as well, and ends in its own way
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     os.environ["JPY_PARENT_PID"] = "1"  # read when ipykernel is imported: a kernel with a parent that it need not watch, since whoever asked does
-    for name in PRELOADED:
+    for module in PRELOADED:
         if process.poll() is None:
-            importlib.import_module(name)
+            importlib.import_module(module)
     gc.freeze()  # objects that are never looked at again, so that the forks share their pages
-    request = _answer(listener, process)
+    request = _answer(listener, process, ended)
     listener.close()
     if request:
         return _become(*request)
     return process.returncode if process.returncode >= 0 else 128 - process.returncode
 
 
-def _answer(listener: socket.socket, process: subprocess.Popen) -> tuple[dict, list[int]] | None:
+def _answer(listener: socket.socket, process: subprocess.Popen, ended: int) -> tuple[dict, list[int]] | None:
     """Fork for whoever asks, and tell each how its fork ended, until the process ends: then None. In a fork: what was asked for."""
     with selectors.DefaultSelector() as watched:
         watched.register(listener, selectors.EVENT_READ)
-        watched.register(os.pidfd_open(process.pid), selectors.EVENT_READ)
+        watched.register(ended, selectors.EVENT_READ)
         while process.poll() is None:
             for key, _ in watched.select():
                 if key.fileobj is listener:
@@ -147,8 +148,9 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
     if user == os.getuid():
         with contextlib.suppress(ConnectionError), connection.makefile("rb") as sent:
             header, streams, *_ = socket.recv_fds(connection, LENGTH.size, 3)
-            body = sent.read(LENGTH.unpack(header)[0]) if header else b""
-            if body:
+            length = LENGTH.unpack(header)[0] if len(header) == LENGTH.size else 0
+            body = sent.read(length)
+            if body and len(body) == length:
                 return json.loads(body), streams
             for stream in streams:
                 os.close(stream)

@@ -116,9 +116,11 @@ def test_a_fork_does_not_outlive_whoever_asked(server):
     assert is_gone(fork)
 
 
-def test_one_who_leaves_before_asking_disturbs_nobody(server):
+@pytest.mark.parametrize("said", [b"", b"\0\0", forkserver.LENGTH.pack(100), forkserver.LENGTH.pack(100) + b'{"words": ['], ids=len)
+def test_one_who_leaves_before_all_is_said_disturbs_nobody(server, said):
     connection = forkserver.socket.socket(forkserver.socket.AF_UNIX)
     connection.connect("\0" + server[1][forkserver.SOCKET])
+    connection.sendall(said)
     connection.close()
     assert ask(server, "asked:end", "9").wait() == -9
 
@@ -126,6 +128,14 @@ def test_one_who_leaves_before_asking_disturbs_nobody(server):
 def test_the_server_ends_with_its_command():
     done = subprocess.run([sys.executable, "-c", SERVE, sys.executable, "-c", "import os; os._exit(7)"])
     assert done.returncode == 7
+
+
+def test_a_command_may_end_while_the_server_imports(tmp_path):
+    (tmp_path / "slow.py").write_text("import time; time.sleep(1)")
+    serve = SERVE.replace("('numpy.random',)", "('slow', 'json')")
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), os.getcwd()])}
+    done = subprocess.run([sys.executable, "-c", serve, "sh", "-c", "exit 7"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 7 and not done.stderr
 
 
 def test_another_user_is_not_served(monkeypatch):
