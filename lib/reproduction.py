@@ -345,7 +345,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
         artifacts.remove_unfinished(folder)
         if not executor and already < len(listed) and forkserver.is_possible():
             command = [sys.executable, "-m", "lib.forkserver", "serve", *command]
-        status, peak = _run_watched(command, log, stamps, folder, env=os.environ | _threads(THREADS))
+        status, peak = _run_watched(command, log, stamps, folder, env=os.environ | thread_limits(THREADS))
     if status is None:
         return INTERRUPTED
     missing = [name for name, path in stamps.items() if not path.exists()]
@@ -378,7 +378,7 @@ def _compare_with_expected(profile: str, paper: str) -> int:
     return 0 if table.within.all() else DRIFTED
 
 
-def _threads(number: int) -> dict[str, str]:
+def thread_limits(number: int) -> dict[str, str]:
     """What numpy and torch look at, when they are imported, for the number of threads."""
     return {"OMP_NUM_THREADS": str(number), "MKL_NUM_THREADS": str(number)}
 
@@ -515,7 +515,7 @@ def main() -> int:
     arguments = parser.parse_args()
     chosen, arguments.profile = arguments.profile, arguments.profile or "quick"
     if arguments.threads:
-        os.environ.update(_threads(arguments.threads))
+        os.environ.update(thread_limits(arguments.threads))
     try:
         if arguments.figures:
             from lib import gallery

@@ -16,15 +16,14 @@ import pandas as pd
 import psutil
 from PIL import Image
 
-from lib import artifacts, forkserver
+from lib import artifacts, forkserver, reproduction
 
 # One job more than there are cores: each waits for its kernel to start and to end.
 COMMAND = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke", "--jobs", str((os.cpu_count() or 1) + 1)]
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 
 
 def environment(results: Path, **more: str) -> dict[str, str]:
-    return os.environ | ONE_THREAD | {"RESULTS_DIR": str(results)} | more
+    return os.environ | reproduction.thread_limits(reproduction.THREADS) | {"RESULTS_DIR": str(results)} | more
 
 
 def family(process: int) -> list[psutil.Process]:
