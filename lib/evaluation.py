@@ -569,15 +569,19 @@ def unsupervised_uncertainties(train: Embedded, embedded: Embedded) -> dict[str,
     }
 
 
-def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
-    """The squared Mahalanobis distance x [N, D] -> [N] from one Gaussian fitted, once, to the training features [M, D], without labels.
+def fitted_gaussian(train_x: np.ndarray):
+    """One Gaussian of training features [M, D], without labels, as scikit-learn's LedoitWolf: location_, precision_, mahalanobis.
 
-    Lee et al. 2018 (Eq. 2, with a single class), the covariance shrunk as by Ledoit & Wolf 2004, which makes it invertible for any M.
+    The covariance is shrunk as by Ledoit & Wolf 2004, which makes it invertible for any M.
     """
     from sklearn.covariance import LedoitWolf  # slow to import
 
-    train_x = measures.matrix(train_x, "train_x").astype(np.float64)
-    gaussian = LedoitWolf().fit(train_x)
+    return LedoitWolf().fit(measures.matrix(train_x, "train_x").astype(np.float64))
+
+
+def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The squared Mahalanobis distance x [N, D] -> [N] from the fitted_gaussian of training features [M, D] (Lee et al. 2018, Eq. 2, one class)."""
+    gaussian = fitted_gaussian(train_x)
     return lambda x: gaussian.mahalanobis(measures.matrix(x, "x", train_x).astype(np.float64))
 
 

@@ -668,13 +668,11 @@ def write_cards(profile: str = "standard") -> list[Path]:
 def feature_spread(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """What is kept of the features [M, D] of a training set, so that other images can be compared with it when it is not at hand.
 
-    mean [D] and precision [D, D] (inverse covariance; a thousandth of the mean variance is added to its diagonal), and the percentiles 0 to 100 of
-    the distance ``(x - mean)ᵀ precision (x - mean)`` over test images of the same set (Lee et al. 2018, one Gaussian for all classes).
+    mean [D] and precision [D, D] (inverse covariance) of evaluation.fitted_gaussian, and the percentiles 0 to 100 of the squared Mahalanobis
+    distance ``(x - mean)ᵀ precision (x - mean)`` over test images of the same set (Lee et al. 2018, one Gaussian for all classes).
     """
-    train = train.astype(np.float64)
-    covariance = np.cov(train.T)
-    precision = np.linalg.inv(covariance + 1e-3 * np.trace(covariance) / len(covariance) * np.eye(len(covariance)))
-    spread = {"mean": train.mean(0).astype(np.float32), "precision": precision.astype(np.float32)}
+    gaussian = evaluation.fitted_gaussian(train)
+    spread = {"mean": gaussian.location_.astype(np.float32), "precision": gaussian.precision_.astype(np.float32)}
     return spread | {"percentiles": np.percentile(_distances(test, spread), np.arange(101)).astype(np.float32)}
 
 
