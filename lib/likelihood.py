@@ -37,7 +37,7 @@ def mass_over_sphere(dim: int, scale: float, degrees_of_freedom: float, intrinsi
 def measure_variances(run: protocol.Run, notebook: str) -> None:
     """How far a VJE run's variances differ, and what they follow, as metrics of ``notebook`` and scores <dataset>_variances.
 
-    From two views of the first ``condition_images`` training images: v of the first, and the residual ``D (u' - m/|m|)²`` of the second's direction
+    From two views of ``condition_images`` training images (sample): v of the first, and the residual ``D (u' - m/|m|)²`` of the second's direction
     from what the first predicts, which v is the scale of. Scores: mean over images of log v and of the residual for each feature, and mean over
     features for each image. Metrics of condition features and images: spread, the standard deviation of those mean log v over features or
     images; residual_spearman, their rank correlation with the mean residuals.

@@ -261,13 +261,22 @@ def _relative(path: str | Path) -> str:
     return path.name
 
 
+def picture(figure: Figure, alt: str):
+    """A figure as an image for the notebook, where reproduction.begin has switched off that matplotlib shows figures; the figure is closed."""
+    from IPython.display import Image
+
+    content = _render(figure, "png", dpi=120)
+    plt.close(figure)
+    return Image(content, alt=alt)
+
+
 def _show(figure: Figure, caption: str, alt: str) -> None:
     from IPython import get_ipython
-    from IPython.display import Image, Markdown, display
+    from IPython.display import Markdown, display
 
     if get_ipython() is not None:
         claim, rest = split_caption(caption)
-        display(Image(_render(figure, "png", dpi=120), alt=alt), Markdown(f"**{claim}** {rest}"))
+        display(picture(figure, alt), Markdown(f"**{claim}** {rest}"))
     plt.close(figure)
 
 

@@ -128,9 +128,9 @@ class Run:
 
     @property
     def bank(self) -> data.ImageSet:
-        """The labelled images that probe and k-NN learn from: all of train, or the profile's first ``bank_images`` of it."""
+        """The labelled images that probe and k-NN learn from: all of train, or ``bank_images`` of it (sample)."""
         count = self.settings["bank_images"]
-        return self.train.first(count) if 0 < count < len(self.train) else self.train
+        return self.train.sample(count) if 0 < count < len(self.train) else self.train
 
     def test(self) -> data.ImageSet:
         return self.other(self.settings["dataset"])
@@ -287,7 +287,7 @@ def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
 def _battery(run: Run, graded: bool) -> tuple[list[dict], evaluation.Embedded]:
     """evaluation.battery of the test set, and where ``graded`` also of the other sets and of the graded conditions."""
     test = run.test()
-    few = test.first(run.settings["condition_images"])
+    few = test.sample(run.settings["condition_images"])
 
     def others(distance: str) -> dict:
         return {name: run.embed(run.other(name)) for name in run.settings[f"ood_{distance}"]}
@@ -349,8 +349,8 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- augmented training images
 def embed_views(run: Run, views: int) -> tuple[data.ImageSet, list[evaluation.Embedded]]:
-    """The first ``condition_images`` training images, and what the run says of ``views`` random views of each."""
-    few = run.train.first(run.settings["condition_images"])
+    """``condition_images`` training images (sample), and what the run says of ``views`` random views of each."""
+    few = run.train.sample(run.settings["condition_images"])
     size, strengths, embedded = run.settings["image_size"], augmentations.recipe(run.settings["augmentation"]), []
     for i in range(views):
         generator = torch.Generator().manual_seed(training.seed_of(run.settings["seed"], "kappa views", i))
@@ -360,7 +360,7 @@ def embed_views(run: Run, views: int) -> tuple[data.ImageSet, list[evaluation.Em
 
 
 def kappa_of_views(run: Run, views: int = 8) -> tuple[data.ImageSet, np.ndarray]:
-    """The first ``condition_images`` training images and κ of random views of each, [views, N] (VI-SimSiam 2022, Table 1: 8 of every image)."""
+    """``condition_images`` training images (sample) and κ of random views of each, [views, N] (VI-SimSiam 2022, Table 1: 8 of every image)."""
     few, embedded = embed_views(run, views)
     return few, np.stack([view["kappa"] for view in embedded])
 
@@ -454,12 +454,12 @@ def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, flo
 def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     """Fine-tune a run on another set and test it there (ProSMin, §11.1), write metrics and per-image correctness, and return the metrics rows.
 
-    The first ``transfer_images`` of train, ``transfer_epochs`` epochs; the learning rate is chosen on a validation part of those images, by the
+    ``transfer_images`` of train (sample), ``transfer_epochs`` epochs; the learning rate is chosen on a validation part of those images, by the
     run of seed 0. Rows of evaluated_on that set: accuracy with its 95 % bootstrap interval, nll, ece, images, epochs and learning rate.
     """
     settings, size = run.settings, run.settings["image_size"]
     train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
-    labelled = train.first(settings["transfer_images"])
+    labelled = train.sample(settings["transfer_images"])
     fitted, held_out = data.train_validation_split(labelled.labels)
     first, epochs = Run(settings | {"seed": 0}) if settings["seed"] else run, settings["transfer_epochs"]
     search = _compare_rates(first, labelled.subset(fitted), labelled.subset(held_out), epochs)
@@ -520,7 +520,7 @@ def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     """
     parts = []
     for split, most in zip(("train", "test"), run.settings["factor_images"], strict=True):
-        parts.append(data.load(dataset, split, image_size=run.settings["image_size"]).first(most))
+        parts.append(data.load(dataset, split, image_size=run.settings["image_size"]).sample(most))
     features, rows = [run.embed(part)["features"] for part in parts], []
     for factor in ("content", *data.style_factors(parts[0])):
         labels = [part.labels if factor == "content" else part.extra[factor] for part in parts]

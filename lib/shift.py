@@ -69,7 +69,7 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
 
     Which images are right is stored as scores <dataset>_corrupted, correct [N, 15, 5].
 
-    The first ``condition_images`` test images; the linear probe is the one that saw clean features alone. Rows of condition
+    ``condition_images`` test images (sample); the linear probe is the one that saw clean features alone. Rows of condition
     "<corruption>_<severity>" (severity 0: clean): accuracy of the probe, and mean of the run's own uncertainty; of condition "<corruption>":
     severity_spearman, the rank correlation of an image's uncertainty with the severity, mean over images.
     """
@@ -79,7 +79,7 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
             together.setdefault((ready.train.checksum, ready.settings["image_size"], ready.settings["condition_images"]), []).append(ready)
     for group in together.values():
         test = group[0].test()
-        few = test.first(group[0].settings["condition_images"])
+        few = test.sample(group[0].settings["condition_images"])
         common = {"evaluated_on": few.title, "n": len(few)}
         probes, clean, found, correct = [], [], [[] for _ in group], [{} for _ in group]
         for ready in group:

@@ -104,13 +104,13 @@ def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
 
 
 def training_images(settings: dict) -> data.ImageSet:
-    """The set a run trains on: all of train, or with split "fit" train without its validation part; or the first ``train_images`` of it."""
+    """The set a run trains on: all of train, or with split "fit" train without its validation part; or ``train_images`` of it (sample)."""
     images = data.load(settings["dataset"], "train", image_size=settings["image_size"])
     if settings["split"] == "fit":
         images = images.subset(data.train_validation_split(images.labels)[0])
     elif settings["split"] != "train":
         raise ValueError(f"Unknown split {settings['split']!r}; a run trains on 'train' or on 'fit' (train without validation).")
-    return images.first(settings["train_images"]) if settings["train_images"] else images
+    return images.sample(settings["train_images"]) if settings["train_images"] else images
 
 
 # ---------------------------------------------------------------------------------------------------------------- stored runs

@@ -7,11 +7,14 @@ from collections.abc import Callable
 import ipywidgets
 import matplotlib.pyplot as plt
 import torch
+from IPython.display import display
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from lib import plotting, protocol
+
+CROP_ALT = "An image with a square on it, and beside it the square as a whole image; κ stands over both."
 
 
 def crop_figure(image: Tensor, top: float, left: float, side: float, score: Callable[[Tensor], float]) -> Figure:
@@ -43,8 +46,7 @@ def crop_explorer(images: Tensor, score: Callable[[Tensor], float]) -> ipywidget
     def draw(number: int, side: float, top: float, left: float) -> None:
         with torch.no_grad():
             figure = crop_figure(images[number], min(top, 1 - side), min(left, 1 - side), side, score)
-        plt.show()
-        plt.close(figure)
+        display(plotting.picture(figure, CROP_ALT))
 
     controls = {"number": number, "side": side, "top": top, "left": left}
     return ipywidgets.VBox([*controls.values(), ipywidgets.interactive_output(draw, controls)])

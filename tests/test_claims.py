@@ -8,7 +8,7 @@ import pytest
 
 from lib import artifacts, claims, plotting, reproduction
 from lib import settings as resolution
-from lib.claims import CONTRADICTED, NOT_REPRODUCED, NOT_TESTED, REPRODUCED, SAME, Found
+from lib.claims import CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE, NOT_TESTED, REPRODUCED, SAME, Found
 
 OWN = {"data": "imagenet100", "epochs": 40, "family": "resnet", "query": {"method": "vi_simsiam"}, "rule": {"above": 0}}
 
@@ -31,7 +31,7 @@ def stored(tmp_path, monkeypatch):
 # ---------------------------------------------------------------------------------------------------------------- the file
 def test_every_claim_can_be_judged():
     found = claims.claims()
-    for prefix, count in (("VS1", 12), ("VS2", 14), ("SV", 24)):
+    for prefix, count in (("VS1", 12), ("VS2", 14), ("SV", 24), ("PM", 15), ("VJ", 6)):
         assert {f"{prefix}-{number}" for number in range(1, count + 1)} <= set(found)
     for name, claim in found.items():
         prefix = {"vs1": "VS1-", "vs2": "VS2-", "simvae": "SV-", "prosmin": "PM-", "vje": "VJ-"}[claim["paper"]]
@@ -58,7 +58,9 @@ def test_every_claim_says_what_its_full_test_takes():
 
 def test_notebooks_and_figures_name_only_claims_that_there_are():
     for path in reproduction.NOTEBOOKS.glob("*.ipynb"):
-        assert set(re.findall(r"(?:VS[12]|SV)-\d+", path.read_text())) <= set(claims.claims()), path.stem
+        assert set(re.findall(r"(?:VS[12]|SV|PM|VJ)-\d+", path.read_text())) <= set(claims.claims()), path.stem
+    for path in sorted((artifacts.ROOT / "results").glob("*/figures/*.json")):
+        assert set(artifacts.read_json(path)["claims"]) <= set(claims.claims()), path
 
 
 @pytest.mark.parametrize(
@@ -68,11 +70,19 @@ def test_notebooks_and_figures_name_only_claims_that_there_are():
         ({"name": "p"}, "query and its rule, or why"),
         ({"name": "p", "query": {}, "rule": {"around": 1}}, "not one of above, below"),
         ({"name": "p", "query": {}, "rule": {"above": 1, "below": 2}}, "not one of above, below"),
+        ({"name": "p", "query": {}, "rule": {"above": 1}, "never": "no names"}, "why there can never be"),
     ],
 )
 def test_claims_that_cannot_be_judged_are_refused(monkeypatch, part, message):
     monkeypatch.setattr(resolution, "read", lambda name: {"X-1": {"kind": "number", "parts": [part]}})
     with pytest.raises(ValueError, match=message):
+        claims.claims.__wrapped__()
+
+
+def test_parts_of_one_name_are_refused(monkeypatch):
+    part = {"name": "p", "why": "no data"}
+    monkeypatch.setattr(resolution, "read", lambda name: {"X-1": {"kind": "number", "parts": [part, part]}})
+    with pytest.raises(ValueError, match="several parts called p"):
         claims.claims.__wrapped__()
 
 
@@ -121,9 +131,16 @@ def test_sides(rule, low, high, expected):
         ("number", {"published": 0.4}, 0.1, 0.3, 3, CONTRADICTED),
         ("number", {"published": 0.4}, np.nan, np.nan, 3, NOT_REPRODUCED),
         # 97.5 % quantile of Student's t with two degrees of freedom: 4.303
-        ("number", {"published": 0.4, "error": 0.024}, 0.1, 0.3, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.4, "error": 0.024}, 0.1, 0.3, 3, SAME),
+        ("number", {"published": 0.4, "error": 0.024, "rule": {"above": 0.2}}, 0.1, 0.3, 3, NOT_REPRODUCED),
         ("number", {"published": 0.4, "error": 0.023}, 0.1, 0.3, 3, CONTRADICTED),
-        ("number", {"published": 0.0, "error": 0.024}, 0.1, 0.3, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.0, "error": 0.024}, 0.1, 0.3, 3, SAME),
+        # Printed digits: 0.3 may have been 0.349, 0.4 - 0.1 a difference of 0.399, "0.0" an error of 0.049.
+        ("number", {"published": 0.3}, 0.1, 0.26, 3, REPRODUCED),
+        ("number", {"published": 0.3}, 0.1, 0.24, 3, CONTRADICTED),
+        ("number", {"published": {"of": 0.4, "minus": 0.1}}, 0.1, 0.21, 3, REPRODUCED),
+        ("number", {"published": 0.5, "error": 0.0}, 0.1, 0.3, 3, SAME),
+        ("number", {"published": 0.6, "error": 0.0}, 0.1, 0.3, 3, CONTRADICTED),
         ("number", {"published": 0.2, "error": 0.024}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, -0.1, 0.3, 3, NOT_REPRODUCED),
@@ -134,6 +151,10 @@ def test_sides(rule, low, high, expected):
         ("number", {"published": 0.2}, 0.1, 0.3, 2, SAME),
         ("number", {"published": 0.2, "epochs": 500}, 0.1, 0.3, 3, SAME),
         ("direction", {"family": "vit"}, -0.3, -0.1, 3, NOT_REPRODUCED),
+        ("direction", {"unknown": "its recipe is not printed"}, 0.1, 0.3, 3, SAME),
+        ("direction", {"unknown": "its recipe is not printed"}, -0.3, -0.1, 3, NOT_REPRODUCED),
+        ("direction", {"data": ["imagenet", "imagenet100"]}, 0.1, 0.3, 3, REPRODUCED),
+        ("direction", {"data": ["imagenet", "cifar10"]}, 0.1, 0.3, 3, SAME),
     ],
 )
 def test_verdicts(monkeypatch, kind, change, low, high, seeds, expected):
@@ -141,6 +162,19 @@ def test_verdicts(monkeypatch, kind, change, low, high, seeds, expected):
     monkeypatch.setattr(resolution, "resolve", lambda *_, **__: resolved)
     verdict, reason = claims.decide(OWN | change, kind, Found(0.0, low, high, 10, seeds, ""), "standard")
     assert verdict == expected and reason
+
+
+def test_an_interval_that_is_missing_is_not_one_that_includes_the_bound():
+    verdict, reason = claims.decide(OWN | {"data": "imagenet"}, "direction", Found(0.2, np.nan, np.nan, 10, 1, ""), "standard")
+    assert verdict == NOT_REPRODUCED and reason.startswith("our number has no interval") and "not imagenet" in reason
+
+
+@pytest.mark.parametrize(
+    ("printed", "expected"),
+    [(98.4, 0.05), (0.029, 0.0005), (90, 0.5), ({"of": 90.7, "minus": 88.25}, 0.055), ({"of": 2.0, "over": 4.0}, 0.5 * (0.025 + 0.0125))],
+)
+def test_printed_digits(printed, expected):
+    assert claims.rounding({"published": printed}) == pytest.approx(expected, rel=1e-4)
 
 
 def test_half_the_epochs_are_enough(monkeypatch):
@@ -158,6 +192,10 @@ def test_what_cannot_be_said_is_not_tested(monkeypatch):
     monkeypatch.setattr(claims, "is_trained", lambda method, profile: False)
     verdict, reason = claims.decide(OWN | {"about": "kappa"}, "direction", found, "standard")
     assert verdict == NOT_TESTED and reason.startswith("under-trained")
+    monkeypatch.setattr(claims, "is_trained", lambda method, profile: method == "vi_simsiam")
+    verdict, reason = claims.decide(OWN | {"about": "kappa", "methods": ["dino"]}, "direction", found, "standard")
+    assert verdict == NOT_TESTED and "k-NN on dino does" in reason
+    assert claims.decide({"never": "it is in a figure alone"}, "direction", None, "standard", "a week") == (NOT_TESTABLE, "it is in a figure alone")
 
 
 def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
@@ -197,12 +235,15 @@ def test_simvaes_networks_are_those_of_its_tables():
 def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_part(stored, monkeypatch):
     table = claims.ledger("smoke")
     assert list(table.columns) == claims.COLUMNS and set(table.id) == set(claims.claims())
-    assert set(table[table.kind != "recipe"].verdict) <= {NOT_TESTED, REPRODUCED}
-    parts = pd.DataFrame({"id": ["A", "A", "A", "B", "C"], "paper": "vs1", "where": "", "statement": "", "kind": "number",
+    assert set(table[table.kind != "recipe"].verdict) <= {NOT_TESTED, NOT_TESTABLE, REPRODUCED}
+    parts = pd.DataFrame({"id": ["A", "A", "A", "B", "C"], "part": ["p", "q", "r", "p", "p"], "paper": "vs1", "where": "",
+                          "statement": "", "kind": "number",
                           "verdict": [SAME, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES]})  # fmt: skip
     combined = claims.verdicts(parts).set_index("id")
     assert combined.verdict.to_dict() == {"A": NOT_REPRODUCED, "B": NOT_TESTED, "C": claims.DEVIATES}
     assert combined.parts_tested.to_dict() == {"A": 2, "B": 0, "C": 1}
+    beyond = claims.verdicts(parts.assign(part=["p", "q (not in the paper)", "r", "p", "p"])).set_index("id")
+    assert beyond.verdict["A"] == SAME and beyond.parts_tested["A"] == 1 and beyond.parts["A"] == 2
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

@@ -840,3 +840,17 @@ def test_sets_change_their_channels_and_keep_everything_else():
     again = image_sets.with_channels(grey, 3)
     assert (again.images == grey.images).all() and again.images.shape == (5, 12, 12, 3)
     assert image_sets.with_channels(colour, 3) is colour and grey.checksum != colour.checksum
+
+
+def test_a_sample_of_a_set_stored_class_by_class_holds_all_classes():
+    images = np.arange(300, dtype=np.uint8).repeat(2)[:300].reshape(300, 1, 1, 1)
+    ordered = data.ImageSet("ordered", "train", images, np.arange(300) // 30, [str(i) for i in range(10)])
+    some = ordered.sample(100)
+    assert len(some) == 100 and len(np.unique(some.labels)) == 10 and (np.diff(some.index) > 0).all()
+    np.testing.assert_array_equal(some.index, ordered.sample(100).index)
+    np.testing.assert_array_equal(some.labels, ordered.labels[some.index])
+    mixed = data.ImageSet("mixed", "train", images, np.random.default_rng(0).integers(10, size=300), [str(i) for i in range(10)])
+    one = data.ImageSet("one", "train", images, np.zeros(300, int), ["only"])
+    for found in (mixed, one):
+        np.testing.assert_array_equal(found.sample(100).index, np.arange(100))
+    assert len(ordered.sample(1000)) == 300

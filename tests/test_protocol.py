@@ -220,7 +220,7 @@ def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data_by
 
 
 def test_stored_embeddings_are_of_todays_code(run, monkeypatch):
-    few = run.test().first(4)
+    few = run.test().sample(4)
     asked = []
     embed = protocol.evaluation.embed
     monkeypatch.setattr(protocol.evaluation, "embed", lambda *given, **more: asked.append(1) or embed(*given, **more))

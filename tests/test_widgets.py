@@ -36,3 +36,16 @@ def test_sliders_move_the_crop_and_keep_it_inside(monkeypatch):
     assert drawn[-1][1] == pytest.approx((0.2, 0.2, 0.8))
     with pytest.raises(ValueError, match="must be"):
         widgets.crop_explorer(IMAGES[:0], lambda image: 1.0)
+
+
+def test_a_live_notebook_gets_the_picture_of_every_position(monkeypatch):
+    """The notebooks' backend shows no figure by itself (reproduction.begin): what is displayed counts."""
+    displayed = []
+    plt.close("all")
+    monkeypatch.setattr(widgets, "display", displayed.append)
+    plt.switch_backend("agg")
+    children = widgets.crop_explorer(IMAGES, lambda image: 1.0).children
+    children[0].value = 1
+    assert len(displayed) == 2 and all(picture.data.startswith(b"\x89PNG") and picture.alt for picture in displayed)
+    assert displayed[0].data != displayed[1].data
+    assert not plt.get_fignums()
