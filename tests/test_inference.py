@@ -55,6 +55,16 @@ def test_terms_on_the_simplex_are_their_sums():
         torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
 
 
+def test_where_the_marginal_is_the_prior_the_objective_of_2023_is_that_of_2022():
+    """VI-SimSiam 2023, Eq. 10 to 13 (lib.inference has M times them), against 2022, Eq. 5 with its sign turned: E_q[log p(z | X)] + H[q]."""
+    logits = draw(DIMENSION)
+    shifted = torch.stack([logits.roll(k) for k in range(DIMENSION)])  # over these X the mean of p(z | X) is uniform, as p(z) is
+    p, q = (torch.distributions.Categorical(logits=values) for values in (shifted, draw(DIMENSION, DIMENSION, seed=1)))
+    torch.testing.assert_close(p.probs.mean(0), torch.full((DIMENSION,), 1 / DIMENSION, dtype=torch.float64))
+    ours = (inference.j_align([q, q], [p, p]) + inference.j_uniform([q, q], [p, p]) + inference.j_kl([q, q])) / 2
+    torch.testing.assert_close(ours, (q.probs * p.logits).sum(1) + q.entropy(), rtol=0, atol=1e-12)
+
+
 def test_local_views_predict_but_are_no_targets(outputs):
     f, g, _ = outputs
     q, p = [inference.point_mass(x) for x in f], [inference.von_mises_fisher(x) for x in (*g, draw(BATCH, DIMENSION, seed=5))]
