@@ -384,7 +384,7 @@ def test_a_run_on_one_class_is_measured_by_how_it_tells_the_others_apart(shared_
     run = protocol.Run(settings)
     frame = protocol.measure(run).set_index("score")
     assert set(frame.condition) == {"one_class"} and set(frame.metric) == {"ood_auroc"} and set(frame.n) == {359}
-    assert {"uncertainty", "feature_norm", "knn_distance", "mahalanobis", "negative_elbo", "other_view"} <= set(frame.index)
+    assert {"uncertainty", "feature_norm", "knn_distance", "mahalanobis", "likelihood_and_kl", "other_view"} <= set(frame.index)
     test, fitted = data.load("digits", "test", image_size=16), protocol.fit(settings, 1)
     own = evaluation.embed(run.method, test, transform=fitted)
     expected = uncertainty.auroc(own["uncertainty"], test.labels != 3)

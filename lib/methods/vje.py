@@ -85,10 +85,11 @@ class VJE(nn.Module):
         """As ``embed``, with every part of what the model says of an image's own embedding, z at the posterior's mean; higher = less likely.
 
         directional -log p(u | m/|m|, v), radial -log p(r | |m|), their sum negative_log_likelihood, kl KL( q(z | s) || p(z) ), the sum of all
-        negative_elbo; other_view: the negative log-likelihood of the mirrored image's embedding, given this image's.
+        likelihood_and_kl (not the negative bound, whose likelihood is a mean over z); other_view: the negative log-likelihood of the mirrored
+        image's embedding, given this image's.
         """
         s = self.backbone(images).float()
-        found = self._answer(s, ("directional", "radial", "negative_log_likelihood", "kl", "negative_elbo"))
+        found = self._answer(s, ("directional", "radial", "negative_log_likelihood", "kl", "likelihood_and_kl"))
         return found._replace(native=found.native | {"other_view": self._parts(s, self.backbone(images.flip(-1)).float())["negative_log_likelihood"]})
 
     def _answer(self, s: Tensor, wanted: tuple[str, ...]) -> Embedding:
@@ -104,5 +105,5 @@ class VJE(nn.Module):
         kl = losses.gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(self.settings["prior_variance"])))
         return {
             "log_variance": log_variance.mean(1), "directional": directional, "radial": radial, "negative_log_likelihood": directional + radial,
-            "kl": kl, "negative_elbo": directional + radial + kl,
+            "kl": kl, "likelihood_and_kl": directional + radial + kl,
         }  # fmt: skip
