@@ -93,6 +93,7 @@ def write_special(folder, images):
     path("other", "notes.txt").write_text("x")
     path("other", ".hidden.png").write_bytes(whole)
     path("other", "no suffix").write_bytes(whole)
+    path("other", "phone.HEIC").write_bytes(whole)
     os.mkfifo(path("other", "pipe.png"))
     return expected
 
@@ -126,8 +127,8 @@ def test_every_file_has_its_status(folder, surveyed):
     for status, names in folder["expected"].items():
         assert sorted(special.file[special.status == status]) == sorted(names), status
     counts = {status: len(names) for status, names in folder["expected"].items()}
-    assert counts == {"used": 18, "broken": 10, "tiny": 2, "huge": 2, "link": 2, "other": 4}
-    assert files.status.value_counts().to_dict() == counts | {"used": CROPS + 6 + 18} and len(files) == 544
+    assert counts == {"used": 18, "broken": 10, "tiny": 2, "huge": 2, "link": 2, "other": 5}
+    assert files.status.value_counts().to_dict() == counts | {"used": CROPS + 6 + 18} and len(files) == 545
     assert len(images) == (files.status == "used").sum() and images.images.shape[1:] == (32, 32, 3) and images.images.dtype == np.uint8
     assert images.classes == sorted({name.split("/")[0] for name in FOLDERS} | {"copies", "special"})
     assert [images.classes[label] for label in images.labels] == list(files.folder[files.status == "used"])
@@ -137,7 +138,8 @@ def test_every_file_has_its_status(folder, surveyed):
 @pytest.mark.parametrize(
     "name, note",
     [
-        ("print 0.jpg", "CMYK converted to RGB"), ("deep.png", "16 bits, scaled to 8"), ("deep.tif", "16 bits, scaled to 8"),
+        ("print 0.jpg", "CMYK converted to RGB"), ("phone.HEIC", "save the image as JPEG"),
+        ("deep.png", "16 bits, scaled to 8"), ("deep.tif", "16 bits, scaled to 8"),
         ("integers.TIF", "scaled to 8 bits"), ("moving.gif", "first of 3 frames"), ("moving.webp", "first of 3 frames"),
         ("pages.tiff", "first of 2 frames"), ("clear.png", "transparency put on white"), ("palette.png", "transparency put on white"),
         ("turned.JPEG", "turned by its EXIF orientation"), ("empty.png", "empty"), ("cut.jpg", "truncated"),
