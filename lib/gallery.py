@@ -27,7 +27,7 @@ from lib import artifacts, settings
 from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
-TABLE_ROWS = 12
+TABLE_ROWS = 20
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -42,8 +42,9 @@ QUESTIONS = (
     ("Does κ tell right from wrong predictions: what became of VS2-3?", "VS2-3"),
     ("From which table is that verdict read?", "VS2-3"),
     ("Which runs is it of, and how long did they take?", "VS2-3"),
-    ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?", "80_ranks", "80_against_trivial"),
-    ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks"),
+    ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?",
+     "80_ranks", "80_against_trivial", "t-80_advice"),
+    ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks", "t-80_advice"),
     ("Which methods are told apart in linear accuracy?", "t-20_difference", "t-60_differences"),
     ("How long did a run take, of SimCLR say?", "runs"),
     ("What do augmentations do to κ (box plots), and where are the numbers of the figure?", "31_kappa_by_augmentation"),
@@ -92,8 +93,8 @@ def build(profile: str) -> Path:
     places |= {"verdicts": "counts of verdicts"} if claims else {}
     questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
     content = {
-        "profile": profile, "provenance": _provenance(folder / "run.json", figures), "groups": groups, "claims": claims, "runs": runs,
-        "papers": PAPERS, "counts": _counts(claims), "questions": [(text, answers) for text, answers in questions if answers],
+        "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
+        "runs": runs, "papers": PAPERS, "counts": _counts(claims), "questions": [(text, answers) for text, answers in questions if answers],
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page)
@@ -316,6 +317,14 @@ def _hours() -> str:
             cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
         lines += ["", markdown_table([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
     return "\n".join(lines) + "\n"
+
+
+def _share(profile: str, runs: dict) -> list[tuple[str, str]]:
+    """How many of the runs that a profile lists are stored, as (name, text)."""
+    if profile not in settings.read("profiles"):
+        return []
+    listed = {settings.run_name(run) for run in settings.runs(profile) + settings.tuning_runs(profile)}
+    return [("runs stored", f"{len(listed & runs.keys())} of the {len(listed)} that the profile lists")]
 
 
 def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:

@@ -46,7 +46,7 @@ def results(tmp_path_factory):
             notebook = f"{id[:2]}_some_notebook"
             alt = OTHER_ALT if id == "30_roc" else ALT
             plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="standard", notebook=notebook, inputs=[source])
-        wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 20 for i in range(30)})
+        wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 30 for i in range(30)})
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
         row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number", "unit": "AUROC",
                "published": 0.72, "ours": 0.6131, "ci_low": 0.6018, "ci_high": 0.6249, "seeds": 3, "verdict": "same direction",
@@ -92,7 +92,7 @@ def test_page_lists_everything_once(results):
     for id in ("20_accuracy", "30_kappa", "30_roc"):
         assert f'href="figures/{id}.csv"' in page
     assert 'href="notebooks/30_some_notebook.html"' in page and 'href="notebooks/20_some_notebook.ipynb"' in page
-    assert 'href="tables/20_accuracy.csv"' in page and "12 of 20 rows" in page and page.count("<tbody>") == 5  # verdicts, a claim, two tables, runs
+    assert 'href="tables/20_accuracy.csv"' in page and "20 of 30 rows" in page and page.count("<tbody>") == 5  # verdicts, a claim, two tables, runs
     assert page.index('id="n20"') < page.index('id="n30"') and "<dd>abc</dd>" in page and "cores 2" in page
     assert '<strong>Concentration falls with blur &amp; ' in page  # the claim is set bold
     readme = (results / "README.md").read_text()
@@ -271,6 +271,18 @@ def count(paper, verdict):
     return str(((frame.paper == paper) & (frame.verdict == verdict)).sum())
 
 
+def advised(use):
+    """The best score without labels for a use, as its table says it."""
+    table = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "80_advice.csv")
+    best = table[(table.use == use) & (table.labels == "without")].iloc[0]
+    return [best.score, best.method]
+
+
+def hours(claim):
+    """The hours of training behind a claim, as results/README.md has them."""
+    return re.search(rf"^\| \[{claim}\].*\| ([\d.]+) \|$", (artifacts.ROOT / "results" / "README.md").read_text(), re.M)[1]
+
+
 # A question of the page; the texts clicked one after another, a summary or a link; where the answer stands (an id, or a file); what it holds.
 ASKED = [
     (0, ["claim VS2-3"], "VS2-3", lambda: [cell("90_verdicts", "verdict", id="VS2-3")]),
@@ -279,6 +291,8 @@ ASKED = [
      lambda: [f"{config('vi_simsiam-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
     (3, ["figure 80_ranks"], "80_ranks", lambda: [first("linear_correctness_auroc"), "correctness"]),
     (3, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["worse than"]),
+    (3, ["table 80_advice"], "t-80_advice", lambda: advised("correctness (linear)")),
+    (4, ["table 80_advice"], "t-80_advice", lambda: advised("far OOD")),
     (4, ["figure 80_ranks"], "80_ranks", lambda: [first("near_ood_auroc"), "near OOD"]),
     (5, ["table 20_difference", "20_difference.csv"], "tables/20_difference.csv",
      lambda: [cell("20_difference", "ci_low", epochs=40, classifier="linear", measure="top-1")]),
@@ -287,7 +301,7 @@ ASKED = [
     (8, ["claim VJ-4", "VJ-4"], "VJ-4", lambda: [cell("90_verdicts", "verdict", id="VJ-4"), "interval"]),
     (9, ["claim PM-1", "PM-1"], "PM-1", lambda: ["not tested", needs("PM-1")]),
     (10, ["counts of verdicts"], "verdicts", lambda: ["same direction", count("vs2", "same direction")]),
-    (11, ["claim VJ-1", "VJ-1"], "VJ-1", lambda: ["hours of training"]),
+    (11, ["claim VJ-1", "VJ-1"], "VJ-1", lambda: [f"({hours('VJ-1')} hours of training)"]),
 ]  # fmt: skip
 
 
@@ -324,7 +338,8 @@ def test_questions_are_answered_in_three_clicks(committed, browser, number, clic
         text = (committed / place).read_text()
     else:
         shown = browser.find_element(By.ID, place)
-        shown = shown.find_element(By.XPATH, "..") if shown.tag_name == "h2" else shown
+        beside = {"h2": "..", "h3": "following-sibling::div[1]"}.get(shown.tag_name)  # a section, a table
+        shown = shown.find_element(By.XPATH, beside) if beside else shown
         assert shown.is_displayed()
         text = shown.text
     assert all(part in text for part in answer()), (answer(), text)
