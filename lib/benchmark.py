@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib import artifacts, claims, evaluation, image_scores, methods, protocol, uncertainty
+from lib import artifacts, claims, evaluation, factors, image_scores, methods, protocol, uncertainty
 from lib import settings as resolution
 
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
@@ -32,6 +32,7 @@ MEASURES |= {f"{family}_spearman": ("severity_spearman", "", family) for family 
 MEASURES |= {metric: (metric, "linear", "clean") for metric in ("nll", "ece", "ece_equal_mass", "brier")}
 MEASURES |= {"effective_rank": ("effective_rank", "", "clean")}
 MAIN = {"linear_correctness_auroc": "correctness (linear)", "near_ood_auroc": "near OOD", "far_ood_auroc": "far OOD"}
+RANKS = {"linear_accuracy": "accuracy (linear)", "knn_accuracy": "accuracy (k-NN)"} | MAIN  # what methods are ranked by
 # what other notebooks and the training left, and why it may be missing
 ELSEWHERE = {
     "corruption_spearman": "not measured by notebook 50", "style_retention": "not measured by notebook 40", "images_per_second": "not trained",
@@ -66,7 +67,7 @@ def measurements(profile: str) -> pd.DataFrame:
     measure_of = {where: name for name, where in MEASURES.items()}
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
     styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
-    styles = styles[styles.condition != "content"]
+    styles = styles[~styles.condition.isin(factors.CONTENT)]
     frames = []
     for method, listed in runs(profile).items():
         for run in listed:
@@ -191,14 +192,14 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
 def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:
     """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
 
-    Correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (uncertainty.simultaneous_intervals). OOD: no scores of other
-    sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with Bonferroni over
-    the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature. p_holm: Holm-adjusted over the pairs.
+    Accuracy and correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (uncertainty.simultaneous_intervals). OOD: no
+    scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
+    Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature. p_holm: Holm-adjusted.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
-    if measure.endswith("correctness_auroc"):
-        estimates, draws = _correctness_draws(profile, entries, measure.split("_")[0])
+    if measure.endswith(("_accuracy", "correctness_auroc")):
+        estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1))
         gap, drawn = estimates[first] - estimates[second], draws[:, first] - draws[:, second]
         low, high = uncertainty.simultaneous_intervals(gap, drawn)
         p, how = uncertainty.bootstrap_p_values(gap, drawn), "paired by image"
@@ -214,8 +215,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     return frame.assign(ci_low=low, ci_high=high, p_holm=uncertainty.holm(p), seeds=fewest, pairing=how)
 
 
-def _correctness_draws(profile: str, entries: list[tuple[str, str]], classifier: str) -> tuple[np.ndarray, np.ndarray]:
-    """Correctness AUROC of every (method, score), estimates [E] and draws [B, E]."""
+def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E]."""
     found, names = runs(profile), list(dict.fromkeys(score for _, score in entries))
     order = list(dict.fromkeys(method for method, _ in entries))
     arrays = []
@@ -223,11 +224,11 @@ def _correctness_draws(profile: str, entries: list[tuple[str, str]], classifier:
         tables = [scores(run) for run in found[method]]
         arrays.append([[*(-evaluation.as_uncertainty(one, name) for name in names), one[f"{classifier}_correct"]] for one in tables])
 
-    def aurocs(*columns: np.ndarray) -> list[float]:
-        return [uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
+    def measured(*columns: np.ndarray) -> list[float]:
+        return [columns[-1].mean() if what == "accuracy" else uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
 
     count = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2)
-    estimates, draws = uncertainty.hierarchical_draws(aurocs, arrays, draws=count)
+    estimates, draws = uncertainty.hierarchical_draws(measured, arrays, draws=count)
     at = [(order.index(method), names.index(score)) for method, score in entries]
     return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
 
@@ -240,13 +241,13 @@ def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, st
 
 
 def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Rank intervals of the ranked methods' own uncertainties in each column of MAIN within each backbone, and the differences they follow from.
+    """Rank intervals of the ranked methods, their own uncertainties, in each of RANKS within each backbone, and the differences they follow from.
 
     Ranks: measure, backbone, method, value, best, worst, methods (how many are ranked). Both are empty where fewer than two methods are ranked.
     """
     pairwise = [pd.DataFrame(columns=[*DIFFERENCES, "backbone"])]
     rows = [pd.DataFrame(columns=["measure", "backbone", "method", "value", "best", "worst", "methods"])]
-    ranked = summary[(summary.status == RANKED) & (summary.score == "uncertainty") & summary.measure.isin(MAIN)].dropna(subset=["value"])
+    ranked = summary[(summary.status == RANKED) & (summary.score == "uncertainty") & summary.measure.isin(RANKS)].dropna(subset=["value"])
     for (backbone, measure), part in ranked.groupby(["backbone", "measure"], sort=False):
         if len(part) > 1:
             pairs = [((a, "uncertainty"), (b, "uncertainty")) for a, b in combinations(part.method, 2)]

@@ -45,7 +45,7 @@ QUESTIONS = (
     ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?",
      "80_ranks", "80_against_trivial", "t-80_advice"),
     ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks", "t-80_advice"),
-    ("Which methods are told apart in linear accuracy?", "t-20_difference", "t-60_differences"),
+    ("Which methods are told apart in linear accuracy?", "t-80_differences", "t-20_difference", "t-60_differences"),
     ("How long did a run take, of SimCLR say?", "runs"),
     ("What do augmentations do to κ (box plots), and where are the numbers of the figure?", "31_kappa_by_augmentation"),
     ("Does VJE fail towards the Gaussian limit: what became of VJ-4, and why?", "VJ-4"),

@@ -146,10 +146,14 @@ def test_a_profile_without_runs_says_what_to_do(stored):
 def test_ranks_follow_from_differences_that_exclude_zero(stored):
     values, table = stored
     placed, pairwise = benchmark.ranks("standard", values, table.reset_index())
-    assert set(placed.method) == {"simsiam", "vi_simsiam", "dino"} and len(pairwise) == 9
+    assert set(placed.method) == {"simsiam", "vi_simsiam", "dino"} and len(pairwise) == 15
     by = placed.set_index(["measure", "method"])[["best", "worst"]]
     assert by.loc[("linear_correctness_auroc", "vi_simsiam")].tolist() == [1, 1]  # far better at telling which images are right
     assert by.loc[("linear_correctness_auroc", "simsiam")].tolist() == by.loc[("linear_correctness_auroc", "dino")].tolist() == [2, 3]
+    listed = benchmark.runs("standard")
+    right = {name: np.mean([benchmark.scores(run)["linear_correct"].mean() for run in listed[name]]) for name in set(placed.method)}
+    gap = pairwise.set_index(["measure", "method", "minus_method"]).difference["linear_accuracy"]
+    assert all(gap[a, b] == pytest.approx(right[a] - right[b]) for a, b in gap.index) and set(by.loc["knn_accuracy"].best) <= {1, 2, 3}
     assert [by.loc[("near_ood_auroc", name)].tolist() for name in ("vi_simsiam", "simsiam", "dino")] == [[1, 1], [2, 2], [3, 3]]
     assert (by.loc["far_ood_auroc"] == [1, 3]).all(axis=None)  # the same number for all
     assert (pairwise.p_holm >= 0).all() and set(pairwise.pairing) == {"paired by image", "bound"}
