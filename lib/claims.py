@@ -57,7 +57,7 @@ def claims() -> dict[str, dict]:
     for name, claim in resolution.read("claims").items():
         if claim.get("kind") not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
-        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unknown") if key in claim}
+        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unlike") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         if "recipe" in claim:  # a claim of one recipe is a part of its own
             parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
@@ -204,8 +204,8 @@ def decide(
 ) -> tuple[str, str]:
     """Verdict of one part and the reason in words; trained: is_trained, or what remembers its answers.
 
-    "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs, three seeds, and that the paper's experiment is
-    known (``unknown``: what of it is not); a published number then has to lie in our interval, to its printed digits, a direction our interval on
+    "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs, three seeds, and that nothing else
+    is known to differ (``unlike``); a published number then has to lie in our interval, to its printed digits, a direction our interval on
     its side. A number outside contradicts nothing if its own 95 % interval, where a standard error is printed (``error``, Student's t of three
     runs), reaches ours. Otherwise, as on other data, our interval gives "same direction" or "not reproduced".
     """
@@ -258,8 +258,8 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
         lacking.append(f"another network ({run['backbone']})")
     if found.seeds < SEEDS:
         lacking.append("too few seeds")
-    if "unknown" in part:
-        lacking.append(part["unknown"])
+    if "unlike" in part:
+        lacking.append(part["unlike"])
     return ", ".join(lacking)
 
 
