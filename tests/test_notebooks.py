@@ -99,6 +99,8 @@ def test_every_notebook_was_executed(smoke):
         counts = [cell.execution_count for cell in cells]
         assert None not in counts and len(counts) > 3, f"{path.stem} has cells that did not run"
         assert not [output for cell in cells for output in cell.outputs if output.output_type == "error"], path.stem
+        shown = [output.data for cell in cells for output in cell.outputs if "data" in output]
+        assert not [data for data in shown if data.get("text/plain", "").startswith("<Figure")], f"{path.stem} shows a figure as text alone"
         assert path.with_suffix(".html").exists() and path.stat().st_size < 1_000_000
         assert str(artifacts.ROOT) + "/" not in path.read_text(), "an executed notebook names a path of this machine"
 
