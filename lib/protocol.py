@@ -628,9 +628,14 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
         rows.append(f"| AUROC, right or wrong (linear probe), by {words} | {_with_interval(right.loc[score])} |")
     for _, row in foreign.iterrows():
         rows.append(f"| AUROC, {row.condition.replace('_ood', '')} OOD ({row.evaluated_on}), by {own} | {_with_interval(row)} |")
+    for _, row in clean[clean.metric == "effective_rank"].iterrows():
+        rows.append(f"| effective rank of the features | {row.value:.1f} |")
     limits = [f"One run, one seed, {size} px; what is not in the table was not measured.", "Not for decisions about people."]
     if not native:
         limits.insert(0, "It has no uncertainty of its own: the norm of the features stands in.")
+    if name == "vje":
+        limits.insert(0, "The formulation is this repository's own: the paper's text was not at hand.")
+        limits.insert(1, "Its likelihood, another score, is measured in notebook 60.")
     if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
         limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")
     labels = "with" if hasattr(methods.METHODS[name], "classes") else "without"
