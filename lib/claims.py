@@ -204,10 +204,10 @@ def decide(
 ) -> tuple[str, str]:
     """Verdict of one part and the reason in words; trained: is_trained, or what remembers its answers.
 
-    "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs, three seeds, and that nothing else
-    is known to differ (``unlike``); a published number then has to lie in our interval, to its printed digits, a direction our interval on
-    its side. A number outside contradicts nothing if its own 95 % interval, where a standard error is printed (``error``, Student's t of three
-    runs), reaches ours. Otherwise, as on other data, our interval gives "same direction" or "not reproduced".
+    "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs, three seeds, and that nothing else is known to
+    differ (``unlike``); a published number then has to lie in our interval, to its printed digits, a direction our interval on its side. A number
+    outside contradicts nothing if its own 95 % interval, where a standard error is printed (``error``, Student's t of three runs), reaches ours.
+    Otherwise, as on other data, our interval gives "same direction" or "not reproduced".
     """
     takes = f"; the full test takes {needs}" if needs else ""
     if "never" in part:

@@ -13,8 +13,8 @@ import scipy
 
 from lib.uncertainty import matrix
 
-# SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
+# SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
 PAPER_PROBE = {"optimizer": "adam", "learning_rate": 3e-4, "epochs": 200, "batch_size": 128, "chosen_epoch": "last"}
 PAPER_MLP = {"learning_rate_init": PAPER_PROBE["learning_rate"], "batch_size": PAPER_PROBE["batch_size"], "alpha": 0.0}
 PAPER_MLP |= {"max_iter": PAPER_PROBE["epochs"], "n_iter_no_change": PAPER_PROBE["epochs"], "tol": 0.0}

@@ -514,8 +514,8 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
 def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     """What a frozen representation tells of the content and of each style_factors of ``dataset``: the skill of an MLP probe, and chance.
 
-    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from the first
-    ``factor_images`` of train and is tested on the first of test; a network that reads grey images sees them grey. Images without
+    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from
+    ``factor_images`` of train and is tested on those of test (sample); a network that reads grey images sees them grey. Images without
     a label (-1) are left out.
     """
     parts = []
