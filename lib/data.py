@@ -15,7 +15,6 @@ import fcntl
 import gzip
 import io
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -48,12 +47,12 @@ from lib.image_sets import (
     styled,
     train_validation_split,
 )
+from lib.settings import ONE_CLASS
 
 __all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "has_styles", "image_folder", "label_subset", "load", "style_factors",
            "styled", "train_validation_split"]  # fmt: skip
 
 NETWORK_TIMEOUT = 20  # seconds without an answer
-ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")
 DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
 
 # CelebA's style in SimVAE (Bizeul et al. 2024, §6 and Figures 5 and 6): hair colour, and attributes of which the paper names none. These are those

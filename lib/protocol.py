@@ -304,7 +304,7 @@ def _one_class_detection(run: Run) -> list[dict]:
 
     score: the method's own, its native quantities and those of ``uncertainties``, feature_norm, knn_distance, mahalanobis. Interval: bootstrap.
     """
-    single = data.ONE_CLASS.fullmatch(run.settings["dataset"])
+    single = resolution.ONE_CLASS.fullmatch(run.settings["dataset"])
     if not single:
         raise ValueError(f"{run.train.title} has one class, {run.train.classes[0]!r}, so there is nothing to tell apart: give labels of two or more.")
     test = data.load(single["name"], "test", image_size=run.settings["image_size"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import re
 import tomllib
 from functools import cache
 
@@ -20,6 +21,7 @@ NOT_TRAINED_WITH = (
     "transfer_sets", "transfer_images", "transfer_epochs",
 )  # fmt: skip
 PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
+ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")  # a data set of the images of one class of another
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0}
 
@@ -79,7 +81,8 @@ def _part_of_profile(profile: str, kind: str, name: str | None) -> dict:
 def resolve(method: str, profile: str, **parameters) -> dict:
     """Settings of one run: recipe <- profile <- the data set's table in recipe, in profile <- the method's in profile <- ``parameters``.
 
-    What a recipe ``keeps``, the profile's own table does not change: an optimiser's learning rate means nothing to another optimiser.
+    One class of a data set has that set's tables. What a recipe ``keeps``, the profile's own table does not change: an optimiser's learning rate
+    means nothing to another optimiser.
 
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
@@ -87,7 +90,8 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     own = _part_of_profile(profile, "methods", method)
     budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
-    budget |= whole["datasets"].get(dataset, {}) | _part_of_profile(profile, "datasets", dataset)
+    of_set = ONE_CLASS.sub(r"\g<name>", dataset or "")
+    budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(profile, "datasets", of_set)
     if base.get("epochs") == 0:
         budget.pop("epochs", None)
     _check_profile(profile, budget | own, DEFAULTS | base)

@@ -193,6 +193,20 @@ def test_every_listed_run_is_found_by_its_name(profile):
         assert find_run(run_name(run), profile) == run
 
 
+@pytest.mark.parametrize("profile", ["smoke", "quick", "standard", "paper"])
+def test_every_profile_has_what_the_notebooks_on_vje_read(profile):
+    protocol, changed, single = (settings.runs(profile, "vje", group) for group in ("protocol", "likelihood", "one_class"))
+    assert {"vje", "vi_simsiam", "random"} <= {run["method"] for run in protocol} and len({run["dataset"] for run in protocol}) == 1
+    assert all({*run["ood_near"], *run["ood_far"]} - {run["dataset"]} for run in protocol)
+    assert {"vje", "random"} <= {run["method"] for run in changed} and len({run.get("directional_freedom") for run in changed}) > 2
+    assert len({run["dataset"] for run in single}) > 1 and {"vje", "vi_simsiam"} <= {run["method"] for run in single}
+
+
+def test_one_class_has_the_settings_of_its_set():
+    whole, single = (settings.resolve("vje", "paper", dataset=name) for name in ("cifar10", "cifar10_class_3"))
+    assert single == whole | {"dataset": "cifar10_class_3"} and whole["image_size"] == 32 != settings.resolve("vje", "paper")["image_size"]
+
+
 def test_papers_choose_runs():
     everything, first, second = (settings.runs("paper", paper) for paper in ("all", "vs1", "vs2"))
     assert len(second) < len(everything) and all(run in everything for run in first + second)
