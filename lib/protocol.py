@@ -25,7 +25,9 @@ BY_ACCURACY = ("ablations", "scoring", "likelihood")
 SCORED_APART = ("simvae", *BY_ACCURACY)
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
-UNLIKE = 0.3  # Kolmogorov-Smirnov distance; for VI-SimSiam photographs as CIFAR-10's stay below, digits and noise above (tests/test_own_images.py)
+# Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above, and textures, noise and
+# drawn shapes lie on either side (tests/test_own_images.py)
+UNLIKE = 0.3
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them

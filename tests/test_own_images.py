@@ -249,28 +249,35 @@ def committed(monkeypatch):
     monkeypatch.setattr(artifacts, "RESULTS", artifacts.ROOT / "results")
 
 
-def unlikeness(images):
-    path = protocol.encoders()["vi_simsiam"]
-    return protocol.unlikeness(own_images.ask("vi_simsiam", images)["features"], own_images._spread("vi_simsiam", path))
+ENCODERS = sorted(path.stem for path in (artifacts.ROOT / "results" / "standard" / "encoders").glob("*.safetensors"))
 
 
-@pytest.mark.parametrize("name", ["digits", "generated_noise"])
-def test_digits_and_noise_do_not_resemble_natural_images(committed, name):
-    assert unlikeness(data.load(name, "test")) > protocol.UNLIKE + 0.1
+def unlikeness(name, images):
+    return protocol.unlikeness(own_images.ask(name, images)["features"], own_images._spread(name, protocol.encoders()[name]))
 
 
-def test_other_images_of_its_own_kind_resemble_the_training_set(committed):
+@pytest.mark.parametrize("name", ENCODERS)
+def test_digits_do_not_resemble_natural_images(committed, name):
+    assert unlikeness(name, data.load("digits", "test")) > protocol.UNLIKE
+
+
+def test_noise_does_not_resemble_natural_images(committed):
+    assert unlikeness("vi_simsiam", data.load("generated_noise", "test")) > protocol.UNLIKE + 0.1
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_other_images_of_its_own_kind_resemble_the_training_set(committed, name):
     try:
         images = data.load("cifar10", "test", download=False)
     except FileNotFoundError:
         pytest.skip("CIFAR-10 is not at hand")
     generator = np.random.default_rng(0)
     chosen = images.subset(np.sort(generator.choice(len(images), 300, replace=False)))
-    assert unlikeness(chosen) < protocol.UNLIKE / 2
+    assert unlikeness(name, chosen) < protocol.UNLIKE / 2
     corners = generator.integers(0, 5, (300, 2))
     cut = [Image.fromarray(image[y : y + 28, x : x + 28]).resize((32, 32)) for image, (y, x) in zip(chosen.images, corners, strict=True)]
     cropped = own_files.image_sets.ImageSet("crops", "test", np.stack(cut), chosen.labels, images.classes)
-    assert unlikeness(cropped) < protocol.UNLIKE
+    assert unlikeness(name, cropped) < protocol.UNLIKE
 
 
 def test_without_set_and_summary_likeness_cannot_be_said(committed, tmp_path, monkeypatch, data_dir):
