@@ -244,18 +244,29 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
     """Rank intervals of the ranked methods, their own uncertainties, in each of RANKS within each backbone, and the differences they follow from.
 
     Ranks: measure, backbone, method, value, best, worst, methods (how many are ranked). Both are empty where fewer than two methods are ranked.
+    Differences have p_seeds besides: Welch's t over the seeds' values alone, Holm-adjusted, as a bootstrap of three seeds is too sure of itself.
     """
-    pairwise = [pd.DataFrame(columns=[*DIFFERENCES, "backbone"])]
+    by_seed = values[values.score == "uncertainty"].groupby(["measure", "method"]).value
+    pairwise = [pd.DataFrame(columns=[*DIFFERENCES, "backbone", "p_seeds"])]
     rows = [pd.DataFrame(columns=["measure", "backbone", "method", "value", "best", "worst", "methods"])]
     ranked = summary[(summary.status == RANKED) & (summary.score == "uncertainty") & summary.measure.isin(RANKS)].dropna(subset=["value"])
     for (backbone, measure), part in ranked.groupby(["backbone", "measure"], sort=False):
         if len(part) > 1:
             pairs = [((a, "uncertainty"), (b, "uncertainty")) for a, b in combinations(part.method, 2)]
             found = differences(profile, values, measure, pairs).assign(backbone=backbone)
+            over_seeds = [_p_over_seeds(*(by_seed.get_group((measure, name)) for name in pair)) for pair in combinations(part.method, 2)]
+            found["p_seeds"] = uncertainty.holm(over_seeds)
             best, worst = uncertainty.rank_intervals(len(part), found.ci_low, found.ci_high)
             rows.append(part[["measure", "backbone", "method", "value"]].assign(best=best, worst=worst, methods=len(part)))
             pairwise.append(found)
     return tuple(pd.concat(frames[1:] or frames, ignore_index=True) for frames in (rows, pairwise))
+
+
+def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:
+    """p of Welch's t; where neither varies over its seeds no t is defined, and they differ or are the same."""
+    if np.ptp(first) == np.ptp(second) == 0:
+        return float(first.iloc[0] == second.iloc[0])
+    return uncertainty.welch_test(first, second).p_value
 
 
 def against_trivial(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:

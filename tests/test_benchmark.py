@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from PIL import Image
 
 from lib import artifacts, benchmark, evaluation, image_scores, methods, protocol, uncertainty
@@ -159,6 +160,12 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     assert (pairwise.p_holm >= 0).all() and set(pairwise.pairing) == {"paired by image", "bound"}
     sure = (pairwise.ci_low > 0) | (pairwise.ci_high < 0)
     assert (pairwise.p_holm[sure] < 0.05).all()
+    pairs = pairwise[pairwise.measure == "knn_accuracy"]
+    seeds = values[(values.measure == "knn_accuracy") & (values.score == "uncertainty")].astype({"value": float}).groupby("method").value
+    names = zip(pairs.method, pairs.minus_method, strict=True)
+    welch = [scipy.stats.ttest_ind(*map(seeds.get_group, pair), equal_var=False).pvalue for pair in names]
+    assert pairs.p_seeds.tolist() == pytest.approx(uncertainty.holm(welch).tolist())
+    assert (pairwise.p_seeds[pairwise.measure == "far_ood_auroc"] == 1).all()
 
 
 def test_the_bound_adds_up_standard_errors(stored):

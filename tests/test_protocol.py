@@ -239,6 +239,17 @@ def test_raw_pixels_are_not_stored(shared_results):
 
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders
+def test_differences_between_methods_are_paired_by_seed_and_image(shared_results):
+    right = {("vje", 0): [1, 1, 0, 0], ("vje", 1): [1, 1, 1, 0], ("simsiam", 0): [1, 0, 0, 0], ("simsiam", 2): [1, 1, 1, 1]}
+    listed = [resolution.resolve(method, "smoke", seed=seed) for method, seed in right]
+    for run, values in zip(listed, right.values(), strict=True):
+        artifacts.write_scores("smoke", resolution.run_name(run), run["dataset"], {"knn_correct": np.array(values, bool)})
+    found = protocol.paired_differences(listed, [("vje", "simsiam")], {"knn": ("knn_correct", 100)}, 50)
+    row = found.iloc[0]
+    assert len(found) == 1 and [row.method, row.minus, row.measure, row.seeds, row.n] == ["vje", "simsiam", "knn", 1, 4]
+    assert row.difference == pytest.approx(25) and row.ci_low >= 0
+
+
 @pytest.fixture
 def encoder(run, frame, monkeypatch):
     """The smoke run's encoder, where standard's would be."""
