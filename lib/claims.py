@@ -164,10 +164,12 @@ def runs(part: dict, profile: str) -> list[str]:
     for key in ("dataset", "epochs"):
         usual = {run["method"]: resolution.resolve(run["method"], profile)[key] for run in found} if group is None else {}
         found = [run for run in found if run[key] == query.get(key, usual.get(run["method"], run[key]))]
-    if "name" in query:  # one change of many, against the usual run
+    if "name" in query:  # one or two changes of many, against the usual run, or against the second alone
+        changed = [resolution.short(*change.split(" ", 1)) for change in query["name"].split(", ")]
         varied = [set(resolution.variant(run).split("-")) for run in found]
-        changes = set(re.sub("[ _]", "", query["name"]).split("-")) | set.intersection(*varied) if varied else set()
-        found = [run for run, names in zip(found, varied, strict=True) if names <= changes]
+        changes = {*changed, *(set.intersection(*varied) if varied else ())}
+        least = {changed[-1]} if query.get("against") == "same_rate" else set()
+        found = [run for run, names in zip(found, varied, strict=True) if least <= names <= changes]
     found = [run for run in found if (artifacts.run_dir(profile, resolution.run_name(run)) / "config.json").exists()]
     seeds = [{run["seed"] for run in found if run["method"] == method} for method in {run["method"] for run in found}]
     return list(dict.fromkeys(resolution.run_name(run) for run in found if run["seed"] in set.intersection(*seeds)))

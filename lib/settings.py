@@ -148,6 +148,11 @@ def differences(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in apart and value != usual.get(name)}
 
 
+def short(name: str, value: str) -> str:
+    """A setting and its value as a run's name has them: ``lr0.03``, ``likelihoodambient``."""
+    return f"{SHORT.get(name, name.replace('_', ''))}{value}"
+
+
 def variant(settings: dict) -> str:
     """What differs from recipe and profile, always with the number of epochs: ``e40``, ``e5-fit-lr0.03``."""
     differing, parts = differences(settings), [f"e{settings['epochs']}"]
@@ -155,7 +160,7 @@ def variant(settings: dict) -> str:
         tuned = name == "learning_rate" and settings["split"] == "fit"  # named even where it is the usual one
         if name in differing or tuned:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(f"{SHORT.get(name, name.replace('_', ''))}{text}" if name != "split" else text)
+            parts.append(short(name, text) if name != "split" else text)
     return "-".join(parts)
 
 
