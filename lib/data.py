@@ -49,10 +49,12 @@ from lib.image_sets import (
 )
 from lib.settings import ONE_CLASS
 
-__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "has_styles", "image_folder", "label_subset", "load", "style_factors",
-           "styled", "train_validation_split"]  # fmt: skip
+__all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "has_styles", "image_folder", "inception_weights", "label_subset",
+           "load", "style_factors", "styled", "train_validation_split"]  # fmt: skip
 
 NETWORK_TIMEOUT = 20  # seconds without an answer
+# Inception-v3, the network that the FID is defined in, as torch-fidelity converted it; the name ends with the beginning of the file's sha256.
+INCEPTION = "weights-inception-2015-12-05-6726825d.pth"
 DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/fashion-mnist"))}
 
 # CelebA's style in SimVAE (Bizeul et al. 2024, §6 and Figures 5 and 6): hair colour, and attributes of which the paper names none. These are those
@@ -547,10 +549,30 @@ def write_data_page(path: Path) -> None:
     artifacts.write_text(path, text + artifacts.markdown_table([table.columns, *table.itertuples(index=False)]) + "\n")
 
 
+def inception_weights(download: bool = False) -> Path | None:
+    """DATA_DIR's file of Inception-v3's weights (INCEPTION); None where it is not there, nor to be fetched. ValueError for a damaged file."""
+    path, expected = default_data_dir() / INCEPTION, Path(INCEPTION).stem.rsplit("-", 1)[1]
+    if download and not path.exists():
+        from torch.hub import download_url_to_file
+        from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
+
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=expected)  # atomic
+        except (OSError, RuntimeError) as error:
+            raise FileNotFoundError(f"Could not fetch {URL_INCEPTION_V3} ({artifacts.one_line(error)}); put that file at {path} by hand.") from error
+    if not path.exists():
+        return None
+    if not artifacts.sha256(path).startswith(expected):
+        again = "python -m lib.data fetch inception"
+        raise ValueError(f"{path} is damaged: its sha256 does not begin with {expected}. Delete it, and fetch it again: {again}")
+    return path
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.data", description="Fetch data sets, or write results/DATA.md.")
     parser.add_argument("command", choices=["fetch", "table"])
-    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join(DATASETS))
+    parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*DATASETS, "inception"]))
     options = parser.parse_args(arguments)
     if options.command == "table":
         try:
@@ -564,6 +586,13 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     print(f"DATA_DIR is {default_data_dir()}")
     for name in options.names:
+        if name == "inception":
+            try:
+                print(f"inception: {inception_weights(download=True)}")
+            except (ValueError, OSError) as error:
+                print(error, file=sys.stderr)
+                failed = True
+            continue
         known = DATASETS.get(name)
         for split in ("train", "test"):
             try:

@@ -579,7 +579,8 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
     """mse of reconstructed test images (SimVAE, Table 7; of each image in the scores), and Fréchet distances of generated and reconstructed ones.
 
     Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
-    distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected.
+    distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected. The FID besides,
+    where the weights of its network are at hand (data.inception_weights).
     """
     bank, test = run.bank, run.test()
     decoder, known, asked, pixels = decoder_of(run), run.embed(bank), run.embed(test), pixels_of(run, test)
@@ -601,6 +602,9 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
     for condition, images in pictures.items():
         distance = factors.frechet_distance(judged(images), real)
         rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
+    if weights := data.inception_weights():
+        found = generation.fid(pictures, pixels, weights)
+        rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float32)})
     return run.write_metrics(rows, notebook)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import generation, methods, settings
+from lib import data, factors, generation, methods, settings
 
 SETTINGS = {"backbone": "mlp", "image_size": 8}
 
@@ -76,3 +76,49 @@ def test_what_cannot_be_decoded_is_refused():
         generation.fit_decoder(np.zeros((30, 2)), torch.zeros(29, 1, 8, 8), SETTINGS)
     with pytest.raises(ValueError, match="validation error is nan"):
         generation.fit_decoder(np.full((30, 2), np.nan), torch.zeros(30, 1, 8, 8), SETTINGS)
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory):
+    """A file of Inception-v3's weights, drawn: the real ones need the network."""
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+    folder = tmp_path_factory.mktemp("inception")
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
+        network = FeatureExtractorInceptionV3("drawn", ["2048"])
+    torch.save(network.state_dict(), folder / "drawn.pth")
+    return network.eval(), folder / "drawn.pth"
+
+
+def test_fid_is_the_distance_in_the_features_of_inception(inception):
+    network, path = inception
+    generator = torch.Generator().manual_seed(0)
+    real, other = (torch.rand(12, 1, 16, 16, generator=generator) for _ in range(2))
+    found = generation.fid({"the same": real, "other": other}, real, path, batch_size=5)
+    grey = [(255 * images).round().byte().expand(-1, 3, -1, -1) for images in (other, real)]
+    with torch.no_grad():
+        expected = factors.frechet_distance(*(network(images)[0].numpy() for images in grey))
+    assert found["other"] == pytest.approx(expected, rel=1e-3)
+    assert abs(found["the same"]) < 1e-3 * expected
+
+
+def test_weights_of_inception_are_checked(tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert data.inception_weights() is None
+    (tmp_path / data.INCEPTION).write_bytes(b"short")
+    with pytest.raises(ValueError, match="is damaged: its sha256 does not begin with 6726825d. Delete it"):
+        data.inception_weights()
+
+
+def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+
+    def offline(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", offline)
+    assert data.main(["fetch", "inception"]) == 1 and not any(tmp_path.iterdir())
+    assert f"no route to host); put that file at {tmp_path / data.INCEPTION} by hand" in capsys.readouterr().err
