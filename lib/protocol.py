@@ -231,6 +231,22 @@ def _measured(listed: list[dict]) -> list[dict]:
     return [run for run in listed if artifacts.metrics_path(run["profile"], MEASURED_BY, resolution.run_name(run)).exists()]
 
 
+def tuning(profile: str) -> pd.DataFrame:
+    """What was tried before the runs: columns method, dataset, epochs, setting, value, used (by the profile), validation_knn_percent (NaN where not
+    run), run, and chosen: the best of a method all of whose values are run.
+    """
+    rows = []
+    for run in resolution.tuning_runs(profile):
+        setting, name = "beta" if run["method"] == "beta_vae" else "learning_rate", resolution.run_name(run)
+        found, used = artifacts.read_metrics(profile, MEASURED_BY, name), resolution.resolve(run["method"], profile, dataset=run["dataset"])
+        rows.append({key: run[key] for key in ("method", "dataset", "epochs")} | {"setting": setting, "value": run[setting], "used": used[setting]}
+                    | {"validation_knn_percent": 100 * found.value.iloc[0] if len(found) else np.nan, "run": name})  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "dataset", "epochs", "setting", "value", "used", "validation_knn_percent", "run"])
+    reached = frame.groupby("method").validation_knn_percent
+    complete = reached.transform("count") == reached.transform("size")
+    return frame.assign(chosen=complete & (reached.rank(ascending=False, method="first") == 1))
+
+
 def must_beat(reference: str, dataset: str) -> bool:
     """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
     return reference == "random" or dataset.startswith(("cifar10", "imagenette"))

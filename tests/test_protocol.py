@@ -239,6 +239,19 @@ def test_raw_pixels_are_not_stored(shared_results):
 
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders
+def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, frame):
+    rates = [run for run in resolution.tuning_runs("standard") if run["method"] == "vje"]
+    for place, run in enumerate(rates):
+        before = protocol.tuning("standard").set_index("run").chosen
+        assert not before.any() and len(before) == len(resolution.tuning_runs("standard"))
+        row = frame.head(1).assign(value=0.3 + 0.1 * (place == 1), run_hash="")
+        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), row)
+    found = protocol.tuning("standard")
+    chosen = found[found.chosen]
+    assert chosen[["method", "value", "used", "validation_knn_percent"]].values.tolist() == [["vje", rates[1]["learning_rate"], 0.48, 40.0]]
+    assert protocol.tuning("smoke").empty and "chosen" in protocol.tuning("smoke")
+
+
 def test_differences_between_methods_are_paired_by_seed_and_image(shared_results):
     right = {("vje", 0): [1, 1, 0, 0], ("vje", 1): [1, 1, 1, 0], ("simsiam", 0): [1, 0, 0, 0], ("simsiam", 2): [1, 1, 1, 1]}
     listed = [resolution.resolve(method, "smoke", seed=seed) for method, seed in right]
