@@ -558,13 +558,40 @@ def tsne_plot(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
 
     The order of drawing is shuffled with `seed`, so that no class hides another. Returns the points in the order drawn.
     """
-    _require(data, "x", "y", "class")
     _require_positive(data, "kappa")
-    drawn = data[["x", "y", "class", "kappa"]].sample(frac=1, random_state=seed).reset_index(drop=True)
+    drawn, size = _shuffled_points(data, seed, "kappa")
     low, high = np.percentile(drawn["kappa"], [1, 99])
-    size = np.clip(8000 / len(drawn), 1.0, 8.0)
     norm = LogNorm(low, high if high > low else low * 1.01)
     points = ax.scatter(drawn["x"], drawn["y"], c=drawn["kappa"], s=size, cmap="cividis", norm=norm, linewidths=0, rasterized=True)
+    _name_classes(ax, drawn)
+    bar = ax.figure.colorbar(points, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
+    _log_axis(bar.ax.yaxis, low, high)
+    bar.outline.set_visible(False)
+    bar.set_label("Concentration κ")
+    return drawn
+
+
+def tsne_by_class(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+    """t-SNE points (x, y, class) coloured by class, with its name at the median of its points; otherwise as tsne_plot."""
+    from seaborn import color_palette  # slow to import
+
+    drawn, size = _shuffled_points(data, seed)
+    names = sorted(drawn["class"].unique())
+    colours = dict(zip(names, color_palette("colorblind", len(names)), strict=True))
+    ax.scatter(drawn["x"], drawn["y"], c=[colours[name] for name in drawn["class"]], s=size, linewidths=0, rasterized=True)
+    _name_classes(ax, drawn)
+    return drawn
+
+
+def _shuffled_points(data: pd.DataFrame, seed: int, *also: str) -> tuple[pd.DataFrame, float]:
+    """Points to draw in random order, and the size that suits their number."""
+    _require(data, "x", "y", "class", *also)
+    drawn = data[["x", "y", "class", *also]].sample(frac=1, random_state=seed).reset_index(drop=True)
+    return drawn, float(np.clip(8000 / len(drawn), 1.0, 8.0))
+
+
+def _name_classes(ax: Axes, drawn: pd.DataFrame) -> None:
+    """The names of the classes at the medians of their points, apart from one another; no axes."""
     ax.set_aspect("equal", adjustable="datalim")
     ax.axis("off")
     centres = drawn.groupby("class", sort=False)[["x", "y"]].median()
@@ -577,11 +604,6 @@ def tsne_plot(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
         for name, height in zip(members.index, heights, strict=True):
             text = ax.text(centres.loc[name, "x"], height, str(name), ha="center", va="center", fontsize=6.5)
             text.set_path_effects([patheffects.withStroke(linewidth=2, foreground="white")])
-    bar = ax.figure.colorbar(points, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
-    _log_axis(bar.ax.yaxis, low, high)
-    bar.outline.set_visible(False)
-    bar.set_label("Concentration κ")
-    return drawn
 
 
 def image_grid(images, *, rows=None, columns=None, notes=None) -> Figure:

@@ -311,6 +311,15 @@ def test_tsne_draws_each_point_once_in_a_seeded_order():
     assert ax.collections[0].get_rasterized() and not ax.axison and {text.get_text() for text in ax.texts} == {"a", "b", "c"}
 
 
+def test_tsne_by_class_gives_each_class_its_colour():
+    data = kappas(300).assign(x=np.arange(300.0), y=np.arange(300.0) % 7).rename(columns={"group": "class"})
+    _, ax = plt.subplots()
+    drawn = plotting.tsne_by_class(ax, data.drop(columns="kappa"))
+    colours = pd.Series([tuple(colour) for colour in ax.collections[0].get_facecolors()])
+    assert colours.groupby(drawn["class"]).nunique().eq(1).all() and colours.nunique() == 3
+    assert sorted(drawn["x"]) == sorted(data["x"]) and {text.get_text() for text in ax.texts} == {"a", "b", "c"}
+
+
 def test_image_grid_shows_the_pixels_at_half_an_inch():
     images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
     figure = plotting.image_grid(images, rows=["Input", "Output"], notes=[["κ 1"] * 3] * 2)
