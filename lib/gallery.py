@@ -1,10 +1,12 @@
 """The gallery of a profile: results/<profile>/index.html and README.md, from the stored ledger, figures, tables, runs and executed notebooks.
 
 The pages load nothing from anywhere else: style inline, pictures beside them or inside them, no scripts. `python -m lib.gallery PROFILE` builds
-them, and the two that are of all profiles: results/README.md, the hours behind each claim, and the verdicts in the README of the repository.
+them, and those that are of all profiles: results/README.md, the hours behind each claim; results/DEVIATIONS.md, where we differ from the papers; and
+the verdicts in the README of the repository.
 """
 
 import argparse
+import ast
 import html
 import re
 import sys
@@ -100,6 +102,7 @@ def build(profile: str) -> Path:
     artifacts.write_text(folder / "index.html", page)
     artifacts.write_text(folder / "README.md", _readme(**content))
     artifacts.write_text(artifacts.RESULTS / "README.md", _hours())
+    artifacts.write_text(artifacts.RESULTS / "DEVIATIONS.md", deviations())
     return folder / "index.html"
 
 
@@ -317,6 +320,33 @@ def _hours() -> str:
             cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
         lines += ["", markdown_table([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
     return "\n".join(lines) + "\n"
+
+
+def deviations() -> str:
+    """results/DEVIATIONS.md: where we differ from the papers, as notebooks and docstrings say it where they do."""
+    collected = "Collected from the notebooks and from the docstrings of `lib`, where each stands beside what it is about."
+    parts = ["# Deviations from the papers", "", collected, "", "## Notebooks", ""]
+    for path in sorted((artifacts.ROOT / "notebooks").glob("*.ipynb")):
+        texts = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
+        for found in filter(None, (re.search(r"^## Deviations[^\n]*\n(.*?)(?=^\*\*Next|^## |\Z)", text, re.M | re.S) for text in texts)):
+            parts += [f"### [{path.stem}](../notebooks/{path.name})", "", found[1].strip(), ""]
+    rows = [["where", "deviation"]]
+    for path in sorted((artifacts.ROOT / "lib").rglob("*.py")):
+        module = ".".join(path.relative_to(artifacts.ROOT).with_suffix("").parts)
+        rows += [[f"`{module}.{name}`", text] for name, text in _said_to_deviate(ast.parse(path.read_text()))]
+    return "\n".join([*parts, "## Code", "", markdown_table(rows), ""])
+
+
+def _said_to_deviate(tree: ast.AST, within: str = "") -> list[tuple[str, str]]:
+    """(name, text) of every class and function whose docstring says where it deviates: that paragraph from the word on."""
+    found = []
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, (ast.ClassDef, ast.FunctionDef)):
+            said = re.search(r"\bDeviations?\b.*?(?=\n\n|\Z)", ast.get_docstring(node) or "", re.S)
+            if said:
+                found.append((within + node.name, " ".join(re.sub(r"^Deviations?: ", "", said[0]).split()).replace("|", r"\|")))
+            found += _said_to_deviate(node, f"{within}{node.name}.")
+    return found
 
 
 def _share(profile: str, runs: dict) -> list[tuple[str, str]]:

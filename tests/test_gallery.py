@@ -1,5 +1,6 @@
 """The gallery: what it lists, that every string is escaped, and, in a headless browser, that it is complete, fits and needs no network."""
 
+import ast
 import base64
 import json
 import os
@@ -542,3 +543,32 @@ def test_uncommitted_changes_are_not_published(publishable, monkeypatch):
     monkeypatch.setattr(artifacts, "commit", lambda: "abc+")
     with pytest.raises(RuntimeError, match="uncommitted changes"):
         gallery.publish_figures("standard")
+
+
+# ---------------------------------------------------------------------------------------------------------------- deviations
+def test_the_page_of_deviations_is_what_notebooks_and_docstrings_say():
+    page = gallery.deviations()
+    assert (artifacts.ROOT / "results" / "DEVIATIONS.md").read_text() == page, "build a gallery anew: python -m lib.gallery standard"
+    for path in (artifacts.ROOT / "notebooks").glob("*.ipynb"):
+        if "## Deviations" in path.read_text():
+            assert f"### [{path.stem}](../notebooks/{path.name})\n\n- " in page
+    own = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    assert {"lib.losses.simvae_loss", "lib.methods.simsiam.VISimSiam", "lib.networks.to_concentration"} <= set(own) and len(set(own)) == len(own)
+
+
+def test_a_docstring_that_deviates_is_found_where_it_stands():
+    source = '''
+class Outer:
+    """A sum. Deviation: it is a
+    mean.
+
+    More.
+    """
+    def inner(self):
+        """Nothing said."""
+    def other(self):
+        """Deviation from Someone (2020), who takes a | b."""
+'''
+    assert gallery._said_to_deviate(ast.parse(source)) == [
+        ("Outer", "it is a mean."), ("Outer.other", r"Deviation from Someone (2020), who takes a \| b."),
+    ]  # fmt: skip
