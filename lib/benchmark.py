@@ -156,7 +156,7 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
         about = {"method": method, "backbone": "" if method == "raw_pixels" else backbone, "status": state[method]}
         about["uncertainty"] = methods.own_uncertainty(method)[1]
         part = values[values.method == method].groupby(["score", "measure"])
-        summary = part.agg(value=("value", "mean"), ci_low=("ci_low", "min"), ci_high=("ci_high", "max"), n=("n", "max"), seeds=("seed", "nunique"))
+        summary = part.agg(**evaluation.OVER_SEEDS)
         if method not in found:
             rows.append(about | {"score": "uncertainty", "seeds": 0})
             continue

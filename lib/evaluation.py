@@ -448,6 +448,10 @@ def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: i
     return {"value": statistic(*arrays), "ci_low": low, "ci_high": high}
 
 
+# For groupby().agg of metrics rows: the mean over seeds, and an interval that holds every seed's own.
+OVER_SEEDS = {"value": ("value", "mean"), "ci_low": ("ci_low", "min"), "ci_high": ("ci_high", "max"), "n": ("n", "max"), "seeds": ("seed", "nunique")}
+
+
 def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """Metrics rows (value, ci_low, ci_high, n, one a seed) in per cent over seeds: a row for every value of ``keys``.
 
