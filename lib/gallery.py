@@ -227,8 +227,9 @@ def _title(number: str, entries: list[dict]) -> str:
 def _runs(profile: str) -> dict[str, dict]:
     """What the stored runs say of themselves, by name."""
     unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
-    stored = artifacts.run_configs(profile)
-    return {folder.name: unknown | config | {"log": (folder / "log.csv").exists()} for folder, config in stored.items()}
+    stored, stale = artifacts.run_configs(profile), settings.stale_runs(profile)
+    more = {folder: {"log": (folder / "log.csv").exists(), "stale": folder.name in stale} for folder in stored}
+    return {folder.name: unknown | config | more[folder] for folder, config in stored.items()}
 
 
 def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:

@@ -174,18 +174,6 @@ class Run:
         return frame
 
 
-def stale_runs(profile: str) -> list[str]:
-    """Names of stored runs that today's settings would train differently: another recipe, profile or method version."""
-    stale = []
-    for settings in resolution.runs(profile) + resolution.tuning_runs(profile):
-        path = artifacts.run_dir(profile, resolution.run_name(settings)) / "config.json"
-        if path.exists():
-            config = artifacts.read_json(path, ("run", "run_hash", "data"))
-            if config["run_hash"] != resolution.run_hash(settings, config["data"]["checksum"]):
-                stale.append(config["run"])
-    return stale
-
-
 def metrics(runs: list[dict]) -> pd.DataFrame:
     """The stored battery of these runs as one table; FileNotFoundError with the command that makes it where one is missing."""
     frames = []

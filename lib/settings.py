@@ -12,6 +12,7 @@ import re
 import tomllib
 from functools import cache
 
+from lib import artifacts
 from lib.artifacts import ROOT, sha256
 
 # Said by the profile about evaluation and tuning; not part of what is trained.
@@ -239,6 +240,18 @@ def find_run(name: str, profile: str) -> dict:
         nearest = difflib.get_close_matches(name, listed, n=5, cutoff=0)
         raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {nearest} and {len(listed) - len(nearest)} others.")
     return listed[name]
+
+
+def stale_runs(profile: str) -> list[str]:
+    """Names of stored runs that today's settings would train differently: another recipe, profile or method version."""
+    stale = []
+    for settings in runs(profile) + tuning_runs(profile):
+        path = artifacts.run_dir(profile, run_name(settings)) / "config.json"
+        if path.exists():
+            config = artifacts.read_json(path, ("run", "run_hash", "data"))
+            if config["run_hash"] != run_hash(settings, config["data"]["checksum"]):
+                stale.append(config["run"])
+    return stale
 
 
 def notebooks() -> list[dict]:

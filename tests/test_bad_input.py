@@ -466,11 +466,11 @@ CASES = {
         lambda place: protocol.Run(FINISHED).method, f"Run {NAME} has no weights here that were trained with these settings and data; train it with",
         tensors(*MODEL, info='{"run_hash": "feedfacecafe"}')),
     "a config that is none": (
-        lambda place: protocol.stale_runs("smoke"),
+        lambda place: settings.stale_runs("smoke"),
         r"config.json lacks \['run', 'run_hash', 'data'\]; delete it and run the job that writes it again",
         written(b"[]", *RUNS, NAME, "config.json")),
     "half a config": (
-        lambda place: protocol.stale_runs("smoke"), "config.json is not readable JSON .*; delete it and run", cut(*RUNS, NAME, "config.json")),
+        lambda place: settings.stale_runs("smoke"), "config.json is not readable JSON .*; delete it and run", cut(*RUNS, NAME, "config.json")),
     "encoder misspelt": (given(lib.load, "vi_simsia"), r"There is no committed encoder 'vi_simsia'; there are \['vi_simsiam'\]", None),
     "encoder elsewhere": (given(lib.load, "../encoders/vi_simsiam"), r"no committed encoder '../encoders/vi_simsiam'; there are", None),
     "half an encoder": (given(lib.load, "vi_simsiam"), "vi_simsiam.safetensors is truncated or not a safetensors file", cut(*ENCODERS)),
@@ -586,4 +586,4 @@ def test_there_are_enough_cases_and_every_door_lets_good_input_in(place):
     assert len(CASES) >= 75
     assert len(data.load("mine")) == 8 and len(data.load("pets")) == 3 and lib.load("vi_simsiam")
     assert training.train(FINISHED) == place.run and protocol.Run(FINISHED).method
-    assert len(artifacts.read_metrics("smoke")) == 1 and protocol.stale_runs("smoke") == [BEGUN]
+    assert len(artifacts.read_metrics("smoke")) == 1 and settings.stale_runs("smoke") == [BEGUN]

@@ -100,6 +100,16 @@ def test_page_lists_everything_once(results):
     assert readme.count("](figures/30_roc.png)") == 1 and "](tables/20_accuracy.csv)" in readme
 
 
+def test_a_stale_run_is_marked_as_such(results, monkeypatch):
+    assert "stale:" not in (results / "index.html").read_text()
+    monkeypatch.setattr(gallery.settings, "stale_runs", lambda profile: ["simsiam-x"])
+    assert gallery._runs("standard")["simsiam-x"]["stale"]
+    page = gallery.build("standard").read_text()
+    assert re.search(r'<tr id="simsiam-x">.*?stale: today.*?settings would train it differently', page, re.S) and page.count("stale: today") == 1
+    monkeypatch.undo()
+    assert "stale:" not in gallery.build("standard").read_text()
+
+
 def test_every_string_is_escaped(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<script" not in page and "onerror=alert(2)>" not in page and "<b>" not in page
