@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -60,43 +61,74 @@ def bayes_log_concentration(posteriors: Posteriors, grid: int = 400) -> np.ndarr
     return special.softmax(log_weight, axis=1) @ log_kappa
 
 
-@torch.enable_grad()
-def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> nn.Module:
-    """A small network that learns κ from the views by VI-SimSiam's loss alone: cosines [N, V] to κ [N]; the true κ is never seen.
+def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """Learns κ from the views by VI-SimSiam's loss alone: a function of cosines [N, V], κ [N]; the true κ is never seen.
 
     The location is given, so that what is learned, and what can be learned, is the concentration: an MLP of two hidden layers on log(1 + t),
     ``to_concentration``, and ``-log PS(target; location, κ)/(D - 1)``, minimised by Adam with a cosine schedule.
     """
-    dimension, inputs = posteriors.location.shape[1], posteriors.views.shape[1]
+    dimension = posteriors.location.shape[1]
+
+    def loss(raw: Tensor, location: Tensor, target: Tensor) -> Tensor:
+        return losses.vi_simsiam_loss(location, networks.to_concentration(raw[:, 0], dimension), target) / (dimension - 1)
+
+    network = _learn(posteriors, 1, loss, epochs, batch_size, seed)
+    return lambda t: networks.to_concentration(network(t)[:, 0], dimension)
+
+
+def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> Callable[[Tensor], Tensor]:
+    """The same for the losses of "prosmin" and "vje", which have no κ: a function of cosines [N, V], the logarithm of their spread [N].
+
+    A second output scales the given location to the mean. prosmin: the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for the
+    target; log σ. vje: the bound for the target at length sqrt(D), where the prior expects it, with q = N(sqrt(D) a location, v I); log v.
+    ValueError for another method.
+    """
+    if method not in ("prosmin", "vje"):
+        raise ValueError(f"No loss of {method!r} is put to known posteriors; choose prosmin or vje.")
+    length = math.sqrt(posteriors.location.shape[1])
+
+    def loss(raw: Tensor, location: Tensor, target: Tensor) -> Tensor:
+        mean, log_spread = raw[:, :1].sigmoid() * location, raw[:, 1:].clamp(-12, 6).expand_as(location)  # [B, D]
+        if method == "prosmin":
+            samples = mean + log_spread.exp() * torch.randn(4, *mean.shape)  # [R, B, D]
+            return losses.scoring_rule_loss(samples, target)
+        sample = length * mean + (log_spread / 2).exp() * torch.randn_like(mean)
+        return losses.vje_loss(length * target, length * mean, log_spread, sample)["loss"]
+
+    network = _learn(posteriors, 2, loss, epochs, batch_size, seed)
+    return lambda t: network(t)[:, 1]
+
+
+@torch.enable_grad()
+def _learn(posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, batch_size: int, seed: int) -> nn.Module:
+    """A network of cosines [B, V] -> [B, outputs] that minimises loss(its output, location, target)."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         t = cosines(posteriors)
-        network = _ConcentrationNetwork(inputs, dimension, torch.log1p(t))
+        network = _SpreadNetwork(outputs, posteriors.location.shape[1], t)
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
-        steps = epochs * -(-len(posteriors.location) // batch_size)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(t) // batch_size))
         for _ in range(epochs):
             for rows in torch.randperm(len(t)).split(batch_size):
-                nll = losses.vi_simsiam_loss(posteriors.location[rows], network(t[rows]), posteriors.target[rows])
+                value = loss(network(t[rows]), posteriors.location[rows], posteriors.target[rows])
                 optimizer.zero_grad()
-                (nll / (dimension - 1)).backward()
+                value.backward()
                 optimizer.step()
                 schedule.step()
     return network.eval()
 
 
-class _ConcentrationNetwork(nn.Module):
-    def __init__(self, inputs: int, dimension: int, log_cosines: Tensor):
+class _SpreadNetwork(nn.Module):
+    def __init__(self, outputs: int, dimension: int, t: Tensor):
         super().__init__()
-        self.dimension = dimension
-        self.register_buffer("mean", log_cosines.mean())
-        self.register_buffer("scale", log_cosines.std())
-        self.layers = nn.Sequential(nn.Linear(inputs, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 1))
-        networks.start_at_cosine(self.layers[-1], dimension, 0.15, "natural")
+        self.register_buffer("mean", torch.log1p(t).mean())
+        self.register_buffer("scale", torch.log1p(t).std())
+        self.layers = nn.Sequential(nn.Linear(t.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
+        if outputs == 1:
+            networks.start_at_cosine(self.layers[-1], dimension, 0.15, "natural")
 
     def forward(self, t: Tensor) -> Tensor:
-        raw = self.layers((torch.log1p(t) - self.mean) / self.scale)[:, 0]
-        return networks.to_concentration(raw, self.dimension)  # [B]
+        return self.layers((torch.log1p(t) - self.mean) / self.scale)  # [B, outputs]
 
 
 # ---------------------------------------------------------------------------------------------------------------- views that share a mean

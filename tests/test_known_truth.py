@@ -53,6 +53,21 @@ def test_the_loss_alone_comes_near_the_ceiling_and_nothing_passes_it():
     np.testing.assert_array_equal(learned, again)
 
 
+@pytest.mark.parametrize(("method", "loses_at_most"), [("prosmin", 0.06), ("vje", 0.02)])
+def test_spreads_of_other_losses_fall_as_the_concentration_grows(method, loses_at_most):
+    train, test = (known_truth.draw_posteriors(3000, 16, seed=seed) for seed in (0, 1))
+    with torch.no_grad():
+        first, again = (known_truth.learn_spread(train, method, epochs=15)(known_truth.cosines(test)).numpy() for _ in range(2))
+    np.testing.assert_array_equal(first, again)
+    best = stats.spearmanr(known_truth.bayes_log_concentration(test), test.concentration).statistic
+    assert best - loses_at_most < -stats.spearmanr(first, test.concentration).statistic < best + 0.005
+
+
+def test_a_loss_without_a_spread_is_refused():
+    with pytest.raises(ValueError, match="No loss of 'dino' is put to known posteriors; choose prosmin or vje"):
+        known_truth.learn_spread(known_truth.draw_posteriors(10, 4), "dino")
+
+
 @pytest.mark.parametrize(("dimension", "tolerance"), [(4, 0.07), (64, 1e-3), (256, 1e-3), (2048, 1e-3)])
 def test_the_closed_form_is_near_the_root_of_the_gradient(dimension, tolerance):
     beta = (dimension - 1) / 2
