@@ -250,9 +250,9 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
     """What keeps our run from being the claim's own experiment; empty if nothing does."""
     lacking = []
     own = part.get("data", [])
-    if run["dataset"] not in ([own] if isinstance(own, str) else own):
-        named = own if isinstance(own, str) else " or ".join(own) or "in the paper"
-        lacking.append(f"other data ({run['dataset']}, not {named.removeprefix('not ')})")
+    own = [own] if isinstance(own, str) else own
+    if run["dataset"] not in own and (own or "unlike" not in part):
+        lacking.append(f"other data ({run['dataset']}, not {' or '.join(own) or 'in the paper'})")
     epochs = part["query"].get("epochs", run["epochs"] if np.isnan(found.epochs) else int(found.epochs))
     if epochs < part.get("epochs", 0) / 2:
         lacking.append(f"{epochs} epochs, not {part['epochs']}")
