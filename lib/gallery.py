@@ -96,7 +96,8 @@ def build(profile: str) -> Path:
     questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
     content = {
         "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
-        "runs": runs, "papers": PAPERS, "counts": _counts(claims), "questions": [(text, answers) for text, answers in questions if answers],
+        "runs": runs, "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims),
+        "questions": [(text, answers) for text, answers in questions if answers],
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page)
@@ -227,9 +228,8 @@ def _title(number: str, entries: list[dict]) -> str:
 def _runs(profile: str) -> dict[str, dict]:
     """What the stored runs say of themselves, by name."""
     unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
-    stored, stale = artifacts.run_configs(profile), settings.stale_runs(profile)
-    more = {folder: {"log": (folder / "log.csv").exists(), "stale": folder.name in stale} for folder in stored}
-    return {folder.name: unknown | config | more[folder] for folder, config in stored.items()}
+    stored = artifacts.run_configs(profile)
+    return {folder.name: unknown | config | {"log": (folder / "log.csv").exists()} for folder, config in stored.items()}
 
 
 def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:

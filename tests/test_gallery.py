@@ -103,7 +103,6 @@ def test_page_lists_everything_once(results):
 def test_a_stale_run_is_marked_as_such(results, monkeypatch):
     assert "stale:" not in (results / "index.html").read_text()
     monkeypatch.setattr(gallery.settings, "stale_runs", lambda profile: ["simsiam-x"])
-    assert gallery._runs("standard")["simsiam-x"]["stale"]
     page = gallery.build("standard").read_text()
     assert re.search(r'<tr id="simsiam-x">.*?stale: today.*?settings would train it differently', page, re.S) and page.count("stale: today") == 1
     monkeypatch.undo()
