@@ -569,6 +569,18 @@ def inception_weights(download: bool = False) -> Path | None:
     return path
 
 
+def _fetched(name: str) -> Iterator[str]:
+    """What there is to say of each split of a known set that is fetched, or of Inception's weights."""
+    if name == "inception":
+        yield f"inception: {inception_weights(download=True)}"
+        return
+    known = DATASETS.get(name)
+    for split in ("train", "test"):
+        found = load(name, split, image_size=None if known is None or known.size else 224)
+        shape = " x ".join(map(str, found.images.shape[1:]))
+        yield f"{name}/{split}: {len(found):,} images, {shape}, {len(found.classes)} classes, {found.source}, sha256 {found.checksum}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m lib.data", description="Fetch data sets, or write results/DATA.md.")
     parser.add_argument("command", choices=["fetch", "table"])
@@ -586,23 +598,12 @@ def main(arguments: list[str] | None = None) -> int:
     failed = False
     print(f"DATA_DIR is {default_data_dir()}")
     for name in options.names:
-        if name == "inception":
-            try:
-                print(f"inception: {inception_weights(download=True)}")
-            except (ValueError, OSError) as error:
-                print(error, file=sys.stderr)
-                failed = True
-            continue
-        known = DATASETS.get(name)
-        for split in ("train", "test"):
-            try:
-                found = load(name, split, image_size=None if known is None or known.size else 224)
-            except (ValueError, OSError) as error:
-                print(error, file=sys.stderr)
-                failed = True
-                break
-            shape = " x ".join(map(str, found.images.shape[1:]))
-            print(f"{name}/{split}: {len(found):,} images, {shape}, {len(found.classes)} classes, {found.source}, sha256 {found.checksum}")
+        try:
+            for line in _fetched(name):
+                print(line)
+        except (ValueError, OSError) as error:
+            print(error, file=sys.stderr)
+            failed = True
     return int(failed)
 
 

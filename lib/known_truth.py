@@ -72,7 +72,10 @@ def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: in
     def loss(raw: Tensor, location: Tensor, target: Tensor) -> Tensor:
         return losses.vi_simsiam_loss(location, networks.to_concentration(raw[:, 0], dimension), target) / (dimension - 1)
 
-    network = _learn(posteriors, 1, loss, epochs, batch_size, seed)
+    def start(layer: nn.Linear) -> None:
+        networks.start_at_cosine(layer, dimension, 0.15, "natural")
+
+    network = _learn(posteriors, 1, loss, epochs, batch_size, seed, start)
     return lambda t: networks.to_concentration(network(t)[:, 0], dimension)
 
 
@@ -100,12 +103,16 @@ def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30, batch_si
 
 
 @torch.enable_grad()
-def _learn(posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, batch_size: int, seed: int) -> nn.Module:
-    """A network of cosines [B, V] -> [B, outputs] that minimises loss(its output, location, target)."""
+def _learn(
+    posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, batch_size: int, seed: int,
+    start: Callable[[nn.Linear], None] = lambda layer: None,
+) -> nn.Module:  # fmt: skip
+    """A network of cosines [B, V] -> [B, outputs] that minimises loss(its output, location, target); start: what its last layer begins with."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         t = cosines(posteriors)
-        network = _SpreadNetwork(outputs, posteriors.location.shape[1], t)
+        network = _SpreadNetwork(outputs, t)
+        start(network.layers[-1])
         optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(t) // batch_size))
         for _ in range(epochs):
@@ -119,13 +126,11 @@ def _learn(posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], ep
 
 
 class _SpreadNetwork(nn.Module):
-    def __init__(self, outputs: int, dimension: int, t: Tensor):
+    def __init__(self, outputs: int, t: Tensor):
         super().__init__()
         self.register_buffer("mean", torch.log1p(t).mean())
         self.register_buffer("scale", torch.log1p(t).std())
         self.layers = nn.Sequential(nn.Linear(t.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
-        if outputs == 1:
-            networks.start_at_cosine(self.layers[-1], dimension, 0.15, "natural")
 
     def forward(self, t: Tensor) -> Tensor:
         return self.layers((torch.log1p(t) - self.mean) / self.scale)  # [B, outputs]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -257,18 +257,19 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
 
 
-def paired_differences(listed: list[dict], pairs: Iterable[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
+def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
     """Mean of what is stored of each test image, of the first method of a pair minus the second: paired by seed and by image.
 
     listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor). Returns method, minus, measure and what
     uncertainty.hierarchical_difference says, a row for each pair and measure.
     """
+    stored: dict[str, dict] = {name: {} for pair in pairs for name in pair}  # method -> seed -> scores
+    for run in [run for run in listed if run["method"] in stored]:
+        stored[run["method"]][run["seed"]] = artifacts.read_scores(run["profile"], resolution.run_name(run), run["dataset"])
     rows = []
     for pair in pairs:
-        tables = [{run["seed"]: artifacts.read_scores(run["profile"], resolution.run_name(run), run["dataset"]) for run in listed
-                   if run["method"] == method} for method in pair]  # fmt: skip
         for measure, (column, factor) in columns.items():
-            sides = [{seed: [factor * table[column].astype(np.float64)] for seed, table in side.items()} for side in tables]
+            sides = [{seed: [factor * table[column].astype(np.float64)] for seed, table in stored[method].items()} for method in pair]
             found = uncertainty.hierarchical_difference(np.mean, *sides, draws)
             rows.append({"method": pair[0], "minus": pair[1], "measure": measure} | found)
     return pd.DataFrame(rows)
