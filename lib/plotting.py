@@ -553,6 +553,13 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
     return drawn
 
 
+def tsne_plane(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] in the plane, [N, 2], by t-SNE with the settings of every figure: perplexity 30, PCA start, seed 0."""
+    from sklearn.manifold import TSNE  # slow to import
+
+    return TSNE(perplexity=30, init="pca", random_state=0).fit_transform(features)
+
+
 def tsne_plot(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     """t-SNE points (x, y, class, κ) coloured by log κ (limits: 1st and 99th percentile), class names at the median of their points.
 
@@ -607,14 +614,14 @@ def _name_classes(ax: Axes, drawn: pd.DataFrame) -> None:
 
 
 def image_grid(images, *, rows=None, columns=None, notes=None) -> Figure:
-    """A figure of tiles of 0.5 in from uint8 images [R, C, H, W] or [R, C, H, W, 3], with text left of the rows and above the columns.
+    """A figure of tiles of 0.5 in from uint8 images [R, C, H, W] or [R, C, H, W, 1 or 3], with text left of the rows and above the columns.
 
     notes: one text under each tile (such as its κ), [R][C]. Pixels are enlarged by nearest neighbour. The figure's CSV lists the
     indices shown.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (4, 5) or (images.ndim == 5 and images.shape[-1] != 3) or 0 in images.shape:
-        raise ValueError(f"image_grid needs uint8 [R, C, H, W] or [R, C, H, W, 3]: got {images.dtype} {images.shape}")
+    if images.dtype != np.uint8 or images.ndim not in (4, 5) or (images.ndim == 5 and images.shape[-1] not in (1, 3)) or 0 in images.shape:
+        raise ValueError(f"image_grid needs uint8 [R, C, H, W] or [R, C, H, W, 1 or 3]: got {images.dtype} {images.shape}")
     height, width = images.shape[:2]
     for what, texts, length in (("rows", rows, height), ("columns", columns, width), ("notes", notes, height)):
         if texts is not None and len(texts) != length:

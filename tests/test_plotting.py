@@ -327,6 +327,8 @@ def test_image_grid_shows_the_pixels_at_half_an_inch():
     assert all(np.array_equal(np.asarray(a), b) for a, b in zip(shown, images.reshape(6, 8, 8, 3), strict=True))
     size = figure.axes[0].get_position().size * figure.get_size_inches()
     assert size == pytest.approx([0.5, 0.5]) and figure.axes[0].images[0].get_interpolation() == "nearest"
+    grey = [plotting.image_grid(some).axes[0].images[0].get_array() for some in (images[..., :1], images[..., 0])]
+    assert all(np.array_equal(np.asarray(one), images[0, 0, :, :, 0]) for one in grey)
     with pytest.raises(ValueError, match="uint8"):
         plotting.image_grid(images / 255)
     with pytest.raises(ValueError, match="2 columns for 3"):
