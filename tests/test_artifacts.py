@@ -2,6 +2,7 @@
 
 import json
 import os
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -117,10 +118,11 @@ def test_round_trips(tmp_path):
     assert read_json(tmp_path / "a.json") == content and "κ" in (tmp_path / "a.json").read_text(encoding="utf-8")
 
     arrays = {"x": np.arange(6, dtype=np.float16).reshape(2, 3), "names": np.array(["a", "bc"]), "flag": np.array([True])}
-    write_npz(tmp_path / "a.npz", **arrays)
-    stored = read_npz(tmp_path / "a.npz")
-    assert set(stored) == set(arrays)
-    assert all(np.array_equal(stored[name], arrays[name]) and stored[name].dtype == arrays[name].dtype for name in arrays)
+    for compression in (zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA):
+        write_npz(tmp_path / "a.npz", compression=compression, **arrays)
+        stored = read_npz(tmp_path / "a.npz")
+        assert set(stored) == set(arrays)
+        assert all(np.array_equal(stored[name], arrays[name]) and stored[name].dtype == arrays[name].dtype for name in arrays)
 
     transposed = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
     tensors = {"a": transposed, "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
@@ -149,6 +151,7 @@ def test_equal_content_makes_equal_bytes(tmp_path):
     [
         ("a.json", read_json, lambda path: write_json(path, list(range(50)))),
         ("a.npz", read_npz, lambda path: write_npz(path, x=np.arange(99))),
+        ("b.npz", read_npz, lambda path: write_npz(path, compression=zipfile.ZIP_LZMA, x=np.arange(99))),
         ("a.safetensors", read_tensors, lambda path: write_tensors(path, {"x": torch.ones(99)}, {})),
     ],
 )
