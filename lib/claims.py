@@ -267,9 +267,10 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
 
 @cache
 def recipes() -> dict[str, dict]:
-    """What a recipe claim is compared with: the recipes of settings/recipes.toml, of the views, the probes and decoders, and SimVAE's networks."""
+    """What a recipe claim is compared with: the recipes of settings/recipes.toml, of the views, the classifiers and decoders, and SimVAE's networks."""
     views = {f"views {name}": strengths for name, strengths in augmentations.RECIPES.items()}
-    probes = {"linear probe": evaluation.PAPER_PROBE, "mlp probe": factors.PAPER_PROBE}
+    probes = {"linear probe": evaluation.PAPER_PROBE, "linear probe to its optimum": evaluation.OWN_PROBE, "mlp probe": factors.PAPER_PROBE}
+    probes |= {"nearest neighbours": factors.NEIGHBOURS, "mixture": factors.MIXTURE}
     decoders = {"decoder of a frozen encoder": generation.PAPER_DECODER}
     layers = {f"networks of SimVAE, {dataset}": _layers(dataset, channels) for dataset, channels in (("mnist", 1), ("celeba", 3))}
     return {name: resolution.recipe(name) for name in resolution.read("recipes")} | views | probes | decoders | layers
@@ -297,7 +298,10 @@ def published_settings(part: dict) -> pd.DataFrame:
 def decide_recipe(part: dict) -> tuple[str, str]:
     """Whether our recipe has the published settings, and where it has others."""
     settings = published_settings(part)
-    other = [f"{row.setting} is {row.ours}, not {row.published}" for row in settings[~settings.followed].itertuples()]
+    other = [
+        f"no {row.setting} (published: {row.published})" if row.ours is None else f"{row.setting} is {row.ours}, not {row.published}"
+        for row in settings[~settings.followed].itertuples()
+    ]
     return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(settings)} settings as published")
 
 

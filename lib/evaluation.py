@@ -28,6 +28,7 @@ from lib.image_sets import choose_per_class
 Embedded = dict[str, np.ndarray]
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
+OWN_PROBE = {"optimizer": "L-BFGS", "weight_decay": PENALTIES, "chosen": "on a tenth of train"}
 # VI-SimSiam 2022, App. 9.1, but for the choice of the epoch: the paper takes the best on validation.
 PAPER_PROBE = {
     "optimizer": "lars", "learning_rate": 1.6, "weight_decay": 0.0, "momentum": 0.9, "batch_size": 512, "epochs": 200, "schedule": "cosine",

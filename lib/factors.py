@@ -18,6 +18,8 @@ CONTENT = ("content", "age")  # of what a set names, what an image shows; of fac
 PAPER_PROBE = {"optimizer": "adam", "learning_rate": 3e-4, "epochs": 200, "batch_size": 128, "chosen_epoch": "last"}
 PAPER_MLP = {"learning_rate_init": PAPER_PROBE["learning_rate"], "batch_size": PAPER_PROBE["batch_size"], "alpha": 0.0}
 PAPER_MLP |= {"max_iter": PAPER_PROBE["epochs"], "n_iter_no_change": PAPER_PROBE["epochs"], "tol": 0.0}
+NEIGHBOURS = {"most": 15, "chosen": "on a tenth of train"}
+MIXTURE = {"covariances": "full", "starts": 10}
 OWN_MLP = {"learning_rate_init": 1e-3, "max_iter": 100, "batch_size": 256, "early_stopping": True, "n_iter_no_change": 5}
 HIDDEN = 256
 LEAST_SCALE = 0.3  # of the root mean square of the features' standard deviations
@@ -69,7 +71,7 @@ def _standardised(train_x: np.ndarray, test_x: np.ndarray) -> tuple[np.ndarray, 
     return (train_x - train_x.mean(0)) / scale, (test_x - train_x.mean(0)) / scale
 
 
-def knn_chosen(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, most: int = 15, seed: int = 0) -> tuple[np.ndarray, int]:
+def knn_chosen(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, most: int = NEIGHBOURS["most"], seed: int = 0) -> tuple[np.ndarray, int]:
     """Classes [N] by majority of the k nearest neighbours (Euclidean), and k of 1 to ``most``, chosen on a tenth of train (the least of the best).
 
     SimVAE, App. A.7.5. Deviation: the paper takes the k that is best on test. Of tied classes the one with the nearest neighbour wins.
@@ -125,7 +127,7 @@ class Clustering(NamedTuple):
     nmi: float
 
 
-def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, clusters: int, starts: int = 10, seed: int = 0) -> Clustering:
+def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, clusters: int, starts: int = MIXTURE["starts"], seed: int = 0) -> Clustering:
     """Fit a Gaussian mixture with full covariances to features [M, D] without labels; compare the clusters of others [N, D] with their classes.
 
     SimVAE, App. A.7.5 and Tables 5 and 6. Deviation: ``starts`` initialisations, where the paper has 200.
@@ -137,7 +139,7 @@ def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, cluster
     test_x, test_y = _rows(test_x, test_y, ("test_x", "test_y"))
     if not 2 <= clusters <= len(train_x):
         raise ValueError(f"clusters is {clusters}; it must be 2 to {len(train_x)}, the number of images.")
-    mixture = GaussianMixture(clusters, covariance_type="full", n_init=starts, random_state=seed).fit(train_x.astype(np.float64))
+    mixture = GaussianMixture(clusters, covariance_type=MIXTURE["covariances"], n_init=starts, random_state=seed).fit(train_x.astype(np.float64))
     found = mixture.predict(test_x.astype(np.float64))
     return Clustering(
         hungarian_accuracy(found, test_y), adjusted_rand_score(test_y, found), normalized_mutual_info_score(test_y, found)
