@@ -267,7 +267,7 @@ def _lacking(part: dict, run: dict, found: Found) -> str:
 
 @cache
 def recipes() -> dict[str, dict]:
-    """What a recipe claim is compared with: the recipes of settings/recipes.toml, of the views, the classifiers and decoders, and SimVAE's networks."""
+    """What a recipe claim is compared with: the recipes of settings/recipes.toml, views, classifiers, decoders, and SimVAE's networks."""
     views = {f"views {name}": strengths for name, strengths in augmentations.RECIPES.items()}
     probes = {"linear probe": evaluation.PAPER_PROBE, "linear probe to its optimum": evaluation.OWN_PROBE, "mlp probe": factors.PAPER_PROBE}
     probes |= {"nearest neighbours": factors.NEIGHBOURS, "mixture": factors.MIXTURE}

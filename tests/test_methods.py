@@ -290,7 +290,26 @@ def test_read_out_trains_simsiam_and_beside_it_the_concentration_head():
         torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-7)
 
 
-@pytest.mark.parametrize("wrong", [{"alignment": "euclidean"}, {"alignment": "cosine", "concentration_from": "predictor"}])
+def test_detached_weighs_by_a_concentration_that_does_not_move_the_features():
+    """Every weight but the head's has the gradient of the density at a κ that is held constant; the head has VI-SimSiam's."""
+    detached, held, dense = (methods.build(small(method)).train() for method in ("vi_simsiam_detached", "vi_simsiam", "vi_simsiam"))
+    for network in (detached, held, dense):
+        nn.init.normal_(network.concentration_head[-1].weight)  # κ differs between images
+        network.concentration_head.load_state_dict(detached.concentration_head.state_dict())
+    detached.loss(draw_views())["loss"].backward()
+    dense.loss(draw_views())["loss"].backward()
+    held.warming_up = True  # holds κ
+    held.loss(draw_views())["loss"].backward()
+    assert all(a.grad is None for a in held.concentration_head.parameters())
+    for name, parameter in detached.named_parameters():
+        source = dense if name.startswith("concentration_head") else held
+        torch.testing.assert_close(parameter.grad, source.get_parameter(name).grad, rtol=1e-4, atol=1e-7)
+    assert not torch.allclose(detached.backbone[0].weight.grad, dense.backbone[0].weight.grad, rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"alignment": "euclidean"}, *({"alignment": name, "concentration_from": "predictor"} for name in ("detached", "cosine"))]
+)
 def test_read_out_needs_a_head_of_its_own(wrong):
     with pytest.raises(ValueError, match="alignment"):
         methods.build(small("vi_simsiam") | wrong)

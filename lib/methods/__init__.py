@@ -23,6 +23,7 @@ METHODS = {
     "vi_simsiam": VISimSiam,
     "vi_simsiam_undivided": VISimSiam,
     "vi_simsiam_2022": VISimSiam,
+    "vi_simsiam_detached": VISimSiam,
     "vi_simsiam_read_out": VISimSiam,
     "vi_simsiam_fixed": VISimSiam,
     "simclr": baselines.SimCLR,

@@ -53,7 +53,8 @@ class VISimSiam(nn.Module):
     loss is divided by D - 1: undivided, its gradient exceeds SimSiam's by a factor of the order of D, and the learning rate must shrink by as
     much. For the first ``concentration_warmup_epochs`` κ keeps its starting value: while views are still unlike, the best κ is near zero, and
     with κ near zero nothing draws the views together. With more than two views the pairs are averaged and counted twice, so that the scale
-    stays that of two views (the papers do not say).
+    stays that of two views (the papers do not say). alignment, no paper's: "detached" stops κ's gradient at the features; with "cosine"
+    SimSiam's loss trains the network instead, and κ learns beside it.
     """
 
     warming_up = False
@@ -76,9 +77,10 @@ class VISimSiam(nn.Module):
         else:
             raise ValueError(f"Unknown concentration_from {source!r}; choose 'features' (2023) or 'predictor' (2022).")
         alignment = settings.get("alignment", "density")
-        if alignment not in ("density", "cosine") or (alignment == "cosine" and source != "features"):
-            raise ValueError(f"Unknown alignment {alignment!r} with κ from {source!r}; choose 'density', or 'cosine' with κ from 'features'.")
-        self.reads_out = alignment == "cosine"
+        if alignment not in ("density", "detached", "cosine") or (alignment != "density" and source != "features"):
+            raise ValueError(f"Unknown alignment {alignment!r} with κ from {source!r}; choose 'density', or with κ from 'features' "
+                             "'detached' or 'cosine'.")  # fmt: skip
+        self.detached, self.reads_out = alignment != "density", alignment == "cosine"
         self.warmup_epochs = settings["concentration_warmup_epochs"]
         networks.start_at_cosine(last, self.dimension, settings["initial_cosine"], self.mapping)
 
@@ -86,7 +88,7 @@ class VISimSiam(nn.Module):
         self.warming_up = epoch < self.warmup_epochs
 
     def concentration(self, features: Tensor, prediction: Tensor | None = None) -> Tensor:
-        features = features.detach() if self.reads_out else features
+        features = features.detach() if self.detached else features
         raw = self.concentration_head(features)[:, 0] if self.concentration_head else prediction[:, -1]
         return networks.to_concentration(raw.detach() if self.warming_up else raw, self.dimension, self.mapping)  # [B]
 
