@@ -142,7 +142,7 @@ def markdown_table(rows: list) -> str:
 
 
 def write_npz(path: Path, *, compression: int = zipfile.ZIP_DEFLATED, **arrays: np.ndarray) -> None:
-    """Arrays as np.load reads them. ZIP_LZMA makes files a quarter smaller and takes long to write: for what is committed."""
+    """Arrays as np.load reads them. ZIP_LZMA makes scores a sixth smaller and takes long to write: for what is committed."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, values in arrays.items():
