@@ -71,9 +71,7 @@ def _standardised(train_x: np.ndarray, test_x: np.ndarray) -> tuple[np.ndarray, 
     return (train_x - train_x.mean(0)) / scale, (test_x - train_x.mean(0)) / scale
 
 
-def knn_chosen(
-    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, most: int = NEIGHBOURS["most"], seed: int = 0
-) -> tuple[np.ndarray, int]:
+def knn_chosen(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, most: int = NEIGHBOURS["most"], seed: int = 0) -> tuple[np.ndarray, int]:
     """Classes [N] by majority of the k nearest neighbours (Euclidean), and k of 1 to ``most``, chosen on a tenth of train (the least of the best).
 
     SimVAE, App. A.7.5. Deviation: the paper takes the k that is best on test. Of tied classes the one with the nearest neighbour wins.
@@ -129,9 +127,7 @@ class Clustering(NamedTuple):
     nmi: float
 
 
-def cluster(
-    train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, clusters: int, starts: int = MIXTURE["starts"], seed: int = 0
-) -> Clustering:
+def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, clusters: int, starts: int = MIXTURE["starts"], seed: int = 0) -> Clustering:
     """Fit a Gaussian mixture with full covariances to features [M, D] without labels; compare the clusters of others [N, D] with their classes.
 
     SimVAE, App. A.7.5 and Tables 5 and 6. Deviation: ``starts`` initialisations, where the paper has 200.
