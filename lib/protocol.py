@@ -22,7 +22,8 @@ ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed encoder says of itself
 # groups of runs that are compared by clean accuracy alone, and those of whose per-image scores no more than what is right is read
 BY_ACCURACY = ("ablations", "scoring", "likelihood")
-SCORED_APART = ("simvae", *BY_ACCURACY)
+SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
+RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
 # Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above, and textures, noise and
@@ -295,7 +296,7 @@ def measure(run: Run) -> pd.DataFrame:
         rows, scores = _battery(run, graded=_reads_more(run.settings, BY_ACCURACY))
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
-        kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in ("index", "linear_correct", "knn_correct")}
+        kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in RIGHT}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
             write_encoder(run, frame)

@@ -159,7 +159,8 @@ def test_runs_that_notebooks_of_their_own_compare_leave_no_scores_of_the_battery
     kept = {name: protocol._reads_more(resolution.resolve(name, "smoke"), protocol.SCORED_APART) for name in ("vi_simsiam", "simvae", "simsiam")}
     assert kept == {"vi_simsiam": True, "simvae": False, "simsiam": True}
     assert protocol._reads_more(resolution.resolve("simvae", "smoke", seed=7), protocol.SCORED_APART), "a run that nobody lists"
-    assert not protocol._reads_more(resolution.resolve("simvae", "smoke", views=3), protocol.SCORED_APART)
+    for other in ({"method": "simvae", "views": 3}, {"method": "simsiam", "epochs": 2}, {"method": "vi_simsiam", "dataset": "generated"}):
+        assert not protocol._reads_more(resolution.resolve(profile="smoke", **other), protocol.SCORED_APART), other
 
 
 def test_of_runs_that_are_compared_by_accuracy_the_clean_condition_is_stored(run, monkeypatch):
