@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
 
@@ -348,6 +349,19 @@ def update_average(target: nn.Module, online: nn.Module, momentum: float) -> Non
         average.lerp_(current, 1 - momentum)
 
 
+@contextmanager
+def keep_running_statistics(network: nn.Module):
+    """Let batch norm use the statistics of its batches, in training mode, without adding them to its running ones."""
+    tracking = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
+    for module in tracking:
+        module.track_running_stats = False
+    try:
+        yield
+    finally:
+        for module in tracking:
+            module.track_running_stats = True
+
+
 # ---------------------------------------------------------------------------------------------------------------- several processes
 def gather(values: Tensor) -> Tensor:
     """The rows [B, ...] of all processes in the order of their ranks, with gradients; unchanged in a process of its own."""
@@ -387,10 +401,11 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
         shape = [1, -1] + [1] * (x.ndim - 2)
         centred = x - mean.view(shape)
         variance = all_reduce(centred.square().sum(axes)) / count
-        with torch.no_grad():
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+        if self.track_running_stats:
+            with torch.no_grad():
+                self.num_batches_tracked += 1
+                self.running_mean.lerp_(mean, self.momentum)
+                self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
         return (normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised).to(input.dtype)
 

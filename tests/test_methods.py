@@ -210,6 +210,19 @@ def test_forward_by_size_equals_a_loop_over_sizes(mode):
     assert [part.shape for part in outputs[1]] == [(8, 16), (8, 16), (8,)]
 
 
+def test_running_statistics_are_those_of_the_standard_views():
+    network, views = methods.build(small("vi_simsiam")).train(), draw_views(local=2)
+    alone = deepcopy(network)
+    with torch.no_grad():
+        forward_by_size(network, [views[2], views[0], views[3], views[1]])
+        alone(torch.cat(views[:2]))
+    found, wanted = dict(network.named_buffers()), dict(alone.named_buffers())
+    assert any(name.endswith("num_batches_tracked") and value == 1 for name, value in found.items())
+    for name, value in found.items():
+        torch.testing.assert_close(value, wanted[name])
+    assert all(module.track_running_stats for module in network.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm))
+
+
 @pytest.mark.parametrize("local", [0, 2])
 def test_simsiam_is_its_algorithm_1(local):
     network, views = methods.build(small("simsiam")).eval(), draw_views(local)

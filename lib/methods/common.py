@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -20,11 +21,16 @@ class Embedding(NamedTuple):
 
 
 def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
-    """The outputs of ``network`` for every view, with one forward pass (and one batch of statistics) for all views of one size."""
-    outputs = {}
-    for size in dict.fromkeys(view.shape[-1] for view in views):
+    """The outputs of ``network`` for every view, with one forward pass (and one batch of statistics) for all views of one size.
+
+    The running statistics of batch norm are those of the largest views alone: images that are embedded have that size, and in low-resolution
+    views activations have other means and variances.
+    """
+    outputs, sizes = {}, dict.fromkeys(view.shape[-1] for view in views)
+    for size in sizes:
         same = [index for index, view in enumerate(views) if view.shape[-1] == size]
-        stacked = network(torch.cat([views[index] for index in same]))
+        with nullcontext() if size == max(sizes) else networks.keep_running_statistics(network):
+            stacked = network(torch.cat([views[index] for index in same]))
         for index, *parts in zip(same, *(output.chunk(len(same)) for output in stacked), strict=True):
             outputs[index] = tuple(parts)
     return [outputs[index] for index in range(len(views))]
