@@ -38,7 +38,7 @@ COLUMNS = [
 
 
 class Found(NamedTuple):
-    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commit that measured it, and epochs where stored."""
+    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it, and epochs where stored."""
 
     value: float
     low: float
@@ -117,14 +117,18 @@ def find(query: dict, profile: str) -> Found | None:
     return _in_metrics(query.pop("notebook"), query, profile)
 
 
-def _in_table(table: str, column: str, query: dict, profile: str) -> Found | None:
+def _row(table: str, column: str, query: dict, profile: str) -> pd.Series | None:
     path = artifacts.results_dir(profile) / "tables" / f"{table}.csv"
     rows = _select(artifacts.read_csv(path, (column,)), query, path.name).dropna(subset=[column]) if path.exists() else pd.DataFrame()
     if len(rows) > 1:
         raise ValueError(f"{len(rows)} rows of {path.name} answer {query}; name more of its columns.")
-    if rows.empty:
+    return None if rows.empty else rows.iloc[0]
+
+
+def _in_table(table: str, column: str, query: dict, profile: str) -> Found | None:
+    row = _row(table, column, query, profile)
+    if row is None:
         return None
-    row = rows.iloc[0]
     low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
     return Found(row[column], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""), row.get("epochs", np.nan))
 
@@ -138,7 +142,7 @@ def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
         return None
     if rows.seed.duplicated().any():
         raise ValueError(f"Several metrics of one seed of {notebook} answer {query}; name more of their columns.")
-    return Found(rows.value.mean(), rows.ci_low.min(), rows.ci_high.max(), rows.n.max(), len(rows), rows.commit.iloc[0])
+    return Found(rows.value.mean(), rows.ci_low.min(), rows.ci_high.max(), rows.n.max(), len(rows), " ".join(rows.commit.unique()))
 
 
 def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
@@ -152,10 +156,16 @@ def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
 
 
 def runs(part: dict, profile: str) -> list[str]:
-    """Names of the stored runs behind the number of a part, of those seeds that all its methods have; none for theory and recipes."""
+    """Names of the stored runs behind the number of a part: those that its row names (first, second), or of those seeds that all its methods have;
+    none for theory and recipes."""
     query = part.get("query", {})
     if not query or part.get("about") == "theory":
         return []
+    if "table" in query:
+        condition = {name: value for name, value in query.items() if name not in ("table", "value")}
+        row = _row(query["table"], query["value"], condition, profile)
+        if row is not None and {"first", "second"} <= set(row.index):
+            return [row["first"], row["second"]]
     source = query.get("table") or query["notebook"]
     group = next((group for start, group in GROUPS.items() if source.startswith(start)), None)
     groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if group is None else (group,)
@@ -173,6 +183,12 @@ def runs(part: dict, profile: str) -> list[str]:
     found = [run for run in found if (artifacts.run_dir(profile, resolution.run_name(run)) / "config.json").exists()]
     seeds = [{run["seed"] for run in found if run["method"] == method} for method in {run["method"] for run in found}]
     return list(dict.fromkeys(resolution.run_name(run) for run in found if run["seed"] in set.intersection(*seeds)))
+
+
+def measured_at(names: list[str], profile: str) -> str:
+    """The commits that measured these runs, each once."""
+    stored = [artifacts.read_metrics(profile, protocol.MEASURED_BY, name).commit for name in names]
+    return " ".join(dict.fromkeys(commit for commits in stored for commit in commits.unique()))
 
 
 @cache
@@ -218,7 +234,8 @@ def decide(
         return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}')}{takes}"
     holds = side(part["rule"], found)
     if part.get("about") == "theory":
-        return (REPRODUCED, "holds up to rounding") if holds > 0 else (CONTRADICTED, f"ours is {found.value:.3g}")
+        fails = NOT_REPRODUCED if BEYOND in part["name"] else CONTRADICTED
+        return (REPRODUCED, "holds up to rounding") if holds > 0 else (fails, f"ours is {found.value:.3g}")
     if profile in ILLUSTRATIONS:
         return NOT_TESTED, f"profile: {profile} is an illustration"
     method = part["query"].get("method", "vi_simsiam")
@@ -227,8 +244,8 @@ def decide(
         return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed{takes}"
     lacking = _lacking(part, resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {})), found)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
-    if np.isnan(found.low) or np.isnan(found.high):
-        return NOT_REPRODUCED, f"our number has no interval to judge by, {seeds}" + f"; {lacking}" * bool(lacking)
+    if np.isnan([found.low, found.high]).any():
+        return NOT_TESTED, f"no interval to judge our number by, {seeds}{takes}"
     if lacking:
         where = {1: "our interval lies on the claimed side", 0: "our interval includes the bound", -1: "our interval lies on the other side"}[holds]
         return (SAME if holds > 0 else NOT_REPRODUCED), f"{where}, {seeds}; {lacking}"
@@ -320,13 +337,15 @@ def ledger(profile: str) -> pd.DataFrame:
             row = common | {"unit": part.get("unit", common["unit"])}
             row |= {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
             if found is not None:
-                row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n, "seeds": found.seeds, "commit": found.commit}
+                row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n, "seeds": found.seeds}
+                row["commit"] = found.commit or measured_at(runs(part, profile), profile)
             rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), and how many parts were tested."""
+    """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, and on how
+    many seeds at least."""
     rows = []
     for name, parts in table.groupby("id", sort=False):
         own = parts[~parts.part.str.contains(BEYOND, regex=False)]
@@ -334,5 +353,5 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         worst = min((tested if len(tested) else own).verdict, key=ORDER.index)
         first = parts.iloc[0]
         rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
-                     "parts": len(own), "parts_tested": len(tested)})  # fmt: skip
+                     "parts": len(own), "parts_tested": len(tested), "seeds": tested.seeds.min()})  # fmt: skip
     return pd.DataFrame(rows)

@@ -129,7 +129,7 @@ def test_sides(rule, low, high, expected):
     [
         ("number", {"published": 0.2}, 0.1, 0.3, 3, REPRODUCED),
         ("number", {"published": 0.4}, 0.1, 0.3, 3, CONTRADICTED),
-        ("number", {"published": 0.4}, np.nan, np.nan, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.4}, np.nan, np.nan, 3, NOT_TESTED),
         # 97.5 % quantile of Student's t with two degrees of freedom: 4.303
         ("number", {"published": 0.4, "error": 0.024}, 0.1, 0.3, 3, SAME),
         ("number", {"published": 0.4, "error": 0.024, "rule": {"above": 0.2}}, 0.1, 0.3, 3, NOT_REPRODUCED),
@@ -166,7 +166,7 @@ def test_verdicts(monkeypatch, kind, change, low, high, seeds, expected):
 
 def test_an_interval_that_is_missing_is_not_one_that_includes_the_bound():
     verdict, reason = claims.decide(OWN | {"data": "imagenet"}, "direction", Found(0.2, np.nan, np.nan, 10, 1, ""), "standard")
-    assert verdict == NOT_REPRODUCED and reason.startswith("our number has no interval") and "not imagenet" in reason
+    assert verdict == NOT_TESTED and reason.startswith("no interval to judge our number by")
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,11 @@ def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
 
 
 def test_theory_needs_no_data():
-    part = {"about": "theory", "query": {}, "rule": {"at_most": 1e-9}}
+    part = {"name": "largest error", "about": "theory", "query": {}, "rule": {"at_most": 1e-9}}
     assert claims.decide(part, "number", Found(1e-12, np.nan, np.nan, 1, 1, ""), "smoke")[0] == REPRODUCED
     assert claims.decide(part, "number", Found(1e-3, np.nan, np.nan, 1, 1, ""), "smoke")[0] == CONTRADICTED
+    beyond = part | {"name": "largest error (not in the paper)"}
+    assert claims.decide(beyond, "number", Found(1e-3, np.nan, np.nan, 1, 1, ""), "smoke")[0] == NOT_REPRODUCED
 
 
 def test_recipes_are_followed_or_deviate():
@@ -237,11 +239,12 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     assert list(table.columns) == claims.COLUMNS and set(table.id) == set(claims.claims())
     assert set(table[table.kind != "recipe"].verdict) <= {NOT_TESTED, NOT_TESTABLE, REPRODUCED}
     parts = pd.DataFrame({"id": ["A", "A", "A", "B", "C"], "part": ["p", "q", "r", "p", "p"], "paper": "vs1", "where": "",
-                          "statement": "", "kind": "number",
+                          "statement": "", "kind": "number", "seeds": [3.0, 1.0, np.nan, np.nan, np.nan],
                           "verdict": [SAME, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES]})  # fmt: skip
     combined = claims.verdicts(parts).set_index("id")
     assert combined.verdict.to_dict() == {"A": NOT_REPRODUCED, "B": NOT_TESTED, "C": claims.DEVIATES}
     assert combined.parts_tested.to_dict() == {"A": 2, "B": 0, "C": 1}
+    assert combined.seeds["A"] == 1 and combined.seeds[["B", "C"]].isna().all()
     beyond = claims.verdicts(parts.assign(part=["p", "q (not in the paper)", "r", "p", "p"])).set_index("id")
     assert beyond.verdict["A"] == SAME and beyond.parts_tested["A"] == 1 and beyond.parts["A"] == 2
 
@@ -269,6 +272,23 @@ def test_runs_behind_a_number(stored, query, others, named):
                  "vje-cifar10-e10-n10000-directionalfreedom1-seed0", "vje-cifar10-e10-n10000-lr0.12-seed0",
                  "vje-cifar10-e10-n10000-lr0.12-directionalfreedom100000-seed0"):  # fmt: skip
         artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {})
-    part = {"query": query, "rule": {"above": 0}, "methods": others}
+    part = {"query": query | ({"value": "value"} if "table" in query else {}), "rule": {"above": 0}, "methods": others}
     assert sorted(claims.runs(part, "standard")) == named
     assert claims.runs(part | {"about": "theory"}, "standard") == [] == claims.runs({"recipe": "vi_simsiam"}, "standard")
+
+
+def test_runs_that_a_row_names_are_those_behind_its_number(stored):
+    rows = pd.DataFrame({"comparison": ["a minus b", "a minus c"], "first": ["a", "a"], "second": ["b", "c"], "difference": [1.0, 2.0]})
+    artifacts.write_csv(stored / "standard" / "tables" / "52_effects.csv", rows)
+    query = {"table": "52_effects", "value": "difference", "comparison": "a minus c", "method": "prosmin"}
+    with pytest.raises(ValueError, match="no columns"):
+        claims.runs({"query": query}, "standard")
+    artifacts.write_csv(stored / "standard" / "tables" / "52_effects.csv", rows.assign(method="prosmin"))
+    assert claims.runs({"query": query}, "standard") == ["a", "c"]
+
+
+def test_the_ledger_names_the_commits_that_measured_a_number(stored):
+    for name, commit in (("a", "one"), ("b", "one"), ("c", "two")):
+        rows = pd.DataFrame([{"method": "x", "value": 1.0, "commit": commit}]).reindex(columns=artifacts.METRIC_COLUMNS)
+        artifacts.write_metrics("standard", claims.protocol.MEASURED_BY, name, rows)
+    assert claims.measured_at(["a", "b", "c"], "standard") == "one two"
