@@ -194,7 +194,9 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
 
     Accuracy and correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (uncertainty.simultaneous_intervals). OOD: no
     scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
-    Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature. p_holm: Holm-adjusted.
+    Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with Student's t of the
+    smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted; of a bootstrap of B draws at least pairs / (B + 1),
+    so that the interval decides, which holds all pairs at once.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
@@ -204,10 +206,11 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
         low, high = uncertainty.simultaneous_intervals(gap, drawn)
         p, how = uncertainty.bootstrap_p_values(gap, drawn), "paired by image"
     else:
-        estimates, errors = np.array([_estimate_and_error(values, measure, entry) for entry in entries]).T
+        estimates, errors, freedom = np.array([_estimate_and_error(values, measure, entry) for entry in entries]).T
         gap, error = estimates[first] - estimates[second], errors[first] + errors[second]
-        half = scipy.stats.norm.isf(0.05 / (2 * len(pairs))) * error
-        low, high, p, how = gap - half, gap + half, 2 * scipy.stats.norm.sf(np.abs(gap) / error), "bound"
+        student = scipy.stats.t(np.minimum(freedom[first], freedom[second]))
+        half = student.isf(0.05 / (2 * len(pairs))) * error
+        low, high, p, how = gap - half, gap + half, 2 * student.sf(np.abs(gap) / error), "bound"
     named = [(*a, *b) for a, b in pairs]
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
     seeds = values[values.measure == measure].groupby("method").seed.nunique()
@@ -233,11 +236,13 @@ def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str,
     return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
 
 
-def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, str]) -> tuple[float, float]:
+def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, str]) -> tuple[float, float, float]:
+    """Mean over seeds, its standard error, and the degrees of freedom of that: n - 1 for n seeds, the more the more of it comes from images."""
     part = values[(values.measure == measure) & (values.method == entry[0]) & (values.score == entry[1])]
     images = (part.ci_high - part.ci_low).mean() / (2 * scipy.stats.norm.isf(0.025))
     seeds = part.value.std() / len(part) ** 0.5 if len(part) > 1 else 0.0
-    return part.value.mean(), float(np.hypot(images, seeds))
+    freedom = (len(part) - 1) * (images**2 + seeds**2) ** 2 / seeds**4 if seeds else np.inf
+    return part.value.mean(), float(np.hypot(images, seeds)), freedom
 
 
 def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

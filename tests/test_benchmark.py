@@ -171,9 +171,17 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
 def test_the_bound_adds_up_standard_errors(stored):
     values, _ = stored
     found = benchmark.differences("standard", values, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
-    error = 2 * np.hypot(0.04 / (2 * 1.959964), 0.01 / 3**0.5)  # the same for both: 0.04 wide, seeds 0.01 apart
+    images, seeds = 0.04 / (2 * 1.959964), 0.01 / 3**0.5  # the same for both: 0.04 wide, seeds 0.01 apart
+    half = scipy.stats.t.isf(0.025, 2 * (images**2 + seeds**2) ** 2 / seeds**4) * 2 * np.hypot(images, seeds)
     assert found.difference == pytest.approx(0.2) and found.seeds == 3
-    assert [found.ci_low, found.ci_high] == pytest.approx([0.2 - 1.959964 * error, 0.2 + 1.959964 * error], abs=1e-6)
+    assert [found.ci_low, found.ci_high] == pytest.approx([0.2 - half, 0.2 + half], abs=1e-6)
+
+
+def test_an_error_that_is_all_between_seeds_has_students_t_of_so_many_seeds():
+    values = pd.DataFrame({"measure": "m", "method": "a", "score": "s", "value": [0.1, 0.2, 0.3], "ci_low": 0.0, "ci_high": 0.0})
+    mean, error, freedom = benchmark._estimate_and_error(values, "m", ("a", "s"))
+    assert [mean, error, freedom] == pytest.approx([0.2, 0.1 / 3**0.5, 2])
+    assert benchmark._estimate_and_error(values.iloc[:1].assign(ci_high=0.1), "m", ("a", "s"))[2] == np.inf
 
 
 def test_own_uncertainty_against_scores_of_the_same_network(stored):
