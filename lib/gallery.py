@@ -29,13 +29,14 @@ from lib import artifacts, settings
 from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
-TABLE_ROWS = 20
+TABLE_ROWS = 20  # of tables that no question leads to
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
+FEW = "In brackets: those of which a part rests on fewer than three seeds."
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
@@ -96,7 +97,7 @@ def build(profile: str) -> Path:
     questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
     content = {
         "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
-        "runs": runs, "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims),
+        "runs": runs, "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
         "questions": [(text, answers) for text, answers in questions if answers],
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
@@ -194,7 +195,8 @@ def _changed(name: str, digest: str) -> bool:
 
 def _table(path: Path) -> dict:
     frame = artifacts.read_csv(path, dtype=str, keep_default_na=False)
-    rows = [[_short(cell) for cell in row] for row in frame.head(TABLE_ROWS).itertuples(index=False)]
+    asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
+    rows = [[_short(cell) for cell in row] for row in frame.head(len(frame) if asked else TABLE_ROWS).itertuples(index=False)]
     href = quote(f"tables/{path.name}")
     return {"id": path.stem, "number": path.stem[:2], "columns": list(frame.columns), "rows": rows, "length": len(frame), "href": href}
 
@@ -252,7 +254,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         words = [_part(part, claim.get("needs", "")) for part in parts.to_dict("records")]
         found.append(entry | {
             "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
-            "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
+            "fewest_seeds": entry["seeds"], "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
             "files": [file for file in dict.fromkeys(files) if (artifacts.results_dir(profile) / file).exists()],
             # Parts with one verdict for one reason stand together, under it.
@@ -270,13 +272,20 @@ def _part(row: dict, needs: str) -> dict:
 
 
 def _counts(claims: list[dict]) -> list[list]:
-    """How many claims of each paper have which verdict, as rows of cells: head, one row a paper, sum."""
+    """How many claims of each paper have which verdict, as rows of cells: head, one row a paper, sum; in brackets those on few seeds (FEW)."""
     from lib import claims as ledger
 
     order = (ledger.REPRODUCED, ledger.SAME, ledger.NOT_REPRODUCED, ledger.CONTRADICTED, ledger.NOT_TESTED, ledger.NOT_TESTABLE)
     verdicts = [name for name in (*order, ledger.FOLLOWED, ledger.DEVIATES) if any(claim["verdict"] == name for claim in claims)]
     found = [[claim for claim in claims if claim["paper"] == paper] for paper in PAPERS] + [claims]
-    cells = [[sum(claim["verdict"] == name for claim in own) for name in verdicts] + [len(own)] for own in found]
+    judged = (ledger.SAME, ledger.NOT_REPRODUCED)
+    few = {claim["id"] for claim in claims if claim["verdict"] in judged and claim["fewest_seeds"] < ledger.SEEDS}
+
+    def cell(own: list[dict], verdict: str) -> int | str:
+        ids = {claim["id"] for claim in own if claim["verdict"] == verdict}
+        return f"{len(ids)} ({len(ids & few)})" if ids & few else len(ids)
+
+    cells = [[cell(own, name) for name in verdicts] + [len(own)] for own in found]
     return [["paper", *verdicts, "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
 
 
@@ -316,8 +325,8 @@ def _hours() -> str:
         cells = []
         for claim in tested:
             seeds = " to ".join(str(number) for number in dict.fromkeys(claim["seeds"][:1] + claim["seeds"][-1:]))
-            anchor = PAPERS[claim["paper"]].lower().replace(" ", "-")
-            link, hours = f"[{claim['id']}]({profile}/README.md#{anchor})", claim["hours"] if claim["runs"] else "none trained"
+            link = f"[{claim['id']}]({profile}/README.md#{_anchor(PAPERS[claim['paper']])})"
+            hours = claim["hours"] if claim["runs"] else "in the notebook"
             cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
         lines += ["", markdown_table([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
     return "\n".join(lines) + "\n"
@@ -375,16 +384,26 @@ def _words(value) -> str:
     return ", ".join(map(_words, value)) if isinstance(value, list) else str(value)
 
 
-def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], **_) -> str:
+def _readme(
+    profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list, **_
+) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", ""]
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
+    if questions:
+        where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims} | {"runs": "runs", "verdicts": "#claims"}
+        where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
+        where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
+        lines += ["", "## Questions", ""]
+        lines += [f"- {_escape(text)} {', '.join(f'[{_escape(name)}]({where[place]})' for place, name in found)}" for text, found in questions]
+    if profile == EVIDENCE and (artifacts.results_dir(profile) / "tables" / "80_advice.csv").exists():
+        lines += ["", "## Which score to use for what", "", markdown_table(_advice())]
     if claims:
-        lines += ["", "## Claims", "", markdown_table(counts), ""]
-        lines += ["Published and measured numbers of every part: [90_claims.csv](tables/90_claims.csv)."]
+        lines += ["", "## Claims", "", markdown_table(counts), "", FEW, ""]
+        lines += ["Of every claim the first part that decides its verdict; all of them, in full: [90_claims.csv](tables/90_claims.csv)."]
     for paper, name in PAPERS.items():
         own = [claim for claim in claims if claim["paper"] == paper]
-        head = [["claim", "statement", "verdict", "published", "ours", "evidence"]] if own else []
+        head = [["claim", "statement", "verdict", "parts tested", "part", "published", "ours", "why", "evidence"]] if own else []
         lines += ["", f"### {name}", "", markdown_table(head + [_row(claim) for claim in own])] if own else []
     for group in groups:
         lines += ["", f"## {_escape(group['title'])}", ""]
@@ -402,14 +421,15 @@ def _readme(profile: str, provenance: list[tuple[str, str]], groups: list[dict],
 
 def _row(claim: dict) -> list[str]:
     """A claim as a row of the README: its first measured number beside the published one, and links to figures, data, notebooks and runs."""
-    judged = (part for (verdict, _), parts in claim["reasons"] for part in parts if part["ours"] and verdict == claim["verdict"])
-    part = next(judged, {"published": "", "ours": "", "interval": ""})
+    judged = [part for (verdict, _), parts in claim["reasons"] for part in parts if verdict == claim["verdict"]]
+    part = next((part for part in judged if part["ours"]), judged[0])
     links = [(id, f"figures/{id}.png") for id in claim["figures"]] + [(Path(file).name, file) for file in claim["files"]]
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
-    ours = f"{part['ours']} {_escape(part['interval'])}".strip()
-    return [claim["id"], _escape(claim["statement"]), claim["verdict"], part["published"], ours, evidence]
+    ours = f"{part['ours']} {_escape(part['interval'])} {_escape(part['unit'])}".strip() if part["ours"] else ""
+    shown = [_escape(part["part"]) if part["ours"] else "", part["published"], ours, _escape(part["reason"])]
+    return [claim["id"], _escape(claim["statement"]), claim["verdict"], f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
 
 
 def publish_figures(profile: str = "") -> list[Path]:
@@ -476,6 +496,10 @@ def _wanting(profile: str) -> str:
     what = next((what for what, names in lacking.items() if names), "")
     names = lacking[what] if what and lacking[what] is not True else []
     return " ".join([what, ", ".join(names[:3]) + f" and {len(names) - 3} more" * (len(names) > 3)]).strip()
+
+
+def _anchor(heading: str) -> str:
+    return heading.lower().replace(" ", "-")
 
 
 def _escape(text: str) -> str:

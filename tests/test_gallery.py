@@ -119,16 +119,18 @@ def test_every_string_is_escaped(results):
 
 def test_links_lead_to_files(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
-    links = re.findall(r'(?:href|src)="([^"#:]+)"', page) + re.findall(r"\]\(([^)]+)\)", readme)
+    links = re.findall(r'(?:href|src)="([^"#:]+)"', page) + re.findall(r"\]\(([^)#]+)\)", readme)
     assert len(links) > 20
     for link in links:
-        assert (results / link).is_file(), link
+        assert (results / link).exists(), link
+    headings = {gallery._anchor(heading) for heading in re.findall(r"^#+ (.+)$", readme, re.M)}
+    assert set(re.findall(r"\]\(#([^)]+)\)", readme)) <= headings
 
 
 def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<td>AUROC of κ<td>AUROC<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
-    assert "| same direction | 0.72 | 0.6131 \\[0.6018, 0.6249\\] |" in readme
+    assert "| same direction | 1 of 1 | AUROC of κ | 0.72 | 0.6131 \\[0.6018, 0.6249\\] AUROC |" in readme
     assert '<tr id="simsiam-x"><th scope="row">simsiam-x<td><td>1.5<td>' in page
     assert "| 1 | 1 |\n" in readme  # the sum over papers
 
@@ -360,9 +362,16 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids)) > 100
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
-    for link in set(re.findall(r'(?:href|src)="([^"#:]+)"', page)) | set(re.findall(r"\]\(([^)]+)\)", (committed / "README.md").read_text())):
-        assert (committed / link).is_file(), link
+    for link in set(re.findall(r'(?:href|src)="([^"#:]+)"', page)) | set(re.findall(r"\]\(([^)#]+)\)", (committed / "README.md").read_text())):
+        assert (committed / link).exists(), link
     assert len(page) < 500_000  # without pictures, which come when they are looked at
+
+
+def test_tables_that_a_question_leads_to_are_whole(committed):
+    page = (committed / "index.html").read_text()
+    for place in {place for _, *places in gallery.QUESTIONS for place in places if place.startswith("t-")}:
+        rows = len(pd.read_csv(committed / "tables" / f"{place[2:]}.csv"))
+        assert f"<span>{rows} of {rows} rows</span>" in page[page.index(f'id="{place}"') :][:200_000].split("</p>")[0], place
 
 
 def test_claims_are_filtered_by_paper_with_the_keyboard(committed, browser):
