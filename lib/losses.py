@@ -219,6 +219,16 @@ def critical_trade_off(beta: float) -> float:
     return 1 / (1 + 2 ** (1 - beta / 2))
 
 
+def best_dispersion(trade_off: float, beta: float) -> float:
+    """σ/τ at which the λ-weighted energy or per-coordinate score is least, for a Gaussian of the right mean and targets of deviation τ; inf if none.
+
+    ``E|z - t|^β`` goes as ``(σ² + τ²)^(β/2)`` and ``E|z - z'|^β`` as ``(2 σ²)^(β/2)`` with one factor, so that the derivative in σ² vanishes at
+    ``(σ/τ)² = q/(1 - q)``, ``q = [(1 - λ)/λ · 2^(β/2 - 1)]^(2/(2 - β))``: 1 at λ = ½, the weight of a proper score.
+    """
+    q = ((1 - trade_off) / trade_off * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))
+    return (q / (1 - q)) ** 0.5 if q < 1 else math.inf
+
+
 def scoring_rule_loss(
     samples: Tensor, target: Tensor, trade_off: float = 0.5, beta: float = 1.0, kernel: str = "energy", bandwidth: float | None = None
 ) -> Tensor:

@@ -15,8 +15,7 @@ from tqdm.auto import tqdm
 from lib import artifacts, augmentations, evaluation, protocol
 from lib.image_sets import ImageSet, to_bytes
 
-# what ProSMin is compared with, on the same backbone
-PAIRS = (("prosmin", "dino"), ("prosmin", "moco_v3"), ("prosmin_vit", "dino_vit"), ("prosmin_vit", "ibot"))
+COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")
 SEVERITIES = (1, 2, 3, 4, 5)
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -25,6 +24,12 @@ FAMILIES = {
     "digital": ("contrast", "elastic", "pixelate", "jpeg_compression"),
 }
 CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
+
+
+def pairs(backbones: dict[str, str]) -> list[tuple[str, str]]:
+    """(method, other) for each form of ProSMin and each method that it is compared with, on the same backbone; backbones: by method."""
+    ours = [name for name in ("prosmin", "prosmin_vit") if name in backbones]
+    return [(name, other) for name in ours for other in COMPARED_WITH if backbones.get(other) == backbones[name]]
 
 
 @cache
@@ -46,9 +51,10 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
     """
     if corruption not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(f"Unknown corruption {corruption!r} of severity {severity!r}; choose one of {', '.join(CORRUPTIONS)} and 1 to 5.")
+    state = random.getstate()  # the library's import draws too
     name, kind = f"{corruption}_{severity}", _transforms()[corruption]
     seed = CORRUPTIONS.index(corruption) * len(SEVERITIES) + severity
-    transform, state = kind(severity), random.getstate()
+    transform = kind(severity)
     done = np.empty(images.images.shape, np.uint8)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the library's own, of numpy's

@@ -369,9 +369,8 @@ def test_at_one_half_the_true_deviation_is_the_best(kernel, dimension):
 @pytest.mark.parametrize("trade_off, beta", [(1 / 2.2, 1.0), (0.6, 1.0), (0.5, 0.5), (0.5, 1.5), (0.48, 0.5)])
 @pytest.mark.parametrize("kernel", ["energy", "crps"])
 def test_the_best_deviation_at_other_trade_offs_has_its_closed_form(trade_off, beta, kernel):
-    c = (1 - trade_off) / trade_off
-    q = (c * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))
-    assert best_deviation(trade_off, beta, kernel, 4) == pytest.approx(0.7 * (q / (1 - q)) ** 0.5, rel=0.03)
+    assert best_deviation(trade_off, beta, kernel, 4) == pytest.approx(0.7 * losses.best_dispersion(trade_off, beta), rel=0.03)
+    assert losses.best_dispersion(losses.critical_trade_off(beta) - 1e-6, beta) == math.inf
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
