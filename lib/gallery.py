@@ -368,14 +368,15 @@ def _share(profile: str, runs: dict) -> list[tuple[str, str]]:
 
 
 def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
-    """Commit, hardware and times of run.json as (name, text), without dates; without run.json, the commits of the figures."""
+    """Where figures come from, and what run.json says of the last call that went through the whole profile, as (name, text), without dates."""
+    commits = {figure["commit"] for figure in figures}
+    found = [("figures", f"{len(figures)} at {len(commits)} commits; each names its own")] if figures else []
     if not path.exists():
-        commits = sorted({figure["commit"] for figure in figures})
-        return [("commit", ", ".join(commits))] if commits else []
+        return found
     record = artifacts.read_json(path)
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
-    return [(str(name).replace("_", " "), _words(value)) for name, value in record.items() if name not in OMITTED]
+    return [*found, ("last call for all of it", _words({name: value for name, value in record.items() if name not in OMITTED}))]
 
 
 def _words(value) -> str:
@@ -480,16 +481,19 @@ def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, profile: str)
 
 def _wanting(profile: str) -> str:
     """What a profile lacks to be published, in words; empty if nothing."""
+    from lib import image_scores  # it imports torch
+
     folder, account = artifacts.results_dir(profile), artifacts.results_dir(profile) / "run.json"
     records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted((folder / "figures").glob("*.json"))]
     files = [f"{record['id']}.{kind}" for record in records for kind in PUBLISHED]
     executed = {path.stem.split("--")[0] for path in (folder / "notebooks").glob("*.ipynb")}
+    measured = {path.stem.split("--")[1] for path in (folder / "metrics").glob("*--*.csv")} - {image_scores.RUN}
     lacking = {
         "has no figures": not records,
         "was not run to its end (no run.json)": not account.exists(),
         "lacks": [name for name in files if not _stored(name, profile).exists()],
         "has not executed": sorted({record["notebook"] for record in records} - executed),
-        "has lost runs": sorted(set(artifacts.read_json(account)["training_seconds"] if account.exists() else ()) - _runs(profile).keys()),
+        "has lost runs": sorted(measured - _runs(profile).keys()),
         "has unfinished runs": [name for name, run in _runs(profile).items() if not run.get("finished")],
         "has figures whose inputs changed:": [record["id"] for record in records if any(_changed(*item) for item in record["inputs"].items())],
     }
