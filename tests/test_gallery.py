@@ -94,7 +94,8 @@ def test_page_lists_everything_once(results):
         assert f'href="figures/{id}.csv"' in page
     assert 'href="notebooks/30_some_notebook.html"' in page and 'href="notebooks/20_some_notebook.ipynb"' in page
     assert 'href="tables/20_accuracy.csv"' in page and "20 of 30 rows" in page and page.count("<tbody>") == 5  # verdicts, a claim, two tables, runs
-    assert page.index('id="n20"') < page.index('id="n30"') and "<dd>3 at 1 commits; each names its own</dd>" in page and "commit abc" in page and "cores 2" in page
+    assert page.index('id="n20"') < page.index('id="n30"')
+    assert "<dd>3 at 1 commits; each names its own</dd>" in page and "commit abc" in page and "cores 2" in page
     assert '<strong>Concentration falls with blur &amp; ' in page  # the claim is set bold
     readme = (results / "README.md").read_text()
     assert readme.count("](figures/30_roc.png)") == 1 and "](tables/20_accuracy.csv)" in readme
