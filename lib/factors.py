@@ -6,12 +6,13 @@ Functions of plain arrays, so they work on stored embeddings without a network. 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import scipy
 
-from lib.uncertainty import matrix
+from lib.uncertainty import bootstrap_interval, matrix
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -119,6 +120,23 @@ def retention(features: float, pixels: float, nothing: float) -> float:
     return (features - nothing) / (pixels - nothing)
 
 
+def retention_difference(told: Sequence[tuple[np.ndarray, ...]], scales: Sequence[float], draws: int = 2000) -> dict[str, float]:
+    """Style retention by one representation minus that by another, mean over factors, with its 95 % bootstrap over images: difference, ci_low,
+    ci_high, n.
+
+    told: for each factor its truth and what the probes of the two say, [N] each, of the same images in the same order; an image is drawn with all
+    of it. scales: for each factor the raw-pixel probe minus chance, that of all images in every draw.
+    """
+
+    def gap(*columns: np.ndarray) -> float:
+        triples = zip(columns[::3], columns[1::3], columns[2::3], scales, strict=True)
+        return float(np.mean([(skill(first, truth) - skill(second, truth)) / scale for truth, first, second, scale in triples]))
+
+    columns = [values for factor in told for values in factor]
+    low, high = bootstrap_interval(gap, *columns, draws=draws)
+    return {"difference": gap(*columns), "ci_low": low, "ci_high": high, "n": len(columns[0])}
+
+
 class Clustering(NamedTuple):
     """Agreement of clusters with classes: accuracy under the best one-to-one assignment, adjusted Rand index, normalised mutual information."""
 
@@ -156,9 +174,10 @@ def hungarian_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
 
 
 def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
-    """Variance of features [N, D] within their groups over total variance, both summed over the coordinates: 0 collapsed, 1 no grouping.
+    """Variance of features [N, D] within their G groups over total variance, both summed over the coordinates: 0 collapsed, 1 no grouping.
 
-    ``sum_i |x_i - mean of its group|² / sum_i |x_i - mean|²``. ValueError where all features are equal.
+    ``sum_i |x_i - mean of its group|² / (N - G)`` over ``sum_i |x_i - mean|² / (N - 1)``, the unbiased variances: groups at random have 1 whatever
+    their size. ValueError where all features are equal, and where no group has two.
     """
     features, groups = _rows(features, groups, ("features", "groups"))
     x = features.astype(np.float64)
@@ -168,8 +187,10 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
     _, groups = np.unique(groups, return_inverse=True)
     sums = np.zeros((groups.max() + 1, x.shape[1]))
     np.add.at(sums, groups, x)
+    if len(sums) == len(x):
+        raise ValueError(f"{len(sums)} groups of {len(x)} features: no group has two, so that nothing varies within one.")
     means = sums / np.bincount(groups)[:, None]
-    return float(np.sum((x - means[groups]) ** 2) / total)
+    return float(np.sum((x - means[groups]) ** 2) / (len(x) - len(sums)) * (len(x) - 1) / total)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -175,6 +175,28 @@ def predictor_gains(method: nn.Module, views: list[Tensor]) -> pd.DataFrame:
     return pd.DataFrame({"eigenvalue": values[kept].flip(0).cpu(), "gain": gains[kept].flip(0).cpu()})
 
 
+@torch.no_grad()
+def view_cosines(method: nn.Module, images: Tensor, strengths: dict, generators: Sequence[torch.Generator], whole: bool = True) -> dict[str, Tensor]:
+    """Means over pairs of random views of each image, [N]: ``cosine`` of the first view's prediction with the second's projection, and ``expected``.
+
+    expected: E[T] = κ / (D - 1 + κ) of a Power Spherical with the κ of that same first view, where the method learns κ. images: [N, C, S, S] in
+    0..1; a generator for each pair. whole = False: of a network without projector and predictor, so without the cosine.
+    """
+    found: dict[str, Tensor] = {}
+    for generator in generators:
+        first, second = (augmentations.augment(images, images.shape[-1], strengths, generator) for _ in range(2))
+        one = {}
+        if whole:
+            _, prediction, *kappa = method(first)
+            one["cosine"] = F.cosine_similarity(prediction.float(), method(second)[0].float())
+        else:
+            kappa = [method.embed(first).native["kappa"]]
+        if kappa:
+            one["expected"] = kappa[0].float() / (method.dimension - 1 + kappa[0].float())
+        found = {name: found.get(name, 0) + value / len(generators) for name, value in one.items()}
+    return found
+
+
 def sphere_grid(latitudes: int = 100) -> tuple[Tensor, Tensor]:
     """Points [N, 3] on the sphere in three dimensions and the area [N] each stands for: Gauss-Legendre in the cosine, equal steps around; float64."""
     node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(latitudes))

@@ -140,7 +140,7 @@ class _SpreadNetwork(nn.Module):
 class LinearGaussian:
     """SimVAE's model (§3, Figure 1) where all is Gaussian and linear: ψ ~ N(0, γ² I), z_j ~ N(ψ, σ² I), x_j ~ N(W z_j, v I), in float64.
 
-    ``x`` [J, B, D] are drawn observations of B images in J views; ``mean`` and ``log_variance`` [J, B, L] any diagonal q(z_j | x_j), not fitted.
+    ``x`` [J, B, D] are B images in J views, drawn from the model; ``mean`` and ``log_variance`` [J, B, L] any diagonal q(z_j | x_j), not fitted.
     Evidence and posterior follow from conditioning Gaussians, with the views stacked.
     """
 
@@ -152,8 +152,10 @@ class LinearGaussian:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
         self.views, self.latents, self.gamma2, self.sigma2, self.noise = views, latents, gamma2, sigma2, noise
-        self.w, self.x, self.mean = draw(pixels, latents), draw(views, images, pixels), draw(views, images, latents)
-        self.log_variance = draw(views, images, latents) / 2 - 1
+        self.w = draw(pixels, latents)
+        z = math.sqrt(gamma2) * draw(images, latents) + math.sqrt(sigma2) * draw(views, images, latents)
+        self.x = z @ self.w.T + math.sqrt(noise) * draw(views, images, pixels)
+        self.mean, self.log_variance = draw(views, images, latents), draw(views, images, latents) / 2 - 1
         together = gamma2 * torch.ones(views, views, dtype=torch.float64) + sigma2 * torch.eye(views, dtype=torch.float64)
         self.prior = torch.kron(together, torch.eye(latents, dtype=torch.float64))  # [J L, J L]
         self.stacked_w = torch.kron(torch.eye(views, dtype=torch.float64), self.w)  # [J D, J L]

@@ -89,13 +89,38 @@ def test_variance_within_is_the_analysis_of_variance():
     x = 3 * generator.normal(size=(50, 4))[groups] + generator.normal(size=(400, 4))
     within = sum(np.sum((x[groups == g] - x[groups == g].mean(0)) ** 2) for g in range(50))
     between = sum(8 * np.sum((x[groups == g].mean(0) - x.mean(0)) ** 2) for g in range(50))
-    assert factors.variance_within(x, groups) == pytest.approx(within / (within + between), rel=1e-5)
+    assert factors.variance_within(x, groups) == pytest.approx(within / (400 - 50) / ((within + between) / (400 - 1)), rel=1e-5)
     assert factors.variance_within(3 * generator.normal(size=(50, 4))[groups], groups) == pytest.approx(0, abs=1e-6)
     assert factors.variance_within(x @ np.linalg.qr(generator.normal(size=(4, 4)))[0] * 5 + 2, groups) == pytest.approx(
         factors.variance_within(x, groups), rel=1e-4
     )
     with pytest.raises(ValueError, match="no variance"):
         factors.variance_within(np.ones((4, 2)), np.arange(4))
+    with pytest.raises(ValueError, match="4 groups of 4 features"):
+        factors.variance_within(np.eye(4), np.arange(4))
+
+
+def test_groups_that_mean_nothing_have_all_of_the_variance_whatever_their_size():
+    x = np.random.default_rng(0).normal(size=(2000, 16))
+    for members in (2, 4, 200):
+        assert factors.variance_within(x, np.arange(2000) // members) == pytest.approx(1, abs=0.02)
+
+
+def test_a_difference_of_retention_is_that_of_its_factors_and_is_paired_by_image():
+    generator = np.random.default_rng(0)
+    label, number = generator.integers(5, size=400), generator.normal(size=400)
+    near, far = number + 0.3 * generator.normal(size=400), number + 0.9 * generator.normal(size=400)
+    guess = lambda share: np.where(generator.uniform(size=400) < share, label, 9)  # noqa: E731
+    told, pixels, nothing = [(label, guess(0.6), guess(0.5)), (number, near, far)], [0.9, 0.95], [0.2, 0.0]
+    scales = np.subtract(pixels, nothing)
+    found = factors.retention_difference(told, scales, draws=400)
+    skills = [[factors.skill(predicted, truth) for predicted in others] for truth, *others in told]
+    by_factor = [factors.retention(own, raw, base) - factors.retention(other, raw, base)
+                 for (own, other), raw, base in zip(skills, pixels, nothing, strict=True)]  # fmt: skip
+    assert found["difference"] == pytest.approx(np.mean(by_factor)) and found["n"] == 400
+    assert found["ci_low"] < found["difference"] < found["ci_high"]
+    same = factors.retention_difference([(truth, first, first) for truth, first, _ in told], scales, draws=20)
+    assert same["difference"] == same["ci_low"] == same["ci_high"] == 0  # paired
 
 
 def test_frechet_distance_is_torchmetrics_and_that_of_known_gaussians():

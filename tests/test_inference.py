@@ -24,6 +24,31 @@ def outputs():
     return f, g, (1 + draw(2, BATCH, seed=2).abs()).requires_grad_()
 
 
+# ---------------------------------------------------------------------------------------------------------------- cosines between views
+def test_view_cosines_are_of_the_views_that_kappa_is_of():
+    run = settings.resolve("vi_simsiam", "smoke")
+    method, images = methods.build(run, 3).eval(), torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    torch.nn.init.normal_(method.concentration_head[-1].weight)
+    strengths = augmentations.recipe("simsiam_small")
+
+    def generators():
+        return [torch.Generator().manual_seed(pair) for pair in (1, 2)]
+
+    found = inference.view_cosines(method, images, strengths, generators())
+    expected, cosine = torch.zeros(6), torch.zeros(6)
+    for generator in generators():
+        first, second = (augmentations.augment(images, 16, strengths, generator) for _ in range(2))
+        _, mu, kappa = method(first)
+        expected += kappa.detach() / (run["dimension"] - 1 + kappa.detach()) / 2
+        cosine += F.cosine_similarity(mu, method(second)[0]).detach() / 2
+    assert torch.allclose(found["expected"], expected, rtol=1e-4) and torch.allclose(found["cosine"], cosine, atol=1e-5)
+    assert expected.std() > 1e-3
+    alone = inference.view_cosines(method, images, strengths, generators(), whole=False)  # as a committed encoder
+    assert set(alone) == {"expected"} and torch.allclose(alone["expected"], expected, rtol=1e-4)
+    without = methods.build(settings.resolve("simsiam", "smoke"), 3).eval()
+    assert set(inference.view_cosines(without, images, strengths, generators())) == {"cosine"}
+
+
 # ---------------------------------------------------------------------------------------------------------------- the three terms
 def test_terms_on_the_sphere_are_their_sums(outputs):
     f, g, kappa = outputs

@@ -68,6 +68,13 @@ def test_a_loss_without_a_spread_is_refused():
         known_truth.learn_spread(known_truth.draw_posteriors(10, 4), "dino")
 
 
+def test_the_images_of_the_linear_gaussian_model_have_its_covariance():
+    model = known_truth.LinearGaussian(3, images=40_000)
+    expected = model.stacked_w @ model.prior @ model.stacked_w.T + model.noise * torch.eye(15, dtype=torch.float64)
+    torch.testing.assert_close(model.stacked_x.T.cov(correction=0), expected, atol=0.05 * expected.diagonal().max().item(), rtol=0)
+    assert expected[0, 5] > 0.2 * expected[0, 0]  # the first pixel of two views of an image
+
+
 @pytest.mark.parametrize(("dimension", "tolerance"), [(4, 0.07), (64, 1e-3), (256, 1e-3), (2048, 1e-3)])
 def test_the_closed_form_is_near_the_root_of_the_gradient(dimension, tolerance):
     beta = (dimension - 1) / 2

@@ -248,7 +248,7 @@ def test_vi_simsiam_is_its_algorithm_1(method, local):
     expected = 2 * torch.stack(pairs).mean().item()
     terms = network.loss(views)
     assert terms["negative_log_likelihood"].item() == pytest.approx(expected, rel=1e-4)
-    scale = 1 if method == "vi_simsiam_undivided" else 1 / 15
+    scale = 1 if method in ("vi_simsiam_undivided", "vi_simsiam_2022") else 1 / 15
     alone = -terms["cosine"].item() if method == "vi_simsiam_read_out" else 0
     assert terms["loss"].item() == pytest.approx(expected * scale + alone, rel=1e-4)
     every = torch.cat([kappa[i] for i, _ in view_pairs(len(views))])
