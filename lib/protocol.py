@@ -297,6 +297,8 @@ def measure(run: Run) -> pd.DataFrame:
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
         kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in RIGHT}
+        if not _reads_more(run.settings, ("simvae",)):  # compared by their uncertainties too (32)
+            kept |= {"uncertainty": scores["uncertainty"]}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
             write_encoder(run, frame)

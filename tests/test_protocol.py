@@ -163,6 +163,13 @@ def test_runs_that_notebooks_of_their_own_compare_leave_no_scores_of_the_battery
         assert not protocol._reads_more(resolution.resolve(profile="smoke", **other), protocol.SCORED_APART), other
 
 
+def test_of_simvaes_comparison_the_uncertainty_is_stored_too(run, monkeypatch):
+    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: "simvae" not in groups)
+    protocol.measure(run)
+    stored = artifacts.read_scores("smoke", run.name, run.settings["dataset"])
+    assert set(stored) == {*protocol.RIGHT, "uncertainty"} and stored["uncertainty"].shape == (359,)
+
+
 def test_of_runs_that_are_compared_by_accuracy_the_clean_condition_is_stored(run, monkeypatch):
     assert {"clean", "crop_0.4", "near_ood"} <= set(protocol.measure(run).condition)
     monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.BY_ACCURACY)
