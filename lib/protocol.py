@@ -26,8 +26,8 @@ SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
 RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
-# Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above, and textures, noise and
-# drawn shapes lie on either side (tests/test_own_images.py)
+# Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above (but for ProSMin's), and
+# textures, noise and drawn shapes lie on either side (tests/test_own_images.py)
 UNLIKE = 0.3
 
 
@@ -667,6 +667,8 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     if name == "vje":
         limits.insert(0, "The formulation is this repository's own: the paper's text was not at hand.")
         limits.insert(1, "Its likelihood, another score, is measured in notebook 60.")
+    if name == "prosmin":
+        limits.insert(0, "Its features hardly tell digits and clothes from photographs: that images resemble what it was trained on says little of it.")
     if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
         limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")
     labels = "with" if hasattr(methods.METHODS[name], "classes") else "without"
