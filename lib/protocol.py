@@ -668,7 +668,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
         limits.insert(0, "The formulation is this repository's own: the paper's text was not at hand.")
         limits.insert(1, "Its likelihood, another score, is measured in notebook 60.")
     if name == "prosmin":
-        limits.insert(0, "Its features hardly tell digits and clothes from photographs: that images resemble what it was trained on says little of it.")
+        limits.insert(0, "Its features hardly tell digits and clothes from photographs: that images resemble its training set says little.")
     if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
         limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")
     labels = "with" if hasattr(methods.METHODS[name], "classes") else "without"
