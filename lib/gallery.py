@@ -429,7 +429,7 @@ def _row(claim: dict) -> list[str]:
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
     ours = f"{part['ours']} {_escape(part['interval'])} {_escape(part['unit'])}".strip() if part["ours"] else ""
-    shown = [_escape(part["part"]) if part["ours"] else "", part["published"], ours, _escape(part["reason"])]
+    shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], ours, _escape(part["reason"])]
     return [claim["id"], _escape(claim["statement"]), claim["verdict"], f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
 
 
