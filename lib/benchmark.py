@@ -210,7 +210,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
         gap, error = estimates[first] - estimates[second], errors[first] + errors[second]
         student = scipy.stats.t(np.minimum(freedom[first], freedom[second]))
         half = student.isf(0.05 / (2 * len(pairs))) * error
-        low, high, p, how = gap - half, gap + half, 2 * student.sf(np.abs(gap) / error), "bound"
+        low, high = np.clip([gap - half, gap + half], -1, 1)  # an AUROC differs from another by no more
+        p, how = 2 * student.sf(np.abs(gap) / error), "bound"
     named = [(*a, *b) for a, b in pairs]
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
     seeds = values[values.measure == measure].groupby("method").seed.nunique()

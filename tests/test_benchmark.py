@@ -175,6 +175,9 @@ def test_the_bound_adds_up_standard_errors(stored):
     half = scipy.stats.t.isf(0.025, 2 * (images**2 + seeds**2) ** 2 / seeds**4) * 2 * np.hypot(images, seeds)
     assert found.difference == pytest.approx(0.2) and found.seeds == 3
     assert [found.ci_low, found.ci_high] == pytest.approx([0.2 - half, 0.2 + half], abs=1e-6)
+    wide = values.assign(value=values.value + values.seed * (values.method == "simsiam"))
+    found = benchmark.differences("standard", wide, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
+    assert [found.ci_low, found.ci_high] == [-1, 1]
 
 
 def test_an_error_that_is_all_between_seeds_has_students_t_of_so_many_seeds():
