@@ -111,26 +111,28 @@ def find(query: dict, profile: str) -> Found | None:
     Of metrics the value is the mean over seeds, and the interval reaches from the lowest to the highest end of any seed's own: it holds each of
     them. ValueError if the query has an unknown column or more than one answer.
     """
-    query = dict(query)
     if "table" in query:
-        return _in_table(query.pop("table"), query.pop("value"), query, profile)
+        return _in_table(query, profile)
+    query = dict(query)
     return _in_metrics(query.pop("notebook"), query, profile)
 
 
-def _row(table: str, column: str, query: dict, profile: str) -> pd.Series | None:
-    path = artifacts.results_dir(profile) / "tables" / f"{table}.csv"
+def _row(query: dict, profile: str) -> pd.Series | None:
+    """The one row of a table that answers a query; None if there is none."""
+    query, path = dict(query), artifacts.results_dir(profile) / "tables" / f"{query['table']}.csv"
+    column, _ = query.pop("value"), query.pop("table")
     rows = _select(artifacts.read_csv(path, (column,)), query, path.name).dropna(subset=[column]) if path.exists() else pd.DataFrame()
     if len(rows) > 1:
         raise ValueError(f"{len(rows)} rows of {path.name} answer {query}; name more of its columns.")
     return None if rows.empty else rows.iloc[0]
 
 
-def _in_table(table: str, column: str, query: dict, profile: str) -> Found | None:
-    row = _row(table, column, query, profile)
+def _in_table(query: dict, profile: str) -> Found | None:
+    row = _row(query, profile)
     if row is None:
         return None
     low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
-    return Found(row[column], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""), row.get("epochs", np.nan))
+    return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""), row.get("epochs", np.nan))
 
 
 def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
@@ -161,11 +163,9 @@ def runs(part: dict, profile: str) -> list[str]:
     query = part.get("query", {})
     if not query or part.get("about") == "theory":
         return []
-    if "table" in query:
-        condition = {name: value for name, value in query.items() if name not in ("table", "value")}
-        row = _row(query["table"], query["value"], condition, profile)
-        if row is not None and {"first", "second"} <= set(row.index):
-            return [row["first"], row["second"]]
+    row = _row(query, profile) if "table" in query else None
+    if row is not None and {"first", "second"} <= set(row.index):
+        return [row["first"], row["second"]]
     source = query.get("table") or query["notebook"]
     group = next((group for start, group in GROUPS.items() if source.startswith(start)), None)
     groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if group is None else (group,)
