@@ -19,6 +19,9 @@ SCORES = {
     "uncertainty": "own", "feature_norm": "feature norm", "knn_distance": "k-NN distance", "max_softmax": "max softmax",
     "image_entropy": "image entropy", "file_size": "file size",
 }  # fmt: skip
+# what a method says besides its own uncertainty -> its name; the metrics where its paper's notebook left how well it tells foreign images apart
+SECOND = {"negative_log_likelihood": "negative log-likelihood", "target_energy": "energy of the target"}
+SECOND_IN = ("60_vje_likelihood-ood", "50_prosmin_calibration_and_shift-ood")
 REFERENCES = (*protocol.REFERENCES, "random_latent", "supervised")  # untrained, no network, or trained on the labels
 RANKED, FEW_SEEDS, NO_SCORES = "ranked", "too few seeds", "no per-image scores"
 
@@ -61,8 +64,8 @@ def runs(profile: str) -> dict[str, list[dict]]:
 def measurements(profile: str) -> pd.DataFrame:
     """Every stored number of the benchmark: columns KEYS, value, ci_low, ci_high (95 %, images of one seed), n.
 
-    score is one of SCORES; what depends on no score (accuracy, calibration, cost) stands under "uncertainty". OOD measures are means over the sets
-    of one distance, corruption_spearman over the 15 corruptions, style_retention over factors; so are the ends of their intervals.
+    score is one of SCORES or SECOND; what depends on no score (accuracy, calibration, cost) stands under "uncertainty". OOD measures are means over
+    the sets of one distance, corruption_spearman over the 15 corruptions, style_retention over factors; so are the ends of their intervals.
     """
     measure_of = {where: name for name, where in MEASURES.items()}
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
@@ -72,13 +75,14 @@ def measurements(profile: str) -> pd.DataFrame:
     for method, listed in runs(profile).items():
         for run in listed:
             name, seed = resolution.run_name(run), run["seed"]
-            battery = pd.concat([protocol.metrics([run]), images])
+            second = pd.concat([artifacts.read_metrics(profile, notebook, name) for notebook in SECOND_IN])
+            battery = pd.concat([protocol.metrics([run]), images, second[second.score.isin(SECOND)]])
             battery["measure"] = [measure_of.get(where) for where in zip(battery.metric, battery.classifier, battery.condition, strict=True)]
             shifted = artifacts.read_metrics(profile, CORRUPTIONS, name)
             shifted = shifted[shifted.metric == "severity_spearman"].assign(measure="corruption_spearman")
             style = styles[(styles.method == method) & (styles.trained_on == run["dataset"]) & (styles.seed == seed)]
             style = pd.DataFrame({"measure": "style_retention", "score": "", "value": style.retention})
-            rows = pd.concat([battery, shifted, style, _cost(run), _image_correctness(run)]).dropna(subset=["measure", "value"])
+            rows = pd.concat([battery, shifted, style, _cost(run), _further_correctness(run)]).dropna(subset=["measure", "value"])
             frames.append(rows.assign(method=method, seed=seed, score=rows.score.replace("", "uncertainty")))
     return pd.concat(frames).groupby(KEYS, sort=False)[["value", "ci_low", "ci_high", "n"]].mean().reset_index()
 
@@ -90,10 +94,10 @@ def _cost(run: dict) -> pd.DataFrame:
     return pd.DataFrame({"measure": values.keys(), "score": "", "value": values.values()})
 
 
-def _image_correctness(run: dict) -> pd.DataFrame:
-    """Correctness AUROC of what the images alone say, for the run's classifiers; no rows where either is not stored."""
+def _further_correctness(run: dict) -> pd.DataFrame:
+    """Correctness AUROC of SECOND and of what the images alone say, for the run's classifiers; no rows where either is not stored."""
     table, rows, draws = scores(run), [], max(20, run["bootstrap_draws"] // 10)
-    for score in [name for name in image_scores.NAMES if name in table]:
+    for score in [name for name in (*SECOND, *image_scores.NAMES) if name in table]:
         for classifier in CLASSIFIERS:
             arrays = -evaluation.as_uncertainty(table, score), table[f"{classifier}_correct"]
             row = {"measure": f"{classifier}_correctness_auroc", "score": score, "n": len(arrays[0])}
@@ -160,7 +164,7 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
         if method not in found:
             rows.append(about | {"score": "uncertainty", "seeds": 0})
             continue
-        for score in SCORES:
+        for score in (*SCORES, *SECOND):
             for measure in (*MEASURES, *ELSEWHERE):
                 if (score, measure) in summary.index:
                     rows.append(about | {"score": score, "measure": measure} | summary.loc[(score, measure)].to_dict())
@@ -182,7 +186,7 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
     found = found[(found.score != "uncertainty") | (found.uncertainty != methods.TRIVIAL[1])]
     labels = np.where(found.score == "max_softmax", "with", "without")
     own = found.score == "uncertainty"
-    found = found.assign(use=found.measure.map(MAIN), labels=labels, score=found.uncertainty.where(own, found.score.map(SCORES)))
+    found = found.assign(use=found.measure.map(MAIN), labels=labels, score=found.uncertainty.where(own, found.score.map(SCORES | SECOND)))
     found["place"] = found.measure.map(list(MAIN).index)
     best = found.sort_values("value", ascending=False).groupby(["use", "labels"]).head(top)
     best = best.sort_values(["place", "labels", "value"], ascending=[True, False, False])
@@ -280,7 +284,7 @@ def against_trivial(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -
     frames = [pd.DataFrame(columns=DIFFERENCES)]
     own = summary[(summary.uncertainty != methods.TRIVIAL[1]) & summary.value.notna() & (summary.status != NO_SCORES)]
     for measure in MAIN:
-        there = own[(own.measure == measure) & (own.score != "uncertainty")]
+        there = own[(own.measure == measure) & own.score.isin(SCORES) & (own.score != "uncertainty")]
         pairs = [((row.method, "uncertainty"), (row.method, row.score)) for row in there.itertuples()]
         frames += [differences(profile, values, measure, pairs)] if pairs else []
     return pd.concat(frames[1:] or frames, ignore_index=True)
