@@ -461,10 +461,10 @@ def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """
     found = []
     for key, part in rows.groupby(list(keys), sort=False):
-        mean = measures.paired_difference(100 * part.value, 0 * part.value)
+        mean = measures.mean_over_seeds(100 * part.value)
         if part.ci_low.notna().all():
             mean |= {"ci_low": 100 * part.ci_low.min(), "ci_high": 100 * part.ci_high.max()}
-        named = dict(zip(keys, key, strict=True)) | {"percent": mean.pop("difference"), "standard_error": 100 * part.value.sem()}
+        named = dict(zip(keys, key, strict=True)) | {"percent": mean.pop("mean"), "standard_error": 100 * part.value.sem()}
         found.append(named | mean | {"n": int(part.n.max())})
     return pd.DataFrame(found)
 

@@ -411,9 +411,7 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
 
 def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     """Paired t-test of equal means; row i of both [N] is the same image."""
-    first, second = _sample(first, "first"), _sample(second, "second")
-    if first.shape != second.shape:
-        raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
+    first, second = _paired(_sample(first, "first"), _sample(second, "second"))
     if np.ptp(first - second) == 0:
         raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
     result = scipy.stats.ttest_rel(first, second)
@@ -421,12 +419,24 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
 
 
+def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
+    return first, second
+
+
+def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
+    """Mean of one value [N] a seed with Student's 95 % interval (NaN for one seed): mean, ci_low, ci_high, seeds."""
+    values = np.asarray(values, float)
+    mean, half = values.mean(), scipy.stats.t.isf(0.025, len(values) - 1) * scipy.stats.sem(values) if len(values) > 1 else np.nan
+    return {"mean": float(mean), "ci_low": float(mean - half), "ci_high": float(mean + half), "seeds": len(values)}
+
+
 def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
-    """Mean of first minus second over paired runs, such as seeds, with the 95 % t-interval (NaN for one pair): difference, ci_low, ci_high, seeds."""
-    first, second = np.asarray(first, float), np.asarray(second, float)
-    test = paired_test(first, second) if len(first) > 1 else None
-    interval = {"ci_low": test.ci_low, "ci_high": test.ci_high} if test else {"ci_low": np.nan, "ci_high": np.nan}
-    return {"difference": float(np.mean(first - second)), **interval, "seeds": len(first)}
+    """mean_over_seeds of first minus second [N], row i of both of the same seed; its mean is called difference."""
+    first, second = _paired(np.asarray(first, float), np.asarray(second, float))
+    found = mean_over_seeds(first - second)
+    return {"difference": found.pop("mean")} | found
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:

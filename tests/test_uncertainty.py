@@ -582,6 +582,13 @@ def test_paired_difference_is_the_paired_test_and_has_no_interval_for_one_pair()
     assert one["difference"] == pytest.approx(first[0] - second[0]) and np.isnan([one["ci_low"], one["ci_high"]]).all() and one["seeds"] == 1
 
 
+def test_the_mean_over_seeds_has_scipys_t_interval():
+    values = np.random.default_rng(1).normal(size=4)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert u.mean_over_seeds(values) == pytest.approx({"mean": values.mean(), "ci_low": low, "ci_high": high, "seeds": 4})
+    assert u.mean_over_seeds([0.3, 0.3]) == {"mean": 0.3, "ci_low": 0.3, "ci_high": 0.3, "seeds": 2}
+
+
 def test_a_hierarchical_difference_is_paired_by_seed_and_image():
     generator = np.random.default_rng(0)
     base = [generator.random(400) for _ in range(3)]
