@@ -14,7 +14,6 @@ from typing import NamedTuple
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import scipy
 from fontTools import subset
 from matplotlib import cbook, patheffects, ticker
 from matplotlib.axes import Axes
@@ -30,7 +29,7 @@ from PIL import Image as Picture
 from PIL import ImageChops
 
 from lib import artifacts
-from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_coverage_curve, roc_curve
+from lib.uncertainty import confidence_bins, confidence_calibration_error, mean_over_seeds, risk_coverage_curve, roc_curve
 
 COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  # width, height of one row of panels
 TILE, GAP = 0.5, 1 / 150
@@ -668,8 +667,8 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
     for place, name in enumerate(order):
         style = looks[name]
         values = data.loc[data[group] == name, value].to_numpy(float)
-        mean, n = values.mean(), len(values)
-        low, high = scipy.stats.t.interval(0.95, n - 1, mean, scipy.stats.sem(values)) if n >= 5 else (np.nan, np.nan)
+        mean, low, high, n = mean_over_seeds(values).values()
+        low, high = (low, high) if n >= 5 else (np.nan, np.nan)
         if n >= 5:
             ax.plot([low, high], [place, place], color=style.colour, linewidth=1.2)
         if n > 1:

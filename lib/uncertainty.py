@@ -399,6 +399,12 @@ def _sample(values: ArrayLike, name: str) -> np.ndarray:
     return values
 
 
+def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if first.shape != second.shape:
+        raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
+    return first, second
+
+
 def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947). first: [N], second: [M]."""
     first, second = _sample(first, "first"), _sample(second, "second")
@@ -417,12 +423,6 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     result = scipy.stats.ttest_rel(first, second)
     low, high = result.confidence_interval(0.95)
     return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
-
-
-def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if first.shape != second.shape:
-        raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
-    return first, second
 
 
 def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
