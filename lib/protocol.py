@@ -21,7 +21,7 @@ BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed encoder says of itself
 # groups of runs that are compared by clean accuracy alone, and those of whose per-image scores no more than what is right is read
-BY_ACCURACY = ("ablations", "scoring", "likelihood")
+BY_ACCURACY = ("ablations", "scoring", "likelihood", "sharpening")
 SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
 RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count

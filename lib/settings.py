@@ -139,7 +139,8 @@ def _check(settings: dict) -> None:
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and not negative.")
 
 
-SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n"}
+SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n",
+         "teacher_temperature": "tau", "teacher_temperature_warmup_epochs": "tauwarmup"}  # fmt: skip
 
 
 def differences(settings: dict) -> dict:
