@@ -216,6 +216,20 @@ def compared_runs(profile: str, paper: str = "all") -> list[dict]:
     return _measured([run for group in (resolution.PROTOCOL, "vit") for run in resolution.runs(profile, paper, group)])
 
 
+def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
+    """Measured runs of VI-SimSiam and SimSiam, as its papers compare them: (data set, epochs) -> method -> seed -> settings.
+
+    On every data set and at every length, by the profile's recipe for it; a method without a run there is absent. Where a set has VI-SimSiam in its
+    form of 2022 alone, that is "vi_simsiam".
+    """
+    found: dict[tuple[str, int], dict[str, dict[int, dict]]] = {}
+    for run in _measured([run for group in (resolution.PROTOCOL, "lengths", "datasets") for run in resolution.runs(profile, group=group)]):
+        if run["method"] in ("vi_simsiam", "vi_simsiam_2022", "simsiam"):
+            of = found.setdefault((run["dataset"], run["epochs"]), {})
+            of.setdefault(run["method"].removesuffix("_2022"), {}).setdefault(run["seed"], run)
+    return found
+
+
 def _measured(listed: list[dict]) -> list[dict]:
     return [run for run in listed if artifacts.metrics_path(run["profile"], MEASURED_BY, resolution.run_name(run)).exists()]
 

@@ -538,6 +538,17 @@ def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------- what counts as evidence
+def test_simsiam_and_vi_simsiam_are_paired_at_every_length_and_on_every_set(monkeypatch):
+    monkeypatch.setattr(protocol, "_measured", lambda listed: listed)
+    standard, paper = protocol.simsiam_pairs("standard"), protocol.simsiam_pairs("paper")
+    assert {epochs for dataset, epochs in standard if dataset == "cifar10"} == {5, 10, 20, 40} and ("imagenette96", 200) in standard
+    for where, of in (standard | paper).items():
+        assert all((run["dataset"], run["epochs"]) == where and run["seed"] == seed for method in of.values() for seed, run in method.items())
+    of_2022, of_2023 = paper["cars", 100], paper["imagenet100", 100]
+    assert of_2023["vi_simsiam"][0]["method"] == "vi_simsiam" and of_2022["vi_simsiam"][0]["method"] == "vi_simsiam_2022"
+    assert of_2022["simsiam"][0]["local_views"] == of_2022["vi_simsiam"][0]["local_views"] == 6 and of_2023["simsiam"][0]["local_views"] == 0
+
+
 def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
     run, listed = resolution.resolve("simsiam", "smoke", seed=1), [resolution.resolve("random", "smoke", seed=seed) for seed in (0, 1)]
     generator = np.random.default_rng(0)
