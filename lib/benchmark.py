@@ -180,15 +180,18 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
     """What to use for what: for each use of MAIN, without labels and with, the ``top`` highest means of all scores on all networks in table().
 
     Columns use, labels, score, method, value, ci_low, ci_high, seeds. Means, not tests. Max softmax has seen labels; the supervised network is left
-    out; a method's own uncertainty that is a trivial score stands under the trivial score's name.
+    out; a method's own uncertainty that is a trivial score stands under the trivial score's name, and how well the images alone tell foreign ones
+    apart, which is the same for all networks, once, with the raw pixels.
     """
     found = summary[summary.measure.isin(MAIN) & summary.value.notna() & (summary.method != "supervised")]
     found = found[(found.score != "uncertainty") | (found.uncertainty != methods.TRIVIAL[1])]
+    no_network = found.score.isin(image_scores.NAMES) & found.measure.str.endswith("_ood_auroc")
+    found = found.assign(method=found.method.mask(no_network, "raw_pixels")).drop_duplicates(["measure", "score", "method"])
     labels = np.where(found.score == "max_softmax", "with", "without")
     own = found.score == "uncertainty"
     found = found.assign(use=found.measure.map(MAIN), labels=labels, score=found.uncertainty.where(own, found.score.map(SCORES | SECOND)))
     found["place"] = found.measure.map(list(MAIN).index)
-    best = found.sort_values("value", ascending=False).groupby(["use", "labels"]).head(top)
+    best = found.sort_values("value", ascending=False, kind="stable").groupby(["use", "labels"]).head(top)
     best = best.sort_values(["place", "labels", "value"], ascending=[True, False, False])
     return best[["use", "labels", "score", "method", "value", "ci_low", "ci_high", "seeds"]].reset_index(drop=True)
 

@@ -260,3 +260,11 @@ def test_advice_names_the_highest_means_without_labels_and_with():
     found = benchmark.advice(frame.assign(ci_low=0.0, ci_high=1.0, seeds=3), top=2)
     assert found.use.tolist() == ["near OOD"] * 3 + ["far OOD"] * 3
     assert found.score.tolist() == ["feature norm", "-κ", "max softmax"] * 2 and found.labels.tolist() == ["without", "without", "with"] * 2
+
+
+def test_what_the_images_alone_tell_is_advised_once_and_of_no_network():
+    rows = [(name, "-κ", score, value) for name in ("simclr", "vi_simsiam") for score, value in (("file_size", 0.95), ("knn_distance", 0.6))]
+    frame = pd.DataFrame(rows, columns=["method", "uncertainty", "score", "value"]).assign(ci_low=0.0, ci_high=1.0, seeds=3)
+    far, right = (benchmark.advice(frame.assign(measure=measure)) for measure in ("far_ood_auroc", "linear_correctness_auroc"))
+    assert far[["score", "method"]].to_numpy().tolist() == [["file size", "raw_pixels"], ["k-NN distance", "simclr"], ["k-NN distance", "vi_simsiam"]]
+    assert right.score.tolist() == ["file size", "file size", "k-NN distance"]  # which errors it knows depends on whose they are
