@@ -453,6 +453,11 @@ def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: i
 OVER_SEEDS = {"value": ("value", "mean"), "ci_low": ("ci_low", "min"), "ci_high": ("ci_high", "max"), "n": ("n", "max"), "seeds": ("seed", "nunique")}
 
 
+def in_percent(rows: pd.DataFrame) -> pd.DataFrame:
+    """Metrics rows with their value and its interval in per cent beside them: percent, percent_low, percent_high."""
+    return rows.assign(percent=100 * rows.value, percent_low=100 * rows.ci_low, percent_high=100 * rows.ci_high)
+
+
 def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """Metrics rows (value, ci_low, ci_high, n, one a seed) in per cent over seeds: a row for every value of ``keys``.
 

@@ -655,9 +655,11 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
     """One row per method from `data` (method, seed, `value`): each seed a dot, the mean a tick; from 5 seeds on its 95 % t-interval.
 
     The first of `order` stands at the top. group: another column for the rows, such as the scores of one method; its first name is filled
-    in blue, the others are hollow and grey. Returns method, seed, value, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds for each dot.
+    in blue, the others are hollow and grey. Columns `value`_low and `value`_high, where there are, are a thin line through each dot: its own
+    interval, over images. Returns method, seed, value and those ends, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds for each dot.
     """
     _require(data, group, "seed", value)
+    ends = [name for name in (f"{value}_low", f"{value}_high") if name in data]
     if data.duplicated([group, "seed"]).any():
         raise ValueError(f"a {group} has several rows for one seed: select one evaluation of {value} before drawing")
     order = _ordered(data[group], order)
@@ -673,10 +675,13 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
             ax.plot([low, high], [place, place], color=style.colour, linewidth=1.2)
         if n > 1:
             ax.plot([mean, mean], [place - 0.28, place + 0.28], color=style.colour, linewidth=1.2)
-        face = style.colour if style.fill else "white"
+        face, part = style.colour if style.fill else "white", data.loc[data[group] == name, [group, "seed", value, *ends]]
+        if ends:
+            ax.hlines(np.full(n, place), part[ends[0]], part[ends[1]], color=style.colour, linewidth=0.6, alpha=0.6)
         ax.plot(values, np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
-        rows.append(data.loc[data[group] == name, [group, "seed", value]].assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
+        rows.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
     ax.set_yticks(range(len(order)), [looks[name].label for name in order])
+    ax.locator_params(axis="x", nbins=5)  # numbers of four digits do not touch in half a page's width
     ax.set(xlabel=label, ylim=(len(order) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
