@@ -158,14 +158,14 @@ def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
 
 
 def runs(part: dict, profile: str) -> list[str]:
-    """Names of the stored runs behind the number of a part: those that its row names (first, second), or of those seeds that all its methods have;
-    none for theory and recipes."""
+    """Names of the stored runs behind the number of a part: those that its row names (in runs, or first and second), or of those seeds that all its
+    methods have; none for theory and recipes."""
     query = part.get("query", {})
     if not query or part.get("about") == "theory":
         return []
     row = _row(query, profile) if "table" in query else None
-    if row is not None and {"first", "second"} <= set(row.index):
-        return [row["first"], row["second"]]
+    if told := [column for column in ("runs", "first", "second") if row is not None and column in row.index]:
+        return " ".join(row[told]).split()
     source = query.get("table") or query["notebook"]
     group = next((group for start, group in GROUPS.items() if source.startswith(start)), None)
     groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if group is None else (group,)

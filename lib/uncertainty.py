@@ -428,7 +428,8 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
 def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
     """Mean of one value [N] a seed with Student's 95 % interval (NaN for one seed): mean, ci_low, ci_high, seeds."""
     values = np.asarray(values, float)
-    mean, half = values.mean(), scipy.stats.t.isf(0.025, len(values) - 1) * scipy.stats.sem(values) if len(values) > 1 else np.nan
+    mean = values.mean()
+    half = scipy.stats.t.isf(0.025, len(values) - 1) * scipy.stats.sem(values) if len(values) > 1 else np.nan
     return {"mean": float(mean), "ci_low": float(mean - half), "ci_high": float(mean + half), "seeds": len(values)}
 
 

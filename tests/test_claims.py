@@ -285,6 +285,8 @@ def test_runs_that_a_row_names_are_those_behind_its_number(stored):
         claims.runs({"query": query}, "standard")
     artifacts.write_csv(stored / "standard" / "tables" / "52_effects.csv", rows.assign(method="prosmin"))
     assert claims.runs({"query": query}, "standard") == ["a", "c"]
+    artifacts.write_csv(stored / "standard" / "tables" / "36_x.csv", pd.DataFrame({"measure": ["gain"], "value": [1.0], "runs": ["a b c"]}))
+    assert claims.runs({"query": {"table": "36_x", "value": "value", "measure": "gain"}}, "standard") == ["a", "b", "c"]
 
 
 def test_the_ledger_names_the_commits_that_measured_a_number(stored):
