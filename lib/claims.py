@@ -38,7 +38,7 @@ COLUMNS = [
 
 
 class Found(NamedTuple):
-    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it, and epochs where stored."""
+    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs and runs if stored."""
 
     value: float
     low: float
@@ -47,6 +47,7 @@ class Found(NamedTuple):
     seeds: int
     commit: str
     epochs: float = np.nan
+    runs: tuple[str, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is claimed
@@ -132,7 +133,8 @@ def _in_table(query: dict, profile: str) -> Found | None:
     if row is None:
         return None
     low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
-    return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), row.get("commit", ""), row.get("epochs", np.nan))
+    known = row.get("commit", ""), row.get("epochs", np.nan), tuple(row.get("runs", "").split())
+    return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 
 def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
@@ -196,6 +198,11 @@ def _listed(profile: str, group: str) -> list[dict]:
     return resolution.runs(profile, group=group)  # resolved once, not for every claim
 
 
+@cache
+def _by_name(profile: str) -> dict[str, dict]:
+    return {resolution.run_name(run): run for run in resolution.runs(profile)}
+
+
 def is_trained(method: str, profile: str) -> bool:
     """Whether the method's runs of the protocol learned enough to say anything about their uncertainty (protocol.is_evidence, every seed)."""
     listed = protocol.compared_runs(profile)
@@ -242,7 +249,8 @@ def decide(
     judged = dict.fromkeys((method, *part.get("methods", ()))) if part.get("about") == "kappa" else ()
     if untrained := [name for name in judged if not (trained or is_trained)(name, profile)]:
         return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed{takes}"
-    lacking = _lacking(part, resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {})), found)
+    usual = resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {}))
+    lacking = _lacking(part, [_by_name(profile)[name] for name in found.runs] or [usual], found)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
     if np.isnan([found.low, found.high]).any():
         return NOT_TESTED, f"no interval to judge our number by, {seeds}{takes}"
@@ -263,18 +271,19 @@ def decide(
     return {1: REPRODUCED, 0: NOT_REPRODUCED, -1: CONTRADICTED}[holds], f"our interval, {seeds}"
 
 
-def _lacking(part: dict, run: dict, found: Found) -> str:
-    """What keeps our run from being the claim's own experiment; empty if nothing does."""
+def _lacking(part: dict, behind: list[dict], found: Found) -> str:
+    """What keeps our runs from being the claim's own experiment; empty if nothing does."""
     lacking = []
     own = part.get("data", [])
     own = [own] if isinstance(own, str) else own
-    if run["dataset"] not in own and (own or "unlike" not in part):
-        lacking.append(f"other data ({run['dataset']}, not {' or '.join(own) or 'in the paper'})")
-    epochs = part["query"].get("epochs", run["epochs"] if np.isnan(found.epochs) else int(found.epochs))
+    others = list(dict.fromkeys(run["dataset"] for run in behind if run["dataset"] not in own))
+    if others and (own or "unlike" not in part):
+        lacking.append(f"other data ({' and '.join(others)}, not {' or '.join(own) or 'in the paper'})")
+    epochs = part["query"].get("epochs", min(run["epochs"] for run in behind) if np.isnan(found.epochs) else int(found.epochs))
     if epochs < part.get("epochs", 0) / 2:
         lacking.append(f"{epochs} epochs, not {part['epochs']}")
-    if not run["backbone"].startswith(part.get("family", "")):
-        lacking.append(f"another network ({run['backbone']})")
+    if backbones := [run["backbone"] for run in behind if not run["backbone"].startswith(part.get("family", ""))]:
+        lacking.append(f"another network ({backbones[0]})")
     if found.seeds < SEEDS:
         lacking.append("too few seeds")
     if "unlike" in part:

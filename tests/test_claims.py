@@ -277,6 +277,12 @@ def test_runs_behind_a_number(stored, query, others, named):
     assert claims.runs(part | {"about": "theory"}, "standard") == [] == claims.runs({"recipe": "vi_simsiam"}, "standard")
 
 
+def test_a_number_of_runs_on_several_sets_says_so():
+    found = Found(0.2, 0.1, 0.3, 10, 3, "", runs=("vi_simsiam-cifar10-e40-seed0", "vi_simsiam-imagenette96-e200-seed0"))
+    verdict, reason = claims.decide(OWN | {"data": "cars"}, "direction", found, "standard")
+    assert verdict == SAME and "other data (cifar10 and imagenette96, not cars)" in reason
+
+
 def test_runs_that_a_row_names_are_those_behind_its_number(stored):
     rows = pd.DataFrame({"comparison": ["a minus b", "a minus c"], "first": ["a", "a"], "second": ["b", "c"], "difference": [1.0, 2.0]})
     artifacts.write_csv(stored / "standard" / "tables" / "52_effects.csv", rows)
