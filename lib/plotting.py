@@ -392,7 +392,7 @@ def _legend_below(ax: Axes, *arguments, **options):
     return ax.legend(*arguments, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=anchor, **options)
 
 
-def _thin(points: int, most: int = 400) -> np.ndarray:
+def _thin(points: int, most: int = 200) -> np.ndarray:
     """Indices of at most `most` evenly spaced points, both ends included."""
     return np.unique(np.linspace(0, points - 1, min(points, most)).round().astype(int))
 
@@ -492,7 +492,7 @@ def roc_plot(ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: s
 
     positive: the positive class in words. The labels of more than two curves, for which the free triangle of a 2.6 in square has no room, stand
     under the axes (0.2 in more height for each line).
-    Returns curve, false_positive_rate, true_positive_rate (at most 400 points of each curve, to six digits), auroc, ci_low, ci_high.
+    Returns curve, false_positive_rate, true_positive_rate (at most 200 points of each curve, to six digits), auroc, ci_low, ci_high.
     """
     _require(data, "curve", "score", "positive")
     _require(summary, "curve", "auroc", "ci_low", "ci_high")
@@ -534,7 +534,7 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
 
     Equal uncertainties share their mean error, as in the expectation over random orders. A thin line shows the error of the whole set:
     what an uninformative score gives. Curves start at 1 % of the images: below, single images make them jump between 0 and 100 %.
-    Returns curve, coverage, error (fractions, at most 400 points of each curve).
+    Returns curve, coverage, error (fractions, at most 200 points of each curve).
     """
     _require(data, "curve", "uncertainty", "correct")
     rows = []

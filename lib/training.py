@@ -28,7 +28,7 @@ from lib import settings as resolution
 from lib.methods.common import spread
 
 CHECKPOINT_SECONDS = 30
-LOGS_PER_EPOCH = 5
+LOGS_PER_EPOCH, LOG_ROWS = 5, 300  # rows of the log: so many an epoch, fewer where the whole log would be longer, but one at its end
 COLLAPSED_SPREAD = 0.02
 HEALTH_IMAGES = 512
 
@@ -433,7 +433,7 @@ class _Loop:
         """Train to the end; returns the log rows and the seconds spent over all sittings."""
         settings, steps = self.settings, self.settings["epochs"] * steps_per_epoch
         step, log, seconds = self.begin
-        rows_per_epoch = min(LOGS_PER_EPOCH, steps_per_epoch)
+        rows_per_epoch = max(1, min(LOGS_PER_EPOCH, steps_per_epoch, LOG_ROWS // settings["epochs"]))
         path = None if self.process else self.folder / "progress.json"
         progress = Progress(path, self.name, steps, step, settings["batch_size"], show_progress)
         rows, loss, started, saved = [], None, time.perf_counter() - seconds, time.perf_counter()

@@ -372,6 +372,18 @@ def test_a_folder_of_images_trains_whether_it_fits_in_memory_or_not(data_dir, mo
     assert equal(weights(settings), resident)
 
 
+def test_a_long_run_logs_fewer_rows_an_epoch_with_the_same_means(fresh_results, monkeypatch):
+    settings, logs = tiny(epochs=2), []
+    for rows in (training.LOG_ROWS, 2):
+        fresh_results(str(rows))
+        monkeypatch.setattr(training, "LOG_ROWS", rows)
+        training.train(settings)
+        logs.append(log_of(settings))
+    whole, few = logs
+    assert few.step.tolist() == [10, 20] and few.effective_rank.notna().all() and len(whole) == 10
+    assert few.loss.tolist() == pytest.approx(whole.loss.groupby(np.arange(10) // 5).mean().tolist(), rel=1e-5)
+
+
 def test_what_a_run_leaves(tmp_path):
     settings = tiny("vi_simsiam", epochs=1)
     seen = []
