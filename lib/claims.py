@@ -250,7 +250,7 @@ def decide(
     if untrained := [name for name in judged if not (trained or is_trained)(name, profile)]:
         return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed{takes}"
     usual = resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {}))
-    behind = [run for name, run in _by_name(profile).items() if name in found.runs]
+    behind = [_by_name(profile)[name] for name in found.runs if name in _by_name(profile)]
     lacking = _lacking(part, behind or [usual], found)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
     if np.isnan([found.low, found.high]).any():
