@@ -127,9 +127,11 @@ def notebook_html(executed: Path) -> Path:
     if fetched:
         raise ValueError(f"{executed} would load {fetched.group(0)[:120]!r} from the network: store what it needs in the notebook")
     title = _heading(notebook.cells) or executed.stem
-    used = {f".highlight .{name}" for name in re.findall(r'<span class="(\w+)"', body)}
-    rules = HtmlFormatter().get_style_defs(".highlight").splitlines()
-    highlighting = "\n".join(rule for rule in rules if rule.partition(" {")[0] in used)
+    rules = {name: rule for rule, name in re.findall(r"^(\.highlight \.(\w+) .*)", HtmlFormatter().get_style_defs(".highlight"), re.M)}
+    # Spans that nothing styles are a third of a page.
+    body = re.sub(r'<span class="(\w+)">([^<]*)</span>', lambda span: span[0] if span[1] in rules else span[2], body)
+    used = set(re.findall(r'<span class="(\w+)"', body))
+    highlighting = "\n".join(rule for name, rule in rules.items() if name in used)
     page = TEMPLATES.get_template("notebook.html.j2").render(title=title, body=Markup(body), highlighting=Markup(highlighting))
     path = executed.with_suffix(".html")
     artifacts.write_text(path, page)
