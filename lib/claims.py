@@ -38,7 +38,8 @@ COLUMNS = [
 
 
 class Found(NamedTuple):
-    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs and runs if stored."""
+    """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs, runs and Student's t
+    interval over the seeds alone if stored."""
 
     value: float
     low: float
@@ -48,6 +49,8 @@ class Found(NamedTuple):
     commit: str
     epochs: float = np.nan
     runs: tuple[str, ...] = ()
+    t_low: float = np.nan
+    t_high: float = np.nan
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is claimed
@@ -133,7 +136,7 @@ def _in_table(query: dict, profile: str) -> Found | None:
     if row is None:
         return None
     low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
-    known = row.get("commit", ""), row.get("epochs", np.nan), tuple(row.get("runs", "").split())
+    known = row.get("commit", ""), row.get("epochs", np.nan), tuple(row.get("runs", "").split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 
@@ -253,11 +256,14 @@ def decide(
     behind = [_by_name(profile)[name] for name in found.runs if name in _by_name(profile)]
     lacking = _lacking(part, behind or [usual], found)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
+    if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):
+        seeds += f" (Student's t over them alone includes the bound: {found.t_low:+.2f} to {found.t_high:+.2f})"
     if np.isnan([found.low, found.high]).any():
         return NOT_TESTED, f"no interval to judge our number by, {seeds}{takes}"
     if lacking:
-        where = {1: "our interval lies on the claimed side", 0: "our interval includes the bound", -1: "our interval lies on the other side"}[holds]
-        return (SAME if holds > 0 else NOT_REPRODUCED), f"{where}, {seeds}; {lacking}"
+        where = {1: "lies on the claimed side", 0: "includes the bound", -1: "lies on the other side"}[holds]
+        (rule, bound), = part["rule"].items()
+        return (SAME if holds > 0 else NOT_REPRODUCED), f"our interval {where} (claimed: {rule.replace('_', ' ')} {bound:g}), {seeds}; {lacking}"
     if kind == "number" and not np.isnan(published(part)):
         outside = max(found.low - published(part), published(part) - found.high)
         if outside <= rounding(part):

@@ -447,6 +447,19 @@ def _compare_rates(run: Run, labelled: data.ImageSet, held_out: data.ImageSet, e
     return {rate: float(np.mean(table["probabilities"].argmax(1) == table["label"])) for rate, table in found.items()}
 
 
+def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:
+    """The stored searches of fine-tuning's learning rate, and in words how many ended at an end of the grid: validation accuracy in per cent, one row
+    a search (trained_on, condition, method), one column a rate; empty where nothing was searched."""
+    search = metrics[metrics.condition.str.endswith("_validation")]
+    if search.empty:
+        rates = resolution.profile_settings(profile)["fine_tune_learning_rates"]
+        return pd.DataFrame(), f"This profile takes the rate {rates[0]:g} as given." if len(rates) == 1 else "No stored search."
+    search = search.assign(learning_rate=search.score.str.removeprefix("learning_rate_").astype(float), percent=100 * search.value)
+    table = search.pivot_table(index=["trained_on", "condition", "method"], columns="learning_rate", values="percent", sort=False).sort_index(axis=1)
+    edge = table.idxmax(axis=1).isin([table.columns.min(), table.columns.max()])
+    return table, f"The best rate lies at an end of the grid for {edge.sum()} of {len(edge)} searches; there a wider grid might find more."
+
+
 def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
     """Fine-tune and probe one run with each share of the labels, write metrics and per-image correctness, and return the metrics rows.
 

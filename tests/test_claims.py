@@ -169,6 +169,14 @@ def test_an_interval_that_is_missing_is_not_one_that_includes_the_bound():
     assert verdict == NOT_TESTED and reason.startswith("no interval to judge our number by")
 
 
+def test_a_reason_names_the_claimed_side_and_what_seeds_alone_would_say():
+    def reason(**over_seeds):
+        return claims.decide(OWN | {"data": "imagenet"}, "direction", Found(0.2, 0.1, 0.3, 10, 3, "", **over_seeds), "standard")[1]
+
+    assert "on the claimed side (claimed: above 0), 3 seeds;" in reason() and "Student" not in reason(t_low=0.05, t_high=0.35)
+    assert "3 seeds (Student's t over them alone includes the bound: -0.20 to +0.60);" in reason(t_low=-0.2, t_high=0.6)
+
+
 @pytest.mark.parametrize(
     ("printed", "expected"),
     [(98.4, 0.05), (0.029, 0.0005), (90, 0.5), ({"of": 90.7, "minus": 88.25}, 0.055), ({"of": 2.0, "over": 4.0}, 0.5 * (0.025 + 0.0125))],

@@ -503,6 +503,11 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, 
         assert fine_tuned["accuracy"] == pytest.approx(2 / 359) and fine_tuned["learning_rate"] == 0.3
         assert {"nll", "ece"} <= set(rows.loc[f"labels_{share:g}"].loc["fine_tuned"].index) & set(rows.loc[f"labels_{share:g}"].loc["linear"].index)
         assert len(rows.loc[(f"labels_{share:g}_validation", "fine_tuned", "accuracy")]) == 2
+    rates, heard = protocol.searched_rates(frame, "smoke")
+    assert rates.columns.tolist() == [0.01, 0.3] and rates.idxmax(axis=1).tolist() == [0.3, 0.3] and "for 2 of 2 searches" in heard
+    searched = rows.loc[("labels_0.05_validation", "fine_tuned", "accuracy")].value
+    assert rates.iloc[0].tolist() == pytest.approx((100 * searched).tolist())
+    assert protocol.searched_rates(frame[frame.condition == "labels_0.05"], "smoke")[0].empty
     few = run.embed(small, "labels_0.05")
     expected = evaluation.knn_predict(few["features"], few["label"], run.embed(run.test())["features"], k=len(small))[0]
     np.testing.assert_array_equal(scores["knn_0.05"], expected == run.test().labels)
