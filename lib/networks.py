@@ -290,7 +290,7 @@ def to_concentration(raw: Tensor, dimension: int, mapping: str = "natural") -> T
 class PrototypeHead(nn.Module):
     """DINO's head (Caron et al. 2021, §3.2): an MLP with GELU, a normalised bottleneck, and cosines to K unit prototypes.
 
-    [..., F] -> [..., K]; batch_norm: between each hidden layer and its GELU, for [B, F] alone.
+    [..., F] -> [..., K]; batch_norm: between each hidden layer and its GELU, over all tokens.
     """
 
     def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool = False):
@@ -305,7 +305,8 @@ class PrototypeHead(nn.Module):
     def forward(self, features: Tensor, frozen: bool = False) -> Tensor:
         """frozen: the prototypes are constants, as in DINO's first epoch."""
         prototypes = self.prototypes.detach() if frozen else self.prototypes
-        return F.linear(F.normalize(self.mlp(features), dim=-1), F.normalize(prototypes, dim=1))
+        hidden = self.mlp(features.flatten(0, -2)).unflatten(0, features.shape[:-1])
+        return F.linear(F.normalize(hidden, dim=-1), F.normalize(prototypes, dim=1))
 
 
 def _gelu_layer(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from lib import losses, methods, plotting, settings
+from lib import losses, methods, networks, plotting, settings
 from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, prosmin, vae, view_pairs, vje
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -579,6 +579,16 @@ def test_hidden_patches_are_rectangles_of_a_tenth_to_half_of_every_other_image()
         rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
         assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all() and mask.sum() == len(rows) * len(columns)
     assert masks[1::2].float().mean(0).std() < 0.15  # everywhere
+
+
+def test_batch_norm_of_a_head_is_over_all_tokens():
+    """Of iBOT's patches as of images."""
+    torch.manual_seed(0)
+    head, tokens = networks.PrototypeHead(8, 16, 4, 12, batch_norm=True), torch.randn(5, 3, 8)
+    torch.testing.assert_close(head(tokens).flatten(0, 1), head(tokens.flatten(0, 1)))
+    normed = methods.build(small("ibot", head_batch_norm=True))
+    assert [type(layer).__name__ for layer in normed.head.mlp].count("BatchNorm1d") == 2 and torch.isfinite(normed.loss(draw_views())["loss"])
+    assert not any(isinstance(layer, torch.nn.BatchNorm1d) for name in ("ibot", "dino") for layer in methods.build(small(name)).head.mlp)
 
 
 def test_ibots_loss_is_dinos_on_class_tokens_and_the_patch_loss():

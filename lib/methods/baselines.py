@@ -213,7 +213,8 @@ class DINO(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = networks.backbone(settings, channels)
-        self.head = networks.PrototypeHead(self.backbone.features, settings["head_hidden"], settings["bottleneck"], settings["dimension"])
+        batch_norm = settings.get("head_batch_norm", False)  # a setting of the vit's recipe: a ResNet has batch norm itself
+        self.head = networks.PrototypeHead(self.backbone.features, settings["head_hidden"], settings["bottleneck"], settings["dimension"], batch_norm)
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(settings["dimension"]))
         # A tensor: a compiled step would be compiled again for every new number.
