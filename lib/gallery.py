@@ -198,7 +198,8 @@ def _changed(name: str, digest: str) -> bool:
 def _table(path: Path) -> dict:
     frame = artifacts.read_csv(path, dtype=str, keep_default_na=False)
     asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
-    rows = [[_short(cell) for cell in row] for row in frame.head(len(frame) if asked else TABLE_ROWS).itertuples(index=False)]
+    shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
+    rows = [[_short(cell) for cell in row] for row in frame.head(shown).itertuples(index=False)]
     href = quote(f"tables/{path.name}")
     return {"id": path.stem, "number": path.stem[:2], "columns": list(frame.columns), "rows": rows, "length": len(frame), "href": href}
 
