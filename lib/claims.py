@@ -23,6 +23,7 @@ NOT_TESTED, NOT_TESTABLE, FOLLOWED, DEVIATES = "not tested", "not testable", "fo
 # From worst to best: a claim of several parts is as good as the worst of those that were tested.
 ORDER = (CONTRADICTED, NOT_REPRODUCED, DEVIATES, SAME, REPRODUCED, FOLLOWED, NOT_TESTED, NOT_TESTABLE)
 ILLUSTRATIONS = ("smoke", "quick")
+SIDES = {"above": "above", "below": "below", "differs": "other than", "at_most": "at most"}  # the kinds of rules, in words
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
 PUBLISHED_RUNS = 3  # behind every published standard error
@@ -70,8 +71,8 @@ def claims() -> dict[str, dict]:
                 continue
             if ("query" in part) != ("rule" in part) or sum(key in part for key in ("query", "why", "never")) != 1:
                 raise ValueError(f"Claim {name}, part {part['name']!r}: give a query and its rule, or why there is none, or why there can never be.")
-            if "rule" in part and (len(part["rule"]) != 1 or not set(part["rule"]) <= {"above", "below", "differs", "at_most"}):
-                raise ValueError(f"Claim {name}, part {part['name']!r}: the rule {part['rule']} is not one of above, below, differs, at_most.")
+            if "rule" in part and (len(part["rule"]) != 1 or not set(part["rule"]) <= set(SIDES)):
+                raise ValueError(f"Claim {name}, part {part['name']!r}: the rule {part['rule']} is not one of {', '.join(SIDES)}.")
         names = [part["name"] for part in parts]
         if twice := sorted({part for part in names if names.count(part) > 1}):
             raise ValueError(f"Claim {name} has several parts called {', '.join(twice)}; name what sets them apart.")
@@ -263,7 +264,7 @@ def decide(
     if lacking:
         where = {1: "lies on the claimed side", 0: "includes the bound", -1: "lies on the other side"}[holds]
         (rule, bound), = part["rule"].items()
-        return (SAME if holds > 0 else NOT_REPRODUCED), f"our interval {where} (claimed: {rule.replace('_', ' ')} {bound:g}), {seeds}; {lacking}"
+        return (SAME if holds > 0 else NOT_REPRODUCED), f"our interval {where} (claimed: {SIDES[rule]} {bound:g}), {seeds}; {lacking}"
     if kind == "number" and not np.isnan(published(part)):
         outside = max(found.low - published(part), published(part) - found.high)
         if outside <= rounding(part):
