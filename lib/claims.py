@@ -287,7 +287,8 @@ def _lacking(part: dict, behind: list[dict], found: Found) -> str:
     others = list(dict.fromkeys(run["dataset"] for run in behind if run["dataset"] not in own))
     if others and (own or "unlike" not in part):
         lacking.append(f"other data ({' and '.join(others)}, not {' or '.join(own) or 'in the paper'})")
-    epochs = part["query"].get("epochs", min(run["epochs"] for run in behind) if np.isnan(found.epochs) else int(found.epochs))
+    trained = [run["epochs"] for run in behind if run["epochs"]]
+    epochs = part["query"].get("epochs", min(trained, default=0) if np.isnan(found.epochs) else int(found.epochs))
     if epochs < part.get("epochs", 0) / 2:
         lacking.append(f"{epochs} epochs, not {part['epochs']}")
     if backbones := [run["backbone"] for run in behind if not run["backbone"].startswith(part.get("family", ""))]:

@@ -291,6 +291,11 @@ def test_a_number_of_runs_on_several_sets_says_so():
     assert verdict == SAME and "other data (cifar10 and imagenette96, not cars)" in reason
 
 
+def test_the_untrained_network_beside_a_method_does_not_shorten_its_run():
+    found = Found(0.2, 0.1, 0.3, 10, 3, "", runs=("vi_simsiam-cifar10-e40-seed0", "random-cifar10-e0-seed0"))
+    assert "40 epochs, not 100" in claims.decide(OWN | {"epochs": 100}, "direction", found, "standard")[1]
+
+
 def test_runs_that_a_row_names_are_those_behind_its_number(stored):
     rows = pd.DataFrame({"comparison": ["a minus b", "a minus c"], "first": ["a", "a"], "second": ["b", "c"], "difference": [1.0, 2.0]})
     artifacts.write_csv(stored / "standard" / "tables" / "52_effects.csv", rows)
