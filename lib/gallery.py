@@ -74,16 +74,11 @@ def build(profile: str) -> Path:
     figures = [_figure(path, profile) for path in sorted((folder / "figures").glob("*.json"))]
     tables = [_table(path) for path in sorted((folder / "tables").glob("*.csv"))]
     notebooks = _notebooks(folder / "notebooks")
-    numbers = sorted({entry["number"] for entry in [*figures, *tables, *notebooks]})
+    kinds = {"figures": figures, "tables": tables, "notebooks": notebooks}
     groups = [
-        {
-            "number": number,
-            "title": _title(number, [*notebooks, *figures]),
-            "figures": [figure for figure in figures if figure["number"] == number],
-            "tables": [table for table in tables if table["number"] == number],
-            "notebooks": [notebook for notebook in notebooks if notebook["number"] == number],
-        }
-        for number in numbers
+        {"number": number, "title": _title(number, [*notebooks, *figures])}
+        | {kind: [entry for entry in entries if entry["number"] == number] for kind, entries in kinds.items()}
+        for number in sorted({entry["number"] for entries in kinds.values() for entry in entries})
     ]
     runs = _runs(profile)
     claims = _claims(profile, runs)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
-from lib import augmentations, data, losses, methods, training
+from lib import augmentations, data, methods, training
 from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher
 from lib.methods.common import agreement, forward_by_size, spread, view_pairs
 from lib.uncertainty import effective_rank
@@ -122,15 +122,6 @@ def j_kl(q: Sequence[PointMass | Categorical]) -> Tensor:
         return torch.zeros_like(q[0].value[:, 0])
     mixture = Categorical(probs=torch.stack([expert.probs for expert in q]).mean(0))
     return len(q) * (mixture.entropy() - math.log(mixture.probs.shape[-1]))
-
-
-def barlow_twins_terms(first: Tensor, second: Tensor, redundancy_weight: float = 0.0051) -> tuple[Tensor, Tensor]:
-    """``-Σ_i (1 - C_ii)²`` and ``-λ Σ_{i ≠ j} C_ij²``, which §4.4 reads as J_align and J_uniform; C is the cross-correlation over the batch.
-
-    first, second: [B, D]. The negative of their sum is ``losses.barlow_twins_loss``.
-    """
-    align, uniform = losses.barlow_twins_terms(first, second, redundancy_weight)
-    return -align, -uniform
 
 
 # ---------------------------------------------------------------------------------------------------------------- product of experts

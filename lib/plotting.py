@@ -363,16 +363,11 @@ def _inches(ax: Axes) -> tuple[float, float]:
 
 
 def _spread(positions: np.ndarray, gap: float) -> np.ndarray:
-    """Move positions apart until neighbours are at least `gap` away, keeping their order and mean (pool-adjacent-violators)."""
-    order = np.argsort(positions, kind="stable")
-    blocks = [[positions[i] - gap * rank] for rank, i in enumerate(order)]
-    merged = []
-    for block in blocks:
-        while merged and np.mean(merged[-1]) > np.mean(block):
-            block = merged.pop() + block
-        merged.append(block)
-    spread = np.empty(len(positions))
-    spread[order] = np.concatenate([[np.mean(block)] * len(block) for block in merged]) + gap * np.arange(len(positions))
+    """Move positions apart until neighbours are at least `gap` away, keeping their order and mean."""
+    from scipy.optimize import isotonic_regression  # slow to import
+
+    order, steps, spread = np.argsort(positions, kind="stable"), gap * np.arange(len(positions)), np.empty(len(positions))
+    spread[order] = isotonic_regression(positions[order] - steps).x + steps
     return spread
 
 
