@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -226,13 +227,8 @@ def batches(image_set: ImageSet, index_batches: Iterable) -> Iterator[torch.Tens
         yield from map(image_set.batch, index_batches)
         return
     with ThreadPoolExecutor(1) as background:
-        pending = None
-        for indices in index_batches:
-            following = background.submit(image_set.batch, indices)
-            if pending is not None:
-                yield pending.result()
-            pending = following
-        if pending is not None:
+        decoding = (background.submit(image_set.batch, indices) for indices in index_batches)
+        for pending, _ in pairwise(chain(decoding, [None])):  # the next has begun when one is handed out
             yield pending.result()
 
 

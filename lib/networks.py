@@ -249,11 +249,6 @@ def predictor(dimension: int, hidden: int, outputs: int | None = None) -> nn.Seq
     )
 
 
-def concentration_head(inputs: int) -> nn.Sequential:
-    """u_theta: backbone features [B, F] -> one raw output [B, 1] (VI-SimSiam 2023, §5; its layers are not published: one hidden layer here)."""
-    return nn.Sequential(nn.Linear(inputs, inputs, bias=False), nn.BatchNorm1d(inputs), nn.ReLU(), nn.Linear(inputs, 1))
-
-
 def start_at_cosine(last: nn.Linear, dimension: int, cosine: float, mapping: str) -> None:
     """Make the last output of ``last`` give, for every input, the κ whose mean cosine κ / (D - 1 + κ) is ``cosine``.
 

@@ -424,25 +424,18 @@ def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: i
     return evaluation.embed_cached(path, key, compute)
 
 
-def fine_tuning_search(run: Run, share: float, epochs: int) -> dict[float, float]:
+def fine_tuning_search(run: Run, images: data.ImageSet, epochs: int, share: float = 1.0) -> dict[float, float]:
     """Validation accuracy of every learning rate of the profile's grid for fine-tuning on ``share`` of the labels, the same effort for all.
 
-    One search a method: its seed-0 run, a quarter of the epochs, labels from train without its validation part, judged on that part. The test
-    set is never seen. A grid of one rate is not searched: its accuracy is NaN.
+    One search a method: its seed-0 run, a quarter of the epochs, labels from ``images`` without their validation part, judged on that part. The
+    test set is never seen. A grid of one rate is not searched: its accuracy is NaN.
     """
-    if len(run.settings["fine_tune_learning_rates"]) == 1:
-        return _compare_rates(run, run.train, run.train, epochs)
-    run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
-    fitted, held_out = data.train_validation_split(run.train.labels)
-    labelled = run.train.subset(fitted[data.label_subset(run.train.labels[fitted], share)])
-    return _compare_rates(run, labelled, run.train.subset(held_out), epochs)
-
-
-def _compare_rates(run: Run, labelled: data.ImageSet, held_out: data.ImageSet, epochs: int) -> dict[float, float]:
-    """Accuracy on ``held_out`` of every learning rate of the profile after a quarter of the epochs; NaN for a grid of one."""
     rates = run.settings["fine_tune_learning_rates"]
     if len(rates) == 1:
         return {rates[0]: np.nan}
+    run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
+    fitted, held_out = data.train_validation_split(images.labels)
+    labelled, held_out = images.subset(fitted[data.label_subset(images.labels[fitted], share)]), images.subset(held_out)
     found = {rate: fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate) for rate in rates}
     return {rate: float(np.mean(table["probabilities"].argmax(1) == table["label"])) for rate, table in found.items()}
 
@@ -480,7 +473,7 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0]}
         rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
         if settings["method"] != "raw_pixels":
-            search = fine_tuning_search(run, share, epochs)
+            search = fine_tuning_search(run, run.train, epochs, share)
             rate = max(search, key=search.get)
             probabilities["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
             used = {"epochs": epochs, "learning_rate": rate}
@@ -514,9 +507,8 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     settings, size = run.settings, run.settings["image_size"]
     train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
     labelled = train.sample(settings["transfer_images"])
-    fitted, held_out = data.train_validation_split(labelled.labels)
-    first, epochs = Run(settings | {"seed": 0}) if settings["seed"] else run, settings["transfer_epochs"]
-    search = _compare_rates(first, labelled.subset(fitted), labelled.subset(held_out), epochs)
+    epochs = settings["transfer_epochs"]
+    search = fine_tuning_search(run, labelled, epochs)
     rate = max(search, key=search.get)
     probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
     right = probabilities.argmax(1) == test.labels

@@ -236,10 +236,7 @@ def effective_rank(features: ArrayLike) -> float:
     centred = features - features.mean(axis=0)
     if np.abs(centred).max() <= 1e-12 * np.abs(features).max():
         raise ValueError(f"all {len(features)} feature rows are equal, so no rank is defined; the representation has collapsed (or N = 1).")
-    singular = np.linalg.svd(centred, compute_uv=False)
-    share = singular / singular.sum()
-    share = share[share > 0]
-    return float(np.exp(-np.sum(share * np.log(share))))
+    return float(np.exp(scipy.stats.entropy(np.linalg.svd(centred, compute_uv=False))))  # of σ / Σ σ
 
 
 # ---------------------------------------------------------------------------------------------------- intervals and tests

@@ -537,9 +537,9 @@ def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "settings", run.settings | FEW | {"seed": 3})
     monkeypatch.setattr(protocol, "Run", lambda settings: asked.append(settings["seed"]) or run)
-    assert protocol.fine_tuning_search(run, 0.05, 8).keys() == {0.01, 0.3} and asked == [0]
+    assert protocol.fine_tuning_search(run, run.train, 8, 0.05).keys() == {0.01, 0.3} and asked == [0]
     monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_learning_rates": [0.1]})
-    assert list(protocol.fine_tuning_search(run, 0.05, 8)) == [0.1] and asked == [0]
+    assert list(protocol.fine_tuning_search(run, run.train, 8, 0.05)) == [0.1] and asked == [0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- what counts as evidence

@@ -10,39 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.methods.common import Embedding, agreement, forward_by_size, recentre, spread, view_pairs
+from lib.methods.common import Embedding, TwoViews, agreement, forward_by_size, recentre, spread, view_pairs
 from lib.methods.simsiam import SimSiam
 
 
 # ---------------------------------------------------------------------------------------------------------------- two views, one network
-class _TwoViews(nn.Module):
-    """Backbone and projector over two standard views; features without an uncertainty of their own (their negative norm stands in)."""
-
-    embeds_with = ("backbone",)
-    takes_local_views = False
-
-    def __init__(self, settings: dict, channels: int = 3):
-        super().__init__()
-        if settings["local_views"] and not self.takes_local_views:
-            raise ValueError(f"{settings['method']} compares two standard views; set local_views to 0, not {settings['local_views']}.")
-        self.settings = settings
-        self.backbone = networks.backbone(settings, channels)
-        self.projector = networks.projector(self.backbone.features, settings["dimension"], settings["projector_layers"])
-
-    def forward(self, view: Tensor) -> tuple[Tensor]:
-        return (self.projector(self.backbone(view)),)
-
-    def projections(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """The two views' projections [B, D], over the batch of all processes."""
-        (first,), (second,) = forward_by_size(self, views)
-        return networks.gather(first), networks.gather(second)
-
-    def embed(self, images: Tensor) -> Embedding:
-        features = self.backbone(images).float()
-        return Embedding(features, -features.norm(dim=1), {})
-
-
-class SimCLR(_TwoViews):
+class SimCLR(TwoViews):
     """SimCLR (Chen et al. 2020, Algorithm 1): each view is to be recognised as its image's other view among all views of the batch."""
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
@@ -52,7 +25,7 @@ class SimCLR(_TwoViews):
         return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
-class BarlowTwins(_TwoViews):
+class BarlowTwins(TwoViews):
     """Barlow Twins (Zbontar et al. 2021, Algorithm 1), the loss times ``loss_scale`` as the authors' code has it (their App.)."""
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
@@ -61,7 +34,7 @@ class BarlowTwins(_TwoViews):
         return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
-class VICReg(_TwoViews):
+class VICReg(TwoViews):
     """VICReg (Bardes et al. 2022, Algorithm 1). Deviation: the expander ends in batch norm, as all projectors here."""
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
@@ -73,7 +46,7 @@ class VICReg(_TwoViews):
         }  # fmt: skip
 
 
-class Supervised(_TwoViews):
+class Supervised(TwoViews):
     """The same network and views trained with labels: what the labels would have given. Cross-entropy, mean over both views."""
 
     classes = True
@@ -89,7 +62,7 @@ class Supervised(_TwoViews):
 
 
 # ---------------------------------------------------------------------------------------------------------------- with a target network
-class _WithTarget(_TwoViews):
+class _WithTarget(TwoViews):
     """A second backbone and projector whose weights follow the trained ones: ``target <- m target + (1 - m) online`` after every step."""
 
     def __init__(self, settings: dict, channels: int = 3):
@@ -114,19 +87,13 @@ class _WithTarget(_TwoViews):
         return {"loss": loss, "cosine": 1 - loss.detach() / 4, "spread": spread(z)}
 
 
-class BYOL(_WithTarget):
+class BYOL(_WithTarget, SimSiam):
     """BYOL (Grill et al. 2020, §3.1): each view's prediction is drawn to the target network's projection of the other view.
 
     With ``target_momentum`` 0 the target is the trained network itself, its gradient stopped (recipe byol_without_average).
     """
 
-    def __init__(self, settings: dict, channels: int = 3):
-        super().__init__(settings, channels)
-        self.predictor = networks.predictor(settings["dimension"], settings["predictor_hidden"])
-
-    def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.projector(self.backbone(view))
-        return z, self.predictor(z)
+    takes_local_views = False
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         (z, p1), (_, p2) = forward_by_size(self, views)

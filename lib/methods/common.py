@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import networks
@@ -34,6 +34,33 @@ def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
         for index, *parts in zip(same, *(output.chunk(len(same)) for output in stacked), strict=True):
             outputs[index] = tuple(parts)
     return [outputs[index] for index in range(len(views))]
+
+
+class TwoViews(nn.Module):
+    """Backbone and projector over two standard views; features without an uncertainty of their own (their negative norm stands in)."""
+
+    embeds_with = ("backbone",)
+    takes_local_views = False
+
+    def __init__(self, settings: dict, channels: int = 3):
+        super().__init__()
+        if settings["local_views"] and not self.takes_local_views:
+            raise ValueError(f"{settings['method']} compares two standard views; set local_views to 0, not {settings['local_views']}.")
+        self.settings = settings
+        self.backbone = networks.backbone(settings, channels)
+        self.projector = networks.projector(self.backbone.features, settings["dimension"], settings["projector_layers"])
+
+    def forward(self, view: Tensor) -> tuple[Tensor]:
+        return (self.projector(self.backbone(view)),)
+
+    def projections(self, views: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The two views' projections [B, D], over the batch of all processes."""
+        (first,), (second,) = forward_by_size(self, views)
+        return networks.gather(first), networks.gather(second)
+
+    def embed(self, images: Tensor) -> Embedding:
+        features = self.backbone(images).float()
+        return Embedding(features, -features.norm(dim=1), {})
 
 
 def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:

@@ -8,26 +8,23 @@ from torch.nn import functional as F
 
 from lib import losses, networks
 from lib.distributions import best_concentration
-from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
+from lib.methods.common import Embedding, TwoViews, forward_by_size, spread, view_pairs
 
 QUANTILES = (0.05, 0.95)
 
 
-class SimSiam(nn.Module):
+class SimSiam(TwoViews):
     """SimSiam (Chen & He 2021, Algorithm 1): each view's prediction is drawn to the other view's projection, which is held constant.
 
     Deviation: all views of one size pass the network together, so batch norm takes its statistics over both views. Low-resolution views, where
     a recipe has them, predict both standard views; the targets are standard views only.
     """
 
-    embeds_with = ("backbone",)
+    takes_local_views = True
 
     def __init__(self, settings: dict, channels: int = 3):
-        super().__init__()
-        dimension = settings["dimension"]
-        self.backbone = networks.backbone(settings, channels)
-        self.projector = networks.projector(self.backbone.features, dimension, settings["projector_layers"])
-        self.predictor = networks.predictor(dimension, settings["predictor_hidden"])
+        super().__init__(settings, channels)
+        self.predictor = networks.predictor(settings["dimension"], settings["predictor_hidden"])
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor]:
         z = self.projector(self.backbone(view))
@@ -37,10 +34,6 @@ class SimSiam(nn.Module):
         z, p = zip(*forward_by_size(self, views), strict=True)  # each V x [B, D]
         loss = torch.stack([losses.simsiam_loss(p[i], z[j]) for i, j in view_pairs(len(views))]).mean()
         return {"loss": loss, "cosine": -loss.detach(), "spread": spread(z[0])}
-
-    def embed(self, images: Tensor) -> Embedding:
-        features = self.backbone(images).float()
-        return Embedding(features, -features.norm(dim=1), {})
 
 
 class VISimSiam(nn.Module):
@@ -68,7 +61,8 @@ class VISimSiam(nn.Module):
         source = settings["concentration_from"]
         if source == "features":
             self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"])
-            self.concentration_head = networks.concentration_head(self.backbone.features)
+            # u_θ; its layers are not published (2023, §5): one hidden layer here
+            self.concentration_head = networks.predictor(self.backbone.features, self.backbone.features, 1)
             self.embeds_with, last = ("backbone", "concentration_head"), self.concentration_head[-1]
         elif source == "predictor":
             self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"], self.dimension + 1)
