@@ -676,7 +676,7 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
         ax.plot(values, np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
         rows.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
     ax.set_yticks(range(len(order)), [looks[name].label for name in order])
-    ax.locator_params(axis="x", nbins=5)  # numbers of four digits do not touch in half a page's width
+    ax.locator_params(axis="x", nbins=5 if _inches(ax)[0] > 1.6 else 3)  # numbers of four digits do not touch, in half a page's width or a quarter's
     ax.set(xlabel=label, ylim=(len(order) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x")
