@@ -244,7 +244,7 @@ def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     return buffer.getvalue()
 
 
-def _png(image: Picture.Image, dpi: int, tolerance: int = 8) -> bytes:
+def _png(image: Picture.Image, dpi: int, tolerance: int = 10) -> bytes:
     """A PNG with at most 256 colours where no pixel changes by more than ``tolerance`` of 255 levels, a third of the size; else with all of them."""
     reduced = image.quantize(256, Picture.Quantize.MAXCOVERAGE, kmeans=1, dither=Picture.Dither.NONE)
     change = max(most for _, most in ImageChops.difference(reduced.convert("RGB"), image).getextrema())
