@@ -163,6 +163,16 @@ def test_layer_outputs_are_those_of_the_main_parts():
 
 
 # ---------------------------------------------------------------------------------------------------------------- vision transformer
+def test_attention_is_plain_where_patches_are_few_and_gives_what_fused_attention_gives():
+    network, many, images = networks.vit(16, 2, 2, 4, 16).eval(), networks.vit(16, 1, 2, 2, 32), torch.rand(3, 3, 16, 16)
+    blocks = network.vit.blocks
+    assert not any(block.attn.fused_attn for block in blocks) and all(block.attn.fused_attn for block in many.vit.blocks)
+    plain = network(images)
+    for block in blocks:
+        block.attn.fused_attn = True
+    torch.testing.assert_close(network(images), plain)
+
+
 def test_a_vit_takes_views_of_any_side_that_patches_divide():
     network = networks.vit(16, 2, 2, 4, 16).eval()
     with torch.no_grad():
