@@ -489,7 +489,7 @@ def test_published_figures_belong_together(repository):
         assert record["runs"] or not record["inputs"] or all("/tables/" in path for path in record["inputs"])
         drawn = (repository / "notebooks" / f"{record['notebook']}.ipynb").read_text()
         patterns = re.findall(rf"{name[:2]}_[\w{{}}]+", drawn)
-        assert any(re.fullmatch(re.sub(r"{\w*}", r"\\w*", pattern), name) for pattern in patterns), f"{record['notebook']} draws no {name}"
+        assert any(re.fullmatch(re.sub(r"{\w*}", r"\\w+", pattern), name) for pattern in patterns), f"{record['notebook']} draws no {name}"
 
 
 @pytest.fixture

@@ -60,6 +60,7 @@ def test_predictor_is_a_bottleneck_with_a_plain_output():
     predictor = networks.predictor(16, 4)
     assert parameters(predictor) == 16 * 4 + 8 + 4 * 16 + 16
     assert predictor(torch.randn(3, 16)).shape == (3, 16) and networks.predictor(16, 4, 17)(torch.randn(3, 16)).shape == (3, 17)
+    assert networks.predictor(8, 8, 1)(torch.randn(3, 8)).shape == (3, 1)  # the concentration head's form
 
 
 # ---------------------------------------------------------------------------------------------------------------- concentration
