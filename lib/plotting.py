@@ -245,11 +245,12 @@ def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
 
 
 def _png(image: Picture.Image, dpi: int, tolerance: int = 10) -> bytes:
-    """A PNG with at most 256 colours where no pixel changes by more than ``tolerance`` of 255 levels, a third of the size; else with all of them."""
+    """A PNG with at most 256 colours, a third of the size, where 995 of 1,000 pixels change by at most ``tolerance`` of 255 levels; else with all."""
     reduced = image.quantize(256, Picture.Quantize.MAXCOVERAGE, kmeans=1, dither=Picture.Dither.NONE)
-    change = max(most for _, most in ImageChops.difference(reduced.convert("RGB"), image).getextrema())
+    change = np.asarray(ImageChops.difference(reduced.convert("RGB"), image)).max(axis=2)  # [H, W]
+    fits = np.quantile(change, 0.995) <= tolerance and change.max() <= 3 * tolerance
     buffer = io.BytesIO()
-    (reduced if change <= tolerance else image).save(buffer, "PNG", optimize=True, dpi=(dpi, dpi))
+    (reduced if fits else image).save(buffer, "PNG", optimize=True, dpi=(dpi, dpi))
     return buffer.getvalue()
 
 
