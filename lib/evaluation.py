@@ -35,7 +35,7 @@ PAPER_PROBE = {
     "chosen_epoch": "last",
 }  # fmt: skip
 TEMPERATURE = 0.07  # of the votes of neighbours
-QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+QUANTILES = (0.05, 0.95)
 KEPT_AREA = {"crop"}  # families whose number is the share of the image that is kept: smaller is more severe
 
 
@@ -528,7 +528,6 @@ def battery(
         for name in ["uncertainty", *native_scores(embedded)]:
             values = embedded[name].astype(np.float64)
             add("mean", np.mean, values, condition=condition, score=name, on=on)
-            add("std", np.std, values, condition=condition, score=name, on=on, draws=0)
             for level in QUANTILES:
                 add(f"q{100 * level:02.0f}", partial(np.quantile, q=level), values, condition=condition, score=name, on=on, draws=0)
 
