@@ -22,7 +22,7 @@ SCORES = {
 # what a method says besides its own uncertainty -> its name; the metrics where its paper's notebook left how well it tells foreign images apart
 SECOND = {"negative_log_likelihood": "negative log-likelihood", "target_energy": "energy of the target"}
 SECOND_IN = ("60_vje_likelihood-ood", "50_prosmin_calibration_and_shift-ood")
-REFERENCES = (*protocol.REFERENCES, "random_latent", "supervised")  # untrained, no network, or trained on the labels
+REFERENCES = (*protocol.REFERENCES, "supervised")  # untrained, no network, or trained on the labels
 RANKED, FEW_SEEDS, NO_SCORES = "ranked", "too few seeds", "no per-image scores"
 
 CLASSIFIERS = ("linear", "knn")

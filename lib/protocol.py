@@ -24,7 +24,8 @@ ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed e
 BY_ACCURACY = ("ablations", "scoring", "likelihood", "sharpening")
 SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
 RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
-REFERENCES = ("random", "raw_pixels")  # rows of every accuracy table that a run has to beat to count
+UNTRAINED = ("random", "random_vit", "random_latent")
+REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
 # Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above (but for ProSMin's), and
 # textures, noise and drawn shapes lie on either side (tests/test_own_images.py)
@@ -252,20 +253,21 @@ def tuning(profile: str) -> pd.DataFrame:
 
 def must_beat(reference: str, dataset: str) -> bool:
     """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
-    return reference == "random" or dataset.startswith(("cifar10", "imagenette"))
+    return reference in UNTRAINED or dataset.startswith(("cifar10", "imagenette"))
 
 
 def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
-    """k-NN accuracy of a run minus that of each reference row among ``listed``: its stored scores, paired by test image, 95 % bootstrap.
+    """k-NN accuracy of a run minus that of an untrained network and of raw pixels: their stored scores, paired by test image, 95 % bootstrap.
 
-    Columns: reference (random, raw_pixels; the one with the run's seed, else the first), value, ci_low, ci_high, n, must_beat.
+    Columns: reference (of those among ``listed`` one with the run's backbone and seed, else the first), value, ci_low, ci_high, n, must_beat.
     """
     profile, test, rows = run["profile"], run["dataset"], []
     own = artifacts.read_scores(profile, resolution.run_name(run), test, ("knn_correct",))["knn_correct"].astype(float)
-    for reference in REFERENCES:
-        same = [other for other in listed if other["method"] == reference and other["dataset"] == test]
-        found = sorted(same, key=lambda other: other["seed"] != run["seed"])
+    for kind in (UNTRAINED, ("raw_pixels",)):
+        same = [other for other in listed if other["method"] in kind and other["dataset"] == test]
+        found = sorted(same, key=lambda other: (other["backbone"] != run["backbone"], other["seed"] != run["seed"]))
         if found:
+            reference = found[0]["method"]
             gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
             row = {"reference": reference, "n": len(gain), "must_beat": must_beat(reference, test)}
             rows.append(row | evaluation.with_interval(np.mean, gain, draws=run["bootstrap_draws"]))

@@ -570,9 +570,18 @@ def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
     assert protocol.is_evidence(found.assign(ci_low=-0.01, must_beat=False)) is False
 
 
+def test_gains_are_over_the_untrained_network_of_the_same_backbone():
+    run, listed = resolution.resolve("dino_vit", "smoke"), [resolution.resolve(name, "smoke") for name in ("random", "random_vit")]
+    for other in (run, *listed):
+        right = np.arange(10) < {"dino_vit": 8, "random": 9, "random_vit": 3}[other["method"]]
+        artifacts.write_scores("smoke", resolution.run_name(other), "digits", {"knn_correct": right})
+    assert protocol.gains(run, listed)[["reference", "value"]].to_numpy().tolist() == [["random_vit", 0.5]]
+    assert protocol.gains(run, listed[:1])[["reference", "value"]].to_numpy().tolist() == [["random", pytest.approx(-0.1)]]
+
+
 def test_raw_pixels_must_be_beaten_on_natural_images_alone():
     assert [protocol.must_beat("raw_pixels", name) for name in ("cifar10", "imagenette96", "fashion_mnist", "mnist")] == [True, True, False, False]
-    assert all(protocol.must_beat("random", name) for name in ("cifar10", "fashion_mnist"))
+    assert all(protocol.must_beat(untrained, name) for untrained in protocol.UNTRAINED for name in ("cifar10", "fashion_mnist"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- content and style

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lib import settings
+from lib import protocol, settings
 from lib.methods import METHODS
 from lib.settings import find_run, resolve, run_hash, run_name, variant
 
@@ -73,7 +73,7 @@ def test_precedence_of_what_a_recipe_has_for_a_data_set_and_of_what_it_keeps(fil
 def test_every_recipe_resolves_in_every_profile(method, profile):
     resolved = resolve(method, profile)
     json.dumps(resolved)
-    assert resolved["dataset"] and (resolved["epochs"] == 0) == (method in ("random", "random_latent", "raw_pixels"))
+    assert resolved["dataset"] and (resolved["epochs"] == 0) == (method in protocol.REFERENCES)
     assert re.fullmatch(rf"{method}-{resolved['dataset']}-e\d+-seed0", run_name(resolved))
 
 

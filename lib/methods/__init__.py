@@ -46,6 +46,7 @@ METHODS = {
     "random": RandomInitialisation,
     "raw_pixels": RawPixels,
     "random_latent": RandomInitialisation,
+    "random_vit": RandomInitialisation,
     "vae": vae.VAE,
     "beta_vae": vae.VAE,
     "cr_vae": vae.CRVAE,
