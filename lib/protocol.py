@@ -24,6 +24,7 @@ ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed e
 BY_ACCURACY = ("ablations", "scoring", "likelihood", "sharpening")
 SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
 RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
+COMPARED = (resolution.PROTOCOL, "vit")  # the groups of runs that methods are compared by
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
@@ -214,7 +215,7 @@ def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROT
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
     """Settings of the measured runs that methods are compared by: the protocol's, and those on a vision transformer."""
-    return _measured([run for group in (resolution.PROTOCOL, "vit") for run in resolution.runs(profile, paper, group)])
+    return _measured([run for group in COMPARED for run in resolution.runs(profile, paper, group)])
 
 
 def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
@@ -640,8 +641,9 @@ def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------- committed encoders
 def _leaves_encoder(settings: dict) -> bool:
-    """A method has one committed encoder: of its run in the protocol, seed 0; not of shorter runs, or on other data."""
-    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
+    """A method has one committed encoder: of its run that is compared, seed 0; not of shorter runs, or on other data."""
+    compared = [run for group in COMPARED for run in resolution.runs(settings["profile"], group=group)]
+    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in compared
 
 
 def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:

@@ -377,10 +377,12 @@ def test_loading_what_is_not_there_lists_what_is(run, encoder):
         protocol.load("vi_simsiam")
 
 
-@pytest.mark.parametrize("changes", [{}, {"seed": 1}, {"epochs": 5}, {"dataset": "mnist"}, {"method": "random"}])
-def test_only_a_methods_seed_0_run_of_the_protocol_leaves_an_encoder(changes):
+@pytest.mark.parametrize("changes", [
+    {}, {"method": "prosmin_vit"}, {"seed": 1}, {"epochs": 5}, {"dataset": "mnist"}, {"method": "random"}, {"method": "random_vit"},
+])  # fmt: skip
+def test_only_the_seed_0_run_that_is_compared_leaves_an_encoder(changes):
     settings = resolution.resolve(**({"method": "vi_simsiam", "profile": "standard"} | changes))
-    assert protocol._leaves_encoder(settings) == (changes == {})
+    assert protocol._leaves_encoder(settings) == (changes in ({}, {"method": "prosmin_vit"}))
 
 
 @pytest.mark.parametrize("profile", ["standard", "smoke"])
@@ -396,8 +398,8 @@ def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatc
     assert len(asked) == (profile == "standard")
 
 
-def test_committed_encoders_are_of_the_protocol():
-    names = {resolution.run_name(settings) for settings in resolution.runs("standard", group=resolution.PROTOCOL)}
+def test_committed_encoders_are_of_runs_that_are_compared():
+    names = {resolution.run_name(settings) for group in protocol.COMPARED for settings in resolution.runs("standard", group=group)}
     found = sorted((artifacts.ROOT / "results" / "standard" / "encoders").glob("*.safetensors"))
     assert found and {artifacts.read_tensors_info(path)["run"] for path in found} <= names
 
