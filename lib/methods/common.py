@@ -37,7 +37,7 @@ def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
 
 
 class TwoViews(nn.Module):
-    """Backbone and projector over two standard views; features without an uncertainty of their own (their negative norm stands in)."""
+    """Backbone and projector over two standard views, and local ones where a method takes them; the negative norm of the features is its uncertainty."""
 
     embeds_with = ("backbone",)
     takes_local_views = False
