@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -431,7 +432,7 @@ def fine_tuning_search(run: Run, images: data.ImageSet, epochs: int, share: floa
     """Validation accuracy of every learning rate of the profile's grid for fine-tuning on ``share`` of the labels, the same effort for all.
 
     One search a method: its seed-0 run, a quarter of the epochs, labels from ``images`` without their validation part, judged on that part. The
-    test set is never seen. A grid of one rate is not searched: its accuracy is NaN.
+    test set is never seen. A rate with which the loss is no longer finite gets no image right: 0. A grid of one rate is not searched: NaN.
     """
     rates = run.settings["fine_tune_learning_rates"]
     if len(rates) == 1:
@@ -439,8 +440,12 @@ def fine_tuning_search(run: Run, images: data.ImageSet, epochs: int, share: floa
     run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
     fitted, held_out = data.train_validation_split(images.labels)
     labelled, held_out = images.subset(fitted[data.label_subset(images.labels[fitted], share)]), images.subset(held_out)
-    found = {rate: fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate) for rate in rates}
-    return {rate: float(np.mean(table["probabilities"].argmax(1) == table["label"])) for rate, table in found.items()}
+    found = dict.fromkeys(rates, 0.0)
+    for rate in rates:
+        with contextlib.suppress(training.TrainingStopped):
+            table = fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate)
+            found[rate] = float(np.mean(table["probabilities"].argmax(1) == table["label"]))
+    return found
 
 
 def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:

@@ -535,6 +535,17 @@ def test_transfer_searches_on_the_other_sets_train_and_is_tested_there_once(run,
     assert set(frame.evaluated_on) == {"generated"} and frame.metric.tolist() == list(stored.index)
 
 
+def test_a_rate_that_diverges_is_the_worst_of_its_search_and_ends_nothing(run, monkeypatch):
+    def fine_tuned(_, labelled, test, epochs, rate):
+        if rate == 0.3:
+            raise training.TrainingStopped("Fine-tuning's loss is nan at step 1")
+        return {"label": test.labels, "probabilities": np.eye(10)[test.labels] * 0.9}
+
+    monkeypatch.setattr(protocol, "fine_tuned", fine_tuned)
+    monkeypatch.setattr(run, "settings", run.settings | FEW)
+    assert protocol.fine_tuning_search(run, run.train, 8, 0.05) == {0.01: 1.0, 0.3: 0.0}
+
+
 def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "settings", run.settings | FEW | {"seed": 3})

@@ -37,7 +37,7 @@ def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
 
 
 class TwoViews(nn.Module):
-    """Backbone and projector over two standard views, and local ones where a method takes them; the negative norm of the features is its uncertainty."""
+    """Backbone and projector over two standard views, and local ones where a method takes them; uncertainty: the negative norm of features."""
 
     embeds_with = ("backbone",)
     takes_local_views = False
