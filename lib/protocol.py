@@ -457,8 +457,8 @@ def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, s
         return pd.DataFrame(), f"This profile takes the rate {rates[0]:g} as given." if len(rates) == 1 else "No stored search."
     search = search.assign(learning_rate=search.score.str.removeprefix("learning_rate_").astype(float), percent=100 * search.value)
     table = search.pivot_table(index=["trained_on", "condition", "method"], columns="learning_rate", values="percent", sort=False).sort_index(axis=1)
-    edge = table.idxmax(axis=1).isin([table.columns.min(), table.columns.max()])
-    return table, f"The best rate lies at an end of the grid for {edge.sum()} of {len(edge)} searches; there a wider grid might find more."
+    edge = [row.idxmax() in row.dropna().index[[0, -1]] for _, row in table.iterrows()]  # methods may have grids of their own
+    return table, f"The best rate lies at an end of the grid for {sum(edge)} of {len(edge)} searches; there a wider grid might find more."
 
 
 def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
