@@ -29,9 +29,10 @@ COMPARED = (resolution.PROTOCOL, "vit")  # the groups of runs that methods are c
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
-# Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above (but for ProSMin's), and
-# textures, noise and drawn shapes lie on either side (tests/test_own_images.py)
+# Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above (but for those of
+# TOLD_BADLY), and textures, noise and drawn shapes lie on either side (tests/test_own_images.py)
 UNLIKE = 0.3
+TOLD_BADLY = {"prosmin": "digits and clothes", "dino_vit": "digits"}  # by the features of these encoders
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
@@ -695,8 +696,8 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     if name == "vje":
         limits.insert(0, "The formulation is this repository's own: the paper's text was not at hand.")
         limits.insert(1, "Its likelihood, another score, is measured in notebook 60.")
-    if name == "prosmin":
-        limits.insert(0, "Its features hardly tell digits and clothes from photographs: that images resemble its training set says little.")
+    if name in TOLD_BADLY:
+        limits.insert(0, f"Its features hardly tell {TOLD_BADLY[name]} from photographs: that images resemble its training set says little.")
     if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
         limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")
     labels = "with" if hasattr(methods.METHODS[name], "classes") else "without"

@@ -256,8 +256,8 @@ def unlikeness(name, images):
     return protocol.unlikeness(own_images.ask(name, images)["features"], own_images._spread(name, protocol.encoders()[name]))
 
 
-# ProSMin's features hardly tell digits (0.3) and clothes (0.1) from photographs; its card says so.
-@pytest.mark.parametrize("name", [name for name in ENCODERS if name != "prosmin"])
+# The features of some hardly tell digits from photographs (ProSMin's 0.3, DINO's on a vision transformer 0.2); their cards say so.
+@pytest.mark.parametrize("name", [name for name in ENCODERS if name not in protocol.TOLD_BADLY])
 def test_digits_do_not_resemble_natural_images(committed, name):
     assert unlikeness(name, data.load("digits", "test")) > protocol.UNLIKE
 
