@@ -262,11 +262,19 @@ def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFr
 
 
 def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
+    """One array per score, an entry per image. An ``index`` that only counts 0, 1, 2, ... is stored empty: compressed, it would be half of a small file."""
+    index = arrays.get("index", np.empty(0))
+    if np.array_equal(index, np.arange(len(index))):
+        arrays = {name: values[:0] if name == "index" else values for name, values in arrays.items()}
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **arrays)
 
 
 def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    return read_npz(scores_path(profile, run, evaluated_on), needs)
+    """The arrays that ``write_scores`` stored, an empty ``index`` counted out again."""
+    arrays = read_npz(scores_path(profile, run, evaluated_on), needs)
+    if "index" in arrays and not len(arrays["index"]):
+        arrays["index"] = np.arange(max(map(len, arrays.values())), dtype=arrays["index"].dtype)
+    return arrays
 
 
 # ---------------------------------------------------------------------------------------------------------------- what code depends on

@@ -107,8 +107,8 @@ def _further_correctness(run: dict) -> pd.DataFrame:
 
 def scores(run: dict) -> dict[str, np.ndarray]:
     """The stored per-image scores of a run on its test set, with those of the images alone; empty where the run's own are not stored."""
-    path = artifacts.scores_path(run["profile"], resolution.run_name(run), run["dataset"])
-    table = artifacts.read_npz(path) if path.exists() else {}
+    place = run["profile"], resolution.run_name(run), run["dataset"]
+    table = artifacts.read_scores(*place) if artifacts.scores_path(*place).exists() else {}
     return table | image_scores.stored(run["profile"], run["dataset"]) if "feature_norm" in table else {}  # the battery's, not a part of them
 
 

@@ -40,8 +40,8 @@ def png_size(pixels: np.ndarray) -> np.ndarray:
 
 def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:
     """The stored NAMES [N] of a test set; empty where they are not."""
-    path = artifacts.scores_path(profile, RUN, dataset)
-    return artifacts.read_npz(path) if path.exists() else {}
+    known = artifacts.scores_path(profile, RUN, dataset).exists()
+    return artifacts.read_scores(profile, RUN, dataset) if known else {}
 
 
 def stored_metrics(profile: str) -> pd.DataFrame:
