@@ -419,13 +419,13 @@ def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: i
     def compute():
         found = evaluation.fine_tune(
             run.method, labelled, test, epochs, learning_rate, seed=run.settings["seed"], precision=run.settings["precision"],
-            progress_path=folder / "progress.json",
+            progress_path=folder / "progress.json", optimizer=run.settings["fine_tune_optimizer"],
         )  # fmt: skip
         return {"label": test.labels, "probabilities": found.astype(np.float32)}
 
     path = folder / "embeddings" / f"{test.name}-{test.split}-{len(test)}-fine_tuned_{len(labelled)}_e{epochs}_lr{learning_rate:g}.npz"
     key = {"run": run.hash, "labelled": labelled.checksum, "data": test.checksum, "epochs": epochs, "learning_rate": learning_rate}
-    key["code"] = artifacts.code_hash(MEASURING)
+    key |= {"optimizer": run.settings["fine_tune_optimizer"], "code": artifacts.code_hash(MEASURING)}
     return evaluation.embed_cached(path, key, compute)
 
 

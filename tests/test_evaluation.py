@@ -536,8 +536,23 @@ def test_the_learning_rate_falls_on_a_cosine_to_the_end(monkeypatch):
     np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(8) / 8)))
 
 
+def test_the_learning_rate_of_adamw_rises_in_the_first_tenth(monkeypatch):
+    rates, original = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or original(self))
+    tuned(stripes(40), stripes(5), epochs=10, batch_size=20, learning_rate=0.01, optimizer="adamw")
+    np.testing.assert_allclose(rates, [0.005, 0.01, *(0.005 * (1 + np.cos(np.pi * np.arange(18) / 18)))])
+
+
+def test_fine_tuning_with_adamw_learns():
+    test = stripes(200, seed=1)
+    probabilities = tuned(stripes(100), test, epochs=12, learning_rate=0.01, optimizer="adamw")
+    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
+
+
 def test_fine_tuning_refuses_bad_input():
     labelled, test = stripes(20), stripes(5)
+    with pytest.raises(ValueError, match="optimizer is 'adam'; choose from .*adamw"):
+        tuned(labelled, test, optimizer="adam")
     with pytest.raises(ValueError, match="Flatten has no weights to fine-tune"):
         tuned(labelled, test, nn.Flatten())
     with pytest.raises(ValueError, match="at least 2 images"):

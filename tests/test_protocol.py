@@ -472,7 +472,8 @@ def calls(monkeypatch):
     """Every fine-tuning as (labelled, test, epochs, rate); its answer is right for the first image, and for one more with the larger rate."""
     made = []
 
-    def fine_tune(method, labelled, test, epochs, learning_rate, seed, precision, progress_path):
+    def fine_tune(method, labelled, test, epochs, learning_rate, seed, precision, progress_path, optimizer):
+        assert optimizer == "sgd"
         made.append((labelled, test, epochs, learning_rate))
         right = np.arange(len(test)) < (1 if learning_rate == 0.01 else 2)
         return np.eye(10)[np.where(right, test.labels, (test.labels + 1) % 10)]
