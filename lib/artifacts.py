@@ -262,7 +262,7 @@ def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFr
 
 
 def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
-    """One array per score, an entry per image. An ``index`` that only counts 0, 1, 2, ... is stored empty: compressed, it would be half of a small file."""
+    """One array per score, an entry per image. An ``index`` that only counts 0, 1, 2, ... is stored empty: it would be half of a small file."""
     index = arrays.get("index", np.empty(0))
     if np.array_equal(index, np.arange(len(index))):
         arrays = {name: values[:0] if name == "index" else values for name, values in arrays.items()}
