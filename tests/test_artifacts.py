@@ -208,6 +208,7 @@ def test_metrics_that_cannot_be_read_are_named():
 def test_scores_round_trip():
     artifacts.write_scores("smoke", "run", "digits", {"kappa": np.arange(3.0)})
     assert artifacts.read_scores("smoke", "run", "digits")["kappa"].tolist() == [0, 1, 2]
+    assert artifacts.scores_path("smoke", "run", "digits").name == "run--digits.npz"
 
 
 @pytest.mark.parametrize("index", [np.arange(300), np.arange(300)[::-1], np.arange(1, 301)], ids=["counts", "backwards", "from 1"])
@@ -218,7 +219,6 @@ def test_an_index_that_counts_is_stored_empty_and_read_in_full(index):
     read = artifacts.read_scores("smoke", "run", "digits")
     assert read["index"].dtype == np.int32 and all(np.array_equal(read[name], arrays[name]) for name in arrays)
     assert (len(read_npz(artifacts.scores_path("smoke", "run", "digits"))["index"]) == 0) == (index[0] == 0 and index[1] == 1)
-    assert artifacts.scores_path("smoke", "run", "digits").name == "run--digits.npz"
 
 
 # ---------------------------------------------------------------------------------------------------------------- provenance
