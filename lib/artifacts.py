@@ -263,9 +263,8 @@ def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFr
 
 def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
     """One array per score, an entry per image. An ``index`` that only counts 0, 1, 2, ... is stored empty: it would be half of a small file."""
-    index = arrays.get("index", np.empty(0))
-    if np.array_equal(index, np.arange(len(index))):
-        arrays = {name: values[:0] if name == "index" else values for name, values in arrays.items()}
+    if "index" in arrays and np.array_equal(arrays["index"], np.arange(len(arrays["index"]))):
+        arrays = arrays | {"index": arrays["index"][:0]}
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **arrays)
 
 
@@ -275,6 +274,11 @@ def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...
     if "index" in arrays and not len(arrays["index"]):
         arrays["index"] = np.arange(max(map(len, arrays.values())), dtype=arrays["index"].dtype)
     return arrays
+
+
+def stored_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.ndarray]:
+    """What ``read_scores`` reads; empty where no such scores are stored."""
+    return read_scores(profile, run, evaluated_on) if scores_path(profile, run, evaluated_on).exists() else {}
 
 
 # ---------------------------------------------------------------------------------------------------------------- what code depends on

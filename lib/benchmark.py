@@ -107,8 +107,7 @@ def _further_correctness(run: dict) -> pd.DataFrame:
 
 def scores(run: dict) -> dict[str, np.ndarray]:
     """The stored per-image scores of a run on its test set, with those of the images alone; empty where the run's own are not stored."""
-    place = run["profile"], resolution.run_name(run), run["dataset"]
-    table = artifacts.read_scores(*place) if artifacts.scores_path(*place).exists() else {}
+    table = artifacts.stored_scores(run["profile"], resolution.run_name(run), run["dataset"])
     return table | image_scores.stored(run["profile"], run["dataset"]) if "feature_norm" in table else {}  # the battery's, not a part of them
 
 

@@ -40,8 +40,7 @@ def png_size(pixels: np.ndarray) -> np.ndarray:
 
 def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:
     """The stored NAMES [N] of a test set; empty where they are not."""
-    known = artifacts.scores_path(profile, RUN, dataset).exists()
-    return artifacts.read_scores(profile, RUN, dataset) if known else {}
+    return artifacts.stored_scores(profile, RUN, dataset)
 
 
 def stored_metrics(profile: str) -> pd.DataFrame:
