@@ -26,10 +26,10 @@ FAMILIES = {
 CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
 
 
-def pairs(backbones: dict[str, str]) -> list[tuple[str, str]]:
-    """(method, other) for each form of ProSMin and each method that it is compared with, on the same backbone; backbones: by method."""
+def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) -> list[tuple[str, str]]:
+    """(method, other) for each form of ProSMin and each of the methods ``others``, on the same backbone; backbones: by method."""
     ours = [name for name in ("prosmin", "prosmin_vit") if name in backbones]
-    return [(name, other) for name in ours for other in COMPARED_WITH if backbones.get(other) == backbones[name]]
+    return [(name, other) for name in ours for other in others if backbones.get(other) == backbones[name]]
 
 
 @cache
