@@ -130,9 +130,9 @@ def write_json(path: Path, content) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def write_csv(path: Path, frame: pd.DataFrame) -> None:
+def write_csv(path: Path, frame: pd.DataFrame, digits: int = 10) -> None:
     """Ten significant digits: enough to recompute any statement, short enough to review in a diff."""
-    write_text(path, frame.to_csv(index=False, float_format="%.10g", lineterminator="\n"))
+    write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
 
 def markdown_table(rows: list) -> str:
