@@ -107,10 +107,10 @@ def kappa_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def panel_letters(axes) -> None:
-    """Bold a, b, c at the top left, outside each of the axes (in reading order)."""
+def panel_letters(axes, away: float = 20) -> None:
+    """Bold a, b, c at the top left, outside each of the axes (in reading order), this many points from its edge."""
     for letter, ax in zip("abcdefghijkl", np.ravel(axes), strict=False):
-        ax.annotate(letter, (0, 1), (-20, 5), "axes fraction", "offset points", fontsize=8, fontweight="bold", va="baseline")
+        ax.annotate(letter, (0, 1), (-away, 5), "axes fraction", "offset points", fontsize=8, fontweight="bold", va="baseline")
 
 
 def split_caption(caption: str) -> tuple[str, str]:
