@@ -249,7 +249,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = sum(runs[run]["seconds"] for run in named) / 3600
-        words = [_part(part, claim.get("needs", "")) for part in parts.to_dict("records")]
+        words = [_part(part, claim.get("needs", "")) | {"decides": ledger.BEYOND not in part["part"]} for part in parts.to_dict("records")]
         found.append(entry | {
             "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "fewest_seeds": entry["seeds"], "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
@@ -421,7 +421,7 @@ def _readme(
 def _row(claim: dict) -> list[str]:
     """A claim as a row of the README: its first measured number beside the published one, and links to figures, data, notebooks and runs."""
     judged = [part for (verdict, _), parts in claim["reasons"] for part in parts if verdict == claim["verdict"]]
-    part = next((part for part in judged if part["ours"]), judged[0])
+    part = min(judged, key=lambda part: (not part["decides"], not part["ours"]))
     links = [(id, f"figures/{id}.png") for id in claim["figures"]] + [(Path(file).name, file) for file in claim["files"]]
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
