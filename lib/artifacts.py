@@ -131,7 +131,7 @@ def write_json(path: Path, content) -> None:
 
 
 def write_csv(path: Path, frame: pd.DataFrame, digits: int = 10) -> None:
-    """Ten significant digits: enough to recompute any statement, short enough to review in a diff."""
+    """Ten significant digits: enough to recompute any statement, short enough to review in a diff. Curves, which are looked at, need fewer."""
     write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
 

@@ -145,7 +145,7 @@ def save_figure(
     folder = artifacts.results_dir(profile) / "figures"
     for kind, content in pictures.items():
         artifacts.write_bytes(folder / f"{id}.{kind}", content)
-    artifacts.write_csv(folder / f"{id}.csv", data, digits=7)  # more than a page can show
+    artifacts.write_csv(folder / f"{id}.csv", data, digits=7)
     record = {
         "id": id,
         "caption": caption,
