@@ -464,6 +464,16 @@ def test_hours_behind_each_claim_are_those_of_its_runs(repository):
     assert re.search(rf"\[VS2-3\].*\| 3 \| 3 \| {hours:.1f} \|", page)
 
 
+def test_a_claim_is_shown_by_a_part_that_decides_its_verdict(repository):
+    folder = repository / "results" / gallery.EVIDENCE
+    parts, verdicts = (pd.read_csv(folder / "tables" / name) for name in ("90_claims.csv", "90_verdicts.csv"))
+    judged = parts.merge(verdicts[["id", "verdict"]], on=["id", "verdict"])
+    decided = set(judged.id[~judged.part.str.contains(ledger.BEYOND, regex=False)])
+    rows = re.findall(r"^\| (\w+-\d+) \|(.*)$", (folder / "README.md").read_text(), re.M)
+    assert decided and decided <= {id for id, _ in rows}
+    assert [id for id, row in rows if id in decided and ledger.BEYOND in row] == []
+
+
 def test_the_lines_of_the_readme_run(repository, capsys):
     (lines,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
     assert len(lines.split("\n\n")[0].splitlines()) + len(lines.split("\n\n")[1].splitlines()) == 6
