@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import scipy
 
-from lib.uncertainty import bootstrap_interval, matrix
+from lib.uncertainty import bootstrap_interval, matrix, paired_difference
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -118,6 +119,41 @@ def retention(features: float, pixels: float, nothing: float) -> float:
     if pixels <= nothing:
         raise ValueError(f"The probe of raw pixels ({pixels:.3f}) does not beat chance ({nothing:.3f}); the factor cannot be measured here.")
     return (features - nothing) / (pixels - nothing)
+
+
+def retentions(probed: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Retention of every factor by every representation, from the metrics of their probes (protocol.measure_factors).
+
+    probed: those rows, with a column set (whose factors are asked for); keys: the columns that name a probe, method, set and condition among them.
+    Returns keys, chance, skill, pixels (the skill of a probe of raw pixels, the first that the set has), retention, and retention_low and _high:
+    its 95 % interval over images, pixels and chance taken as known. A factor that pixels do not tell is left out.
+    """
+    keys = list(keys)
+    chance, told = probed[probed.metric == "chance"], probed[probed.metric != "chance"]
+    wide = told[[*keys, "value", "ci_low", "ci_high"]].rename(columns={"value": "skill"})
+    wide = wide.merge(chance[[*keys, "value"]].rename(columns={"value": "chance"}), on=keys).sort_values(keys, ignore_index=True)
+    raw = wide[wide.method == "raw_pixels"].drop_duplicates(["set", "condition"]).rename(columns={"skill": "pixels"})
+    wide = wide[wide.method != "raw_pixels"].merge(raw[["set", "condition", "pixels"]], on=["set", "condition"])
+    wide = wide[wide.pixels > wide.chance].reset_index(drop=True)
+    for column, end in {"retention": "skill", "retention_low": "ci_low", "retention_high": "ci_high"}.items():
+        wide[column] = [retention(*values) for values in wide[[end, "pixels", "chance"]].itertuples(index=False)]
+    return wide.drop(columns=["ci_low", "ci_high"])
+
+
+def paired_retention(retained: pd.DataFrame, method: str, other: str) -> dict[str, float]:
+    """Retention by one method minus that by another, mean over factors, paired by seed: difference, ci_low, ci_high (95 %), seeds.
+
+    retained: rows of ``retentions`` on one set. The interval is Student's t over seeds. For one seed it is over images: the ends of the two probes'
+    intervals crosswise, mean over factors, which is wider than the interval of the difference would be.
+    """
+    values = ["retention", "retention_low", "retention_high"]
+    ours, theirs = (retained[retained.method == name].groupby("seed")[values].mean() for name in (method, other))
+    both = ours.index.intersection(theirs.index)
+    ours, theirs = ours.loc[both], theirs.loc[both]
+    found = paired_difference(ours.retention, theirs.retention)
+    if len(both) == 1:
+        found |= {"ci_low": (ours.retention_low - theirs.retention_high).item(), "ci_high": (ours.retention_high - theirs.retention_low).item()}
+    return found
 
 
 def retention_difference(told: Sequence[tuple[np.ndarray, ...]], scales: Sequence[float], draws: int = 2000) -> dict[str, float]:

@@ -3,7 +3,9 @@
 from itertools import permutations
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy
 import torch
 from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
@@ -104,6 +106,40 @@ def test_groups_that_mean_nothing_have_all_of_the_variance_whatever_their_size()
     x = np.random.default_rng(0).normal(size=(2000, 16))
     for members in (2, 4, 200):
         assert factors.variance_within(x, np.arange(2000) // members) == pytest.approx(1, abs=0.02)
+
+
+def probes(method, seed, told, on="set"):
+    """The metrics of probes as protocol.measure_factors writes them: skills by factor, each 0.02 either way, chance 0.2."""
+    common = {"method": method, "seed": seed, "set": on}
+    rows = [{"condition": factor, "metric": "r2", "value": value, "ci_low": value - 0.02, "ci_high": value + 0.02} for factor, value in told.items()]
+    return [common | row for row in rows + [{"condition": factor, "metric": "chance", "value": 0.2} for factor in told]]
+
+
+def test_retentions_are_of_the_pixels_of_their_set_and_carry_the_interval_of_the_probe():
+    rows = probes("raw_pixels", 0, {"colour": 0.7, "turn": 0.6, "noise": 0.1}) + probes("raw_pixels", 0, {"colour": 1.2}, "other set")
+    rows += probes("simvae", 0, {"colour": 0.7, "turn": 0.4, "noise": 0.5}) + probes("simvae", 0, {"colour": 0.7}, "other set")
+    found = factors.retentions(pd.DataFrame(rows), ["method", "seed", "set", "condition"]).set_index(["set", "condition"])
+    assert list(found.index) == [("other set", "colour"), ("set", "colour"), ("set", "turn")] and set(found.method) == {"simvae"}  # no noise
+    assert found.retention.tolist() == pytest.approx([0.5, 1, 0.5]) and found.pixels.tolist() == [1.2, 0.7, 0.6]
+    assert (found.retention - found.retention_low).tolist() == pytest.approx([0.02, 0.04, 0.05])
+    assert (found.retention_high - found.retention).tolist() == pytest.approx([0.02, 0.04, 0.05])
+
+
+def test_retention_is_paired_by_seed_and_one_seed_has_the_interval_of_its_images():
+    rows = probes("raw_pixels", 0, {"colour": 0.7, "turn": 0.6})
+    for seed, less in enumerate((0.1, 0.2, 0.3)):
+        rows += probes("simvae", seed, {"colour": 0.7, "turn": 0.6}) + probes("simclr", seed, {"colour": 0.7 - less, "turn": 0.6 - less})
+    rows += probes("simclr", 3, {"colour": 0.2, "turn": 0.2})  # without a partner
+    found = factors.retentions(pd.DataFrame(rows), ["method", "seed", "set", "condition"])
+    per_seed = [less * (1 / 0.5 + 1 / 0.4) / 2 for less in (0.1, 0.2, 0.3)]
+    paired = factors.paired_retention(found, "simvae", "simclr")
+    reference = scipy.stats.ttest_1samp(per_seed, 0).confidence_interval()
+    assert paired["difference"] == pytest.approx(np.mean(per_seed)) and paired["seeds"] == 3
+    assert (paired["ci_low"], paired["ci_high"]) == pytest.approx((reference.low, reference.high))
+    single = factors.paired_retention(found[found.seed == 1], "simvae", "simclr")
+    assert single["difference"] == pytest.approx(per_seed[1]) and single["seeds"] == 1
+    wide = (0.04 + 0.05) / 2 * 2  # half a width of each, mean over factors
+    assert (single["ci_low"], single["ci_high"]) == pytest.approx((per_seed[1] - wide, per_seed[1] + wide))
 
 
 def test_a_difference_of_retention_is_that_of_its_factors_and_is_paired_by_image():
