@@ -42,7 +42,9 @@ ELSEWHERE = {
     "training_seconds": "not trained",
 }  # fmt: skip
 KEYS = ["method", "score", "measure", "seed"]
-DIFFERENCES = ["method", "score", "minus_method", "minus_score", "measure", "difference", "ci_low", "ci_high", "p_holm", "seeds", "pairing"]
+DIFFERENCES = [
+    "method", "score", "minus_method", "minus_score", "measure", "difference", "ci_low", "ci_high", "p_holm", "seeds", "pairing", "sure", "void",
+]  # fmt: skip
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is stored
@@ -202,7 +204,7 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
     Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with Student's t of the
     smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted; of a bootstrap of B draws at least pairs / (B + 1),
-    so that the interval decides, which holds all pairs at once.
+    so that the interval decides, which holds all pairs at once. sure: it excludes zero; void: it spans all values that a difference can have.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
@@ -222,7 +224,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
     seeds = values[values.measure == measure].groupby("method").seed.nunique()
     fewest = np.minimum(seeds[frame.method].to_numpy(), seeds[frame.minus_method].to_numpy())
-    return frame.assign(ci_low=low, ci_high=high, p_holm=uncertainty.holm(p), seeds=fewest, pairing=how)
+    frame = frame.assign(ci_low=low, ci_high=high, p_holm=uncertainty.holm(p), seeds=fewest, pairing=how)
+    return frame.assign(sure=(low > 0) | (high < 0), void=(low <= -1) & (high >= 1))
 
 
 def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str, what: str) -> tuple[np.ndarray, np.ndarray]:

@@ -33,8 +33,8 @@ GROUPS = {
     "40": "simvae", "41": "simvae", "42": "ablations", "43": "", "52": "scoring", "60_one_class": "one_class", "61": "likelihood",
 }  # fmt: skip
 COLUMNS = [
-    "id", "part", "paper", "where", "statement", "kind", "unit", "published", "ours", "ci_low", "ci_high", "n", "seeds", "verdict", "reason",
-    "commit",
+    "id", "part", "paper", "where", "statement", "kind", "unit", "published", "claimed", "bound", "ours", "ci_low", "ci_high", "n", "seeds",
+    "verdict", "reason", "commit",
 ]  # fmt: skip
 
 
@@ -354,6 +354,7 @@ def ledger(profile: str) -> pd.DataFrame:
             verdict, reason = decide(part, claim["kind"], found, profile, claim.get("needs", ""), trained)
             row = common | {"unit": part.get("unit", common["unit"])}
             row |= {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
+            row |= next(({"claimed": rule, "bound": bound} for rule, bound in part.get("rule", {}).items()), {})
             if found is not None:
                 row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n, "seeds": found.seeds}
                 row["commit"] = found.commit or measured_at(runs(part, profile), profile)

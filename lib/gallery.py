@@ -40,6 +40,15 @@ FEW = "In brackets: those of which a part rests on fewer than three seeds."
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
+# What the README says of each method: claims of the ledger, and one part of each.
+HEADLINES = (
+    ("VS2-1", "50 epochs (5 here)"), ("VS2-1", "500 epochs (40 here)"), ("VS2-3", "AUROC of κ"), ("VS2-12", "10 % of highest κ minus 10 % at random"),
+    ("SV-4", "MNIST, MP: SimVAE minus SimCLR"), ("SV-9", "GMM, MNIST: SimVAE"), ("SV-9", "GMM, MNIST: VAE"),
+    ("SV-7", "drawn factors: SimVAE minus SimCLR"),
+    ("PM-2", "top-1, ProSMin minus DINO, ViT"), ("PM-2", "top-1, ProSMin minus DINO, ResNet (not in the paper)"),
+    ("PM-10", "ProSMin minus DINO, dimension 1024"), ("VJ-1", "VJE minus SimSiam, linear"), ("VJ-3", "AUROC of the likelihood, MNIST"),
+    ("VJ-3", "AUROC of the likelihood, CIFAR-100"), ("VJ-4", "k-NN, 100,000 degrees of freedom minus 4"),
+)  # fmt: skip
 # What a visitor asks, and where index.html answers: a claim, a figure, a table (t-), or a section; what a profile does not have is left out.
 QUESTIONS = (
     ("Does κ tell right from wrong predictions: what became of VS2-3?", "VS2-3"),
@@ -288,11 +297,25 @@ def _counts(claims: list[dict]) -> list[list]:
 
 
 def with_results(readme: str) -> str:
-    """The README of the repository with the present counts of verdicts by paper, and what to use for what, between their markers."""
-    for name, rows in (("verdicts", _counts(_claims(EVIDENCE, _runs(EVIDENCE)))), ("advice", _advice())):
+    """The README of the repository with the present headlines, counts of verdicts by paper, and what to use for what, between their markers."""
+    claims = _claims(EVIDENCE, _runs(EVIDENCE))
+    for name, rows in (("headlines", _headlines(claims)), ("verdicts", _counts(claims)), ("advice", _advice())):
         marks = rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)"
         readme = re.sub(marks, lambda found, rows=rows: found[1] + markdown_table(rows) + found[2], readme, flags=re.S)
     return readme
+
+
+def _headlines(claims: list[dict]) -> list[list]:
+    """HEADLINES as rows of cells, in the ledger's own words and numbers; ValueError for one that the ledger does not have."""
+    parts = {(claim["id"], part["part"]): claim | part for claim in claims for _, same in claim["reasons"] for part in same}
+    if absent := [f"{id}, {part}" for id, part in HEADLINES if (id, part) not in parts]:
+        raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
+    rows = [["claim", "statement", "part", "published", "ours, 95 % interval", "seeds", "verdict of the part"]]
+    for row in (parts[headline] for headline in HEADLINES):
+        link = f"[{row['id']}](results/{EVIDENCE}/README.md#{_anchor(PAPERS[row['paper']])})"
+        ours = f"{row['ours']} {_escape(row['interval'])} {_escape(row['unit'])}".strip()
+        rows.append([link, _escape(row["statement"]), _escape(row["part"]), row["published"], ours, row["seeds"], row["verdict"]])
+    return rows
 
 
 def _advice() -> list[list]:
@@ -300,12 +323,11 @@ def _advice() -> list[list]:
     from lib.plotting import method_style  # slow to import
 
     table = artifacts.read_csv(artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv")
-    first = table.groupby(["use", "labels"], sort=False).head(1)
-    rows = [
-        [row.use, row.labels, f"{row.score} of {method_style(row.method).label}", f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]", row.seeds]
-        for row in first.itertuples()
-    ]
-    return [["to tell apart", "labels", "highest mean", "AUROC, ends of all seeds' intervals", "seeds"], *rows]
+    seen, rows = {"with": "yes", "without": "no"}, []
+    for row in table.groupby(["use", "labels"], sort=False).head(1).itertuples():
+        value = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
+        rows.append([row.use, seen[row.labels], f"{row.score} of {method_style(row.method).label}", value, row.seeds])
+    return [["to tell apart", "the score has seen labels", "highest mean", "AUROC, ends of all seeds' intervals", "seeds"], *rows]
 
 
 def _hours() -> str:
@@ -374,7 +396,8 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
     record = artifacts.read_json(path)
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
-    return [*found, ("last call for all of it", _words({name: value for name, value in record.items() if name not in OMITTED}))]
+    trained = len(record.get("training_seconds", ()))
+    return [*found, (f"last call for all of it, {trained} runs then", _words({name: value for name, value in record.items() if name not in OMITTED}))]
 
 
 def _words(value) -> str:

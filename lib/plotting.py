@@ -690,10 +690,11 @@ def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, o
     return pd.concat(rows, ignore_index=True)
 
 
-def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0, style: MethodStyle | None = None) -> pd.DataFrame:
+def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None) -> pd.DataFrame:
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
-    bound: a grey line, where the claim would be void. style: of ours, blue dots by default. Rows with neither number are left out.
+    reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
+    points to the claimed side (claims.SIDES; a stroke for "differs"). style: of ours, blue dots by default. Rows with neither number are left out.
     Returns what is drawn, in order.
     """
     _require(data, "name")
@@ -701,13 +702,20 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, bound: float = 0.0,
     if drawn.empty:
         raise ValueError("there is no number to draw: neither published nor ours.")
     place = np.arange(len(drawn))
-    ax.axvline(bound, color=CHANCE, linewidth=0.6, zorder=1)
+    ax.axvline(reference, color=CHANCE, linewidth=0.6, zorder=1)
     style = style or MethodStyle("", BLUE, "o", "-", True, BLUE)
     ax.hlines(place, drawn.ci_low, drawn.ci_high, color=style.colour, linewidth=1.2)
     face = style.colour if style.fill else "white"
     ax.plot(drawn.ours, place, style.marker, color=style.colour, markerfacecolor=face, markersize=4, label="ours, 95 % interval", zorder=3)
     if drawn.published.notna().any():
-        ax.plot(drawn.published, place, "D", color=INK, markerfacecolor="none", markersize=4, label="published", zorder=4)
+        ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
+    if "bound" in drawn:
+        pointers, named = {"above": ">", "below": "<", "at_most": "<", "differs": "|"}, "claimed: this side of the bound"
+        for marker in dict.fromkeys(pointers.values()):
+            rows = drawn.claimed.map(pointers) == marker
+            if rows.any():
+                ax.plot(drawn.bound[rows], place[rows] + 0.2, marker, color=GREY, markersize=3, label=named, zorder=2)
+                named = None
     ax.set_yticks(place, drawn["name"])
     ax.set(xlabel=label, ylim=(len(drawn) - 0.4, -0.6))
     ax.tick_params(axis="y", length=0)
@@ -760,7 +768,9 @@ def training_curves(
     for name in _ordered(drawn["method"]):
         style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
         if part["seed"].nunique() > 1:
-            ax.plot(part[x], part[y], ".", color=style.colour, markersize=1.5, alpha=0.6, rasterized=len(part) > 2000)
+            many = len(part) > 100
+            size, alpha = (1.5, 0.6) if many else (4, 1.0)
+            ax.plot(part[x], part[y], ".", color=style.colour, markersize=size, alpha=alpha, clip_on=many, zorder=3, rasterized=len(part) > 2000)
         if band:
             low, high = (part.groupby(x)[column].mean() for column in band)
             ax.fill_between(low.index, low, high, color=style.colour, alpha=0.15, linewidth=0)

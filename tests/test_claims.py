@@ -246,6 +246,8 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     table = claims.ledger("smoke")
     assert list(table.columns) == claims.COLUMNS and set(table.id) == set(claims.claims())
     assert set(table[table.kind != "recipe"].verdict) <= {NOT_TESTED, NOT_TESTABLE, REPRODUCED}
+    kappa = table[table.id == "VS2-3"].iloc[0]
+    assert (kappa.claimed, kappa.bound) == ("above", 0.5) and table[table.kind == "recipe"].claimed.isna().all()
     parts = pd.DataFrame({"id": ["A", "A", "A", "B", "C"], "part": ["p", "q", "r", "p", "p"], "paper": "vs1", "where": "",
                           "statement": "", "kind": "number", "seeds": [3.0, 1.0, np.nan, np.nan, np.nan],
                           "verdict": [SAME, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES]})  # fmt: skip

@@ -441,6 +441,18 @@ def test_readme_has_the_verdicts_of_the_committed_ledger(repository):
     assert gallery.with_results(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
 
 
+def test_readme_has_its_headlines_from_the_committed_ledger(repository, monkeypatch):
+    readme = (repository / "README.md").read_text()
+    ledger = pd.read_csv(repository / "results" / gallery.EVIDENCE / "tables" / "90_claims.csv").set_index(["id", "part"])
+    for id, part in gallery.HEADLINES:
+        row = ledger.loc[(id, part)]
+        assert f"| {gallery._escape(part)} | " in readme and f" | {row.ours:.4g} " in readme and f" | {row.seeds:g} | {row.verdict} |" in readme
+    assert gallery.with_results(readme.replace("| same direction |\n", "| reproduced |\n")) == readme
+    monkeypatch.setattr(gallery, "HEADLINES", (("VS2-1", "of no such part"),))
+    with pytest.raises(ValueError, match="no part VS2-1, of no such part"):
+        gallery.with_results(readme)
+
+
 def test_committed_pages_link_to_committed_files():
     """A page of quick that is built beside notebooks' own pages, which git ignores, would link to them."""
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=artifacts.ROOT, capture_output=True, text=True, check=True).stdout.split("\0")

@@ -372,7 +372,7 @@ def test_forest_puts_published_and_ours_in_one_row():
     data = pd.DataFrame({"name": ["A", "B", "none", "C"], "published": [1.0, 2.0, nan, nan], "ours": [0.5, nan, nan, -1.0],
                          "ci_low": [0.1, nan, nan, -2.0], "ci_high": [0.9, nan, nan, 0.0]})  # fmt: skip
     ax = plt.subplots()[1]
-    drawn = plotting.forest_plot(ax, data, label="points", bound=0.25)
+    drawn = plotting.forest_plot(ax, data, label="points", reference=0.25)
     assert drawn["name"].tolist() == ["A", "B", "C"] == [text.get_text() for text in ax.get_yticklabels()]
     ours, published = ax.lines[1], ax.lines[2]
     assert ax.lines[0].get_xdata()[0] == 0.25 and published.get_markerfacecolor() == "none"
@@ -384,6 +384,11 @@ def test_forest_puts_published_and_ours_in_one_row():
     ax = plt.subplots()[1]
     plotting.forest_plot(ax, data, label="points", style=plotting.method_style("dino"))
     assert ax.lines[1].get_marker() == plotting.METHODS["dino"].marker and ax.lines[1].get_markerfacecolor() == "white"
+    ax = plt.subplots()[1]
+    plotting.forest_plot(ax, data.assign(claimed=["above", "at_most", nan, nan], bound=[0.3, 2.5, nan, nan]), label="points")
+    pointers = {line.get_marker(): line for line in ax.lines[3:]}
+    assert set(pointers) == {">", "<"} and sum(not line.get_label().startswith("_") for line in pointers.values()) == 1
+    assert (pointers[">"].get_xdata(), pointers["<"].get_xdata()) == ([0.3], [2.5]) and pointers["<"].get_ydata() == [1.2]
 
 
 def test_reliability_uses_the_bins_of_the_ece():
