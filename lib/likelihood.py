@@ -13,6 +13,14 @@ from lib import artifacts, evaluation, protocol, uncertainty
 from lib.distributions import DirectionalStudentT, log_sphere_area
 
 NODES = 200
+# What VJE and the battery say of an image, as figures and tables call it; FORMS are one likelihood, under different z and measures.
+SCORES = {
+    "negative_log_likelihood": "likelihood", "directional": "direction alone", "radial": "length alone", "kl": "KL alone",
+    "likelihood_and_kl": "likelihood and KL", "other_view": "other view", "averaged_likelihood": "averaged over z",
+    "negative_bound": "negative bound", "density_likelihood": "density of s", "log_variance": "mean log v", "mahalanobis": "Mahalanobis distance",
+    "knn_distance": "k-NN distance", "feature_norm": "feature norm", "max_softmax": "max softmax (labels)",
+}  # fmt: skip
+FORMS = ["likelihood", "averaged over z", "negative bound", "density of s"]
 
 
 def mass_over_sphere(dim: int, scale: float, degrees_of_freedom: float, intrinsic: bool = True) -> float:

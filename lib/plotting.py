@@ -653,19 +653,22 @@ def image_grid(images, *, rows=None, columns=None, notes=None) -> Figure:
     return figure
 
 
-def dot_interval_plot(ax: Axes, data: pd.DataFrame, *, value: str, label: str, order=None, group: str = "method") -> pd.DataFrame:
+def dot_interval_plot(
+    ax: Axes, data: pd.DataFrame, *, value: str, label: str, order=None, group: str = "method", lead: str = BLUE
+) -> pd.DataFrame:
     """One row per method from `data` (method, seed, `value`): each seed a dot, the mean a tick; from 5 seeds on its 95 % t-interval.
 
     The first of `order` stands at the top. group: another column for the rows, such as the scores of one method; its first name is filled
-    in blue, the others are hollow and grey. Columns `value`_low and `value`_high, where there are, are a thin line through each dot: its own
-    interval, over images. Returns method, seed, value and those ends, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds for each dot.
+    in the colour ``lead``, the others are hollow and grey. Columns `value`_low and `value`_high, where there are, are a thin line through
+    each dot: its own interval, over images. Returns method, seed, value and those ends, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds
+    for each dot.
     """
     _require(data, group, "seed", value)
     ends = [name for name in (f"{value}_low", f"{value}_high") if name in data]
     if data.duplicated([group, "seed"]).any():
         raise ValueError(f"a {group} has several rows for one seed: select one evaluation of {value} before drawing")
     order = _ordered(data[group], order)
-    looks = {name: MethodStyle(str(name), GREY if place else BLUE, "o", "-", not place, INK) for place, name in enumerate(order)}
+    looks = {name: MethodStyle(str(name), GREY if place else lead, "o", "-", not place, INK) for place, name in enumerate(order)}
     looks = {name: method_style(name) for name in order} if group == "method" else looks
     rows = []
     for place, name in enumerate(order):
@@ -710,7 +713,7 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
     if drawn.published.notna().any():
         ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
     if "bound" in drawn:
-        pointers, named = {"above": ">", "below": "<", "at_most": "<", "differs": "|"}, "claimed: this side of the bound"
+        pointers, named = {"above": ">", "below": "<", "at_most": "<", "differs": "|"}, "bound, claimed side"
         for marker in dict.fromkeys(pointers.values()):
             rows = drawn.claimed.map(pointers) == marker
             if rows.any():

@@ -366,6 +366,16 @@ def test_embeddings_say_what_the_likelihood_says():
     both = torch.cat([image.flip(-1), image])
     assert torch.allclose(network.uncertainties(mirrored).features, network.uncertainties(both).features.roll(16, 0), atol=1e-5)
     same = (image + image.flip(-1)) / 2
+    alone, many = network.uncertainties(image[3:4]).native, network.uncertainties(image, samples=4000).native
+    assert torch.allclose(alone["averaged_likelihood"], more.native["averaged_likelihood"][3], rtol=1e-4)
+    drawn = mean + (log_v / 2).exp() * torch.randn(4000, *mean.shape, generator=torch.Generator().manual_seed(1))
+    terms = [losses.vje_loss(s, mean, log_v, z, radial_scale=network.log_radial_scale.exp())["loss"].item() for z in drawn]
+    assert many["negative_bound"].mean().item() == pytest.approx(np.mean(terms), abs=4 * np.std(terms) / 4000**0.5 + 1e-3)
+    assert torch.allclose(many["negative_bound"], many["averaged_likelihood"] + many["kl"])
+    shift = (s.shape[1] - 1) * s.norm(dim=1).log()
+    assert torch.allclose(many["density_likelihood"] - many["negative_log_likelihood"], shift, rtol=1e-4)
+    flat = small(likelihood="euclidean").eval().uncertainties(image).native
+    assert torch.equal(flat["density_likelihood"], flat["negative_log_likelihood"])
     symmetric = network.uncertainties(same).native
     assert torch.allclose(symmetric["other_view"], symmetric["negative_log_likelihood"], rtol=1e-4, atol=1e-3)
 

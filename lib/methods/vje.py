@@ -81,16 +81,25 @@ class VJE(nn.Module):
         return self._answer(self.backbone(images).float(), ("negative_log_likelihood",))
 
     @torch.no_grad()
-    def uncertainties(self, images: Tensor) -> Embedding:
+    def uncertainties(self, images: Tensor, samples: int = 64) -> Embedding:
         """As ``embed``, with every part of what the model says of an image's own embedding, z at the posterior's mean; higher = less likely.
 
         directional -log p(u | m/|m|, v), radial -log p(r | |m|), their sum negative_log_likelihood, kl KL( q(z | s) || p(z) ), the sum of all
-        likelihood_and_kl (not the negative bound, whose likelihood is a mean over z); other_view: the negative log-likelihood of the mirrored
-        image's embedding, given this image's.
+        likelihood_and_kl; other_view: the negative log-likelihood of the mirrored image's embedding, given this image's. What training maximises
+        has z drawn from q: averaged_likelihood -E_q log p(u, r | z), a mean over ``samples`` z from the same noise for all images, and
+        negative_bound, with the KL. density_likelihood: negative_log_likelihood + (D - 1) log r, of the embedding itself, where direction and
+        length are densities over sphere and radius; under "euclidean" that of the embedding already.
         """
         s = self.backbone(images).float()
         found = self._answer(s, ("directional", "radial", "negative_log_likelihood", "kl", "likelihood_and_kl"))
-        return found._replace(native=found.native | {"other_view": self._parts(s, self.backbone(images.flip(-1)).float())["negative_log_likelihood"]})
+        mean, log_variance = self.posterior(s)
+        noise = torch.randn(samples, self.dimension, generator=torch.Generator().manual_seed(0)).to(mean)
+        drawn = [torch.stack(self._log_p(s, mean + (log_variance / 2).exp() * one, log_variance)).sum(0) for one in noise]  # samples x [B]
+        averaged, volume = -torch.stack(drawn).mean(0), (self.dimension - 1) * s.norm(dim=1).log() * (self.settings["likelihood"] != "euclidean")
+        return found._replace(native=found.native | {
+            "other_view": self._parts(s, self.backbone(images.flip(-1)).float())["negative_log_likelihood"], "averaged_likelihood": averaged,
+            "negative_bound": averaged + found.native["kl"], "density_likelihood": found.native["negative_log_likelihood"] + volume,
+        })  # fmt: skip
 
     def _answer(self, s: Tensor, wanted: tuple[str, ...]) -> Embedding:
         parts = self._parts(s, s)
@@ -99,11 +108,13 @@ class VJE(nn.Module):
     def _parts(self, s: Tensor, target: Tensor) -> dict[str, Tensor]:
         """What q(z | s) says of targets, [B] each; both [B, D]."""
         mean, log_variance = self.posterior(s)
-        options = {name: self.settings[name] for name in LIKELIHOOD}
-        log_p = losses.vje_likelihood(target, mean, log_variance, radial_scale=self.log_radial_scale.exp(), **options)
-        directional, radial = (-part for part in log_p)
+        directional, radial = (-part for part in self._log_p(target, mean, log_variance))
         kl = losses.gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(self.settings["prior_variance"])))
         return {
             "log_variance": log_variance.mean(1), "directional": directional, "radial": radial, "negative_log_likelihood": directional + radial,
             "kl": kl, "likelihood_and_kl": directional + radial + kl,
         }  # fmt: skip
+
+    def _log_p(self, target: Tensor, latent: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
+        options = {name: self.settings[name] for name in LIKELIHOOD}
+        return losses.vje_likelihood(target, latent, log_variance, radial_scale=self.log_radial_scale.exp(), **options)
