@@ -238,7 +238,7 @@ def _runs(profile: str) -> dict[str, dict]:
     """What the stored runs say of themselves, by name."""
     unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
     stored = artifacts.run_configs(profile)
-    return {folder.name: unknown | config | {"log": (folder / "log.csv").exists()} for folder, config in stored.items()}
+    return {folder.name: unknown | config for folder, config in stored.items()}
 
 
 def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
