@@ -78,7 +78,9 @@ class VJE(nn.Module):
         return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | watched
 
     def embed(self, images: Tensor) -> Embedding:
-        return self._answer(self.backbone(images).float(), ("negative_log_likelihood",))
+        s = self.backbone(images).float()
+        parts = self._parts(self.posterior(s), s)
+        return Embedding(s, parts["log_variance"], {name: parts[name] for name in ("log_variance", "negative_log_likelihood")})
 
     @torch.no_grad()
     def uncertainties(self, images: Tensor, samples: int = 64) -> Embedding:
@@ -90,24 +92,20 @@ class VJE(nn.Module):
         negative_bound, with the KL. density_likelihood: negative_log_likelihood + (D - 1) log r, of the embedding itself, where direction and
         length are densities over sphere and radius; under "euclidean" that of the embedding already.
         """
-        s = self.backbone(images).float()
-        found = self._answer(s, ("directional", "radial", "negative_log_likelihood", "kl", "likelihood_and_kl"))
-        mean, log_variance = self.posterior(s)
+        s, mirrored = (self.backbone(view).float() for view in (images, images.flip(-1)))
+        posterior = mean, log_variance = self.posterior(s)
+        parts = self._parts(posterior, s)
         noise = torch.randn(samples, self.dimension, generator=torch.Generator().manual_seed(0)).to(mean)
         drawn = [torch.stack(self._log_p(s, mean + (log_variance / 2).exp() * one, log_variance)).sum(0) for one in noise]  # samples x [B]
         averaged, volume = -torch.stack(drawn).mean(0), (self.dimension - 1) * s.norm(dim=1).log() * (self.settings["likelihood"] != "euclidean")
-        return found._replace(native=found.native | {
-            "other_view": self._parts(s, self.backbone(images.flip(-1)).float())["negative_log_likelihood"], "averaged_likelihood": averaged,
-            "negative_bound": averaged + found.native["kl"], "density_likelihood": found.native["negative_log_likelihood"] + volume,
+        return Embedding(s, parts["log_variance"], parts | {
+            "other_view": self._parts(posterior, mirrored)["negative_log_likelihood"], "averaged_likelihood": averaged,
+            "negative_bound": averaged + parts["kl"], "density_likelihood": parts["negative_log_likelihood"] + volume,
         })  # fmt: skip
 
-    def _answer(self, s: Tensor, wanted: tuple[str, ...]) -> Embedding:
-        parts = self._parts(s, s)
-        return Embedding(s, parts["log_variance"], {name: parts[name] for name in ("log_variance", *wanted)})
-
-    def _parts(self, s: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """What q(z | s) says of targets, [B] each; both [B, D]."""
-        mean, log_variance = self.posterior(s)
+    def _parts(self, posterior: tuple[Tensor, Tensor], target: Tensor) -> dict[str, Tensor]:
+        """What a posterior, mean and log-variance, says of targets, [B] each; all [B, D]."""
+        mean, log_variance = posterior
         directional, radial = (-part for part in self._log_p(target, mean, log_variance))
         kl = losses.gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(self.settings["prior_variance"])))
         return {
