@@ -312,9 +312,8 @@ def _headlines(claims: list[dict]) -> list[list]:
         raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
     rows = [["claim", "statement", "part", "published", "ours, 95 % interval", "seeds", "verdict of the part"]]
     for row in (parts[headline] for headline in HEADLINES):
-        link = f"[{row['id']}](results/{EVIDENCE}/README.md#{_anchor(PAPERS[row['paper']])})"
-        ours = f"{row['ours']} {_escape(row['interval'])} {_escape(row['unit'])}".strip()
-        rows.append([link, _escape(row["statement"]), _escape(row["part"]), row["published"], ours, row["seeds"], row["verdict"]])
+        link = _claim_link(row, f"results/{EVIDENCE}")
+        rows.append([link, _escape(row["statement"]), _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["verdict"]])
     return rows
 
 
@@ -345,7 +344,7 @@ def _hours() -> str:
         cells = []
         for claim in tested:
             seeds = " to ".join(str(number) for number in dict.fromkeys(claim["seeds"][:1] + claim["seeds"][-1:]))
-            link = f"[{claim['id']}]({profile}/README.md#{_anchor(PAPERS[claim['paper']])})"
+            link = _claim_link(claim, profile)
             hours = claim["hours"] if claim["runs"] else "in the notebook"
             cells.append([link, _escape(claim["statement"]), claim["verdict"], seeds, len(claim["runs"]), hours])
         lines += ["", markdown_table([["claim", "statement", "verdict", "seeds", "runs", "hours"], *cells])] if cells else []
@@ -449,9 +448,18 @@ def _row(claim: dict) -> list[str]:
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
-    ours = f"{part['ours']} {_escape(part['interval'])} {_escape(part['unit'])}".strip() if part["ours"] else ""
-    shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], ours, _escape(part["reason"])]
+    shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], _ours(part), _escape(part["reason"])]
     return [claim["id"], _escape(claim["statement"]), claim["verdict"], f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
+
+
+def _ours(part: dict) -> str:
+    """Our number of a part (_part) with its interval and unit; empty where nothing was measured."""
+    return f"{part['ours']} {_escape(part['interval'])} {_escape(part['unit'])}".strip() if part["ours"] else ""
+
+
+def _claim_link(claim: dict, folder: str) -> str:
+    """A claim's id as a link to its paper's claims in the README of a profile's results."""
+    return f"[{claim['id']}]({folder}/README.md#{_anchor(PAPERS[claim['paper']])})"
 
 
 def publish_figures(profile: str = "") -> list[Path]:
