@@ -254,6 +254,12 @@ def tuning(profile: str) -> pd.DataFrame:
     return frame.assign(chosen=complete & (reached.rank(ascending=False, method="first") == 1))
 
 
+def unsearched(profile: str) -> list[str]:
+    """The methods whose search before the runs is not whole: their runs have values that nothing has chosen."""
+    tried = tuning(profile)
+    return list(dict.fromkeys(tried.method[~tried.method.isin(tried.method[tried.chosen])]))
+
+
 def must_beat(reference: str, dataset: str) -> bool:
     """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
     return reference in UNTRAINED or dataset.startswith(("cifar10", "imagenette"))
@@ -450,7 +456,7 @@ def fine_tuning_search(run: Run, images: data.ImageSet, epochs: int, share: floa
 
 
 def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:
-    """The stored searches of fine-tuning's learning rate, and in words how many ended at an end of the grid: validation accuracy in per cent, one row
+    """The stored searches of fine-tuning's learning rate, and in words which ended at an end of the grid: validation accuracy in per cent, one row
     a search (trained_on, condition, method), one column a rate; empty where nothing was searched."""
     search = metrics[metrics.condition.str.endswith("_validation")]
     if search.empty:
@@ -458,8 +464,14 @@ def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, s
         return pd.DataFrame(), f"This profile takes the rate {rates[0]:g} as given." if len(rates) == 1 else "No stored search."
     search = search.assign(learning_rate=search.score.str.removeprefix("learning_rate_").astype(float), percent=100 * search.value)
     table = search.pivot_table(index=["trained_on", "condition", "method"], columns="learning_rate", values="percent", sort=False).sort_index(axis=1)
-    edge = [row.idxmax() in row.dropna().index[[0, -1]] for _, row in table.iterrows()]  # methods may have grids of their own
-    return table, f"The best rate lies at an end of the grid for {sum(edge)} of {len(edge)} searches; there a wider grid might find more."
+    ends = {}  # methods may have grids of their own
+    for (dataset, share, method), row in table.iterrows():
+        tried = row.dropna().index
+        if end := {tried[0]: "lowest", tried[-1]: "highest"}.get(row.idxmax()):
+            ends.setdefault(end, []).append(f"{method} ({dataset}, {share.split('_')[1]})")
+    named = "; ".join(f"the {end} for {', '.join(searches)}" for end, searches in ends.items())
+    count = f"The best rate lies at an end of the grid for {sum(map(len, ends.values()))} of {len(table)} searches"
+    return table, f"{count} ({named}): there a wider grid might find more, which would help those methods alone." if named else f"{count}."
 
 
 def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
