@@ -402,10 +402,13 @@ def _thin(points: int, most: int = 200) -> np.ndarray:
 # ---------------------------------------------------------------------------------------------------------------- charts
 
 
-def kappa_boxplots(ax: Axes, data: pd.DataFrame, group: str, order=None, *, correct: str | None = None, colour: str = BLUE) -> pd.DataFrame:
+def kappa_boxplots(
+    ax: Axes, data: pd.DataFrame, group: str, order=None, *, correct: str | None = None, colour: str = BLUE, whiskers: float | tuple = 1.5
+) -> pd.DataFrame:
     """Boxes of κ by group on a log axis; with `correct` (a boolean column) right predictions are filled and wrong ones hollow.
 
-    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges (of κ itself, not of its logarithm).
+    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges (of κ itself, not of its logarithm), or two
+    percentiles, where a few values near zero would stretch them over decades.
     Outliers are drawn only for groups of at most 200. n stands under each box. order: a meaningful one; by default by median.
     Returns group, [correct,] n, median, q1, q3, whisker_low, whisker_high, outliers_drawn.
     """
@@ -421,7 +424,7 @@ def kappa_boxplots(ax: Axes, data: pd.DataFrame, group: str, order=None, *, corr
             values = data.loc[chosen, "kappa"].to_numpy(float)
             if len(values) == 0:
                 continue
-            box = cbook.boxplot_stats(values, whis=1.5)[0]
+            box = cbook.boxplot_stats(values, whis=whiskers)[0]
             position = place + (slot - (len(shown) - 1) / 2) * width
             if len(values) > 200:
                 box["fliers"] = np.array([])
