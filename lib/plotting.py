@@ -758,7 +758,8 @@ def reliability_plot(axes, data: pd.DataFrame, *, colour: str = BLUE) -> pd.Data
 def training_curves(
     ax: Axes, log: pd.DataFrame, *, y: str, label: str, x: str = "epoch", log_scale: bool = False, band: tuple = ()
 ) -> pd.DataFrame:
-    """`y` over training from `log` (method, seed, `x`, `y`): seeds as thin dots, their mean as a line named at its end.
+    """`y` over training from `log` (method, seed, `x`, `y`): seeds as thin dots, or hollow marks where they are few, their mean as a line named
+    at its end.
 
     band: two columns, the lower and upper end of a band behind the line (means over the seeds).
     Returns method, seed, x, y, [band,] mean (over the seeds that have this x).
@@ -771,12 +772,12 @@ def training_curves(
     drawn = log[["method", "seed", x, *columns]].reset_index(drop=True)
     drawn["mean"] = drawn.groupby(["method", x])[y].transform("mean")
     ends = []
-    for name in _ordered(drawn["method"]):
+    for place, name in enumerate(_ordered(drawn["method"])):
         style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
         if part["seed"].nunique() > 1:
             many = len(part) > 100
-            size, alpha = (1.5, 0.6) if many else (4, 1.0)
-            ax.plot(part[x], part[y], ".", color=style.colour, markersize=size, alpha=alpha, clip_on=many, zorder=3, rasterized=len(part) > 2000)
+            look = {"marker": ".", "markersize": 1.5, "alpha": 0.6} if many else {"marker": "o", "markersize": (3, 5)[place % 2], "fillstyle": "none"}
+            ax.plot(part[x], part[y], linestyle="", color=style.colour, clip_on=many, zorder=3, rasterized=len(part) > 2000, **look)
         if band:
             low, high = (part.groupby(x)[column].mean() for column in band)
             ax.fill_between(low.index, low, high, color=style.colour, alpha=0.15, linewidth=0)
