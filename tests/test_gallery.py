@@ -93,7 +93,7 @@ def test_page_lists_everything_once(results):
     for id in ("20_accuracy", "30_kappa", "30_roc"):
         assert f'href="figures/{id}.csv"' in page
     assert 'href="notebooks/30_some_notebook.html"' in page and 'href="notebooks/20_some_notebook.ipynb"' in page
-    assert 'href="tables/20_accuracy.csv"' in page and "20 of 30 rows" in page and page.count("<tbody>") == 4  # verdicts, a claim, a table, runs
+    assert 'href="tables/20_accuracy.csv"' in page and "16 of 30 rows" in page and page.count("<tbody>") == 4  # verdicts, a claim, a table, runs
     assert 'id="t-90_claims"' in page and "0 of 1 rows (they stand above)" in page  # what the page begins with is not told twice
     assert page.index('id="n20"') < page.index('id="n30"')
     assert "<dd>3 at 1 commits; each names its own</dd>" in page and "commit abc" in page and "cores 2" in page
@@ -133,7 +133,7 @@ def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<td>AUROC of κ<td>AUROC<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
     assert "| same direction | 1 of 1 | AUROC of κ | 0.72 | 0.6131 \\[0.6018, 0.6249\\] AUROC |" in readme
-    assert '<tr id="simsiam-x"><th scope="row">simsiam-x<td><td>1.5<td>' in page
+    assert '<tr id="simsiam-x"><th scope="row"><a href="runs/simsiam-x/config.json">simsiam-x</a><td><td>1.5<td>' in page
     assert "| 1 | 1 |\n" in readme  # the sum over papers
 
 
@@ -247,8 +247,9 @@ def test_page_in_a_browser(results, browser, page, width):
 @pytest.fixture(scope="module")
 def committed(tmp_path_factory):
     """The gallery of the committed evidence, built anew over links to its files."""
-    stored, folder = artifacts.ROOT / "results" / gallery.EVIDENCE, tmp_path_factory.mktemp("committed") / gallery.EVIDENCE
-    folder.mkdir()
+    stored, folder = artifacts.ROOT / "results" / gallery.EVIDENCE, tmp_path_factory.mktemp("committed") / "results" / gallery.EVIDENCE
+    folder.mkdir(parents=True)
+    (folder.parents[1] / "figures").symlink_to(artifacts.ROOT / "figures")
     for path in stored.iterdir():
         if path.name not in ("index.html", "README.md"):
             (folder / path.name).symlink_to(path)
