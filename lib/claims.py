@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from decimal import Decimal
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -255,7 +256,8 @@ def decide(
         return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed{takes}"
     usual = resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {}))
     behind = [_by_name(profile)[name] for name in found.runs if name in _by_name(profile)]
-    lacking = _lacking(part, behind or [usual], found)
+    given = [name for name in dict.fromkeys(run["method"] for run in behind) if name in _unsearched(profile, artifacts.RESULTS)]
+    lacking = _lacking(part, behind or [usual], found, given)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
     if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):
         seeds += f" (Student's t over them alone includes the bound: {found.t_low:+.2f} to {found.t_high:+.2f})"
@@ -279,8 +281,14 @@ def decide(
     return {1: REPRODUCED, 0: NOT_REPRODUCED, -1: CONTRADICTED}[holds], f"our interval, {seeds}"
 
 
-def _lacking(part: dict, behind: list[dict], found: Found) -> str:
-    """What keeps our runs from being the claim's own experiment; empty if nothing does."""
+@cache
+def _unsearched(profile: str, results: Path) -> tuple[str, ...]:
+    """protocol.unsearched, read once: every part asks."""
+    return tuple(protocol.unsearched(profile))
+
+
+def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> str:
+    """What keeps our runs from being the claim's own experiment; empty if nothing does. given: methods whose learning rate no search chose."""
     lacking = []
     own = part.get("data", [])
     own = [own] if isinstance(own, str) else own
@@ -293,6 +301,8 @@ def _lacking(part: dict, behind: list[dict], found: Found) -> str:
         lacking.append(f"{epochs} epochs, not {part['epochs']}")
     if backbones := [run["backbone"] for run in behind if not run["backbone"].startswith(part.get("family", ""))]:
         lacking.append(f"another network ({backbones[0]})")
+    if given:
+        lacking.append(f"no whole search of the learning rate of {' and '.join(given)}")
     if found.seeds < SEEDS:
         lacking.append("too few seeds")
     if "unlike" in part:

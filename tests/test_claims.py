@@ -192,6 +192,17 @@ def test_half_the_epochs_are_enough(monkeypatch):
     assert claims.decide(OWN | {"epochs": 101}, "direction", found, "standard")[0] == SAME
 
 
+def test_a_learning_rate_that_no_search_chose_is_named(monkeypatch):
+    run = {"method": "simsiam", "dataset": "imagenet100", "epochs": 50, "backbone": "resnet18"}
+    monkeypatch.setattr(claims, "_by_name", lambda profile: {"simsiam-x": run})
+    monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ("simsiam",))
+    found = Found(0.2, 0.1, 0.3, 10, 3, "", runs=("simsiam-x",))
+    verdict, reason = claims.decide(OWN, "direction", found, "standard")
+    assert verdict == SAME and "no whole search of the learning rate of simsiam" in reason
+    monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ("vje",))
+    assert claims.decide(OWN, "direction", found, "standard")[0] == REPRODUCED
+
+
 def test_what_cannot_be_said_is_not_tested(monkeypatch):
     found = Found(0.2, 0.1, 0.3, 10, 3, "")
     verdict, reason = claims.decide(OWN, "direction", None, "standard", "a week")
