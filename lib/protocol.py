@@ -140,7 +140,13 @@ class Run:
         return self.train.sample(count) if 0 < count < len(self.train) else self.train
 
     def test(self) -> data.ImageSet:
-        return self.other(self.settings["dataset"])
+        test = self.other(self.settings["dataset"])
+        if unlike := set(test.classes) ^ set(self.train.classes):
+            raise ValueError(
+                f"Train and test of {self.settings['dataset']} differ in the classes {sorted(unlike)[:5]}, so that their numbers mean different "
+                "things; give both splits the same folders, or the same classes in their files."
+            )
+        return test
 
     def other(self, name: str) -> data.ImageSet:
         """The test split of any set."""
@@ -780,7 +786,7 @@ def encoders() -> dict[str, Path]:
 def load(name: str) -> nn.Module:
     """The committed encoder of a method, in float32 and evaluation mode, ready to ``embed`` float images [B, C, H, W] in 0..1.
 
-    Only what embedding needs is there: the loss cannot be evaluated. ValueError for an unknown name, with the names there are.
+    Only the parts that embedding needs are there, so that the loss cannot be evaluated. ValueError for an unknown name, with the names there are.
     """
     there = encoders()
     if name not in there:
@@ -790,4 +796,6 @@ def load(name: str) -> nn.Module:
     method = methods.build(info["settings"], info["channels"])
     tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
     training.fill(method, tensors, path, method.embeds_with)
+    for part in [name for name, _ in method.named_children() if name not in method.embeds_with]:
+        delattr(method, part)  # untrained, it would answer all the same
     return method.eval()

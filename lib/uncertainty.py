@@ -197,11 +197,13 @@ def confidence_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = 15, e
     confidence, correct = np.asarray(confidence, dtype=np.float64), np.asarray(correct)
     if confidence.ndim != 1 or confidence.size == 0 or confidence.shape != correct.shape:
         raise ValueError(f"confidence and correct must both be [N] with N >= 1, got shapes {confidence.shape} and {correct.shape}.")
+    if not np.isin(correct, (0, 1)).all():
+        raise ValueError(f"correct must be boolean or 0/1, got {np.unique(correct)[:4]}; compare labels and predictions first.")
     if not (confidence.min() > 0 and confidence.max() <= 1 + 1e-3):
         found = f"{confidence.min():.3g} … {confidence.max():.3g}"
         raise ValueError(f"confidence must lie in (0, 1], got {found}; pass probabilities, not scores.")
-    if bins < 1:
-        raise ValueError(f"bins must be at least 1, got {bins}.")
+    if bins < 1 or bins != int(bins):
+        raise ValueError(f"bins must be a whole number of at least 1, got {bins}.")
     edges = np.arange(bins + 1) / bins
     if equal_mass:
         edges = np.unique(np.append(0.0, np.sort(confidence)[np.ceil(confidence.size * edges[1:]).astype(int) - 1]))

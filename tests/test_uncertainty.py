@@ -113,6 +113,11 @@ def test_confidences_that_are_none_are_errors_and_ties_share_a_bin():
     for bad in (np.where(correct, np.nan, 0.7), confidence * 1e6, -confidence, np.zeros(50)):
         with pytest.raises(ValueError, match="confidence must lie"):
             u.confidence_calibration_error(bad, correct)
+    for bad in (np.arange(50), np.full(50, np.nan), np.where(correct, 1.0, np.nan)):
+        with pytest.raises(ValueError, match="correct must be boolean or 0/1"):
+            u.confidence_calibration_error(confidence, bad)
+    with pytest.raises(ValueError, match="bins must be a whole number"):
+        u.confidence_calibration_error(confidence, correct, bins=2.5)
     with pytest.raises(ValueError, match="NaN"):
         u.effective_rank(np.where(np.eye(5) > 0, np.nan, 1.0))
 

@@ -97,6 +97,8 @@ class ProSMin(nn.Module):
         mean_sigma: mean over coordinates of σ; sample_spread: root mean square distance of two samples, sqrt(2) |σ|; target_energy: the energy score
         (λ = ½, β = 1) of the target network's output for the same image, estimated with one fixed set of samples for all images.
         """
+        if not hasattr(self, "target"):
+            raise ValueError("A committed encoder of ProSMin has no target network, whose energy is asked for here: train the run first.")
         features = self.backbone(images)
         mean, log_sigma = (output.float() for output in self.predictor(self.projector(features)))
         sigma, target = log_sigma.exp(), self.target(images).float() - self.centre
