@@ -1,5 +1,6 @@
 """lib.protocol: images as a method takes them, the battery of one run, and committed encoders."""
 
+import dataclasses
 import json
 import re
 
@@ -80,6 +81,13 @@ def test_conditions_are_named_by_family_and_severity():
 
 
 # ---------------------------------------------------------------------------------------------------------------- one run
+def test_train_and_test_of_unlike_classes_are_an_error(run, monkeypatch):
+    classes = [*run.train.classes[:-1], "other"]
+    monkeypatch.setattr(run, "train", dataclasses.replace(run.train, classes=classes))
+    with pytest.raises(ValueError, match="Train and test of digits differ in the classes .*'other'"):
+        run.test()
+
+
 def test_embed_answers_from_its_store(run, monkeypatch):
     test = run.test().subset(range(30))
     first = run.embed(test, "kept")
@@ -283,6 +291,7 @@ def encoder(run, frame, monkeypatch):
 
 def test_a_committed_encoder_embeds_as_the_run_does(run, encoder):
     loaded = lib.load("vi_simsiam")
+    assert {name for name, _ in loaded.named_children()} == set(loaded.embeds_with)  # an untrained part would answer all the same
     images = run.test().batch(np.arange(50)).float() / 255
     with torch.no_grad():
         ours, expected = loaded.embed(images), run.method.embed(images)
@@ -508,6 +517,7 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, 
         assert len(rows.loc[(f"labels_{share:g}_validation", "fine_tuned", "accuracy")]) == 2
     rates, heard = protocol.searched_rates(frame, "smoke")
     assert rates.columns.tolist() == [0.01, 0.3] and rates.idxmax(axis=1).tolist() == [0.3, 0.3] and "for 2 of 2 searches" in heard
+    assert "the highest for simsiam" in heard or "the highest for vi_simsiam" in heard
     searched = rows.loc[("labels_0.05_validation", "fine_tuned", "accuracy")].value
     assert rates.iloc[0].tolist() == pytest.approx((100 * searched).tolist())
     assert protocol.searched_rates(frame[frame.condition == "labels_0.05"], "smoke")[0].empty
