@@ -84,7 +84,7 @@ METHODS = {
     "cr_vae": MethodStyle("CR-VAE", GREY, ">", (0, (1, 1)), True, GREY),
     "supervised": MethodStyle("Supervised", GREY, "x", (0, ()), False, GREY),
     "random": MethodStyle("Random initialisation", GREY, "+", (0, (1, 3)), False, GREY),
-    "random_vit": MethodStyle("Random initialisation, ViT", GREY, "1", (0, (1, 3, 1, 1)), False, GREY),
+    "random_vit": MethodStyle("Random initialisation, ViT", GREY, "|", (0, (1, 3, 1, 1)), False, GREY),
     "raw_pixels": MethodStyle("Raw pixels", GREY, "d", (0, (6, 3)), False, GREY),
 }
 
