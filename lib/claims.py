@@ -256,7 +256,8 @@ def decide(
         return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed{takes}"
     usual = resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {}))
     behind = [_by_name(profile)[name] for name in found.runs if name in _by_name(profile)]
-    given = [name for name in dict.fromkeys(run["method"] for run in behind) if name in _unsearched(profile, artifacts.RESULTS)]
+    asked = (part["query"].get(key) for key in ("method", "minus"))
+    given = [name for name in dict.fromkeys((*(run["method"] for run in behind), *asked)) if name in _unsearched(profile, artifacts.RESULTS)]
     lacking = _lacking(part, behind or [usual], found, given)
     seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
     if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):

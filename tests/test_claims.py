@@ -160,6 +160,7 @@ def test_sides(rule, low, high, expected):
 def test_verdicts(monkeypatch, kind, change, low, high, seeds, expected):
     resolved = {"dataset": "imagenet100", "epochs": 40, "backbone": "resnet18"}
     monkeypatch.setattr(resolution, "resolve", lambda *_, **__: resolved)
+    monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ())
     verdict, reason = claims.decide(OWN | change, kind, Found(0.0, low, high, 10, seeds, ""), "standard")
     assert verdict == expected and reason
 
@@ -187,6 +188,7 @@ def test_printed_digits(printed, expected):
 
 def test_half_the_epochs_are_enough(monkeypatch):
     monkeypatch.setattr(resolution, "resolve", lambda *_, **__: {"dataset": "imagenet100", "epochs": 50, "backbone": "resnet18"})
+    monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ())
     found = Found(0.2, 0.1, 0.3, 10, 3, "")
     assert claims.decide(OWN | {"epochs": 100}, "direction", found, "standard")[0] == REPRODUCED
     assert claims.decide(OWN | {"epochs": 101}, "direction", found, "standard")[0] == SAME
@@ -201,6 +203,8 @@ def test_a_learning_rate_that_no_search_chose_is_named(monkeypatch):
     assert verdict == SAME and "no whole search of the learning rate of simsiam" in reason
     monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ("vje",))
     assert claims.decide(OWN, "direction", found, "standard")[0] == REPRODUCED
+    compared = OWN | {"query": OWN["query"] | {"minus": "vje"}}  # a table may name no runs
+    assert "of the learning rate of vje" in claims.decide(compared, "direction", found._replace(runs=()), "standard")[1]
 
 
 def test_what_cannot_be_said_is_not_tested(monkeypatch):
