@@ -786,7 +786,8 @@ def encoders() -> dict[str, Path]:
 def load(name: str) -> nn.Module:
     """The committed encoder of a method, in float32 and evaluation mode, ready to ``embed`` float images [B, C, H, W] in 0..1.
 
-    Only the parts that embedding needs are there, so that the loss cannot be evaluated. ValueError for an unknown name, with the names there are.
+    Only the parts that embedding needs are there, so that the loss cannot be evaluated; ``settings`` are those it was trained with. ValueError for
+    an unknown name, with the names there are, and from ``embed`` for images of another size, number of channels or range than it was trained on.
     """
     there = encoders()
     if name not in there:
@@ -798,4 +799,19 @@ def load(name: str) -> nn.Module:
     training.fill(method, tensors, path, method.embeds_with)
     for part in [name for name, _ in method.named_children() if name not in method.embeds_with]:
         delattr(method, part)  # untrained, it would answer all the same
+    method.settings = info["settings"]
+    backbone = next(module for module in method.modules() if hasattr(module, "features"))
+    backbone.register_forward_pre_hook(partial(_refuse_other_images, info))
     return method.eval()
+
+
+def _refuse_other_images(info: dict, backbone: nn.Module, given: tuple[Tensor]) -> None:
+    (images,), channels, size = given, info["channels"], info["settings"]["image_size"]
+    trained = f"{info['settings']['method']} was trained on {channels} channels and {size} x {size} pixels, as floats in 0..1"
+    if images.ndim != 4 or images.shape[1:] != (channels, size, size) or not images.is_floating_point():
+        found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
+        mend = "lib.protocol.fit(encoder.settings, channels) makes floats [B, C, H, W] in 0..1 fit."
+        raise ValueError(f"These images are {found}; {trained}: {mend}")
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
+        raise ValueError(f"These images go from {low:.3g} to {high:.3g}; {trained}: divide bytes by 255, and leave out any normalisation.")

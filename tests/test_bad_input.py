@@ -551,8 +551,18 @@ CASES = {
     "a probe for content of one class": (
         given(factors.mlp_probe, HALVES, RIGHT * 0, HALVES), "train_y holds a single value .0.; a probe needs at least two", None),
     "embedding of NaN": (
-        lambda place: evaluation.embed(lib.load("vi_simsiam"), data.load("mine"), transform=lambda batch: batch * float("nan")),
+        lambda place: evaluation.embed(protocol.Run(FINISHED).method, data.load("digits", "test"), transform=lambda batch: batch * float("nan")),
         "method.embed returned NaN in features; train again", None),
+    "images that are bytes": (
+        lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)),
+        r"images are uint8 of shape \(2, 3, 16, 16\); vi_simsiam was trained on 3 channels and .*protocol.fit\(encoder.settings", None),
+    "images of another size": (
+        lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 224, 224)), r"float32 of shape \(2, 3, 224, 224\); .*16 x 16 pixels", None),
+    "grey images for an encoder of coloured ones": (
+        lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 1, 16, 16)), r"shape \(2, 1, 16, 16\); .*3 channels and 16 x 16", None),
+    "images that are normalised": (
+        lambda place: lib.load("vi_simsiam").embed(torch.full((2, 3, 16, 16), -2.1)), "go from -2.1 to -2.1; .*leave out any normalisation", None),
+    "images of NaN": (lambda place: lib.load("vi_simsiam").embed(torch.full((2, 3, 16, 16), float("nan"))), "go from nan to nan; ", None),
 }  # fmt: skip
 
 
