@@ -22,6 +22,9 @@ NOT_TRAINED_WITH = (
     "decoder_epochs", "transfer_sets", "transfer_images", "transfer_epochs",
 )  # fmt: skip
 PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
+SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory", "initial_cosine")  # settings in 0..1
+POSITIVE = ("temperature", "teacher_temperature_start", "teacher_temperature", "bandwidth", "variance", "prior_variance", "loss_scale", "trade_off",
+            "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom")  # fmt: skip
 ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")  # a data set of the images of one class of another
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0, "fine_tune_optimizer": "sgd"}
@@ -137,6 +140,12 @@ def _check(settings: dict) -> None:
     for name in finite:
         if not 0 <= same_type(name, settings[name], 0.0) < float("inf"):
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and not negative.")
+    for name in settings.keys() & {*SHARES}:
+        if not 0 <= settings[name] <= 1:
+            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be in 0..1.")
+    for name in settings.keys() & {*POSITIVE}:
+        if not 0 < settings[name] < float("inf"):
+            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and above 0.")
 
 
 SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n",

@@ -123,6 +123,8 @@ def test_integers_are_taken_for_floats():
         (lambda: resolve("simsiam", "smoke", seed=-1), "Parameter 'seed' is -1"),
         (lambda: resolve("simsiam", "smoke", learning_rate=float("nan")), "Parameter 'learning_rate' is nan; it must be finite"),
         (lambda: resolve("simsiam", "smoke", weight_decay=-0.1), "Parameter 'weight_decay' is -0.1; it must be finite and not negative"),
+        (lambda: resolve("byol", "smoke", target_momentum=3.0), "Parameter 'target_momentum' is 3.0; it must be in 0..1"),
+        (lambda: resolve("simclr", "smoke", temperature=-1.0), "Parameter 'temperature' is -1.0; it must be finite and above 0"),
         (lambda: resolve("simsiam", "smoke", clip_norm=float("inf")), "Parameter 'clip_norm' is inf"),
         (lambda: find_run("simsiam-digits-e9-seed0", "smoke"), "Profile 'smoke' lists no run 'simsiam-digits-e9-seed0'; its runs are"),
         (lambda: settings.runs("fast"), "Unknown profile of settings/experiments.toml 'fast'"),
