@@ -24,6 +24,7 @@ from lib import augmentations, training
 from lib import uncertainty as measures
 from lib.artifacts import METRIC_COLUMNS, read_npz, write_npz
 from lib.image_sets import choose_per_class
+from lib.methods.common import checked
 
 Embedded = dict[str, np.ndarray]
 
@@ -77,16 +78,9 @@ def embed(
 
 
 def _arrays(embedding, count: int) -> dict[str, np.ndarray]:
-    taken = {"features", "uncertainty", "label"} & set(embedding.native)
-    if taken:
-        raise ValueError(f"native entries {sorted(taken)} would overwrite the embedding's own; rename them in the method.")
-    if embedding.features.ndim != 2 or embedding.uncertainty.shape != (count,):
-        found = f"{tuple(embedding.features.shape)} and {tuple(embedding.uncertainty.shape)}"
-        raise ValueError(f"method.embed must return features [B, D] and uncertainty [B] with B = {count}, got {found}.")
+    embedding = checked(embedding, count)
     arrays = {"features": embedding.features.float().cpu().numpy(), "uncertainty": embedding.uncertainty.double().cpu().numpy()}
     for name, values in embedding.native.items():
-        if values.ndim not in (1, 2) or len(values) != count or (values.ndim == 2 and values.shape[1] == 1):
-            raise ValueError(f"native {name} must be [B] or [B, K] with B = {count} and K > 1, got {tuple(values.shape)}.")
         arrays[name] = (values.double() if values.ndim == 1 else values.float()).cpu().numpy()
     for name, values in arrays.items():
         if np.isnan(values).any():

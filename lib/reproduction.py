@@ -82,7 +82,9 @@ def declared_parameters(notebook: str) -> dict:
 
 
 def check_parameters(notebook: str, parameters: dict) -> dict:
-    """The parameters, if the notebook declares every one with that type; else ValueError, before anything runs."""
+    """The parameters, if the notebook declares each with that type and its figures can draw the methods named; else ValueError, before it runs."""
+    from lib import plotting
+
     declared = declared_parameters(notebook)
     for name, value in parameters.items():
         if name not in declared:
@@ -90,6 +92,10 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
         settings.same_type(name, value, declared[name], f"{notebook}: parameter")
     if "profile" in parameters:
         settings.profile_settings(parameters["profile"])
+    runs = parameters.get("runs", "").split()
+    for method in dict.fromkeys([name.split("-")[0] for name in runs] or filter(None, [parameters.get("method")])):
+        settings.recipe(method)
+        plotting.method_style(method)
     return parameters
 
 
@@ -141,8 +147,6 @@ def _check_values(notebook: str, parameters: dict) -> None:
     for name, value in given.items():
         if type(value) in (int, float) and not 0 <= value < float("inf"):
             raise ValueError(f"Parameter {name!r} of {notebook} is {value}; it must be finite and 0 or more.")
-    if "method" in given:
-        settings.recipe(given["method"])
     if "dataset" in given:
         from lib import data  # slow to import
 

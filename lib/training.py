@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from lib import artifacts, augmentations, data, methods, networks, uncertainty
 from lib import settings as resolution
-from lib.methods.common import spread
+from lib.methods.common import checked, spread
 
 CHECKPOINT_SECONDS = 30
 LOGS_PER_EPOCH, LOG_ROWS = 5, 300  # rows of the log: so many an epoch, fewer where the whole log would be longer, but one at its end
@@ -248,6 +248,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         compiled = device.type == "cuda" if compiled is None else compiled
         loop = _Loop(method, images, settings, folder, run_hash, device, precision, fabric, compiled)
         loop.resume()
+        loop.health()  # an answer of embed that cannot be measured is refused before the training, not behind it
     if first:  # not before all that can be refused has been looked at: an earlier run of this name may be there
         artifacts.write_json(folder / "config.json", config | {"finished": False})
     if loop:
@@ -408,6 +409,9 @@ class _Loop:
             self.method.set_epoch(epoch)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.trained.loss(views, labels) if hasattr(self.method, "classes") else self.trained.loss(views)
+        if not (isinstance(terms, dict) and "loss" in terms and all(value.ndim == 0 for value in terms.values())):
+            found = {name: tuple(value.shape) for name, value in terms.items()} if isinstance(terms, dict) else type(terms).__name__
+            raise ValueError(f"{self.settings['method']}: loss must return named scalar terms, one of them 'loss', got {found}.")
         self.optimizer.zero_grad(set_to_none=True)
         terms["loss"].backward()
         if self.settings["clip_norm"]:
@@ -468,7 +472,7 @@ class _Loop:
         """
         images = self.images.batch(range(min(HEALTH_IMAGES, len(self.images)))).float() / 255
         images = augmentations.resize(images, self.settings["image_size"])
-        features = self.method.eval().embed(images.to(self.device)).features
+        features = checked(self.method.eval().embed(images.to(self.device)), len(images)).features
         self.method.train()
         try:
             rank = uncertainty.effective_rank(features.cpu().numpy())

@@ -77,4 +77,8 @@ def build(settings: dict, channels: int = 3) -> nn.Module:
         raise ValueError(f"Unknown method {settings['method']!r}; choose one of {sorted(METHODS)}.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        return METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)
+        method = METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)
+    needs = ("embed", "embeds_with") + (("loss",) if settings["epochs"] else ())
+    if missing := [name for name in needs + tuple(getattr(method, "embeds_with", ())) if not hasattr(method, name)]:
+        raise ValueError(f"{type(method).__name__} has no {missing}; lib/methods/__init__.py says what a method must have.")
+    return method

@@ -20,6 +20,22 @@ class Embedding(NamedTuple):
     native: dict[str, Tensor]
 
 
+def checked(embedding: Embedding, count: int) -> Embedding:
+    """What ``embed`` answered for ``count`` images, if features are [B, F], the uncertainty [B] and native entries [B] or [B, K]; else ValueError."""
+    if not isinstance(embedding, Embedding):
+        raise ValueError(f"method.embed must return an Embedding of features, uncertainty and native entries, got {type(embedding).__name__}.")
+    features, uncertainty, native = embedding
+    if taken := {"features", "uncertainty", "label"} & set(native):
+        raise ValueError(f"native entries {sorted(taken)} would overwrite the embedding's own; rename them in the method.")
+    if features.ndim != 2 or len(features) != count or uncertainty.shape != (count,):
+        found = f"{tuple(features.shape)} and {tuple(uncertainty.shape)}"
+        raise ValueError(f"method.embed must return features [B, D] and uncertainty [B] with B = {count}, got {found}.")
+    for name, values in native.items():
+        if values.ndim not in (1, 2) or len(values) != count or (values.ndim == 2 and values.shape[1] == 1):
+            raise ValueError(f"native {name} must be [B] or [B, K] with B = {count} and K > 1, got {tuple(values.shape)}.")
+    return embedding
+
+
 def forward_by_size(network, views: list[Tensor]) -> list[tuple[Tensor, ...]]:
     """The outputs of ``network`` for every view, with one forward pass (and one batch of statistics) for all views of one size.
 

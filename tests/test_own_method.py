@@ -1,0 +1,51 @@
+"""A method of one's own: what README asks for is enough, and what is missing is said before anything is trained."""
+
+import pytest
+import torch
+
+from lib import artifacts, losses, methods, plotting, protocol, reproduction, settings, training
+from lib.methods.common import TwoViews
+
+
+class Mine(TwoViews):
+    """A person's own method: the projections of the two views are drawn together, and kept apart from those of other images."""
+
+    def loss(self, views):
+        first, second = self.projections(views)
+        return {"loss": losses.info_nce_loss(first, second, 0.5)}
+
+
+def own_method(monkeypatch, cls):
+    """Its class and its recipe, as README says."""
+    monkeypatch.setitem(methods.METHODS, "mine", cls)
+    monkeypatch.setitem(settings.read("recipes"), "mine", {"inherits": "simclr"})
+    return settings.resolve("mine", "smoke", train_images=256)
+
+
+def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatch):
+    run = own_method(monkeypatch, Mine)
+    with pytest.raises(ValueError, match="no style for method 'mine'.*add a row to lib.plotting.METHODS"):  # not once it is trained
+        reproduction.parse_parameters("method=mine", "10_pretraining")
+    monkeypatch.setitem(plotting.METHODS, "mine", plotting.METHODS["simclr"]._replace(label="mine"))
+    assert reproduction.parse_parameters("method=mine", "10_pretraining") == {"method": "mine"}
+    training.train(run)
+    frame = protocol.measure(protocol.Run(run))
+    assert {"accuracy", "correctness_auroc", "ood_auroc"} <= set(frame.metric) and set(frame.method) == {"mine"}
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"loss": lambda self, views: self.projections(views)[0].mean()}, "mine: loss must return named scalar terms, one of them .*, got Tensor"),
+        ({"loss": lambda self, views: {"total": torch.ones(3)}}, r"one of them 'loss', got \{'total': \(3,\)\}"),
+        ({"embeds_with": ("backbone", "head")}, r"Mine has no \['head'\]; lib/methods/__init__.py says"),
+        ({"embed": lambda self, images: self.backbone(images)}, "method.embed must return an Embedding .* got Tensor"),
+        ({"embed": lambda self, images: methods.Embedding(self.backbone(images), torch.zeros(1), {})}, r"uncertainty .* B = 256, got .*\(1,\)"),
+        ({"embed": lambda self, images: methods.Embedding(*[self.backbone(images)] * 2, {})}, r"uncertainty \[B\] with B = 256, got \(256, 32\) and"),
+    ],
+)
+def test_what_a_method_of_ones_own_lacks_is_said_before_it_is_trained(monkeypatch, parts, message):
+    run = own_method(monkeypatch, type("Mine", (Mine,), parts))
+    with pytest.raises(ValueError, match=message):
+        training.train(run)
+    assert not (artifacts.run_dir("smoke", settings.run_name(run)) / "log.csv").exists()
