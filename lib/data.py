@@ -516,6 +516,11 @@ def _made_here(name: str, split: str, image_size: int | None) -> ImageSet:
 
 
 # ------------------------------------------------------------------------------------------------------------ terms table, command line
+def terms(name: str) -> str:
+    """Under whose terms a set's images may be shown."""
+    return DATASETS[name].terms if name in DATASETS else "as given by its owner"
+
+
 def data_table(data_dir: Path | None = None) -> pd.DataFrame:
     """One row a known set: splits, images, size, terms, how to get it; checksums and source of what is here (nothing is fetched)."""
     rows = []

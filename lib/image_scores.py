@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 from PIL import Image
+from torch import Tensor
 
 from lib import artifacts, data, evaluation, protocol
 from lib import settings as resolution
@@ -36,6 +37,20 @@ def png_size(pixels: np.ndarray) -> np.ndarray:
         return buffer.tell()
 
     return np.array([size(image) for image in pixels], dtype=np.int32)
+
+
+def to_be_seen(images: Tensor) -> dict[str, np.ndarray]:
+    """What anyone can see in images [B, C, H, W] of 0..1, [B] each.
+
+    contrast: standard deviation of all pixels; edges: mean absolute difference of neighbouring pixels, down plus across; colours, of three channels:
+    colourfulness (Hasler & Süsstrunk 2003, Eq. 10), ``|σ| + 0.3 |μ|`` of the pairs red - green and ½ (red + green) - blue over an image's pixels.
+    """
+    seen = {"contrast": images.std((1, 2, 3)), "edges": images.diff(dim=2).abs().mean((1, 2, 3)) + images.diff(dim=3).abs().mean((1, 2, 3))}
+    if images.shape[1] == 3:
+        red, green, blue = images.flatten(2).unbind(1)  # [B, H W]
+        opponent = [red - green, (red + green) / 2 - blue]
+        seen["colours"] = sum(part.var(1, correction=0) for part in opponent).sqrt() + 0.3 * sum(part.mean(1) ** 2 for part in opponent).sqrt()
+    return {name: values.double().numpy(force=True) for name, values in seen.items()}
 
 
 def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:

@@ -295,10 +295,11 @@ def show_committed(id: str, profile: str):
     command = f"make reproduce PROFILE={profile}"
     if not path.exists():
         raise FileNotFoundError(f"no stored figure {id} for profile {profile}: run `{command}` to draw it")
+    file = path.with_suffix(".json")
+    record = artifacts.read_json(file) if file.exists() else {"alt": f"Stored picture of figure {id}", "caption": ""}
     print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: {command}")
-    record = path.with_suffix(".json")
-    alt = artifacts.read_json(record)["alt"] if record.exists() else f"Stored picture of figure {id}"
-    return Image(path.read_bytes(), width=round(plt.imread(path).shape[1] / 2), alt=alt)
+    print(record["caption"])
+    return Image(path.read_bytes(), width=round(plt.imread(path).shape[1] / 2), alt=record["alt"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- helpers

@@ -289,6 +289,20 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
 
 
+def told_gains(run: dict, listed: list[dict]) -> list[str]:
+    """``gains`` in words, a sentence each: whether the run has learned enough for its uncertainty to be tested."""
+    from lib.plotting import method_style  # slow to import
+
+    sentences = []
+    for gain in gains(run, listed).itertuples():
+        short = "**not learned more: its uncertainty is not tested (under-trained)**" if gain.must_beat else "not required on this set"
+        sentences.append(
+            f"{method_style(run['method']).label}, seed {run['seed']}, k-NN accuracy minus {method_style(gain.reference).label}: "
+            f"{100 * gain.value:+.1f} points [{100 * gain.ci_low:+.1f}, {100 * gain.ci_high:+.1f}], {'learned more' if gain.ci_low > 0 else short}."
+        )
+    return sentences
+
+
 def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
     """Mean of what is stored of each test image, of the first method of a pair minus the second: paired by seed and by image.
 

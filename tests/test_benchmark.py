@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
+import torch
 from PIL import Image
 
 from lib import artifacts, benchmark, evaluation, image_scores, methods, protocol, uncertainty
@@ -268,3 +269,18 @@ def test_what_the_images_alone_tell_is_advised_once_and_of_no_network():
     far, right = (benchmark.advice(frame.assign(measure=measure)) for measure in ("far_ood_auroc", "linear_correctness_auroc"))
     assert far[["score", "method"]].to_numpy().tolist() == [["file size", "raw_pixels"], ["k-NN distance", "simclr"], ["k-NN distance", "vi_simsiam"]]
     assert right.score.tolist() == ["file size", "file size", "k-NN distance"]  # which errors it knows depends on whose they are
+
+
+def test_what_can_be_seen_follows_its_definitions():
+    plain = torch.full((1, 3, 4, 4), 0.5)
+    assert {name: values.item() for name, values in image_scores.to_be_seen(plain).items()} == pytest.approx({"contrast": 0, "edges": 0, "colours": 0})
+    red = torch.zeros(1, 3, 4, 4)
+    red[:, 0] = 1  # red - green is 1, yellow - blue ½, both without spread
+    assert image_scores.to_be_seen(red)["colours"].item() == pytest.approx(0.3 * np.hypot(1, 0.5))
+    stripes = torch.tensor([0.0, 1.0]).repeat(2).expand(1, 1, 4, 4)
+    seen = image_scores.to_be_seen(stripes)
+    assert seen["edges"].item() == 1 and seen["contrast"].item() == pytest.approx(stripes.std().item()) and "colours" not in seen
+    noise = np.random.default_rng(0).uniform(size=(3, 5, 5))
+    rg, yb = (noise[0] - noise[1]).ravel(), ((noise[0] + noise[1]) / 2 - noise[2]).ravel()
+    expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
+    assert image_scores.to_be_seen(torch.from_numpy(noise)[None])["colours"].item() == pytest.approx(expected)
