@@ -36,7 +36,9 @@ _unit_sphere = _UnitSphere()
 
 
 def _unit_vectors(vectors: Tensor, name: str, validate: bool) -> Tensor:
-    """`vectors` in float32 or float64; half-precision vectors are normalised again, as their rounding moves them off the sphere."""
+    """`vectors` in float32 or float64, whole numbers too; half-precision vectors are normalised again, as rounding moves them off the sphere."""
+    if not vectors.is_floating_point():
+        vectors = vectors.float()
     if validate and not (on_sphere := _unit_sphere.check(vectors)).all():
         norm = vectors[~on_sphere][0].norm().item()
         raise ValueError(f"{name} must hold unit vectors in its last dimension, but one has norm {norm:.6g}; normalise it first, "
@@ -111,6 +113,7 @@ class _TiltedUniform(_Spherical):
         validate = Distribution._validate_args if validate_args is None else validate_args
         if loc.dim() < 1 or loc.shape[-1] < 2:
             raise ValueError(f"loc has shape {tuple(loc.shape)}, but it must be [..., D] with D >= 2")
+        loc = _unit_vectors(loc, "loc", validate)
         if isinstance(concentration, int | float):
             concentration = loc.new_full(loc.shape[:-1], concentration)
         if concentration.shape != loc.shape[:-1]:
@@ -119,7 +122,6 @@ class _TiltedUniform(_Spherical):
         if validate and not (valid := (concentration >= 0) & (concentration < math.inf)).all():
             raise ValueError(f"concentration must be finite and >= 0, but one is {concentration[~valid][0].item()}; "
                              "map the network's output to a positive number, or look for NaN upstream")
-        loc = _unit_vectors(loc, "loc", validate)
         dtype = torch.promote_types(loc.dtype, concentration.dtype)
         self.loc, self.concentration = loc.to(dtype), concentration.to(dtype)
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # checked above, with clearer errors
@@ -286,8 +288,8 @@ class DirectionalStudentT(_Spherical):
         validate = Distribution._validate_args if validate_args is None else validate_args
         if loc.dim() < 1 or loc.shape[-1] < 2 or squared_scale.shape != loc.shape:
             raise ValueError(f"loc has shape {tuple(loc.shape)} and squared_scale {tuple(squared_scale.shape)}; both must be [..., D] with D >= 2")
-        if not degrees_of_freedom > 0:
-            raise ValueError(f"degrees_of_freedom is {degrees_of_freedom}; it must be positive")
+        if not 0 < degrees_of_freedom <= 1e9:  # beyond, the constants cancel
+            raise ValueError(f"degrees_of_freedom is {degrees_of_freedom}; it must be positive, and 1e6 is Gaussian enough (at most 1e9)")
         if validate and not (valid := (squared_scale > 0) & (squared_scale < math.inf)).all():
             raise ValueError(f"squared_scale must be finite and positive, but one is {squared_scale[~valid][0].item()}")
         self.loc, self.squared_scale = _unit_vectors(loc, "loc", validate), squared_scale

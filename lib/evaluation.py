@@ -35,6 +35,7 @@ PAPER_PROBE = {
     "optimizer": "lars", "learning_rate": 1.6, "weight_decay": 0.0, "momentum": 0.9, "batch_size": 512, "epochs": 200, "schedule": "cosine",
     "chosen_epoch": "last",
 }  # fmt: skip
+NEAREST = 20  # neighbours that vote, and that a distance is taken to; all where there are fewer
 TEMPERATURE = 0.07  # of the votes of neighbours
 QUANTILES = (0.05, 0.95)
 KEPT_AREA = {"crop"}  # families whose number is the share of the image that is kept: smaller is more severe
@@ -108,8 +109,9 @@ def embed_cached(path: Path, key: dict | str, compute: Callable[[], Embedded]) -
 
 def _labels(values: np.ndarray, name: str, count: int) -> np.ndarray:
     values = np.asarray(values)
-    if values.shape != (count,) or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
-        raise ValueError(f"{name} must be integers >= 0 of shape ({count},), got {values.dtype} of shape {values.shape}.")
+    if not count or values.shape != (count,) or not np.issubdtype(values.dtype, np.integer) or values.min() < 0:
+        least = f", the least {values.min()}" if values.size else ""
+        raise ValueError(f"{name} must be integers >= 0 of shape ({count},), at least one, got {values.dtype} of shape {values.shape}{least}.")
     return values.astype(np.int64)
 
 
@@ -133,7 +135,7 @@ def _vote(similarity: Tensor, votes: Tensor, classes: int, temperature: float = 
     return torch.zeros(len(votes), classes, dtype=torch.float64).scatter_add_(1, votes, weights).numpy()
 
 
-def knn_predict(train_x, train_y, test_x, k: int = 20, temperature: float = TEMPERATURE) -> tuple[np.ndarray, np.ndarray]:
+def knn_predict(train_x, train_y, test_x, k: int = NEAREST, temperature: float = TEMPERATURE) -> tuple[np.ndarray, np.ndarray]:
     """Predictions [N] and class probabilities [N, C] of a cosine k-NN whose neighbours vote with weight exp(cosine / T).
 
     Wu et al. 2018 (instance discrimination), section 3.4. train_x: [M, D], train_y: [M] in 0 … C - 1, test_x: [N, D].
@@ -144,7 +146,7 @@ def knn_predict(train_x, train_y, test_x, k: int = 20, temperature: float = TEMP
     return probabilities.argmax(axis=1), probabilities
 
 
-def knn_accuracy(train_x, train_y, test_x, test_y, k: int = 20, temperature: float = TEMPERATURE) -> float:
+def knn_accuracy(train_x, train_y, test_x, test_y, k: int = NEAREST, temperature: float = TEMPERATURE) -> float:
     """Share of test images whose k-NN prediction is right; see knn_predict."""
     test_y = _labels(test_y, "test_y", len(test_x))
     return float(np.mean(knn_predict(train_x, train_y, test_x, k, temperature)[0] == test_y))
@@ -394,7 +396,7 @@ def score_images(train: Embedded, test: Embedded, probe: Probe) -> Embedded:
     """
     label = _labels(test["label"], "test label", len(test["features"]))
     probabilities = probe.probabilities(test["features"])
-    similarity, rows = _neighbours(train["features"], test["features"], 20)
+    similarity, rows = _neighbours(train["features"], test["features"], min(NEAREST, len(train["features"])))
     votes = torch.as_tensor(train["label"])[rows]
     knn_prediction = _vote(similarity, votes, int(train["label"].max()) + 1).argmax(axis=1)
     linear_prediction = probabilities.argmax(axis=1)
@@ -591,7 +593,7 @@ def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe) -> dict[st
 def unsupervised_uncertainties(train: Embedded, embedded: Embedded) -> dict[str, np.ndarray]:
     """The uncertainties [N] that need no label anywhere: the method's own, the negative norm of the features, the mean cosine distance to the 20
     nearest training images (all, where there are fewer)."""
-    similarity, _ = _neighbours(train["features"], embedded["features"], min(20, len(train["features"])))
+    similarity, _ = _neighbours(train["features"], embedded["features"], min(NEAREST, len(train["features"])))
     return {
         "uncertainty": embedded["uncertainty"].astype(np.float32),
         "feature_norm": -np.linalg.norm(embedded["features"], axis=1).astype(np.float32),
@@ -641,6 +643,7 @@ def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
 
 def spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
     """Spearman's rank correlation of each row of values [N, S] with severity [S]; 0 for a row that does not change: [N]."""
+    values = measures.matrix(values, "values")
     ranks = scipy.stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2
     steps = scipy.stats.rankdata(severity) - (len(severity) + 1) / 2
     length = np.linalg.norm(ranks, axis=1) * np.linalg.norm(steps)

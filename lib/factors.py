@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib.uncertainty import bootstrap_interval, matrix, paired_difference
+from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix, paired_difference
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -80,10 +80,13 @@ def knn_chosen(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, mos
     """
     train_x, train_y = _rows(train_x, train_y, ("train_x", "train_y"))
     held_out = np.random.default_rng(seed).permutation(len(train_x)) < max(1, len(train_x) // 10)
+    test_x = matrix(test_x, "test_x", train_x).astype(np.float32)
     most = min(most, int(np.sum(~held_out)))
+    if most < 1:
+        raise ValueError(f"{len(train_x)} training images leave {most} neighbours to choose from; pass two or more, and most >= 1.")
     judged = np.array([np.mean(votes == train_y[held_out]) for votes in _majorities(train_x[~held_out], train_y[~held_out], train_x[held_out], most)])
     k = int(judged.argmax()) + 1
-    return _majorities(train_x, train_y, np.asarray(test_x, np.float32), k)[-1], k
+    return _majorities(train_x, train_y, test_x, k)[-1], k
 
 
 def _majorities(train_x: np.ndarray, train_y: np.ndarray, x: np.ndarray, most: int) -> np.ndarray:
@@ -103,6 +106,10 @@ def skill(predicted: np.ndarray, truth: np.ndarray) -> float:
         raise ValueError(f"predicted {list(predicted.shape)} and truth {list(truth.shape)} must have one shape [N], N > 0.")
     if truth.dtype.kind != "f":
         return float(np.mean(predicted == truth))
+    if not np.ptp(truth):
+        raise UndefinedStatistic(f"All {len(truth)} true values are {truth[0]:g}, so that R² is not defined.")
+    if not np.isfinite(predicted).all():
+        raise ValueError(f"predicted has {np.sum(~np.isfinite(predicted))} NaN or infinite values of {len(predicted)}; find where they come from.")
     return float(1 - np.sum((truth - predicted) ** 2) / np.sum((truth - truth.mean()) ** 2))
 
 
@@ -116,7 +123,7 @@ def chance(train_y: np.ndarray, test_y: np.ndarray) -> float:
 
 def retention(features: float, pixels: float, nothing: float) -> float:
     """Style retention of a factor: (probe - chance) / (raw-pixel probe - chance). ValueError where pixels do not tell the factor either."""
-    if pixels <= nothing:
+    if not pixels > nothing:
         raise ValueError(f"The probe of raw pixels ({pixels:.3f}) does not beat chance ({nothing:.3f}); the factor cannot be measured here.")
     return (features - nothing) / (pixels - nothing)
 
@@ -236,7 +243,7 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     a, b = (matrix(x, "features").astype(np.float64) for x in (first, second))
     if a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
         raise ValueError(f"Expected two sets of at least two features of one length, got {list(a.shape)} and {list(b.shape)}.")
-    covariances = [np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b)]
-    # The product of two positive semidefinite matrices has real, non-negative eigenvalues.
-    overlap = np.sqrt(np.clip(scipy.linalg.eigvals(covariances[0] @ covariances[1]).real, 0, None)).sum()
-    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + np.trace(covariances[0] + covariances[1]) - 2 * overlap)
+    # S = RᵀR, so that tr (S_1 S_2)^½ is the sum of the singular values of R_1 R_2ᵀ: exact where N <= D leaves S without full rank.
+    roots = [np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (a, b)]
+    overlap = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
+    return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + sum(np.sum(root**2) for root in roots) - 2 * overlap)

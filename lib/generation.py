@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from lib import networks
 from lib.methods.vae import VAE
+from lib.uncertainty import matrix
 
 # SimVAE (Bizeul et al. 2024), App. A.7.6: about 10 to 80 epochs, as many as the validation loss falls.
 PAPER_DECODER = {"optimizer": "adam", "learning_rate": 1e-4, "loss": "squared error", "chosen_epoch": "least validation loss", "epochs": 80}
@@ -42,8 +43,13 @@ def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int 
     The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
     least are kept. Deviation: features are standardised; encoders differ in scale by orders of magnitude, and the rate is the same for all.
     """
+    features = matrix(features, "features")
     if len(features) != len(pixels) or len(features) < 20:
         raise ValueError(f"Expected features and pixels of the same images, at least 20, got {len(features)} and {len(pixels)}.")
+    if not pixels.is_floating_point() or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(f"Expected pixels as floats in 0..1, got {pixels.dtype} in {pixels.min().item():.3g}..{pixels.max().item():.3g}.")
+    if epochs < 1:
+        raise ValueError(f"epochs is {epochs}; a decoder takes at least one.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         decoder = Decoder(settings, features.shape[1], pixels.shape[1])
@@ -87,6 +93,9 @@ def mse(decoder, features: np.ndarray | Tensor, pixels: Tensor) -> float:
 
 def sample_classes(features: np.ndarray, labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """``count`` latents of every class from a Gaussian with full covariance fitted to its features [N, L], and their labels (SimVAE, App. A.7.6)."""
+    features = matrix(features, "features")
+    if np.shape(labels) != (len(features),):
+        raise ValueError(f"labels must be [N] = [{len(features)}], got shape {np.shape(labels)}.")
     generator, drawn, names = np.random.default_rng(seed), [], np.unique(labels)
     for name in names:
         own = features[labels == name].astype(np.float64)

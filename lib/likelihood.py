@@ -27,8 +27,10 @@ def mass_over_sphere(dim: int, scale: float, degrees_of_freedom: float, intrinsi
     """∫ p(u) du over S^{D-1} of DirectionalStudentT with one scale for all coordinates, in closed form but for the angle θ between u and loc.
 
     ``|S^{D-2}| ∫_0^π p(θ) sin^{D-2} θ dθ`` by Gauss-Legendre quadrature on intervals that grow from the scale on. dim: D >= 2; scale: the square
-    root of squared_scale, in radians. One for a density; at most one for a sub-density.
+    root of squared_scale, in radians. One for a density; at most one for a sub-density. ValueError for D < 2 or a scale that is not positive.
     """
+    if dim < 2 or not 0 < scale < math.inf:
+        raise ValueError(f"dim is {dim} and scale {scale}; they must be at least 2, and positive and finite.")
     from scipy.integrate import fixed_quad  # slow to import
 
     loc, across = torch.eye(dim, dtype=torch.float64)[:2]

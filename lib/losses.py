@@ -17,10 +17,12 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def _same_shape(form: str = "[B, D]", **tensors: Tensor) -> None:
+def _same_shape(form: str = "[B, D]", least: int = 1, **tensors: Tensor) -> None:
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if len(set(shapes.values())) != 1 or len(next(iter(shapes.values()))) != form.count(",") + 1:
         raise ValueError(f"Expected tensors of one shape {form}, got {shapes}.")
+    if any(shape[0] < least for shape in shapes.values()):
+        raise ValueError(f"Expected tensors {form} of at least {least} row(s), got {shapes}.")
 
 
 def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
@@ -117,7 +119,7 @@ def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, varianc
     off-diagonal covariances over D. first, second: [B, D], B > 1. Deviation: s is divided by D (the paper's Eq. 5 is not) and the two v are
     averaged (Eq. 6 adds them), as in the authors' code, for which the published weights were chosen.
     """
-    _same_shape(first=first, second=second)
+    _same_shape(least=2, first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
         a, b = _precise(first), _precise(second)
         dimension = a.shape[1]
@@ -225,6 +227,8 @@ def best_dispersion(trade_off: float, beta: float) -> float:
     ``E|z - t|^β`` goes as ``(σ² + τ²)^(β/2)`` and ``E|z - z'|^β`` as ``(2 σ²)^(β/2)`` with one factor, so that the derivative in σ² vanishes at
     ``(σ/τ)² = q/(1 - q)``, ``q = [(1 - λ)/λ · 2^(β/2 - 1)]^(2/(2 - β))``: 1 at λ = ½, the weight of a proper score.
     """
+    if not (0 < trade_off <= 1 and 0 < beta < 2):
+        raise ValueError(f"trade_off {trade_off} must be in (0, 1] and beta {beta} in (0, 2).")
     q = ((1 - trade_off) / trade_off * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))
     return (q / (1 - q)) ** 0.5 if q < 1 else math.inf
 
@@ -354,18 +358,26 @@ def vje_loss(
     "euclidean": one Student-t in R^D on s' itself, with scale v: nothing keeps length and direction apart.
 
     target, mean, log_variance, sample: [B, D]. Returns scalars "loss" and its terms "directional", "radial" and "kl", the last two weighted.
-    ValueError for other shapes and an unknown likelihood.
+    ValueError for other shapes, an unknown likelihood, and a scale, variance or number of degrees of freedom that is not positive and finite.
 
     Source: Oji and Fieguth, Joint Embedding Variational Bayes (TMLR 2026), of which the abstract alone is available to us. Deviation: unknown; every
     argument is a choice that the abstract leaves open, and kl_weight and radial_weight other than 1 leave the bound.
     """
     _same_shape(target=target, mean=mean, log_variance=log_variance, sample=sample)
+    _positive(prior_variance=prior_variance)
     with torch.autocast(target.device.type, enabled=False):
         s, m, log_v, z = (_precise(tensor) for tensor in (target, mean, log_variance, sample))
         kl = gaussian_kl(m, log_v, torch.zeros_like(m), torch.full_like(m, math.log(prior_variance))).mean()
         nll = vje_likelihood(s, z, log_v, directional_freedom, radial_freedom, radial_scale, likelihood, scale_directions, log_radius)
         directional, radial = (-term.mean() for term in nll)
         return _summed({"directional": directional, "radial": radial_weight * radial, "kl": kl_weight * kl})
+
+
+def _positive(**numbers: Tensor | float) -> None:
+    """ValueError for a number that is not positive and finite; a learned tensor is its method's to keep so."""
+    for name, value in numbers.items():
+        if not isinstance(value, Tensor) and not 0 < value < math.inf:
+            raise ValueError(f"{name} is {value}; it must be positive and finite.")
 
 
 def vje_likelihood(
@@ -375,6 +387,7 @@ def vje_likelihood(
     """log p(u' | z) and log p(r' | z) of vje_loss for targets and latents [B, D]: two [B]; under "euclidean" all is in the first."""
     if likelihood not in ("polar", "ambient", "euclidean"):
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'polar', 'ambient' or 'euclidean'.")
+    _positive(directional_freedom=directional_freedom, radial_freedom=radial_freedom, radial_scale=radial_scale)
     dimension, radius, expected = target.shape[1], target.norm(dim=1), latent.norm(dim=1)
     if likelihood == "euclidean":
         distance = ((target - latent).square() / log_variance.exp()).sum(1)

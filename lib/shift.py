@@ -169,7 +169,7 @@ def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
     other shapes, and where the reference makes no error under a corruption.
     """
     shape = (len(CORRUPTIONS), len(SEVERITIES))
-    if np.shape(correct)[1:] != shape or np.shape(reference)[1:] != shape:
+    if np.shape(correct)[1:] != shape or np.shape(reference)[1:] != shape or not len(correct) or not len(reference):
         raise ValueError(f"An mCE needs arrays [N, 15, 5], got {list(np.shape(correct))} and {list(np.shape(reference))}.")
     ours, theirs = (np.sum(1 - np.mean(right, axis=0, dtype=np.float64), axis=1) for right in (correct, reference))
     if not theirs.all():

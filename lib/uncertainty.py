@@ -12,6 +12,8 @@ import numpy as np
 import scipy
 from numpy.typing import ArrayLike
 
+ROUNDING = 1e-12  # what is constant up to this share of its size differs by rounding alone
+
 
 class UndefinedStatistic(ValueError):
     """The statistic has no value on these data because only one class is present; bootstrap draws that hit this are drawn again."""
@@ -206,7 +208,7 @@ def confidence_bins(confidence: ArrayLike, correct: ArrayLike, bins: int = 15, e
         raise ValueError(f"bins must be a whole number of at least 1, got {bins}.")
     edges = np.arange(bins + 1) / bins
     if equal_mass:
-        edges = np.unique(np.append(0.0, np.sort(confidence)[np.ceil(confidence.size * edges[1:]).astype(int) - 1]))
+        edges = np.unique(np.append(0.0, np.sort(confidence)[-(-confidence.size * np.arange(1, bins + 1) // bins) - 1]))
     index = np.minimum(np.searchsorted(edges, confidence, side="left") - 1, edges.size - 2)  # a float32 softmax may sum to 1 + 1e-7
     count = np.bincount(index, minlength=edges.size - 1)
     with np.errstate(invalid="ignore"):
@@ -234,9 +236,12 @@ def effective_rank(features: ArrayLike) -> float:
 
     Roy & Vetterli 2007, Definition 1. Deviation from RankMe (Garrido et al. 2023), which does not centre and adds 1e-7 to each p_i.
     """
-    features = matrix(features, "features").astype(np.float64)
+    given = matrix(features, "features")
+    # of a network that has collapsed to one point, float32 leaves this much
+    rounding = max(ROUNDING, 4 * np.finfo(given.dtype).eps) if given.dtype.kind == "f" else ROUNDING
+    features = given.astype(np.float64)
     centred = features - features.mean(axis=0)
-    if np.abs(centred).max() <= 1e-12 * np.abs(features).max():
+    if np.abs(centred).max() <= rounding * np.abs(features).max():
         raise ValueError(f"all {len(features)} feature rows are equal, so no rank is defined; the representation has collapsed (or N = 1).")
     return float(np.exp(scipy.stats.entropy(np.linalg.svd(centred, compute_uv=False))))  # of σ / Σ σ
 
@@ -244,19 +249,28 @@ def effective_rank(features: ArrayLike) -> float:
 # ---------------------------------------------------------------------------------------------------- intervals and tests
 
 
-def _defined(draw: Callable[[], ArrayLike], draws: int) -> np.ndarray:
-    """That many results of draw(), drawn again where it is undefined: [B, ...]."""
+def _check_draws(draws: int) -> None:
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws}.")
-    values, undefined = [], 0
+
+
+def _defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> np.ndarray:
+    """That many results of draw(), drawn again where it is undefined, or NaN where the estimate is not: [B, ...]."""
+    _check_draws(draws)
+    values, undefined, expected = [], 0, ~np.isnan(estimate)
     while len(values) < draws:
+        reason = None
         try:
-            values.append(draw())
+            value = np.asarray(draw(), dtype=np.float64)
         except UndefinedStatistic as error:
-            undefined += 1
-            if undefined > draws:
-                raise UndefinedStatistic(f"{undefined} draws held a single class: too few images of the rarer one to resample.") from error
-    return np.asarray(values, dtype=np.float64)
+            reason = error
+        if reason is None and not np.isnan(value[expected]).any():
+            values.append(value)
+            continue
+        undefined += 1
+        if undefined > draws:
+            raise UndefinedStatistic(f"{undefined} draws held a single class or no variance: too few images to resample.") from reason
+    return np.asarray(values)
 
 
 def _percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
@@ -274,6 +288,8 @@ def _columns(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]
     arrays = [np.asarray(array) for array in arrays]
     if not arrays or any(array.ndim == 0 or len(array) != len(arrays[0]) for array in arrays) or len(arrays[0]) == 0:
         raise ValueError(f"pass at least one array, all with the same N >= 1 rows, got shapes {[array.shape for array in arrays]}.")
+    if missing := [f"{np.isnan(array).sum()} of {array.size}" for array in arrays if array.dtype.kind == "f" and np.isnan(array).any()]:
+        raise ValueError(f"NaN in what is to be resampled ({', '.join(missing)} values); find where it comes from.")
     return arrays, np.argsort(arrays[0], kind="stable") if arrays[0].ndim == 1 else np.arange(len(arrays[0]))
 
 
@@ -283,13 +299,14 @@ def bootstrap_interval(
     """Percentile bootstrap (low, high) of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
 
     Every array has N rows and gets the same resample, so a difference of two scores is paired by image. The statistic must not depend on the order
-    of rows. Draws on which it raises UndefinedStatistic (a single class) are drawn again; more of these than `draws` is an error.
+    of rows. Draws on which it raises UndefinedStatistic (a single class) or is NaN (no variance) are drawn again; more of these than `draws` is
+    an error. A statistic that is NaN on all images has the interval (NaN, NaN).
     """
     _check_level(level)
     arrays, order = _columns(arrays)
-    statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
+    estimate = statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
     generator = np.random.default_rng(seed)
-    return _percentiles(_defined(lambda: _resampled(statistic, arrays, order, _image_counts(generator, len(order))), draws), level)
+    return _percentiles(_defined(lambda: _resampled(statistic, arrays, order, _image_counts(generator, len(order))), draws, estimate), level)
 
 
 def _image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
@@ -338,7 +355,8 @@ def hierarchical_draws(
         counts = _image_counts(generator, size)
         return [mean_over_drawn_seeds(per_seed, counts) for per_seed in prepared]
 
-    return np.asarray(estimates, dtype=np.float64), _defined(draw, draws)
+    estimates = np.asarray(estimates, dtype=np.float64)
+    return estimates, _defined(draw, draws, estimates)
 
 
 def hierarchical_difference(
@@ -366,6 +384,7 @@ def hierarchical_difference(
 def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
     """Two-sided p-value of AUROC = 0.5: the share of label permutations at least as far from 0.5, counting the observed one."""
     score, positive = _binary(score, positive)
+    _check_draws(draws)
     ranks = scipy.stats.rankdata(score)
     generator, count = np.random.default_rng(seed), positive.sum()
     expected = count * (ranks.size + 1) / 2
@@ -375,7 +394,8 @@ def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 1
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rank correlation; NaN where one of the two is constant."""
+    """Spearman's rank correlation of two [N], N >= 2, row by row; NaN where one of the two is constant."""
+    first, second = _paired(_sample(first, "first"), _sample(second, "second"))
     return float(scipy.stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
 
 
@@ -398,6 +418,10 @@ def _sample(values: ArrayLike, name: str) -> np.ndarray:
     return values
 
 
+def _is_constant(values: np.ndarray) -> bool:
+    return np.ptp(values) <= ROUNDING * np.abs(values).max()
+
+
 def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if first.shape != second.shape:
         raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
@@ -407,7 +431,7 @@ def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947). first: [N], second: [M]."""
     first, second = _sample(first, "first"), _sample(second, "second")
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
+    if _is_constant(first) and _is_constant(second):
         raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
     result = scipy.stats.ttest_ind(first, second, equal_var=False)
     low, high = result.confidence_interval(0.95)
@@ -417,7 +441,7 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
 def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     """Paired t-test of equal means; row i of both [N] is the same image."""
     first, second = _paired(_sample(first, "first"), _sample(second, "second"))
-    if np.ptp(first - second) == 0:
+    if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
         raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
     result = scipy.stats.ttest_rel(first, second)
     low, high = result.confidence_interval(0.95)

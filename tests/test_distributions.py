@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
 
-from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher
+from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher
 
 FAMILIES = [PowerSpherical, VonMisesFisher]
 DIMS = [2, 3, 4, 5, 16, 66, 128, 2048, 4096]
@@ -492,3 +492,17 @@ def test_kl_between_different_shapes_is_an_error():
     with pytest.raises(ValueError, match="KL divergence"):
         kl_divergence(p, VonMisesFisher(unit(4, 1, 6), torch.ones(4, 1)))
     assert kl_divergence(p, VonMisesFisher(unit(6), 2.0)).shape == (4,)
+
+
+def test_a_number_keeps_its_digits_beside_directions_of_any_kind():
+    whole, half = torch.tensor([1, 0, 0]), torch.tensor([1.0, 0, 0]).half()
+    exact = PowerSpherical(torch.tensor([1.0, 0, 0]), 2.5)
+    assert PowerSpherical(whole, 2.5).log_prob(exact.loc) == exact.log_prob(exact.loc)
+    assert PowerSpherical(half, 70000.0).concentration == 70000 and PowerSpherical(half.bfloat16(), 1001.3).concentration == torch.tensor(1001.3)
+    assert HypersphericalUniform(3).log_prob(whole).item() == pytest.approx(-math.log(4 * math.pi))
+
+
+def test_degrees_of_freedom_beyond_the_gaussian_are_refused():
+    loc = torch.tensor([1.0, 0.0])
+    with pytest.raises(ValueError, match="degrees_of_freedom is inf; it must be positive, and 1e6"):
+        DirectionalStudentT(loc, torch.ones(2), math.inf)

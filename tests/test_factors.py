@@ -208,3 +208,19 @@ def test_ties_between_classes_go_to_the_nearest():
     votes = factors._majorities(x.astype(np.float32), np.array([7, 3, 3, 7, 3]), np.array([[-0.2], [2.6]], np.float32), 4)
     assert votes[:, 0].tolist() == [7, 7, 3, 3]  # nearest 7, then 3, 3, 3
     assert votes[:, 1].tolist() == [7, 7, 3, 7]  # nearest 7, 3, 3, 7
+
+
+def test_a_draw_without_variance_is_drawn_again():
+    rare = np.zeros(6)
+    rare[0] = 1
+    with pytest.raises(ValueError, match="All 2 true values are 1"):
+        factors.skill([1.0, 2.0], [1.0, 1.0])
+    with pytest.raises(ValueError, match="predicted has 1 NaN"):
+        factors.skill([1.0, np.nan], [1.0, 2.0])
+    found = factors.retention_difference([(rare, rare, 0 * rare)], [0.5], draws=100)
+    assert np.isfinite(list(found.values())).all()
+
+
+def test_the_distance_of_a_set_of_few_images_to_itself_is_zero():
+    few = 10 * np.random.default_rng(0).standard_normal((50, 200))
+    assert factors.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)

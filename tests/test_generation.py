@@ -74,7 +74,7 @@ def test_interpolation_is_straight():
 def test_what_cannot_be_decoded_is_refused():
     with pytest.raises(ValueError, match="at least 20, got 30 and 29"):
         generation.fit_decoder(np.zeros((30, 2)), torch.zeros(29, 1, 8, 8), SETTINGS)
-    with pytest.raises(ValueError, match="validation error is nan"):
+    with pytest.raises(ValueError, match="features has 60 NaN or infinite values of 60"):
         generation.fit_decoder(np.full((30, 2), np.nan), torch.zeros(30, 1, 8, 8), SETTINGS)
 
 

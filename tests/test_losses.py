@@ -434,3 +434,17 @@ def test_the_estimate_is_unbiased_and_finite_where_points_meet(kernel):
 def test_scoring_rules_refuse_what_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
         losses.scoring_rule_loss(**({"samples": torch.ones(4, 2, 3), "target": torch.ones(2, 3)} | options))
+
+
+def test_losses_without_rows_or_of_impossible_numbers_are_refused():
+    one = torch.ones(1, 4)
+    with pytest.raises(ValueError, match="at least 2 row"):
+        losses.vicreg_loss(one, one)
+    with pytest.raises(ValueError, match="at least 1 row"):
+        losses.simsiam_loss(one[:0], one[:0])
+    for numbers in ({"prior_variance": 0.0}, {"radial_scale": -1.0}, {"radial_freedom": math.inf}, {"directional_freedom": 0.0}):
+        (name,) = numbers
+        with pytest.raises(ValueError, match=f"{name} is {numbers[name]}; it must be positive and finite"):
+            losses.vje_loss(one, one, one, one, **numbers)
+    with pytest.raises(ValueError, match="beta 2.0 in"):
+        losses.best_dispersion(0.5, 2.0)

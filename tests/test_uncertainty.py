@@ -609,3 +609,35 @@ def test_a_hierarchical_difference_is_paired_by_seed_and_image():
     assert found["difference"] == pytest.approx(expected) and found["ci_low"] <= expected <= found["ci_high"]
     with pytest.raises(ValueError, match=r"no seed in common: \[0, 1, 2\] and \[3\]"):
         u.hierarchical_difference(np.mean, by_seed[0], {3: theirs[0]})
+
+
+def test_nan_is_refused_or_drawn_again_and_never_an_interval():
+    with pytest.raises(ValueError, match=r"NaN in what is to be resampled \(1 of 3 values\)"):
+        u.bootstrap_interval(np.mean, [1.0, 2.0, np.nan], draws=10)
+    with pytest.raises(ValueError, match="NaN in what is to be resampled"):
+        u.hierarchical_interval(np.mean, [[1.0, np.nan], [1.0, 2.0]], draws=10)
+    low, high = u.bootstrap_interval(u.rank_correlation, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0], draws=200)  # one draw in nine is of one image alone
+    assert low == high == 1
+    assert np.isnan(u.bootstrap_interval(u.rank_correlation, [1.0, 1.0, 1.0], [1.0, 2.0, 4.0], draws=20)).all()  # nor is the estimate defined
+    for arrays, message in ((([1, 2, np.nan], [1, 2, 3]), "N >= 2 finite"), (([], []), "N >= 2"), (([1, 2], [1, 2, 3]), "paired row by row")):
+        with pytest.raises(ValueError, match=message):
+            u.rank_correlation(*arrays)
+    with pytest.raises(ValueError, match="draws must be >= 1, got 0"):
+        u.permutation_test_auroc([1.0, 2.0, 3.0], [True, False, True], draws=0)
+
+
+def test_rounding_is_no_variance():
+    generator = np.random.default_rng(0)
+    collapsed = (generator.standard_normal(64) * (1 + 1e-7 * generator.standard_normal((1000, 64)))).astype(np.float32)
+    with pytest.raises(ValueError, match="the representation has collapsed"):
+        u.effective_rank(collapsed)
+    values = np.array([0.3, 0.5, 0.7, 0.9])
+    with pytest.raises(ValueError, match="all differences equal"):
+        u.paired_test(values, values - 0.1)
+    with pytest.raises(ValueError, match="both samples are constant"):
+        u.welch_test([0.1 + 0.2, 0.3, 0.3], [0.4, 0.4, 0.4])
+
+
+def test_bins_of_equal_mass_hold_as_many_images_each():
+    confidence = (np.arange(100) + 0.5) / 100
+    assert (u.confidence_bins(confidence, np.ones(100, bool), 20, equal_mass=True)["count"] == 5).all()

@@ -22,9 +22,9 @@ class Embedding(NamedTuple):
 
 def checked(embedding: Embedding, count: int) -> Embedding:
     """What ``embed`` answered for ``count`` images, if features are [B, F], the uncertainty [B] and native entries [B] or [B, K]; else ValueError."""
-    if not isinstance(embedding, Embedding):
+    if not all(hasattr(embedding, name) for name in Embedding._fields):
         raise ValueError(f"method.embed must return an Embedding of features, uncertainty and native entries, got {type(embedding).__name__}.")
-    features, uncertainty, native = embedding
+    features, uncertainty, native = embedding.features, embedding.uncertainty, embedding.native
     if taken := {"features", "uncertainty", "label"} & set(native):
         raise ValueError(f"native entries {sorted(taken)} would overwrite the embedding's own; rename them in the method.")
     if features.ndim != 2 or len(features) != count or uncertainty.shape != (count,):
