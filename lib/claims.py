@@ -138,7 +138,10 @@ def _in_table(query: dict, profile: str) -> Found | None:
     if row is None:
         return None
     low, high, n = (row.get(name, np.nan) for name in ("ci_low", "ci_high", "n"))
-    known = row.get("commit", ""), row.get("epochs", np.nan), tuple(row.get("runs", "").split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
+    runs = row.get("runs", "")
+    if not isinstance(runs, str) or np.isnan(row.get("seeds", 1)):
+        raise ValueError(f"Table {query['table']} has a row without its runs or seeds, which answers {query}; draw its notebook again.")
+    known = row.get("commit", ""), row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import re
 import warnings
@@ -56,7 +57,8 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
     seed = CORRUPTIONS.index(corruption) * len(SEVERITIES) + severity
     transform = kind(severity)
     done = np.empty(images.images.shape, np.uint8)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+    with contextlib.ExitStack() as left_as_found, torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        left_as_found.callback(random.setstate, state)
         warnings.simplefilter("ignore", DeprecationWarning)  # the library's own, of numpy's
         for place in tqdm(range(len(images)), desc=f"{images.name}, {name}", unit="image", disable=not show_progress, leave=False):
             torch.default_generator.manual_seed(1000 * place + seed)  # torch.manual_seed also asks for GPUs, which takes longer than the corruption
@@ -66,7 +68,6 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
             image = images.batch([place])[0].float() / 255
             changed = transform(image.expand(3, -1, -1)).float().clamp(0, 1)
             done[place] = to_bytes(augmentations.to_grey(changed[None])[0] if len(image) == 1 else changed)
-    random.setstate(state)
     return replace(images, name=f"{images.name}-{name}", images=done, pixels=None)
 
 
