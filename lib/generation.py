@@ -37,6 +37,11 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.network((features - self.mean) / self.scale).float())
 
 
+def _check_pixels(pixels: Tensor) -> None:
+    if not pixels.is_floating_point() or not (pixels.min() >= 0 and pixels.max() <= 1):
+        raise ValueError(f"Expected pixels as floats in 0..1, got {pixels.dtype} in {pixels.min().item():.3g}..{pixels.max().item():.3g}.")
+
+
 def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"]) -> Decoder:
     """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
@@ -46,8 +51,7 @@ def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int 
     features = matrix(features, "features")
     if len(features) != len(pixels) or len(features) < 20:
         raise ValueError(f"Expected features and pixels of the same images, at least 20, got {len(features)} and {len(pixels)}.")
-    if not pixels.is_floating_point() or not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError(f"Expected pixels as floats in 0..1, got {pixels.dtype} in {pixels.min().item():.3g}..{pixels.max().item():.3g}.")
+    _check_pixels(pixels)
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; a decoder takes at least one.")
     with torch.random.fork_rng(devices=[]):
@@ -119,6 +123,8 @@ def fid(sets: dict[str, Tensor], real: Tensor, weights: Path, batch_size: int = 
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import
 
+    for images in (real, *sets.values()):
+        _check_pixels(images)
     measure = FrechetInceptionDistance(reset_real_features=False, feature_extractor_weights_path=str(weights))
 
     def add(images: Tensor, real: bool) -> None:
