@@ -25,7 +25,7 @@ KEYS = artifacts.METRIC_KEYS
 # Absolute floor and share of the value that a number may move; proportions are also given their own sampling error, SAMPLING half intervals.
 TOLERANCES = {
     "accuracy": (0.08, 0.0), "correctness_auroc": (0.08, 0.0), "ood_auroc": (0.25, 0.0), "effective_rank": (2.0, 0.5), "nll": (0.25, 0.3),
-    "aurc": (0.1, 0.0),
+    "aurc": (0.15, 0.0),  # it moves with the accuracy and with the order of the images: by more than either
 }  # fmt: skip
 SAMPLING = 2.0
 REMEDY = "If a change was meant to move them, look at the figures, then accept: python -m lib.drift {profile} --accept"
