@@ -259,17 +259,15 @@ def _defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> 
     _check_draws(draws)
     values, undefined, expected = [], 0, ~np.isnan(estimate)
     while len(values) < draws:
-        reason = None
         try:
             value = np.asarray(draw(), dtype=np.float64)
-        except UndefinedStatistic as error:
-            reason = error
-        if reason is None and not np.isnan(value[expected]).any():
+            if np.isnan(value[expected]).any():
+                raise UndefinedStatistic("The draw has no variance.")
             values.append(value)
-            continue
-        undefined += 1
-        if undefined > draws:
-            raise UndefinedStatistic(f"{undefined} draws held a single class or no variance: too few images to resample.") from reason
+        except UndefinedStatistic as error:
+            undefined += 1
+            if undefined > draws:
+                raise UndefinedStatistic(f"{undefined} draws held a single class or no variance: too few images to resample.") from error
     return np.asarray(values)
 
 
