@@ -709,7 +709,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     battery; an out-of-distribution set that it was not measured on has no row.
     """
     settings, rows = info["settings"], []
-    name, size, terms = settings["method"], settings["image_size"], data.DATASETS[settings["dataset"]].terms
+    name, size, terms = settings["method"], settings["image_size"], data.terms(settings["dataset"])
     native, own = methods.own_uncertainty(name)
     clean, foreign = metrics[metrics.condition == "clean"], metrics[(metrics.metric == "ood_auroc") & (metrics.score == "uncertainty")]
     for classifier, words in (("linear", "linear probe"), ("knn", "k-NN")):

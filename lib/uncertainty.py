@@ -16,7 +16,7 @@ ROUNDING = 1e-12  # what is constant up to this share of its size differs by rou
 
 
 class UndefinedStatistic(ValueError):
-    """The statistic has no value on these data because only one class is present; bootstrap draws that hit this are drawn again."""
+    """The statistic has no value on these data: one class alone is present, or nothing varies; bootstrap draws that hit this are drawn again."""
 
 
 def _binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive")) -> tuple[np.ndarray, np.ndarray]:
