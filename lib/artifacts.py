@@ -329,8 +329,12 @@ def write_stamp(path: Path) -> None:
 
 @cache
 def code_hash(source: str) -> str:
-    """Hash of the code of all lib modules that Python source imports, comments and layout aside."""
-    return sha256("".join(ast.dump(ast.parse(path.read_text())) for path in source_files(source)))
+    """Hash of the code of all lib modules that Python source imports; comments, docstrings and layout aside."""
+    trees = [ast.parse(path.read_text()) for path in source_files(source)]
+    for node in (node for tree in trees for node in ast.walk(tree)):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:]
+    return sha256("".join(map(ast.dump, trees)))
 
 
 # ---------------------------------------------------------------------------------------------------------------- provenance

@@ -28,6 +28,7 @@ SIDES = {"above": "above", "below": "below", "differs": "other than", "at_most":
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
 PUBLISHED_RUNS = 3  # behind every published standard error
+INCLUDES = "includes the bound"  # said of an interval that settles nothing
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the group of these runs in experiments.toml.
 GROUPS = {
@@ -182,8 +183,7 @@ def runs(part: dict, profile: str) -> list[str]:
     named = {query.get("method", "vi_simsiam"), query.get("minus"), query.get("other"), *part.get("methods", ())}
     found = [run for group in groups for run in _listed(profile, group) if run["method"] in named]
     for key in ("dataset", "epochs"):
-        usual = {run["method"]: resolution.resolve(run["method"], profile)[key] for run in found} if group is None else {}
-        found = [run for run in found if run[key] == query.get(key, usual.get(run["method"], run[key]))]
+        found = [run for run in found if run[key] == query.get(key, _usual(run, key, profile) if group is None else run[key])]
     if "name" in query:  # one or two changes of many, against the usual run, or against the second alone
         changed = [resolution.short(*change.split(" ", 1)) for change in query["name"].split(", ")]
         varied = [set(resolution.variant(run).split("-")) for run in found]
@@ -193,6 +193,12 @@ def runs(part: dict, profile: str) -> list[str]:
     found = [run for run in found if (artifacts.run_dir(profile, resolution.run_name(run)) / "config.json").exists()]
     seeds = [{run["seed"] for run in found if run["method"] == method} for method in {run["method"] for run in found}]
     return list(dict.fromkeys(resolution.run_name(run) for run in found if run["seed"] in set.intersection(*seeds)))
+
+
+def _usual(run: dict, key: str, profile: str):
+    """What the profile gives a run's method: its data set, or its epochs on the run's own data set."""
+    on = {} if key == "dataset" else {"dataset": run["dataset"]}
+    return resolution.resolve(run["method"], profile, **on)[key]
 
 
 def measured_at(names: list[str], profile: str) -> str:
@@ -233,7 +239,7 @@ def side(rule: dict, found: Found) -> int:
 
 
 def decide(
-    part: dict, kind: str, found: Found | None, profile: str, needs: str = "", trained: Callable[[str, str], bool] | None = None
+    part: dict, kind: str, found: Found | None, profile: str, trained: Callable[[str, str], bool] | None = None
 ) -> tuple[str, str]:
     """Verdict of one part and the reason in words; trained: is_trained, or what remembers its answers.
 
@@ -242,11 +248,10 @@ def decide(
     outside contradicts nothing if its own 95 % interval, where a standard error is printed (``error``, Student's t of three runs), reaches ours.
     Otherwise, as on other data, our interval gives "same direction" or "not reproduced".
     """
-    takes = f"; the full test takes {needs}" if needs else ""
     if "never" in part:
         return NOT_TESTABLE, part["never"]
     if found is None:
-        return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}')}{takes}"
+        return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}')}"
     holds = side(part["rule"], found)
     if part.get("about") == "theory":
         fails = NOT_REPRODUCED if BEYOND in part["name"] else CONTRADICTED
@@ -256,19 +261,21 @@ def decide(
     method = part["query"].get("method", "vi_simsiam")
     judged = dict.fromkeys((method, *part.get("methods", ()))) if part.get("about") == "kappa" else ()
     if untrained := [name for name in judged if not (trained or is_trained)(name, profile)]:
-        return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed{takes}"
+        return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed"
     usual = resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {}))
     behind = [_by_name(profile)[name] for name in found.runs if name in _by_name(profile)]
     asked = (part["query"].get(key) for key in ("method", "minus"))
     given = [name for name in dict.fromkeys((*(run["method"] for run in behind), *asked)) if name in _unsearched(profile, artifacts.RESULTS)]
     lacking = _lacking(part, behind or [usual], found, given)
-    seeds = f"{found.seeds} seed{'s' * (found.seeds > 1)}"
+    seeds = f"{found.seeds} seeds" if found.seeds > 1 else "1 seed (its interval is over images alone)"
+    if part.get("about") == "cost":
+        seeds = f"{found.n:g} timings"
     if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):
         seeds += f" (Student's t over them alone includes the bound: {found.t_low:+.2f} to {found.t_high:+.2f})"
     if np.isnan([found.low, found.high]).any():
-        return NOT_TESTED, f"no interval to judge our number by, {seeds}{takes}"
+        return NOT_TESTED, f"no interval to judge our number by, {seeds}"
     if lacking:
-        where = {1: "lies on the claimed side", 0: "includes the bound", -1: "lies on the other side"}[holds]
+        where = {1: "lies on the claimed side", 0: INCLUDES, -1: "lies on the other side"}[holds]
         (rule, bound), = part["rule"].items()
         return (SAME if holds > 0 else NOT_REPRODUCED), f"our interval {where} (claimed: {SIDES[rule]} {bound:g}), {seeds}; {lacking}"
     if kind == "number" and not np.isnan(published(part)):
@@ -282,7 +289,7 @@ def decide(
             reason = f"the published value lies outside our interval, but its own, ±{reach:.2g}, reaches ours, {seeds}"
             return (SAME if holds > 0 else NOT_REPRODUCED), reason
         return CONTRADICTED, f"the published value lies outside our interval, {seeds}"
-    return {1: REPRODUCED, 0: NOT_REPRODUCED, -1: CONTRADICTED}[holds], f"our interval, {seeds}"
+    return {1: REPRODUCED, 0: NOT_REPRODUCED, -1: CONTRADICTED}[holds], f"our interval{'' if holds else ' ' + INCLUDES}, {seeds}"
 
 
 @cache
@@ -307,7 +314,7 @@ def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> 
         lacking.append(f"another network ({backbones[0]})")
     if given:
         lacking.append(f"no whole search of the learning rate of {' and '.join(given)}")
-    if found.seeds < SEEDS:
+    if found.seeds < SEEDS and part.get("about") != "cost":
         lacking.append("too few seeds")
     if "unlike" in part:
         lacking.append(part["unlike"])
@@ -365,26 +372,29 @@ def ledger(profile: str) -> pd.DataFrame:
                 rows.append(common | {"part": part["name"], "verdict": verdict, "reason": reason, "commit": artifacts.commit()})
                 continue
             found = find(part["query"], profile) if "query" in part else None
-            verdict, reason = decide(part, claim["kind"], found, profile, claim.get("needs", ""), trained)
+            verdict, reason = decide(part, claim["kind"], found, profile, trained)
             row = common | {"unit": part.get("unit", common["unit"])}
             row |= {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
             row |= next(({"claimed": rule, "bound": bound} for rule, bound in part.get("rule", {}).items()), {})
             if found is not None:
-                row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n, "seeds": found.seeds}
+                row |= {"ours": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n}
+                row |= {"seeds": found.seeds} if part.get("about") != "cost" else {}
                 row["commit"] = found.commit or measured_at(runs(part, profile), profile)
             rows.append(row)
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, and on how
-    many seeds at least."""
+    """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, on how many
+    seeds at least, and whether it is inconclusive: not reproduced, and no interval lies on the other side."""
     rows = []
     for name, parts in table.groupby("id", sort=False):
         own = parts[~parts.part.str.contains(BEYOND, regex=False)]
         tested = own[~own.verdict.isin([NOT_TESTED, NOT_TESTABLE])]
         worst = min((tested if len(tested) else own).verdict, key=ORDER.index)
+        failing = tested[tested.verdict == NOT_REPRODUCED].reason
+        inconclusive = worst == NOT_REPRODUCED and failing.str.contains(f"our interval {INCLUDES}", regex=False).all()
         first = parts.iloc[0]
         rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
-                     "parts": len(own), "parts_tested": len(tested), "seeds": tested.seeds.min()})  # fmt: skip
+                     "parts": len(own), "parts_tested": len(tested), "seeds": tested.seeds.min(), "inconclusive": inconclusive})  # fmt: skip
     return pd.DataFrame(rows)

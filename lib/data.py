@@ -149,7 +149,7 @@ def load(
     """
     root = Path(data_dir) if data_dir is not None else default_data_dir()
     if root.exists() and not root.is_dir():
-        raise ValueError(f"DATA_DIR is {root}, which is not a folder: give one that holds data sets, or that may be made.")
+        raise ValueError(f"DATA_DIR is {root}, which is not a folder: give one that holds data sets, or a path that can be created.")
     check_name(name, root, artifacts.plain_name(split, "a set or split"))
     if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
         raise ValueError(f"image_size is {image_size!r}: give a number of pixels above 0.")
@@ -436,14 +436,15 @@ def _staging(root: Path, name: str) -> Iterator[Path]:
 
 
 def _put_in_place(staging: Path, root: Path) -> None:
-    """Move what was fetched into ``root`` by renaming; what was there and could not be used is kept as <name>.damaged."""
+    """Move what was fetched into ``root`` by renaming; what was there is kept as <name>.damaged, a person's own npz files in place."""
     for entry in staging.iterdir():
-        target = root / entry.name
+        target, aside = root / entry.name, None
         if target.exists():
-            aside = root / f"{entry.name}.damaged"
-            shutil.rmtree(aside, ignore_errors=True)
+            aside = next(path for path in (root / f"{entry.name}.damaged{number}" for number in ("", *range(2, 1000))) if not path.exists())
             target.rename(aside)
         entry.rename(target)
+        for own in aside.glob("*.npz") if aside and aside.is_dir() else ():
+            own.rename(target / own.name)
 
 
 def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -555,7 +556,7 @@ def write_data_page(path: Path) -> None:
 
 
 def inception_weights(download: bool = False) -> Path | None:
-    """DATA_DIR's file of Inception-v3's weights (INCEPTION); None where it is not there, nor to be fetched. ValueError for a damaged file."""
+    """DATA_DIR's file of Inception-v3's weights (INCEPTION); None if it is absent and not to be fetched. ValueError for a damaged file."""
     path, expected = default_data_dir() / INCEPTION, Path(INCEPTION).stem.rsplit("-", 1)[1]
     if download and not path.exists():
         from torch.hub import download_url_to_file

@@ -108,7 +108,7 @@ def serve(command: list[str]) -> int | str | None:
     ended = os.pidfd_open(process.pid)  # now: once poll has seen its end there is no such process any more
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets it from the terminal as well, and ends in its own way
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-    os.environ["JPY_PARENT_PID"] = "1"  # read when ipykernel is imported: a kernel with a parent that it need not watch, since whoever asked does
+    os.environ["JPY_PARENT_PID"] = "1"  # read when ipykernel is imported: so that the kernel does not watch a parent; the requesting process ends it
     for module in PRELOADED:
         if process.poll() is None:
             importlib.import_module(module)
@@ -146,11 +146,13 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
     """The request and the three streams that came with it; None of another user, and of one who left before it was said."""
     _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
     if user == os.getuid():
-        with contextlib.suppress(ConnectionError), connection.makefile("rb") as sent:
+        connection.settimeout(5)  # one who says nothing must not keep the others waiting
+        with contextlib.suppress(ConnectionError, TimeoutError), connection.makefile("rb") as sent:
             header, streams, *_ = socket.recv_fds(connection, LENGTH.size, 3)
             length = LENGTH.unpack(header)[0] if len(header) == LENGTH.size else 0
             body = sent.read(length)
             if body and len(body) == length:
+                connection.settimeout(None)
                 return json.loads(body), streams
             for stream in streams:
                 os.close(stream)

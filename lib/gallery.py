@@ -36,7 +36,7 @@ TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoesca
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
-FEW = "In brackets: those of which a part rests on fewer than three seeds."
+FEW = "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, as every interval that fails includes the bound."
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
@@ -53,10 +53,11 @@ HEADLINES = (
 QUESTIONS = (
     ("Does κ tell right from wrong predictions: what became of VS2-3?", "VS2-3"),
     ("From which table is that verdict read?", "VS2-3"),
-    ("Which runs is it of, and how long did they take?", "VS2-3"),
+    ("Which runs does it rest on, and how long did they take?", "VS2-3"),
     ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?",
      "80_ranks", "80_against_trivial", "t-80_advice"),
     ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks", "t-80_advice"),
+    ("Whose probabilities are calibrated best?", "50_calibration", "t-50_calibration", "t-80_benchmark"),
     ("Which methods are told apart in linear accuracy?", "t-80_differences", "t-20_difference", "t-60_differences"),
     ("How long did a run take, of SimCLR say?", "runs"),
     ("What do augmentations do to κ (box plots), and where are the numbers of the figure?", "31_kappa_by_augmentation"),
@@ -102,7 +103,7 @@ def build(profile: str) -> Path:
     content = {
         "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": runs, "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
-        "questions": [(text, answers) for text, answers in questions if answers],
+        "questions": [(text, answers) for text, answers in questions if answers], "advice": _advice() if profile == EVIDENCE else [],
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page)
@@ -258,7 +259,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = sum(runs[run]["seconds"] for run in named) / 3600
-        words = [_part(part, claim.get("needs", "")) | {"decides": ledger.BEYOND not in part["part"]} for part in parts.to_dict("records")]
+        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"]} for part in parts.to_dict("records")]
         found.append(entry | {
             "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "fewest_seeds": entry["seeds"], "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
@@ -270,16 +271,16 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
     return sorted(found, key=lambda claim: (list(PAPERS).index(claim["paper"]), int(claim["id"].split("-")[1])))
 
 
-def _part(row: dict, needs: str) -> dict:
-    """A row of the ledger in words: the interval as one, and the reason without what the full test takes, which is said once a claim."""
+def _part(row: dict) -> dict:
+    """A row of the ledger in words, the interval as one."""
     number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
     unit = "" if pd.isna(row.get("unit", "")) else row.get("unit", "")
-    return row | number | {"unit": unit, "interval": interval, "reason": str(row["reason"]).removesuffix(f"; the full test takes {needs}")}
+    return row | number | {"unit": unit, "interval": interval}
 
 
 def _counts(claims: list[dict]) -> list[list]:
-    """How many claims of each paper have which verdict, as rows of cells: head, one row a paper, sum; in brackets those on few seeds (FEW)."""
+    """How many claims of each paper have which verdict, as rows of cells: head, one row a paper, sum; inconclusive and in brackets: FEW."""
     from lib import claims as ledger
 
     order = (ledger.REPRODUCED, ledger.SAME, ledger.NOT_REPRODUCED, ledger.CONTRADICTED, ledger.NOT_TESTED, ledger.NOT_TESTABLE)
@@ -292,8 +293,8 @@ def _counts(claims: list[dict]) -> list[list]:
         ids = {claim["id"] for claim in own if claim["verdict"] == verdict}
         return f"{len(ids)} ({len(ids & few)})" if ids & few else len(ids)
 
-    cells = [[cell(own, name) for name in verdicts] + [len(own)] for own in found]
-    return [["paper", *verdicts, "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
+    cells = [[cell(own, name) for name in verdicts] + [sum(claim["inconclusive"] for claim in own), len(own)] for own in found]
+    return [["paper", *verdicts, "inconclusive", "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
 
 
 def with_results(readme: str) -> str:
@@ -310,7 +311,7 @@ def _headlines(claims: list[dict]) -> list[list]:
     parts = {(claim["id"], part["part"]): claim | part for claim in claims for _, same in claim["reasons"] for part in same}
     if absent := [f"{id}, {part}" for id, part in HEADLINES if (id, part) not in parts]:
         raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
-    rows = [["claim", "statement", "part", "published", "ours, 95 % interval", "seeds", "verdict of the part"]]
+    rows = [["claim", "statement", "part", "published", "ours, 95 % interval (over images alone where there is one seed)", "seeds", "verdict of the part"]]
     for row in (parts[headline] for headline in HEADLINES):
         link = _claim_link(row, f"results/{EVIDENCE}")
         rows.append([link, _escape(row["statement"]), _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["verdict"]])
@@ -318,10 +319,13 @@ def _headlines(claims: list[dict]) -> list[list]:
 
 
 def _advice() -> list[list]:
-    """The best stored score for every use, without and with labels, as rows of cells (benchmark.advice)."""
+    """The best stored score for every use, without and with labels, as rows of cells (benchmark.advice); none before notebook 80 was run."""
     from lib.plotting import method_style  # slow to import
 
-    table = artifacts.read_csv(artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv")
+    path = artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv"
+    if not path.exists():
+        return []
+    table = artifacts.read_csv(path)
     seen, rows = {"with": "yes", "without": "no"}, []
     for row in table.groupby(["use", "labels"], sort=False).head(1).itertuples():
         value = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
@@ -406,7 +410,7 @@ def _words(value) -> str:
 
 
 def _readme(
-    profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list, **_
+    profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list, advice: list[list], **_
 ) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", ""]
@@ -417,8 +421,7 @@ def _readme(
         where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
         lines += ["", "## Questions", ""]
         lines += [f"- {_escape(text)} {', '.join(f'[{_escape(name)}]({where[place]})' for place, name in found)}" for text, found in questions]
-    if profile == EVIDENCE and (artifacts.results_dir(profile) / "tables" / "80_advice.csv").exists():
-        lines += ["", "## Which score to use for what", "", markdown_table(_advice())]
+    lines += ["", "## Which score to use for what", "", markdown_table(advice)] if advice else []
     if claims:
         lines += ["", "## Claims", "", markdown_table(counts), "", FEW, ""]
         lines += ["Of every claim the first part that decides its verdict; all of them, in full: [90_claims.csv](tables/90_claims.csv)."]
@@ -449,7 +452,8 @@ def _row(claim: dict) -> list[str]:
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
     shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], _ours(part), _escape(part["reason"])]
-    return [claim["id"], _escape(claim["statement"]), claim["verdict"], f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
+    verdict = claim["verdict"] + " (inconclusive)" * claim["inconclusive"]
+    return [claim["id"], _escape(claim["statement"]), verdict, f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
 
 
 def _ours(part: dict) -> str:

@@ -66,12 +66,28 @@ class LazyImages:
         with _opened(file) as image:
             if image.mode.startswith(("I", "F")):
                 raise ValueError(f"{file} has more than 8 bits a channel (mode {image.mode}): convert it to 8 bits.")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
+            upright = to_rgb(ImageOps.exif_transpose(image))[0]
         if self.image_size:
             upright = square(upright, self.image_size)
         if upright.size != self.size:
             raise ValueError(f"{file} is {upright.size} pixels when upright, others are {self.size}: give image_size.")
         return np.asarray(upright)
+
+
+def to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """The image in 8-bit RGB, and what was done to it."""
+    if image.mode.startswith(("I", "F")):
+        values = np.asarray(image, np.float64)
+        sixteen = image.mode.startswith("I;16")
+        low, high = (0.0, 65535.0) if sixteen else (values.min(), values.max())
+        if not np.isfinite([low, high]).all():
+            raise ValueError("it holds values that are not finite")
+        scaled = np.rint(255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
+        return Image.fromarray(scaled).convert("RGB"), ["16 bits, scaled to 8" if sixteen else f"from {low:g} to {high:g}, scaled to 8 bits"]
+    if image.has_transparency_data:
+        opaque = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB"), ["transparency put on white"]
+    return image.convert("RGB"), ["CMYK converted to RGB"] if image.mode == "CMYK" else []
 
 
 def lazy_images(files: list[Path], root: Path, image_size: int | None) -> LazyImages:
@@ -175,16 +191,21 @@ class ImageSet:
 
     def batch(self, indices) -> torch.Tensor:
         """uint8 [B, C, H, W] (channels last in memory) on ``device``, for whole-number indices [B]."""
+        indices = self._within(indices)
+        if self.pixels is None:
+            chosen = torch.from_numpy(self.images[indices]).to(self.device)
+        else:
+            chosen = self.pixels[torch.from_numpy(indices).to(self.device)]
+        return chosen.permute(0, 3, 1, 2)  # [B, H, W, C] -> [B, C, H, W]
+
+    def _within(self, indices) -> np.ndarray:
+        """Indices of this set's images as whole numbers [B]; ValueError for a mask, for none and for what is not in the set."""
         indices = np.asarray(indices)
         if indices.ndim != 1 or indices.dtype.kind not in "iu" or not indices.size:
             raise ValueError(f"indices have shape {list(indices.shape)} and dtype {indices.dtype}: give a non-empty list of whole numbers.")
         if indices.min() < 0 or indices.max() >= len(self):
             raise ValueError(f"indices run from {indices.min()} to {indices.max()}, but {self.title} has images 0 to {len(self) - 1}.")
-        if self.pixels is None:
-            chosen = torch.from_numpy(self.images[indices]).to(self.device)
-        else:
-            chosen = self.pixels[torch.from_numpy(indices.astype(np.int64)).to(self.device)]
-        return chosen.permute(0, 3, 1, 2)  # [B, H, W, C] -> [B, C, H, W]
+        return indices.astype(np.int64)
 
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set with its pixels kept on ``device`` if they take at most RESIDENT_BYTES; otherwise batches travel one by one."""
@@ -198,7 +219,7 @@ class ImageSet:
         return replace(self, device=device, pixels=pixels)
 
     def sample(self, count: int) -> ImageSet:
-        """``count`` images that stand for the set, or all there are: the first; of a set stored class by class drawn ones (seed 0), in its order."""
+        """``count`` images that stand for the set, or all: the first; of a set sorted by class a random choice (seed 0), in stored order."""
         count, changes = min(count, len(self)), np.count_nonzero(np.diff(self.labels))
         if count == len(self) or not 0 < changes < len(np.unique(self.labels)):
             return self.subset(range(count))
@@ -206,7 +227,7 @@ class ImageSet:
 
     def subset(self, indices) -> ImageSet:
         """The images at ``indices``; its title says how many they are."""
-        indices = np.asarray(indices, dtype=np.int64)
+        indices = self._within(indices)
         if isinstance(self.images, LazyImages):
             images = replace(self.images, files=[self.images.files[i] for i in indices])
         else:

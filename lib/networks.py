@@ -235,7 +235,7 @@ def layer_outputs(network: nn.Sequential, x: Tensor) -> list[str]:
 
 
 def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:
-    """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` fully connected layers, each with batch norm, ReLU but after the last."""
+    """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` fully connected layers, each with batch norm, ReLU except after the last."""
     modules: list[nn.Module] = []
     for before, after in pairwise([inputs, *[dimension] * layers]):
         modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]

@@ -126,29 +126,13 @@ def _read(path: Path, left_out: str, size: int) -> tuple[dict, np.ndarray | None
                 return row | {"status": "huge", "note": f"{image.width * image.height:,} pixels to decode, more than {MOST_PIXELS:,}"}, None
             notes = [f"first of {image.n_frames} frames"] if getattr(image, "n_frames", 1) > 1 else []
             notes += ["turned by its EXIF orientation"] if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT else []
-            rgb, converted = _to_rgb(ImageOps.exif_transpose(image))
+            rgb, converted = image_sets.to_rgb(ImageOps.exif_transpose(image))
             return row | {"note": ", ".join(notes + converted)}, np.asarray(image_sets.square(rgb, size))
     except UnidentifiedImageError:
         what = "not an image of a kind that is read, or damaged at its start" if path.stat().st_size else "empty"
         return row | {"status": "broken", "note": what}, None
     except Exception as error:  # decoders raise a dozen types on damaged files; each is reported by its file's name
         return row | {"status": "broken", "note": f"{type(error).__name__}: {str(error).replace(str(path), path.name)}"[:200]}, None
-
-
-def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    """The image in 8-bit RGB, and what was done to it."""
-    if image.mode.startswith(("I", "F")):
-        values = np.asarray(image, np.float64)
-        sixteen = image.mode.startswith("I;16")
-        low, high = (0.0, 65535.0) if sixteen else (values.min(), values.max())
-        if not np.isfinite([low, high]).all():
-            raise ValueError("it holds values that are not finite")
-        scaled = np.rint(255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
-        return Image.fromarray(scaled).convert("RGB"), ["16 bits, scaled to 8" if sixteen else f"from {low:g} to {high:g}, scaled to 8 bits"]
-    if image.has_transparency_data:
-        opaque = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB"), ["transparency put on white"]
-    return image.convert("RGB"), ["CMYK converted to RGB"] if image.mode == "CMYK" else []
 
 
 # ---------------------------------------------------------------------------------------------------------------- near-duplicates

@@ -38,6 +38,7 @@ def score(images: image_sets.ImageSet, encoder: str = "", settings: dict | None 
     if encoder:
         check_encoder(encoder)
         return ask(encoder, images)
+    settings = training_settings(len(images), "standard") if settings is None else settings
     try:
         training.train(settings, images)
     except training.TrainingStopped as error:

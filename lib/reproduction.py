@@ -20,6 +20,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -107,7 +108,8 @@ def begin(notebook: str, namespace: dict) -> None:
 
     given = {name: value for name, value in namespace.items() if isinstance(value, (str, int, float, bool, list, dict))}
     given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit", "NOTEBOOK")}
-    check_parameters(notebook, given)
+    names = namespace.setdefault("_parameters", list(given))  # called again, it would take the notebook's own variables for parameters
+    check_parameters(notebook, {name: given[name] for name in names if name in given})
     plotting.use_style()
     plt.switch_backend("agg")  # a figure is shown when it is saved, with its caption, and not half drawn at the end of every cell
 
@@ -123,7 +125,7 @@ def parse_parameters(text: str, notebook: str) -> dict:
     try:
         items = shlex.split(text)
     except ValueError as error:
-        raise ValueError(f"{text!r} has a quotation mark too few ({error}); write PARAMS=\"method=simsiam seed=1\".") from error
+        raise ValueError(f"{text!r} has an unclosed quotation mark ({error}); write PARAMS=\"method=simsiam seed=1\".") from error
     for item in items:
         name, sign, value = item.partition("=")
         if not sign:
@@ -344,6 +346,8 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     started = time.perf_counter()
     already = sum(path.exists() for path in stamps.values())
     print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
+    for reason in _not_to_be_had(job for job in listed if not stamps[job.name].exists()):
+        print(f"Jobs that need this set will fail, the others go on: {reason}")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
         artifacts.remove_unfinished(folder)
@@ -369,6 +373,21 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
 
     print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
     return _compare_with_expected(profile, paper)
+
+
+def _not_to_be_had(waiting: Iterable[Job]) -> list[str]:
+    """Why data sets of these jobs, or the other sets that their networks are asked about, cannot be loaded; what can be fetched is fetched."""
+    from lib import data  # slow to import
+
+    runs = [settings.find_run(name, job.parameters["profile"]) for job in waiting for name in job.parameters.get("runs", "").split()]
+    needed = {name for run in runs for name in (run["dataset"], *run["ood_near"], *run["ood_far"])}
+    reasons = []
+    for name in sorted({settings.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):
+        try:
+            data.load(name, "test", image_size=8)  # any size: it is not kept
+        except (FileNotFoundError, ValueError) as error:
+            reasons.append(str(error))
+    return reasons
 
 
 def _compare_with_expected(profile: str, paper: str) -> int:
@@ -533,8 +552,11 @@ def main() -> int:
             run_job(arguments.profile, arguments.paper, arguments.job, arguments.stamp)
         elif arguments.notebook:
             notebook = find_notebook(arguments.notebook)
-            given = parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)
-            print(_shown(execute(Job(notebook, notebook, {"train_missing": True} | given))))
+            given = parse_parameters(arguments.params, notebook)
+            if "profile" in given:
+                raise ValueError("Give the profile as PROFILE=smoke, not in PARAMS.")
+            given = {"train_missing": True} | parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)
+            print(_shown(execute(Job(notebook, notebook, given))))
         else:
             if not arguments.gpus.isdecimal():
                 raise ValueError(f"GPUS={arguments.gpus} is not a number of GPUs; give a whole number, 0 or more: GPUS=1.")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import json
+import math
 import re
 import tomllib
 from functools import cache
@@ -22,7 +23,7 @@ NOT_TRAINED_WITH = (
     "decoder_epochs", "transfer_sets", "transfer_images", "transfer_epochs",
 )  # fmt: skip
 PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
-SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory", "initial_cosine")  # settings in 0..1
+SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory")  # settings in 0..1
 POSITIVE = ("temperature", "teacher_temperature_start", "teacher_temperature", "bandwidth", "variance", "prior_variance", "loss_scale", "trade_off",
             "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom")  # fmt: skip
 ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")  # a data set of the images of one class of another
@@ -146,6 +147,11 @@ def _check(settings: dict) -> None:
     for name in settings.keys() & {*POSITIVE}:
         if not 0 < settings[name] < float("inf"):
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and above 0.")
+    for name, value in settings.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"Parameter {name!r} is {value}; it must be finite.")
+    if not 0 < settings.get("initial_cosine", 0.5) < 1:
+        raise ValueError(f"Parameter 'initial_cosine' is {settings['initial_cosine']}; it must be above 0 and below 1.")
 
 
 SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n",
@@ -153,7 +159,7 @@ SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d
 
 
 def differences(settings: dict) -> dict:
-    """What of a run differs from what the profile gives its method for its data set; seed, epochs and what it is not trained with apart."""
+    """Settings that differ from the profile's for this method and data set, except seed, epochs and those of evaluation."""
     usual = resolve(settings["method"], settings["profile"], dataset=settings["dataset"])
     apart = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
     return {name: value for name, value in settings.items() if name not in apart and value != usual.get(name)}

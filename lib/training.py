@@ -3,7 +3,7 @@
 Every random number of a step is a function of (seed, step) alone, so a run resumed from any checkpoint equals the uninterrupted run.
 
     python -m lib.training NAME --profile standard                         one process
-    torchrun --nproc-per-node 4 -m lib.training NAME --profile standard    the same run, each batch shared by four; other noise where a loss draws it
+    torchrun --nproc-per-node 4 -m lib.training NAME --profile standard    the same run, each batch shared by four; noise drawn inside a loss differs
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from lib import settings as resolution
 from lib.methods.common import checked, spread
 
 CHECKPOINT_SECONDS = 30
-LOGS_PER_EPOCH, LOG_ROWS = 5, 300  # rows of the log: so many an epoch, fewer where the whole log would be longer, but one at its end
+LOGS_PER_EPOCH, LOG_ROWS = 5, 300  # log rows per epoch, and the most rows of a whole log (never fewer than one per epoch)
 COLLAPSED_SPREAD = 0.02
 HEALTH_IMAGES = 512
 
@@ -84,8 +84,8 @@ def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
     groups = [{"params": rest, "constant": False}] + ([{"params": predictor, "constant": True}] if predictor else [])
     rate, decay = settings["learning_rate"], settings["weight_decay"]
     if settings["optimizer"] == "lars" or settings.get("decays_matrices_only"):
-        matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1], "weight_decay": decay} for group in groups]
-        vectors = [{**group, "params": [p for p in group["params"] if p.ndim < 2], "weight_decay": 0.0} for group in groups]
+        matrices = [{**group, "params": [p for p in group["params"] if p.ndim > 1], "weight_decay": decay, "always_adapt": True} for group in groups]
+        vectors = [{**group, "params": [p for p in group["params"] if p.ndim < 2], "weight_decay": 0.0, "decays": False} for group in groups]
         groups = [group for group in matrices + vectors if group["params"]]
     if settings["optimizer"] == "lars":
         from timm.optim import Lars  # slow to import
@@ -122,7 +122,7 @@ def save_checkpoint(path: Path, method: nn.Module, optimizer: torch.optim.Optimi
 
 
 def fill(module: nn.Module, tensors: dict[str, Tensor], path: Path, needed: tuple[str, ...] | None = None) -> None:
-    """Put stored tensors into a module, all of its own or those of its parts ``needed``; ValueError naming the file where they do not fit."""
+    """Put stored tensors into a module, all or those of the parts named in ``needed``; ValueError naming the file where they do not fit."""
     own = module.state_dict()
     missing = [name for name in own if name not in tensors and (needed is None or name.split(".")[0] in needed)]
     unexpected = [name for name in tensors if name not in own]
@@ -209,7 +209,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     """Train one run to its end and return its folder; a finished run is left as it is, an interrupted one goes on from its checkpoint.
 
     settings: from ``lib.settings.resolve``. compiled: whether torch.compile builds the loss for this shape; None: on a GPU (on a CPU it
-    needs a C++ compiler and a minute, and gains a twentieth). Under torchrun every process calls this; each takes an equal part of every
+    needs a C++ compiler and a minute, and saves about 5 %). Under torchrun every process calls this; each takes an equal part of every
     batch, batch norm takes its statistics over all of them, gradients are averaged, and the first process writes. Raises ValueError for
     settings or data that cannot work, before any training, and TrainingStopped if the loss stops being finite or the outputs collapse.
     """
@@ -249,7 +249,8 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         loop = _Loop(method, images, settings, folder, run_hash, device, precision, fabric, compiled)
         loop.resume()
         loop.health()  # an answer of embed that cannot be measured is refused before the training, not behind it
-    if first:  # not before all that can be refused has been looked at: an earlier run of this name may be there
+    # Not before all that can be refused has been looked at, nor over what an earlier run of this name says of its weights.
+    if first and not (folder / "model.safetensors").exists():
         artifacts.write_json(folder / "config.json", config | {"finished": False})
     if loop:
         log, seconds = loop.run(steps_per_epoch, warmup, show_progress and first)
@@ -418,7 +419,7 @@ class _Loop:
             nn.utils.clip_grad_norm_(self.method.parameters(), self.settings["clip_norm"])
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings["learning_rate"] * (1.0 if group["constant"] else factor)
-            if "weight_decay_end" in self.settings and group["weight_decay"]:
+            if "weight_decay_end" in self.settings and group.get("decays", True):
                 # DINO, App. C; ProSMin, §5
                 first, last = self.settings["weight_decay"], self.settings["weight_decay_end"]
                 group["weight_decay"] = networks.cosine_between(first, last, epoch / self.settings["epochs"])

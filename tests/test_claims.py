@@ -209,8 +209,8 @@ def test_a_learning_rate_that_no_search_chose_is_named(monkeypatch):
 
 def test_what_cannot_be_said_is_not_tested(monkeypatch):
     found = Found(0.2, 0.1, 0.3, 10, 3, "")
-    verdict, reason = claims.decide(OWN, "direction", None, "standard", "a week")
-    assert verdict == NOT_TESTED and reason.startswith("budget") and reason.endswith("a week")
+    verdict, reason = claims.decide(OWN, "direction", None, "standard")
+    assert verdict == NOT_TESTED and reason == "budget: no such run in profile standard"
     assert claims.decide(OWN, "direction", found, "quick") == (NOT_TESTED, "profile: quick is an illustration")
     monkeypatch.setattr(claims, "is_trained", lambda method, profile: False)
     verdict, reason = claims.decide(OWN | {"about": "kappa"}, "direction", found, "standard")
@@ -218,7 +218,7 @@ def test_what_cannot_be_said_is_not_tested(monkeypatch):
     monkeypatch.setattr(claims, "is_trained", lambda method, profile: method == "vi_simsiam")
     verdict, reason = claims.decide(OWN | {"about": "kappa", "methods": ["dino"]}, "direction", found, "standard")
     assert verdict == NOT_TESTED and "k-NN on dino does" in reason
-    assert claims.decide({"never": "it is in a figure alone"}, "direction", None, "standard", "a week") == (NOT_TESTABLE, "it is in a figure alone")
+    assert claims.decide({"never": "it is in a figure alone"}, "direction", None, "standard") == (NOT_TESTABLE, "it is in a figure alone")
 
 
 def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):

@@ -335,6 +335,18 @@ def test_damaged_idx_is_found_and_fetched_again(tmp_path, monkeypatch, damage):
     assert calls == ["mnist"] and (tmp_path / "MNIST.damaged").is_dir()  # nobody's files are deleted
 
 
+def test_files_of_ones_own_outlive_two_downloads_into_their_folder(tmp_path):
+    (tmp_path / "dtd").mkdir()
+    (tmp_path / "dtd/mine.npz").write_text("of one's own")
+    for content in ("first", "second"):
+        with data._staging(tmp_path, "dtd") as staging:
+            (staging / "dtd").mkdir()
+            (staging / "dtd/images").write_text(content)
+            data._put_in_place(staging, tmp_path)
+    assert (tmp_path / "dtd/mine.npz").read_text() == "of one's own" and (tmp_path / "dtd/images").read_text() == "second"
+    assert (tmp_path / "dtd.damaged2/images").read_text() == "first"
+
+
 def test_downloads_have_a_time_limit_and_make_no_noise(tmp_path, monkeypatch, capsys):
     monkeypatch.undo()
     seen = []
@@ -579,9 +591,10 @@ def test_batch_is_uint8_channels_first_on_the_device():
     np.testing.assert_array_equal(batch.permute(0, 2, 3, 1), images.images[[4, 0, 4]])
     batch.zero_()
     assert images.images.any()  # a batch is a copy
-    for wrong in ([6], [-1], [], [0.5], [True], 3):
-        with pytest.raises(ValueError, match="indices"):
-            images.batch(wrong)
+    for wrong in ([6], [-1], [], [0.5], [True], np.arange(6) > 2, 3):
+        for take in (images.batch, images.subset):
+            with pytest.raises(ValueError, match="indices"):
+                take(wrong)
 
 
 def test_folder_decodes_only_what_is_asked_for(folder_set, monkeypatch):
@@ -607,6 +620,8 @@ def test_resize_keeps_the_centre_square(tmp_path):
     for mode in ("L", "RGBA", "P", "LA", "1"):
         Image.fromarray(wide).convert(mode).save(tmp_path / "wide.png")
         assert load_one(tmp_path, 20).shape == (20, 20, 3)
+    Image.new("RGBA", (20, 20), (200, 0, 0, 0)).save(tmp_path / "wide.png")
+    assert (load_one(tmp_path, 20) == 255).all()  # what is transparent is put on white
     (tmp_path / "wide.png").unlink()
     exif = Image.Exif()
     exif[0x0112] = 6  # turn by 90° clockwise

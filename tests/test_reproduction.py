@@ -67,7 +67,7 @@ def test_the_hash_of_code_follows_its_imports_and_no_comment(tmp_path, monkeypat
         return artifacts.code_hash("from lib import first")
 
     original = hashed(first="from lib import second\nx = 1\n", second="y = 1\n", third="z = 1\n")
-    assert hashed(first="from lib import second  # why\nx = 1\n", third="z = 2\n") == original
+    assert hashed(first="""'Said of it.'\nfrom lib import second  # why\nx = 1\n""", third="z = 2\n") == original
     assert hashed(second="y = 2\n") != original
     artifacts.code_hash.cache_clear()
 
@@ -93,10 +93,19 @@ def test_begin_refuses_what_papermill_only_warns_about():
         reproduction.begin("10_pretraining", {"profile": "smoke", "sed": 1})
 
 
+def test_begin_may_be_called_again_and_still_looks_at_the_parameters():
+    names = {"profile": "smoke", "seed": 1}
+    reproduction.begin("10_pretraining", names)
+    reproduction.begin("10_pretraining", names | {"text": "of the notebook's own"})
+    with pytest.raises(ValueError, match="must be a int"):
+        reproduction.begin("10_pretraining", names | {"text": "", "seed": "one"})
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--notebook", "10", "--params", "sed=1"], "no parameter 'sed'"),
+        (["--notebook", "10", "--params", "profile=smoke"], "Give the profile as PROFILE=smoke"),
         (["--notebook", "11"], "No notebook '11'"),
         (["--notebook", "10", "--params", "seed"], "not name=value"),
         (["--profile", "quik"], "Unknown profile"),

@@ -122,6 +122,8 @@ def test_integers_are_taken_for_floats():
         (lambda: resolve("simsiam", "smoke", dimension=1), "Parameter 'dimension' is 1; it must be at least 2"),
         (lambda: resolve("simsiam", "smoke", seed=-1), "Parameter 'seed' is -1"),
         (lambda: resolve("simsiam", "smoke", learning_rate=float("nan")), "Parameter 'learning_rate' is nan; it must be finite"),
+        (lambda: resolve("vi_simsiam", "smoke", initial_cosine=1.0), "'initial_cosine' is 1.0; it must be above 0 and below 1"),
+        (lambda: resolve("vi_simsiam", "smoke", concentration_warmup_epochs=float("nan")), "'concentration_warmup_epochs' is nan; it must be finite"),
         (lambda: resolve("simsiam", "smoke", weight_decay=-0.1), "Parameter 'weight_decay' is -0.1; it must be finite and not negative"),
         (lambda: resolve("byol", "smoke", target_momentum=3.0), "Parameter 'target_momentum' is 3.0; it must be in 0..1"),
         (lambda: resolve("simclr", "smoke", temperature=-1.0), "Parameter 'temperature' is -1.0; it must be finite and above 0"),

@@ -115,6 +115,21 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, steps, other, fresh_re
     assert not (folder / "checkpoint.safetensors").exists()
 
 
+def test_an_interrupted_run_of_other_data_leaves_what_is_said_of_the_finished_one():
+    settings, others = tiny(epochs=1), data.load("digits", "test")
+    folder = training.train(settings)
+    said = (folder / "config.json").read_text()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training._Loop, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            training.train(settings, others)
+    assert training.train(settings) == folder and (folder / "config.json").read_text() == said
+
+
+def interrupt(*_):
+    raise KeyboardInterrupt
+
+
 def test_seeds(fresh_results):
     training.train(tiny("vi_simsiam"))
     first = weights(tiny("vi_simsiam"))
@@ -306,10 +321,23 @@ def test_matrices_alone_are_decayed_where_a_recipe_says_so_and_by_its_schedule(m
     progress = [step / len(seen) for step in range(len(seen))]
     assert [decays[0] for decays in seen] == pytest.approx([networks.cosine_between(0.04, 0.4, part) for part in progress])
     assert {decays[1] for decays in seen} == {0.0}
+    seen.clear()
+    training.train(settings | {"weight_decay": 0.0})
+    assert seen[0] == [0.0, 0.0] and seen[-1][0] > 0.3 and seen[-1][1] == 0
     network = methods.build(settings, 1)
     matrices, vectors = make(network, settings).param_groups
     assert all(p.ndim > 1 for p in matrices["params"]) and all(p.ndim < 2 for p in vectors["params"])
     assert any(p is network.predictor.log_sigma.bias for p in vectors["params"])
+
+
+def test_lars_adapts_the_rate_of_matrices_without_weight_decay_too():
+    """The trust ratio 0.001 ‖w‖/‖g‖ of You et al. 2017 makes the step independent of the gradient's length."""
+    network = nn.Linear(4, 4, bias=False)
+    settings = tiny("simclr", optimizer="lars", weight_decay=0.0, momentum=0.0, learning_rate=0.1)
+    before = network.weight.detach().clone()
+    network.weight.grad = torch.randn(4, 4)
+    training.make_optimizer(network, settings).step()
+    assert float((network.weight.detach() - before).norm()) == pytest.approx(0.1 * 0.001 * float(before.norm()), rel=1e-3)
 
 
 def test_the_loop_tells_a_method_epoch_and_progress(monkeypatch):
