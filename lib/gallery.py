@@ -57,7 +57,6 @@ QUESTIONS = (
     ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?",
      "80_ranks", "80_against_trivial", "t-80_advice"),
     ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks", "t-80_advice"),
-    ("Whose probabilities are calibrated best?", "50_calibration", "t-50_calibration", "t-80_benchmark"),
     ("Which methods are told apart in linear accuracy?", "t-80_differences", "t-20_difference", "t-60_differences"),
     ("How long did a run take, of SimCLR say?", "runs"),
     ("What do augmentations do to κ (box plots), and where are the numbers of the figure?", "31_kappa_by_augmentation"),
@@ -65,6 +64,7 @@ QUESTIONS = (
     ("What would it take to test a claim that was not tested, PM-1 say?", "PM-1"),
     ("How many claims of each paper have which verdict?", "verdicts"),
     ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
+    ("How well are probabilities calibrated, ProSMin's and its rivals'?", "t-50_calibration"),
 )
 
 

@@ -130,6 +130,8 @@ def parse_parameters(text: str, notebook: str) -> dict:
         name, sign, value = item.partition("=")
         if not sign:
             raise ValueError(f"{item!r} is not name=value; write PARAMS=\"method=simsiam seed=1\".")
+        if name == "profile" in parsed:
+            raise ValueError("Give the profile once, as PROFILE=smoke and not in PARAMS.")
         if name in parsed:
             raise ValueError(f"Parameter {name!r} is there twice, in {text!r}; give it once.")
         if isinstance(declared.get(name), str):
@@ -552,11 +554,8 @@ def main() -> int:
             run_job(arguments.profile, arguments.paper, arguments.job, arguments.stamp)
         elif arguments.notebook:
             notebook = find_notebook(arguments.notebook)
-            given = parse_parameters(arguments.params, notebook)
-            if "profile" in given:
-                raise ValueError("Give the profile as PROFILE=smoke, not in PARAMS.")
-            given = {"train_missing": True} | parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)
-            print(_shown(execute(Job(notebook, notebook, given))))
+            given = parse_parameters(f"profile={arguments.profile} {arguments.params}", notebook)
+            print(_shown(execute(Job(notebook, notebook, {"train_missing": True} | given))))
         else:
             if not arguments.gpus.isdecimal():
                 raise ValueError(f"GPUS={arguments.gpus} is not a number of GPUs; give a whole number, 0 or more: GPUS=1.")

@@ -286,7 +286,7 @@ CASES = {
     "parameter of another type": (notebook("epochs=1.5"), r"10_pretraining: parameter 'epochs' is 1.5 \(float\); it must be a int", None),
     "parameter that is code": (notebook("seed=__import__(1).getpid()"), r"10_pretraining: parameter 'seed' is '__import__.* it must be a int", None),
     "parameter twice": (notebook("seed=1 seed=2"), "'seed' is there twice, in .*seed=1 seed=2.*; give it once", None),
-    "quotation mark left open": (notebook("method='simsiam"), "method='simsiam.* has a quotation mark too few .*; write PARAMS=", None),
+    "quotation mark left open": (notebook("method='simsiam"), "method='simsiam.* has an unclosed quotation mark .*; write PARAMS=", None),
     "method misspelt": (notebook("method=simclear"), r"Unknown method 'simclear'; choose one of \[.*'simsiam'", None),
     "seed below zero": (notebook("seed=-1"), "'seed' of 10_pretraining is -1; it must be finite and 0 or more", None),
     "epochs below zero": (notebook("epochs=-5"), "'epochs' of 10_pretraining is -5; it must be finite and 0 or more", None),

@@ -265,10 +265,14 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     assert (kappa.claimed, kappa.bound) == ("above", 0.5) and table[table.kind == "recipe"].claimed.isna().all()
     parts = pd.DataFrame({"id": ["A", "A", "A", "B", "C"], "part": ["p", "q", "r", "p", "p"], "paper": "vs1", "where": "",
                           "statement": "", "kind": "number", "seeds": [3.0, 1.0, np.nan, np.nan, np.nan],
-                          "verdict": [SAME, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES]})  # fmt: skip
+                          "verdict": [SAME, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES],
+                          "reason": ["our interval", f"our interval {claims.INCLUDES}, 1 seed", "", "", ""]})  # fmt: skip
     combined = claims.verdicts(parts).set_index("id")
     assert combined.verdict.to_dict() == {"A": NOT_REPRODUCED, "B": NOT_TESTED, "C": claims.DEVIATES}
     assert combined.parts_tested.to_dict() == {"A": 2, "B": 0, "C": 1}
+    assert combined.inconclusive.to_dict() == {"A": True, "B": False, "C": False}
+    clear = claims.verdicts(parts.assign(reason="our interval lies on the other side")).set_index("id")
+    assert clear.verdict["A"] == NOT_REPRODUCED and not clear.inconclusive["A"]
     assert combined.seeds["A"] == 1 and combined.seeds[["B", "C"]].isna().all()
     beyond = claims.verdicts(parts.assign(part=["p", "q (not in the paper)", "r", "p", "p"])).set_index("id")
     assert beyond.verdict["A"] == SAME and beyond.parts_tested["A"] == 1 and beyond.parts["A"] == 2

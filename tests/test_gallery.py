@@ -131,7 +131,7 @@ def test_links_lead_to_files(results):
 
 def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
-    assert "<td>AUROC of κ<td>AUROC<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
+    assert "<th scope=\"row\">AUROC of κ<td>AUROC<td>0.72<td>0.6131<td>[0.6018, 0.6249]<td>3<td" in page
     assert "| same direction | 1 of 1 | AUROC of κ | 0.72 | 0.6131 \\[0.6018, 0.6249\\] AUROC |" in readme
     assert '<tr id="simsiam-x"><th scope="row"><a href="runs/simsiam-x/config.json">simsiam-x</a><td><td>1.5<td>' in page
     assert "| 1 | 1 |\n" in readme  # the sum over papers
@@ -317,6 +317,7 @@ ASKED = [
     (9, ["claim PM-1", "PM-1"], "PM-1", lambda: ["not tested", needs("PM-1")]),
     (10, ["counts of verdicts"], "verdicts", lambda: ["same direction", count("vs2", "same direction")]),
     (11, ["claim VJ-1", "VJ-1"], "VJ-1", lambda: [f"({hours('VJ-1')} hours of training)"]),
+    (12, ["table 50_calibration"], "t-50_calibration", lambda: ["ECE", "prosmin_vit"]),
 ]  # fmt: skip
 
 

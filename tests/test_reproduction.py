@@ -105,7 +105,7 @@ def test_begin_may_be_called_again_and_still_looks_at_the_parameters():
     "arguments, message",
     [
         (["--notebook", "10", "--params", "sed=1"], "no parameter 'sed'"),
-        (["--notebook", "10", "--params", "profile=smoke"], "Give the profile as PROFILE=smoke"),
+        (["--notebook", "10", "--params", "profile=smoke"], "Give the profile once, as PROFILE=smoke"),
         (["--notebook", "11"], "No notebook '11'"),
         (["--notebook", "10", "--params", "seed"], "not name=value"),
         (["--profile", "quik"], "Unknown profile"),
