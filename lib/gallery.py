@@ -36,7 +36,7 @@ TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoesca
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
-FEW = "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, as every interval that fails includes the bound."
+FEW = "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, every failing interval includes the bound."
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
@@ -311,7 +311,8 @@ def _headlines(claims: list[dict]) -> list[list]:
     parts = {(claim["id"], part["part"]): claim | part for claim in claims for _, same in claim["reasons"] for part in same}
     if absent := [f"{id}, {part}" for id, part in HEADLINES if (id, part) not in parts]:
         raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
-    rows = [["claim", "statement", "part", "published", "ours, 95 % interval (over images alone where there is one seed)", "seeds", "verdict of the part"]]
+    ours = "ours, 95 % interval (of one seed: over images alone)"
+    rows = [["claim", "statement", "part", "published", ours, "seeds", "verdict of the part"]]
     for row in (parts[headline] for headline in HEADLINES):
         link = _claim_link(row, f"results/{EVIDENCE}")
         rows.append([link, _escape(row["statement"]), _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["verdict"]])
@@ -410,7 +411,8 @@ def _words(value) -> str:
 
 
 def _readme(
-    profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list, advice: list[list], **_
+    profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list,
+    advice: list[list], **_
 ) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", ""]
