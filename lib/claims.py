@@ -251,7 +251,7 @@ def decide(
     if "never" in part:
         return NOT_TESTABLE, part["never"]
     if found is None:
-        return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}')}"
+        return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}, or none that can be judged')}"
     holds = side(part["rule"], found)
     if part.get("about") == "theory":
         fails = NOT_REPRODUCED if BEYOND in part["name"] else CONTRADICTED
