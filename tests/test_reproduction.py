@@ -203,7 +203,7 @@ def test_memory_of_a_process_counts_what_its_children_hold():
 def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeypatch):
     """Also those that networks are asked about and not trained on; each once, whatever is drawn on it; jobs without runs need none."""
     monkeypatch.setenv("DATA_DIR", str(tmp_path / "nothing"))
-    run = {"dataset": "styled_own", "ood_near": ["own"], "ood_far": ["digits_class_3", "generated"]}
+    run = {"dataset": "styled_digits", "ood_near": ["own", "styled_own"], "ood_far": ["digits_class_3", "own_class_2"]}
     monkeypatch.setattr(settings, "find_run", lambda name, profile: run)
     waiting = [reproduction.Job("one", "10_pretraining", {"profile": "smoke", "runs": "a b"})]
     waiting.append(reproduction.Job("two", "00_start_here", {"profile": "smoke"}))
