@@ -38,6 +38,7 @@ METRIC_COLUMNS = [
     "seed", "profile", "notebook", "run_hash", "commit",
 ]  # fmt: skip
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
+REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
 
@@ -262,15 +263,38 @@ def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFr
 
 
 def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
-    """One array per score, an entry per image. An ``index`` that only counts 0, 1, 2, ... is stored empty: it would be half of a small file."""
-    if "index" in arrays and np.array_equal(arrays["index"], np.arange(len(arrays["index"]))):
-        arrays = arrays | {"index": arrays["index"][:0]}
-    write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **arrays)
+    """One array per score, an entry per image; what says nothing new is stored short.
+
+    An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
+    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm".
+    """
+    stored: dict[str, np.ndarray] = {}
+    for name, values in arrays.items():
+        if name == "index" and np.array_equal(values, np.arange(len(values))):
+            values = values[:0]
+        stored[name] = np.array(_repeated(values, stored) or values)
+    write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
+
+
+def _repeated(values: np.ndarray, earlier: dict[str, np.ndarray]) -> str:
+    """The name of an earlier array of floats that these are, or "-" and its name if every sign is turned; else ""."""
+    for name, other in earlier.items() if values.dtype.kind == "f" else ():
+        if (other.dtype, other.shape) == (values.dtype, values.shape):
+            for sign, turned in (("", values), ("-", -values)):
+                if np.allclose(turned, other, rtol=REPEATED, atol=0, equal_nan=True):
+                    return sign + name
+    return ""
 
 
 def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """The arrays that ``write_scores`` stored, an empty ``index`` counted out again."""
-    arrays = read_npz(scores_path(profile, run, evaluated_on), needs)
+    """The arrays that ``write_scores`` was given."""
+    path = scores_path(profile, run, evaluated_on)
+    arrays = read_npz(path, needs)
+    for name, values in arrays.items():
+        if values.dtype.kind == "U":
+            other = values.item().removeprefix("-")
+            same = _complete(path, arrays, (other,))[other]
+            arrays[name] = -same if values.item().startswith("-") else same.copy()
     if "index" in arrays and not len(arrays["index"]):
         arrays["index"] = np.arange(max(map(len, arrays.values())), dtype=arrays["index"].dtype)
     return arrays

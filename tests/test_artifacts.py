@@ -221,6 +221,28 @@ def test_an_index_that_counts_is_stored_empty_and_read_in_full(index):
     assert (len(read_npz(artifacts.scores_path("smoke", "run", "digits"))["index"]) == 0) == (index[0] == 0 and index[1] == 1)
 
 
+def test_an_array_that_repeats_another_is_stored_as_its_name_and_read_in_full():
+    """The uncertainty of a method without its own is the negative norm, once by torch and once by numpy: a third of a file."""
+    norm = np.random.default_rng(0).gamma(4.0, size=300).astype(np.float32)
+    apart = norm + np.float32(1e-3)
+    rounded = np.nextafter(-norm, np.float32(0))
+    scores = {"feature_norm": norm, "uncertainty": rounded, "again": norm, "apart": apart, "double": norm.astype(np.float64), "right": norm > 4}
+    artifacts.write_scores("smoke", "run", "digits", scores)
+    stored = read_npz(artifacts.scores_path("smoke", "run", "digits"))
+    assert {name: values.item() for name, values in stored.items() if values.ndim == 0} == {"uncertainty": "-feature_norm", "again": "feature_norm"}
+    read = artifacts.read_scores("smoke", "run", "digits")
+    assert list(read) == list(scores) and np.allclose(read["uncertainty"], rounded, rtol=1e-6, atol=0)
+    assert all(read[name].dtype == scores[name].dtype for name in scores)
+    assert all(np.array_equal(read[name], scores[name]) for name in scores if name != "uncertainty")
+
+
+def test_a_repeated_array_whose_source_is_missing_is_named():
+    path = artifacts.scores_path("smoke", "run", "digits")
+    artifacts.write_npz(path, uncertainty=np.array("-feature_norm"))
+    with pytest.raises(ValueError, match="run--digits.npz lacks .'feature_norm'"):
+        artifacts.read_scores("smoke", "run", "digits")
+
+
 # ---------------------------------------------------------------------------------------------------------------- provenance
 def test_provenance():
     said = artifacts.provenance()
