@@ -701,7 +701,8 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
-    points to the claimed side (claims.SIDES; a stroke for "differs"). style: of ours, blue dots by default. Rows with neither number are left out.
+    points to the claimed side (claims.SIDES; a stroke for "differs"). Where a column seeds says 1 the interval is thin: it is over images alone.
+    style: of ours, blue dots by default. Rows with neither number are left out.
     Returns what is drawn, in order.
     """
     _require(data, "name")
@@ -711,7 +712,10 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
     place = np.arange(len(drawn))
     ax.axvline(reference, color=CHANCE, linewidth=0.6, zorder=1)
     style = style or MethodStyle("", BLUE, "o", "-", True, BLUE)
-    ax.hlines(place, drawn.ci_low, drawn.ci_high, color=style.colour, linewidth=1.2)
+    alone = drawn.ci_low.notna() & (drawn.get("seeds", 0) == 1)
+    for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "of one seed, over images")):
+        if rows.any():
+            ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=style.colour, linewidth=width, label=named)
     face = style.colour if style.fill else "white"
     ax.plot(drawn.ours, place, style.marker, color=style.colour, markerfacecolor=face, markersize=4, label="ours, 95 % interval", zorder=3)
     if drawn.published.notna().any():

@@ -266,6 +266,22 @@ def unsearched(profile: str) -> list[str]:
     return list(dict.fromkeys(tried.method[~tried.method.isin(tried.method[tried.chosen])]))
 
 
+def mixed_precision(listed: list[dict]) -> str:
+    """Which of these measured runs differ in precision from others of the same run but for the seed, in words: machines without bfloat16 train in
+    float32. Empty where none does."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for run in listed:
+        path, name = artifacts.run_dir(run["profile"], resolution.run_name(run)) / "config.json", resolution.run_name(run).rsplit("-seed", 1)[0]
+        if run["epochs"] and path.exists():
+            precision = artifacts.read_json(path, ("precision",))["precision"]
+            found.setdefault(name, {}).setdefault(precision, []).append(str(run["seed"]))
+    mixed = {name: seeds for name, seeds in found.items() if len(seeds) > 1}
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{precision} for seed {' and '.join(which)}" for precision, which in seeds.items()) for name, seeds in mixed.items()
+    )
+    return f"Seeds of one run in unlike precision, as the machines were able: {told}." if told else ""
+
+
 def must_beat(reference: str, dataset: str) -> bool:
     """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
     return reference in UNTRAINED or dataset.startswith(("cifar10", "imagenette"))

@@ -389,6 +389,10 @@ def test_forest_puts_published_and_ours_in_one_row():
     pointers = {line.get_marker(): line for line in ax.lines[3:]}
     assert set(pointers) == {">", "<"} and sum(not line.get_label().startswith("_") for line in pointers.values()) == 1
     assert (pointers[">"].get_xdata(), pointers["<"].get_xdata()) == ([0.3], [2.5]) and pointers["<"].get_ydata() == [1.2]
+    ax = plt.subplots()[1]
+    plotting.forest_plot(ax, data.assign(seeds=[3, nan, nan, 1]), label="points")
+    wide, thin = ax.collections
+    assert thin.get_linewidth()[0] < wide.get_linewidth()[0] and [segment.tolist() for segment in thin.get_segments()] == [[[-2, 2], [0, 2]]]
 
 
 def test_reliability_uses_the_bins_of_the_ece():

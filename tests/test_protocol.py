@@ -578,6 +578,21 @@ def test_simsiam_and_vi_simsiam_are_paired_at_every_length_and_on_every_set(monk
     assert of_2022["simsiam"][0]["local_views"] == of_2022["vi_simsiam"][0]["local_views"] == 6 and of_2023["simsiam"][0]["local_views"] == 0
 
 
+def test_seeds_trained_in_unlike_precision_are_named(shared_results):
+    def stored(precisions, **settings):
+        runs = [resolution.resolve("simsiam", "smoke", seed=seed, **settings) for seed in range(len(precisions))]
+        for run, precision in zip(runs, precisions, strict=True):
+            artifacts.write_json(artifacts.run_dir("smoke", resolution.run_name(run)) / "config.json", {"precision": precision})
+        return runs
+
+    alike = stored(["bf16", "bf16"], epochs=7) + stored(["float32", "float32"], epochs=8)
+    mixed = stored(["bf16", "float32", "bf16"], epochs=9)
+    untrained, absent = resolution.resolve("random", "smoke"), resolution.resolve("simsiam", "smoke", epochs=9, seed=9)
+    assert protocol.mixed_precision([*alike, untrained, absent]) == ""
+    told = protocol.mixed_precision([*alike, *mixed, absent])
+    assert "simsiam-digits-e9: bf16 for seed 0 and 2, float32 for seed 1" in told and "e7" not in told and "e8" not in told
+
+
 def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
     run, listed = resolution.resolve("simsiam", "smoke", seed=1), [resolution.resolve("random", "smoke", seed=seed) for seed in (0, 1)]
     generator = np.random.default_rng(0)
