@@ -385,8 +385,9 @@ def ledger(profile: str) -> pd.DataFrame:
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
-    """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, on how many
-    seeds at least, and whether it is inconclusive: not reproduced, and no interval lies on the other side."""
+    """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, whether it is
+    inconclusive (not reproduced, and no interval lies on the other side), and whether a verdict about data rests on fewer than SEEDS seeds in a
+    part (few_seeds)."""
     rows = []
     for name, parts in table.groupby("id", sort=False):
         own = parts[~parts.part.str.contains(BEYOND, regex=False)]
@@ -396,5 +397,6 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         inconclusive = worst == NOT_REPRODUCED and failing.str.contains(f"our interval {INCLUDES}", regex=False).all()
         first = parts.iloc[0]
         rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
-                     "parts": len(own), "parts_tested": len(tested), "seeds": tested.seeds.min(), "inconclusive": inconclusive})  # fmt: skip
+                     "parts": len(own), "parts_tested": len(tested), "inconclusive": inconclusive,
+                     "few_seeds": worst in (SAME, NOT_REPRODUCED) and tested.seeds.min() < SEEDS})  # fmt: skip
     return pd.DataFrame(rows)

@@ -262,7 +262,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         words = [_part(part) | {"decides": ledger.BEYOND not in part["part"]} for part in parts.to_dict("records")]
         found.append(entry | {
             "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
-            "fewest_seeds": entry["seeds"], "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
+            "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
             "files": [file for file in dict.fromkeys(files) if (artifacts.results_dir(profile) / file).exists()],
             # Parts with one verdict for one reason stand together, under it.
@@ -286,8 +286,7 @@ def _counts(claims: list[dict]) -> list[list]:
     order = (ledger.REPRODUCED, ledger.SAME, ledger.NOT_REPRODUCED, ledger.CONTRADICTED, ledger.NOT_TESTED, ledger.NOT_TESTABLE)
     verdicts = [name for name in (*order, ledger.FOLLOWED, ledger.DEVIATES) if any(claim["verdict"] == name for claim in claims)]
     found = [[claim for claim in claims if claim["paper"] == paper] for paper in PAPERS] + [claims]
-    judged = (ledger.SAME, ledger.NOT_REPRODUCED)
-    few = {claim["id"] for claim in claims if claim["verdict"] in judged and claim["fewest_seeds"] < ledger.SEEDS}
+    few = {claim["id"] for claim in claims if claim["few_seeds"]}
 
     def cell(own: list[dict], verdict: str) -> int | str:
         ids = {claim["id"] for claim in own if claim["verdict"] == verdict}

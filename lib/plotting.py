@@ -712,12 +712,12 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
     place = np.arange(len(drawn))
     ax.axvline(reference, color=CHANCE, linewidth=0.6, zorder=1)
     style = style or MethodStyle("", BLUE, "o", "-", True, BLUE)
-    alone = drawn.ci_low.notna() & (drawn.get("seeds", 0) == 1)
-    for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "of one seed, over images")):
-        if rows.any():
-            ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=style.colour, linewidth=width, label=named)
     face = style.colour if style.fill else "white"
     ax.plot(drawn.ours, place, style.marker, color=style.colour, markerfacecolor=face, markersize=4, label="ours, 95 % interval", zorder=3)
+    alone = drawn.ci_low.notna() & (drawn.get("seeds", 0) == 1)
+    for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "thin: one seed, over images")):
+        if rows.any():
+            ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=style.colour, linewidth=width, label=named)
     if drawn.published.notna().any():
         ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
     if "bound" in drawn:

@@ -273,9 +273,9 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     assert combined.inconclusive.to_dict() == {"A": True, "B": False, "C": False}
     clear = claims.verdicts(parts.assign(reason="our interval lies on the other side")).set_index("id")
     assert clear.verdict["A"] == NOT_REPRODUCED and not clear.inconclusive["A"]
-    assert combined.seeds["A"] == 1 and combined.seeds[["B", "C"]].isna().all()
+    assert combined.few_seeds.to_dict() == {"A": True, "B": False, "C": False}
     beyond = claims.verdicts(parts.assign(part=["p", "q (not in the paper)", "r", "p", "p"])).set_index("id")
-    assert beyond.verdict["A"] == SAME and beyond.parts_tested["A"] == 1 and beyond.parts["A"] == 2
+    assert beyond.verdict["A"] == SAME and beyond.parts_tested["A"] == 1 and beyond.parts["A"] == 2 and not beyond.few_seeds["A"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs
