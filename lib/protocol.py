@@ -372,6 +372,21 @@ def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
     return settings not in own or settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
 
 
+def missing_sets(runs: Sequence[dict]) -> list[str]:
+    """Why sets cannot be loaded that these runs are trained on or asked about once they are trained, each once; what can be fetched is fetched."""
+    needed = set()
+    for run in runs:
+        asked = run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _reads_more(run, BY_ACCURACY)
+        needed |= {run["dataset"], *(run["ood_near"] + run["ood_far"] if asked else ())}
+    reasons = []
+    for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):
+        try:
+            data.load(name, "test", image_size=8)  # any size: it is not kept
+        except (FileNotFoundError, ValueError) as error:
+            reasons.append(str(error))
+    return reasons
+
+
 def _battery(run: Run, graded: bool) -> tuple[list[dict], evaluation.Embedded]:
     """evaluation.battery of the test set, and where ``graded`` also of the other sets and of the graded conditions."""
     test = run.test()

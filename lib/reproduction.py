@@ -378,18 +378,11 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
 
 
 def _not_to_be_had(waiting: Iterable[Job]) -> list[str]:
-    """Why data sets of these jobs, or the other sets that their networks are asked about, cannot be loaded; what can be fetched is fetched."""
-    from lib import data  # slow to import
+    """Why data sets that these jobs need cannot be loaded (protocol.missing_sets)."""
+    from lib import protocol  # slow to import
 
-    runs = [settings.find_run(name, job.parameters["profile"]) for job in waiting for name in job.parameters.get("runs", "").split()]
-    needed = {name for run in runs for name in (run["dataset"], *run["ood_near"], *run["ood_far"])}
-    reasons = []
-    for name in sorted({settings.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):
-        try:
-            data.load(name, "test", image_size=8)  # any size: it is not kept
-        except (FileNotFoundError, ValueError) as error:
-            reasons.append(str(error))
-    return reasons
+    named = [(name, job.parameters["profile"]) for job in waiting for name in job.parameters.get("runs", "").split()]
+    return protocol.missing_sets([settings.find_run(*run) for run in named])
 
 
 def _compare_with_expected(profile: str, paper: str) -> int:

@@ -439,6 +439,19 @@ def test_a_run_on_one_class_is_measured_by_how_it_tells_the_others_apart(shared_
     assert frame.value["mahalanobis"] == pytest.approx(uncertainty.auroc(distance, test.labels != 3), abs=1e-6)
 
 
+def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeypatch):
+    """Also those that networks are asked about and not trained on; each once, whatever is drawn on it; not where nothing is asked about them."""
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nothing"))
+    foreign = {"dataset": "styled_digits", "ood_near": ["own", "styled_own"], "ood_far": ["digits_class_3", "own_class_2"]}
+    run = resolution.resolve("simsiam", "smoke") | foreign
+    (reason,) = protocol.missing_sets([run, run])
+    assert "no set 'own'" in reason
+    assert protocol.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == [] == protocol.missing_sets([])
+    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.BY_ACCURACY)
+    assert protocol.missing_sets([run]) == []
+    assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
+
+
 def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch):
     listed = [resolution.resolve("simsiam", "smoke", seed=seed, **TINY) for seed in (5, 6)]
     monkeypatch.setattr(resolution, "runs", lambda *_: listed)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from lib import artifacts, reproduction, settings
+from lib import artifacts, protocol, reproduction, settings
 
 PROFILES = ["smoke", "quick", "standard"]
 
@@ -200,12 +200,7 @@ def test_memory_of_a_process_counts_what_its_children_hold():
     assert reproduction.memory_of(process.pid) == 0
 
 
-def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeypatch):
-    """Also those that networks are asked about and not trained on; each once, whatever is drawn on it; jobs without runs need none."""
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "nothing"))
-    run = {"dataset": "styled_digits", "ood_near": ["own", "styled_own"], "ood_far": ["digits_class_3", "own_class_2"]}
-    monkeypatch.setattr(settings, "find_run", lambda name, profile: run)
-    waiting = [reproduction.Job("one", "10_pretraining", {"profile": "smoke", "runs": "a b"})]
-    waiting.append(reproduction.Job("two", "00_start_here", {"profile": "smoke"}))
-    (reason,) = reproduction._not_to_be_had(waiting)
-    assert "no set 'own'" in reason and reproduction._not_to_be_had(waiting[1:]) == []
+def test_sets_that_cannot_be_had_are_those_of_the_runs_of_waiting_jobs(monkeypatch):
+    monkeypatch.setattr(protocol, "missing_sets", lambda runs: [run["method"] for run in runs])
+    waiting = [reproduction.Job("one", "10_pretraining", {"profile": "smoke", "runs": "simclr-digits-e1-seed0 random-digits-e0-seed0"})]
+    assert reproduction._not_to_be_had([*waiting, reproduction.Job("two", "00_start_here", {"profile": "smoke"})]) == ["simclr", "random"]
