@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib import artifacts, claims, evaluation, factors, image_scores, methods, protocol, uncertainty
+from lib import artifacts, claims, evaluation, factors, image_scores, methods, protocol, shift, uncertainty
 from lib import settings as resolution
 
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
@@ -80,7 +80,7 @@ def measurements(profile: str) -> pd.DataFrame:
             second = pd.concat([artifacts.read_metrics(profile, notebook, name) for notebook in SECOND_IN])
             battery = pd.concat([protocol.metrics([run]), images, second[second.score.isin(SECOND)]])
             battery["measure"] = [measure_of.get(where) for where in zip(battery.metric, battery.classifier, battery.condition, strict=True)]
-            shifted = artifacts.read_metrics(profile, CORRUPTIONS, name)
+            shifted = pd.concat([artifacts.read_metrics(profile, notebook, name) for notebook in (CORRUPTIONS, f"{CORRUPTIONS}-{shift.SEVERITY}")])
             shifted = shifted[shifted.metric == "severity_spearman"].assign(measure="corruption_spearman")
             style = styles[(styles.method == method) & (styles.trained_on == run["dataset"]) & (styles.seed == seed)]
             style = pd.DataFrame({"measure": "style_retention", "score": "", "value": style.retention})

@@ -27,6 +27,7 @@ FAMILIES = {
     "digital": ("contrast", "elastic", "pixelate", "jpeg_compression"),
 }
 CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
+SEVERITY = "severity"  # the part of a notebook's metrics that says how uncertainties follow the severity, of runs of which no more is asked
 
 
 def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) -> list[tuple[str, str]]:
@@ -73,18 +74,19 @@ def corrupted(images: ImageSet, corruption: str, severity: int, show_progress: b
     return replace(images, name=f"{images.name}-{name}", images=done, pixels=None)
 
 
-def measure_corruptions(runs: list[dict], notebook: str) -> None:
+def measure_corruptions(runs: list[dict], notebook: str, others: list[dict] = ()) -> None:
     """Accuracy and uncertainty of every run on corrupted test images, as metrics of ``notebook``; a run that is measured is left as it is.
 
     Which images are right is stored as scores <dataset>_corrupted, correct [N, 15, 5].
 
     ``condition_images`` test images (sample); the linear probe is the one that saw clean features alone. Rows of condition
     "<corruption>_<severity>" (severity 0: clean): accuracy of the probe, and mean of the run's own uncertainty; of condition "<corruption>":
-    severity_spearman, the rank correlation of an image's uncertainty with the severity, mean over images.
+    severity_spearman, the rank correlation of an image's uncertainty with the severity, mean over images. Of ``others`` these last rows alone are
+    taken, as the part SEVERITY of the notebook's metrics.
     """
-    together: dict[tuple, list[protocol.Run]] = {}
-    for ready in map(protocol.Run, runs):
-        if not protocol.is_measured(ready, notebook):
+    brief, together = [resolution.run_name(run) for run in others], {}
+    for ready in map(protocol.Run, [*runs, *others]):
+        if not protocol.is_measured(ready, f"{notebook}-{SEVERITY}" if ready.name in brief else notebook):
             together.setdefault((ready.train.checksum, ready.settings["image_size"], ready.settings["condition_images"]), []).append(ready)
     for group in together.values():
         test = group[0].test()
@@ -92,9 +94,8 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
         common = {"evaluated_on": few.title, "n": len(few)}
         probes, clean, found, correct = [], [], [[] for _ in group], [{} for _ in group]
         for ready in group:
-            bank = ready.embed(ready.bank)
-            probes.append(evaluation.linear_probe(bank["features"], bank["label"]))
-            whole = ready.embed(test)
+            bank, whole = (None if ready.name in brief else ready.embed(ready.bank)), ready.embed(test)
+            probes.append(bank and evaluation.linear_probe(bank["features"], bank["label"]))
             clean.append(_rows_of(ready, probes[-1], {name: values[: len(few)] for name, values in whole.items()}, few.labels))
 
         for corruption in CORRUPTIONS:
@@ -108,14 +109,23 @@ def measure_corruptions(runs: list[dict], notebook: str) -> None:
                 row = common | {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman"}
                 found[place].append(row | evaluation.with_interval(np.mean, per_image, draws=ready.settings["bootstrap_draws"] // 4))
         for ready, rows, right in zip(group, found, correct, strict=True):
+            if ready.name in brief:
+                ready.write_metrics(rows, notebook, SEVERITY)
+                continue
             whole = np.stack([np.stack([right[corruption, severity] for severity in SEVERITIES], 1) for corruption in CORRUPTIONS], 1)  # [N, 15, 5]
             artifacts.write_scores(ready.profile, ready.name, f"{ready.settings['dataset']}_corrupted", {"correct": whole})
             ready.write_metrics(rows, notebook)
 
 
-def _rows_of(ready: protocol.Run, probe, embedded: evaluation.Embedded, labels: np.ndarray) -> tuple[list[dict], np.ndarray, np.ndarray]:
-    """Of embedded images [N]: rows of the probe's accuracy and of the mean uncertainty, which images are right [N], their uncertainties [N]."""
-    right, own = probe.predict(embedded["features"]) == labels, embedded["uncertainty"]
+def _rows_of(ready: protocol.Run, probe, embedded: evaluation.Embedded, labels: np.ndarray) -> tuple[list[dict], np.ndarray | None, np.ndarray]:
+    """Of embedded images [N]: rows of the probe's accuracy and of the mean uncertainty, which images are right [N], their uncertainties [N].
+
+    Without a probe no rows, and nothing of what is right.
+    """
+    own = embedded["uncertainty"]
+    if probe is None:
+        return [], None, own
+    right = probe.predict(embedded["features"]) == labels
     accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=ready.settings["bootstrap_draws"] // 4)
     return [accuracy | {"classifier": "linear", "metric": "accuracy"}, {"score": "uncertainty", "metric": "mean", "value": own.mean()}], right, own
 

@@ -103,6 +103,22 @@ def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
     shift.measure_corruptions(runs, "50_test")
 
 
+def test_of_other_runs_the_rank_correlation_with_the_severity_alone_is_stored(results, monkeypatch):
+    runs = [settings.resolve(name, "smoke", train_images=256) | {"condition_images": 8} for name in ("random", "simsiam")]
+    for run in runs:
+        training.train(run)
+    shift.measure_corruptions(runs, "50_whole")
+    monkeypatch.setattr(shift.evaluation, "linear_probe", lambda *_: pytest.fail("no probe is asked for"))
+    shift.measure_corruptions([], "50_test", runs)
+    for name in map(settings.run_name, runs):
+        whole, brief = (artifacts.read_metrics("smoke", notebook, name) for notebook in ("50_whole", f"50_test-{shift.SEVERITY}"))
+        same = whole[whole.metric == "severity_spearman"]
+        pd.testing.assert_frame_equal(brief.drop(columns="notebook"), same.drop(columns="notebook").reset_index(drop=True))
+        assert len(brief) == 15 and artifacts.read_metrics("smoke", "50_test", name).empty
+    monkeypatch.setattr(shift, "corrupted", lambda *_, **__: pytest.fail("measured twice"))
+    shift.measure_corruptions([], "50_test", runs)
+
+
 def test_other_scores_are_the_methods_own_by_the_common_measures(results):
     run = settings.resolve("prosmin", "smoke", train_images=256)
     training.train(run)
