@@ -771,6 +771,8 @@ def training_curves(
     """
     columns = [y, *band]
     _require(log, "method", "seed", x, *columns)
+    if "mean" in columns:
+        raise ValueError('the column "mean" would be overwritten by the mean over the seeds: rename it before drawing')
     if log_scale:
         for column in columns:
             _require_positive(log, column)
