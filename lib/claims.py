@@ -40,6 +40,15 @@ COLUMNS = [
 ]  # fmt: skip
 
 
+class Printed(float):
+    """A number of settings/claims.toml that knows its digits: 0.900 is printed with three."""
+
+    def __new__(cls, text: str):
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+
 class Found(NamedTuple):
     """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs, runs and Student's t
     interval over the seeds alone if stored."""
@@ -61,7 +70,7 @@ class Found(NamedTuple):
 def claims() -> dict[str, dict]:
     """Every claim of settings/claims.toml by id, each with a list of parts; ValueError for one that cannot be judged."""
     found = {}
-    for name, claim in resolution.read("claims").items():
+    for name, claim in resolution.read("claims", Printed).items():
         if claim.get("kind") not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
         shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unlike") if key in claim}
@@ -108,7 +117,7 @@ def rounding(part: dict) -> float:
 
 
 def _half_digit(printed: float) -> float:
-    return float(Decimal(5).scaleb(Decimal(str(printed)).as_tuple().exponent - 1))
+    return float(Decimal(5).scaleb(Decimal(getattr(printed, "text", str(printed))).as_tuple().exponent - 1))
 
 
 # ---------------------------------------------------------------------------------------------------------------- what was measured
@@ -281,7 +290,8 @@ def decide(
     if kind == "number" and not np.isnan(published(part)):
         outside = max(found.low - published(part), published(part) - found.high)
         if outside <= rounding(part):
-            return REPRODUCED, f"the published value lies in our interval, {seeds}"
+            there = f"the published value lies in our interval, {seeds}"
+            return (REPRODUCED, there) if holds >= 0 else (NOT_REPRODUCED, f"{there}, but the interval lies on the other side of the bound")
         from scipy import stats  # slow to import
 
         reach = stats.t.ppf(0.975, PUBLISHED_RUNS - 1) * max(part["error"], _half_digit(part["error"])) if "error" in part else 0.0

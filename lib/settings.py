@@ -32,10 +32,10 @@ DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto",
 
 
 @cache
-def read(name: str) -> dict:
+def read(name: str, parse_float: type[float] = float) -> dict:
     path = ROOT / "settings" / f"{name}.toml"
     try:
-        return tomllib.loads(path.read_text())
+        return tomllib.loads(path.read_text(), parse_float=parse_float)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
 

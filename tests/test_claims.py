@@ -74,14 +74,14 @@ def test_notebooks_and_figures_name_only_claims_that_there_are():
     ],
 )
 def test_claims_that_cannot_be_judged_are_refused(monkeypatch, part, message):
-    monkeypatch.setattr(resolution, "read", lambda name: {"X-1": {"kind": "number", "parts": [part]}})
+    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": {"kind": "number", "parts": [part]}})
     with pytest.raises(ValueError, match=message):
         claims.claims.__wrapped__()
 
 
 def test_parts_of_one_name_are_refused(monkeypatch):
     part = {"name": "p", "why": "no data"}
-    monkeypatch.setattr(resolution, "read", lambda name: {"X-1": {"kind": "number", "parts": [part, part]}})
+    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": {"kind": "number", "parts": [part, part]}})
     with pytest.raises(ValueError, match="several parts called p"):
         claims.claims.__wrapped__()
 
@@ -140,6 +140,8 @@ def test_sides(rule, low, high, expected):
         ("number", {"published": 0.3}, 0.1, 0.24, 3, CONTRADICTED),
         ("number", {"published": {"of": 0.4, "minus": 0.1}}, 0.1, 0.21, 3, REPRODUCED),
         ("number", {"published": 0.5, "error": 0.0}, 0.1, 0.3, 3, SAME),
+        # An interval on the other side of the bound reproduces nothing, however wide the printed digits are.
+        ("number", {"published": 0.0}, -0.04, -0.02, 3, NOT_REPRODUCED),
         ("number", {"published": 0.6, "error": 0.0}, 0.1, 0.3, 3, CONTRADICTED),
         ("number", {"published": 0.2, "error": 0.024}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, 0.1, 0.3, 3, REPRODUCED),
@@ -184,6 +186,15 @@ def test_a_reason_names_the_claimed_side_and_what_seeds_alone_would_say():
 )
 def test_printed_digits(printed, expected):
     assert claims.rounding({"published": printed}) == pytest.approx(expected, rel=1e-4)
+
+
+def test_zeros_at_the_end_of_a_printed_number_are_digits():
+    parts = {(name, part["name"]): part for name, claim in claims.claims().items() for part in claim["parts"]}
+    assert claims.rounding(parts["PM-2", "NLL, ProSMin minus DINO, ViT"]) == pytest.approx(0.001)  # 0.900 minus 0.919
+    assert claims.rounding(parts["SV-1", "MNIST: β-VAE"]) == pytest.approx(0.05)  # 98.0
+    assert claims.rounding(parts["VS1-3", "ImageNette over DTD"]) == pytest.approx(11527 / 3522 * (0.5 / 11527 + 0.5 / 3522))
+    with_a_decimal = [part.get("published") for (name, _), part in parts.items() if name in ("SV-1", "SV-2", "SV-3", "SV-9", "SV-10")]
+    assert len(with_a_decimal) > 50 and not [number for number in with_a_decimal if isinstance(number, int)]
 
 
 def test_half_the_epochs_are_enough(monkeypatch):
