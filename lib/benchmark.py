@@ -279,8 +279,8 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
 
 def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:
     """p of Welch's t; where neither varies over its seeds no t is defined, and they differ or are the same."""
-    if np.ptp(first) == np.ptp(second) == 0:
-        return float(first.iloc[0] == second.iloc[0])
+    if uncertainty.is_constant(first) and uncertainty.is_constant(second):
+        return float(np.isclose(first.iloc[0], second.iloc[0], rtol=uncertainty.ROUNDING, atol=0))
     return uncertainty.welch_test(first, second).p_value
 
 

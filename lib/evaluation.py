@@ -329,7 +329,8 @@ def fine_tune(
     (VI-SimSiam 2022, §6.2: all layers, batch 256). SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, as that paper pretrains
     (App. 9.1); it gives neither optimiser nor learning rate for fine-tuning. With `optimizer` "adamw", for transformers, AdamW with weight decay
     0.05, its rate rising over the first tenth of the steps. `method` itself is left as it is. Both image sets are uint8 of one size and with the
-    same classes. An epoch is cut into equal batches of at most batch_size: no image is dropped, no batch is a rest of one. Order, views and
+    same classes. An epoch is cut into equal batches of at most batch_size (of three images where two would leave one over): no image is dropped, no
+    batch is a rest of one. What a network keeps fixed in pretraining, as a vit its positions, learns too. Order, views and
     dropout follow from (seed, step) alone. progress_path: the file that lib.training.Progress writes.
 
     Raises ValueError for input that cannot work, and TrainingStopped if the loss is no longer finite.
@@ -354,7 +355,7 @@ def fine_tune(
 
     strengths, generator = augmentations.recipe("crop_and_flip"), torch.Generator()
     labels, size = torch.from_numpy(labelled.labels).to(device), labelled.images.shape[1]
-    batches = -(-len(labelled) // batch_size)
+    batches = min(-(-len(labelled) // batch_size), len(labelled) // 2)
     steps, step = epochs * batches, 0
     warmup = round(rising * steps)
     progress = training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), show=False)

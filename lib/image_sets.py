@@ -218,12 +218,20 @@ class ImageSet:
                 pixels[start : start + 1024] = torch.from_numpy(np.array(self.images[start : start + 1024]))
         return replace(self, device=device, pixels=pixels)
 
+    @property
+    def is_sorted(self) -> bool:
+        """Whether the images of each of several classes stand together, as in a folder of folders: the first of them, or the last, stand for none."""
+        return 0 < np.count_nonzero(np.diff(self.labels)) < len(np.unique(self.labels))
+
+    def places(self, count: int) -> np.ndarray:
+        """Where ``count`` images are that stand for the set, or all, ascending: the first; of a set sorted by class a random choice (seed 0)."""
+        if count >= len(self) or not self.is_sorted:
+            return np.arange(min(count, len(self)))
+        return np.sort(np.random.default_rng(0).permutation(len(self))[:count])
+
     def sample(self, count: int) -> ImageSet:
-        """``count`` images that stand for the set, or all: the first; of a set sorted by class a random choice (seed 0), in stored order."""
-        count, changes = min(count, len(self)), np.count_nonzero(np.diff(self.labels))
-        if count == len(self) or not 0 < changes < len(np.unique(self.labels)):
-            return self.subset(range(count))
-        return self.subset(np.sort(np.random.default_rng(0).permutation(len(self))[:count]))
+        """The images at ``places``."""
+        return self.subset(self.places(count))
 
     def subset(self, indices) -> ImageSet:
         """The images at ``indices``; its title says how many they are."""

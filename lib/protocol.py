@@ -601,11 +601,11 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
     """Content in a representation (SimVAE, App. A.7.5): metrics of ``notebook`` on the test set, and the scores of its two classifiers.
 
     accuracy of mlp_paper (the paper's MLP probe) and of knn_chosen (Euclidean, k of 1 to 15 by a validation part of train, given as metric k);
-    accuracy, ari and nmi of gmm (full covariances, fitted to the first images of train without labels); variance_within: of views of one image
+    accuracy, ari and nmi of gmm (full covariances, fitted to CLUSTERED_IMAGES of train, without labels); variance_within: of views of one image
     (condition views) and of classes (condition classes), over the total variance.
     """
-    images = run.test()
-    bank, test = run.embed(run.bank), run.embed(images)
+    images, labelled = run.test(), run.bank
+    bank, test = run.embed(labelled), run.embed(images)
     common = {"evaluated_on": images.title, "condition": "clean", "n": len(images)}
     predictions = {"mlp_paper": factors.mlp_probe(bank["features"], bank["label"], test["features"], "paper", run.settings["seed"])}
     predictions["knn_chosen"], k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
@@ -615,7 +615,8 @@ def measure_content(run: Run, notebook: str) -> pd.DataFrame:
         accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
         rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
     classes = len(run.train.classes)
-    clustering = factors.cluster(bank["features"][:CLUSTERED_IMAGES], test["features"], test["label"], classes, seed=run.settings["seed"])
+    fitted_to = bank["features"][labelled.places(CLUSTERED_IMAGES)]
+    clustering = factors.cluster(fitted_to, test["features"], test["label"], classes, seed=run.settings["seed"])
     rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
     few, views = embed_views(run, GROUP_VIEWS)
     groups = {
@@ -669,7 +670,11 @@ def decoder_of(run: Run) -> nn.Module:
         decoder = generation.Decoder(run.settings, features.shape[1], run.channels)
         training.fill(decoder, artifacts.read_tensors(path)[0], path)
         return decoder.eval()
-    decoder = generation.fit_decoder(features, pixels_of(run, bank), run.settings, run.settings["seed"], run.settings["decoder_epochs"])
+    pixels = pixels_of(run, bank)
+    if bank.is_sorted:  # the last of these validate the decoder
+        order = np.random.default_rng(0).permutation(len(bank))
+        features, pixels = features[order], pixels[order]
+    decoder = generation.fit_decoder(features, pixels, run.settings, run.settings["seed"], run.settings["decoder_epochs"])
     artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
     return decoder
 

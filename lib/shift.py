@@ -90,13 +90,14 @@ def measure_corruptions(runs: list[dict], notebook: str, others: list[dict] = ()
             together.setdefault((ready.train.checksum, ready.settings["image_size"], ready.settings["condition_images"]), []).append(ready)
     for group in together.values():
         test = group[0].test()
-        few = test.sample(group[0].settings["condition_images"])
+        places = test.places(group[0].settings["condition_images"])
+        few = test.subset(places)
         common = {"evaluated_on": few.title, "n": len(few)}
         probes, clean, found, correct = [], [], [[] for _ in group], [{} for _ in group]
         for ready in group:
             bank, whole = (None if ready.name in brief else ready.embed(ready.bank)), ready.embed(test)
             probes.append(bank and evaluation.linear_probe(bank["features"], bank["label"]))
-            clean.append(_rows_of(ready, probes[-1], {name: values[: len(few)] for name, values in whole.items()}, few.labels))
+            clean.append(_rows_of(ready, probes[-1], {name: values[places] for name, values in whole.items()}, few.labels))
 
         for corruption in CORRUPTIONS:
             changed = [corrupted(few, corruption, severity, show_progress=True) for severity in SEVERITIES]

@@ -225,6 +225,8 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
     processes = fabric.world_size if fabric else 1
     if batch_size % processes:
         raise ValueError(f"batch_size {batch_size} cannot be shared equally by {processes} processes; start a divisor of it.")
+    if processes > 1 and batch_size < 2 * processes:
+        raise ValueError(f"batch_size {batch_size} leaves each of {processes} processes one image, which has no spread; start fewer processes.")
     device = fabric.device if fabric else best_device()
     precision = precision_of(settings, device)
     if settings.get("classes", len(images.classes)) != len(images.classes):
@@ -429,8 +431,9 @@ class _Loop:
         return {name: value.detach() for name, value in terms.items()}
 
     def resume(self) -> None:
-        """Go on from the checkpoint, if there is one of exactly this run."""
-        if self.checkpoint.exists() and artifacts.read_tensors_info(self.checkpoint).get("run_hash") == self.run_hash:
+        """Go on from the checkpoint, if there is one of exactly this run, in this precision: another machine may have another."""
+        info = artifacts.read_tensors_info(self.checkpoint) if self.checkpoint.exists() else {}
+        if info.get("run_hash") == self.run_hash and info.get("precision") == self.precision:
             info = load_checkpoint(self.checkpoint, self.method, self.optimizer)
             self.begin = info["step"], info["log"], info["seconds"]
 
@@ -457,7 +460,7 @@ class _Loop:
                     row |= {"learning_rate": settings["learning_rate"] * factor} | means
                     log.append(row | (self.health() if ends and not self.process else {}))
                     if time.perf_counter() - saved > CHECKPOINT_SECONDS and step < steps and not self.process:
-                        info = {"run_hash": self.run_hash, "step": step, "log": log, "seconds": elapsed}
+                        info = {"run_hash": self.run_hash, "precision": self.precision, "step": step, "log": log, "seconds": elapsed}
                         save_checkpoint(self.checkpoint, self.method, self.optimizer, info)
                         saved = time.perf_counter()
                 progress.update(step, loss)

@@ -416,7 +416,8 @@ def _sample(values: ArrayLike, name: str) -> np.ndarray:
     return values
 
 
-def _is_constant(values: np.ndarray) -> bool:
+def is_constant(values: ArrayLike) -> bool:
+    """Whether values [N] differ by rounding alone."""
     return np.ptp(values) <= ROUNDING * np.abs(values).max()
 
 
@@ -429,7 +430,7 @@ def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947). first: [N], second: [M]."""
     first, second = _sample(first, "first"), _sample(second, "second")
-    if _is_constant(first) and _is_constant(second):
+    if is_constant(first) and is_constant(second):
         raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
     result = scipy.stats.ttest_ind(first, second, equal_var=False)
     low, high = result.confidence_interval(0.95)

@@ -173,6 +173,11 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     assert (pairwise.p_seeds[pairwise.measure == "far_ood_auroc"] == 1).all()
 
 
+def test_values_that_differ_by_rounding_alone_have_no_t():
+    nearly, same, other = (pd.Series(values) for values in ([0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3], [0.6, 0.6, 0.6]))
+    assert benchmark._p_over_seeds(nearly, same) == 1 and benchmark._p_over_seeds(nearly, other) == 0
+
+
 def test_the_bound_adds_up_standard_errors(stored):
     values, _ = stored
     found = benchmark.differences("standard", values, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]

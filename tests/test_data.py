@@ -869,3 +869,7 @@ def test_a_sample_of_a_set_stored_class_by_class_holds_all_classes():
     for found in (mixed, one):
         np.testing.assert_array_equal(found.sample(100).index, np.arange(100))
     assert len(ordered.sample(1000)) == 300
+    assert ordered.is_sorted and not mixed.is_sorted and not one.is_sorted
+    np.testing.assert_array_equal(ordered.labels[ordered.places(100)], some.labels)
+    part = ordered.subset(range(60, 240))  # places are within the part, not within the set that it is of
+    np.testing.assert_array_equal(part.labels[part.places(50)], part.sample(50).labels)

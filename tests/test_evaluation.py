@@ -508,6 +508,14 @@ def test_all_layers_are_fine_tuned(monkeypatch):
     assert all(not torch.equal(after, before) for after, before in zip(trained[0].parameters(), Convolutional().parameters(), strict=True))
 
 
+def test_no_batch_of_fine_tuning_is_of_one_image(monkeypatch):
+    seen, original = [], Convolutional.embed
+    monkeypatch.setattr(Convolutional, "embed", lambda self, batch: seen.append((self.training, len(batch))) or original(self, batch))
+    for count, size in ((5, 2), (7, 3), (40, 32)):
+        tuned(stripes(count), stripes(10), epochs=1, batch_size=size)
+    assert min(images for training_now, images in seen if training_now) == 2 and max(images for _, images in seen) <= 32
+
+
 def test_fine_tuning_follows_from_its_seed_alone():
     method, labelled, test = Convolutional(), stripes(50), stripes(20, seed=1)
     first = tuned(labelled, test, method, epochs=2)

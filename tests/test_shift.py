@@ -103,6 +103,20 @@ def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
     shift.measure_corruptions(runs, "50_test")
 
 
+def test_of_a_set_sorted_by_class_severity_0_is_of_the_same_images(results, monkeypatch):
+    run = settings.resolve("random", "smoke", train_images=256) | {"condition_images": 20}
+    training.train(run)
+    test = protocol.Run(run).test()
+    ordered = test.subset(np.argsort(test.labels, kind="stable"))
+    monkeypatch.setattr(protocol.Run, "test", lambda self: ordered)
+    shift.measure_corruptions([run], "50_test")
+    found = artifacts.read_metrics("smoke", "50_test", settings.run_name(run)).query("condition == 'fog_0'").set_index("metric").value
+    ready, few = protocol.Run(run), ordered.sample(20)
+    bank, asked = ready.embed(ready.bank), ready.ask(few)
+    right = shift.evaluation.linear_probe(bank["features"], bank["label"]).predict(asked["features"]) == few.labels
+    assert found["accuracy"] == right.mean() and found["mean"] == pytest.approx(asked["uncertainty"].mean(), rel=1e-5)
+
+
 def test_of_other_runs_the_rank_correlation_with_the_severity_alone_is_stored(results, monkeypatch):
     runs = [settings.resolve(name, "smoke", train_images=256) | {"condition_images": 8} for name in ("random", "simsiam")]
     for run in runs:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -113,6 +114,26 @@ def test_resumed_equals_uninterrupted_bit_for_bit(method, steps, other, fresh_re
     pd.testing.assert_frame_equal(log_of(settings).drop(columns="seconds"), log.drop(columns="seconds"), check_exact=True)
     assert log_of(settings).seconds.is_monotonic_increasing
     assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_in_another_precision_is_not_gone_on_from(fresh_results, monkeypatch):
+    """A run of which machines decide the precision would otherwise be half in one and half in the other, and say the last."""
+    settings = tiny("simsiam", precision="auto")
+    monkeypatch.setattr(training, "precision_of", lambda *_: "float32")
+    training.train(settings)
+    expected = weights(settings)
+    fresh_results("interrupted")
+    monkeypatch.setattr(training, "precision_of", lambda *_: "bf16")
+    interrupted(settings, 7)
+    monkeypatch.setattr(training, "precision_of", lambda *_: "float32")
+    training.train(settings)
+    assert equal(weights(settings), expected)
+
+
+def test_one_image_a_process_is_refused(monkeypatch):
+    monkeypatch.setattr(training, "join_processes", lambda: SimpleNamespace(world_size=64, device=torch.device("cpu"), is_global_zero=True))
+    with pytest.raises(ValueError, match="batch_size 64 leaves each of 64 processes one image"):
+        training.train(tiny(batch_size=64))
 
 
 def test_an_interrupted_run_of_other_data_leaves_what_is_said_of_the_finished_one():

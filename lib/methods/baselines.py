@@ -172,6 +172,8 @@ class DINO(nn.Module):
 
     The teacher sees the standard views, the student all of them; every pair of different views counts. ``dimension`` is K. Embeddings are the
     teacher's, and the uncertainty is the entropy, in nats, of its softmax((f(x) - c) / τ_t) (VI-SimSiam 2023, §4.4).
+
+    Deviation: ``clip_norm`` bounds the norm of the whole gradient, where the authors' code bounds that of each tensor.
     """
 
     embeds_with = ("teacher", "centre")
@@ -189,7 +191,8 @@ class DINO(nn.Module):
         self.set_epoch(0.0)
 
     def set_epoch(self, epoch: float) -> None:
-        """The teacher's temperature goes from its first value to its last over its warm-up (Caron et al. 2021, App. C)."""
+        """The teacher's temperature goes from its first value to its last over its warm-up (Caron et al. 2021, App. C); the first step has the first
+        value, without a warm-up too."""
         first, last = self.settings["teacher_temperature_start"], self.settings["teacher_temperature"]
         self.teacher_temperature.fill_(first + (last - first) * min(1.0, epoch / max(self.settings["teacher_temperature_warmup_epochs"], 1e-9)))
         self.frozen = epoch < self.settings["frozen_prototypes_epochs"]

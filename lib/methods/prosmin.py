@@ -24,6 +24,7 @@ class ProSMin(nn.Module):
 
     Deviation: the authors' code also pairs a view with its own target; its centre settles at half the mean, here at the mean. The paper calls λ and
     β learnable; they are constants there and here. Without ``pool_views``, the usual case here and the code's, r counts one view's samples.
+    ``clip_norm`` bounds the norm of the whole gradient, where that code bounds that of each tensor.
     """
 
     embeds_with = ("backbone", "projector", "predictor")
