@@ -433,7 +433,7 @@ class _Loop:
     def resume(self) -> None:
         """Go on from the checkpoint, if there is one of exactly this run, in this precision: another machine may have another."""
         info = artifacts.read_tensors_info(self.checkpoint) if self.checkpoint.exists() else {}
-        if info.get("run_hash") == self.run_hash and info.get("precision") == self.precision:
+        if info.get("run_hash") == self.run_hash and info.get("precision", self.precision) == self.precision:
             info = load_checkpoint(self.checkpoint, self.method, self.optimizer)
             self.begin = info["step"], info["log"], info["seconds"]
 
