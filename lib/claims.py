@@ -323,7 +323,7 @@ def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> 
     if backbones := [run["backbone"] for run in behind if not run["backbone"].startswith(part.get("family", ""))]:
         lacking.append(f"another network ({backbones[0]})")
     if given:
-        lacking.append(f"no whole search of the learning rate of {' and '.join(given)}")
+        lacking.append(f"a learning rate of {' and '.join(given)} that no whole search has chosen")
     if found.seeds < SEEDS and part.get("about") != "cost":
         lacking.append("too few seeds")
     if "unlike" in part:

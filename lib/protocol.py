@@ -261,9 +261,10 @@ def tuning(profile: str) -> pd.DataFrame:
 
 
 def unsearched(profile: str) -> list[str]:
-    """The methods whose search before the runs is not whole: their runs have values that nothing has chosen."""
+    """The methods whose runs have values that nothing has chosen: the search before them is not whole, or chose another learning rate since."""
     tried = tuning(profile)
-    return list(dict.fromkeys(tried.method[~tried.method.isin(tried.method[tried.chosen])]))
+    followed = tried.chosen & ((tried.value == tried.used) | (tried.setting != "learning_rate"))
+    return list(dict.fromkeys(tried.method[~tried.method.isin(tried.method[followed])]))
 
 
 def mixed_precision(listed: list[dict]) -> str:

@@ -211,11 +211,11 @@ def test_a_learning_rate_that_no_search_chose_is_named(monkeypatch):
     monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ("simsiam",))
     found = Found(0.2, 0.1, 0.3, 10, 3, "", runs=("simsiam-x",))
     verdict, reason = claims.decide(OWN, "direction", found, "standard")
-    assert verdict == SAME and "no whole search of the learning rate of simsiam" in reason
+    assert verdict == SAME and "a learning rate of simsiam that no whole search has chosen" in reason
     monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ("vje",))
     assert claims.decide(OWN, "direction", found, "standard")[0] == REPRODUCED
     compared = OWN | {"query": OWN["query"] | {"minus": "vje"}}  # a table may name no runs
-    assert "of the learning rate of vje" in claims.decide(compared, "direction", found._replace(runs=()), "standard")[1]
+    assert "a learning rate of vje that no" in claims.decide(compared, "direction", found._replace(runs=()), "standard")[1]
 
 
 def test_what_cannot_be_said_is_not_tested(monkeypatch):
