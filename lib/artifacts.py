@@ -272,7 +272,7 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     for name, values in arrays.items():
         if name == "index" and np.array_equal(values, np.arange(len(values))):
             values = values[:0]
-        stored[name] = np.array(_repeated(values, stored) or values)
+        stored[name] = np.asarray(_repeated(values, stored) or values)
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
 
 

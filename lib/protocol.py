@@ -377,8 +377,10 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
     """Why sets cannot be loaded that these runs are trained on or asked about once they are trained, each once; what can be fetched is fetched."""
     needed = set()
     for run in runs:
-        asked = run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _reads_more(run, BY_ACCURACY)
-        needed |= {run["dataset"], *(run["ood_near"] + run["ood_far"] if asked else ())}
+        needed.add(run["dataset"])
+        further = {*run["ood_near"], *run["ood_far"]} - needed  # whether a run is asked about them takes a look at all that its profile lists
+        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _reads_more(run, BY_ACCURACY):
+            needed |= further
     reasons = []
     for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):
         try:
