@@ -19,6 +19,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -222,11 +223,12 @@ def execute(job: Job) -> Path:
     os.environ["COMPANION_HEADLESS"] = "1"  # the kernel inherits it
     path = executed_path(job)
     failed = path.parent.with_name("failed") / path.name
-    with artifacts.atomic_path(path) as output:
+    # In /tmp: the path of a socket has about 100 characters at most, and that of another temporary folder can be longer.
+    with artifacts.atomic_path(path) as output, tempfile.TemporaryDirectory(prefix="companion-", dir="/tmp") as folder:
         try:
             papermill.execute_notebook(
                 NOTEBOOKS / f"{job.notebook}.ipynb", output, job.parameters, kernel_name="python3", progress_bar=False, cwd=str(artifacts.ROOT),
-                kernel_manager_class=_kernel_manager(), start_timeout=START_SECONDS,
+                kernel_manager_class=_kernel_manager(folder), start_timeout=START_SECONDS,
             )  # fmt: skip
         except Exception as error:
             with contextlib.suppress(Exception):  # of two faults the first is told
@@ -240,11 +242,17 @@ def execute(job: Job) -> Path:
     return path
 
 
-def _kernel_manager() -> type:
-    """The usual manager of kernels, but that a kernel is forked where a fork server listens."""
+def _kernel_manager(folder: str) -> type:
+    """The usual manager of kernels, but that a kernel is forked where a fork server listens, and that it is reached through sockets in a folder.
+
+    Not through ports: one that was free when it was chosen may be taken when the kernel asks for it, and every user of the machine can reach it.
+    """
     from jupyter_client.manager import AsyncKernelManager  # slow to import
 
     class KernelManager(AsyncKernelManager):
+        def __init__(self, **options):
+            super().__init__(**options, transport="ipc", connection_file=os.path.join(folder, "kernel.json"))
+
         def format_kernel_cmd(self, extra_arguments=None) -> list[str]:
             words = super().format_kernel_cmd(extra_arguments)
             module = words.index("-m") + 1
@@ -262,7 +270,7 @@ def _training_of(job: Job) -> str:
 def _said_by(error: Exception) -> str:
     from nbclient.exceptions import DeadKernelError
 
-    if isinstance(error, DeadKernelError):
+    if isinstance(error, DeadKernelError) or str(error).startswith("Kernel died"):
         return "Its kernel died, as it does when memory runs out: close other programs, or run fewer jobs at once (JOBS=1), and call it again."
     return str(error).strip().splitlines()[-1]
 

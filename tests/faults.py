@@ -187,7 +187,7 @@ def not_shown(results: Path, names: list[str]) -> list[str]:
 
 
 def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psutil.Process:
-    """The kernel of a job of a reproduction under way, once it has worked for two seconds: a fork of the server, known by the port it answers at."""
+    """The kernel of a job of a reproduction under way, once it has worked for two seconds: a fork of the server, known by its sockets."""
     deadline = time.time() + within
     while time.time() < deadline and process.poll() is None:
         members = family(process.pid)
@@ -195,9 +195,9 @@ def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psu
             with contextlib.suppress(psutil.Error, OSError, ValueError):
                 words = asker.cmdline()
                 if any("ipykernel" in word for word in words) and any(file.path.endswith(f"/{job}.lock") for file in asker.parent().open_files()):
-                    port = json.loads(Path(words[words.index("-f") + 1]).read_bytes())["shell_port"]
+                    folder = str(Path(words[words.index("-f") + 1]).parent)
                     for member in members:
-                        if any(connection.laddr.port == port for connection in member.net_connections() if connection.status == "LISTEN"):
+                        if any(connection.laddr.startswith(folder) for connection in member.net_connections("unix")):
                             time.sleep(2)
                             return member
         time.sleep(0.1)

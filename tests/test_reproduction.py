@@ -1,12 +1,15 @@
 """Jobs, stamps and the checks of parameters before anything runs."""
 
+import asyncio
 import errno
 import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 
+import psutil
 import pytest
 
 from lib import artifacts, protocol, reproduction, settings
@@ -146,6 +149,24 @@ def test_a_job_writes_the_stamp_it_was_asked_for(tmp_path, monkeypatch):
     for _ in range(2):
         reproduction.run_job("smoke", "all", job.name, str(asked))
     assert asked.exists() and executed == [job]
+
+
+def test_a_kernel_is_reached_through_no_port_that_could_be_taken():
+    async def sockets(folder):
+        manager = reproduction._kernel_manager(folder)(kernel_name="python3")
+        await manager.start_kernel()
+        kernel, client = psutil.Process(manager.provisioner.pid), manager.client()
+        client.start_channels()
+        try:
+            await client.wait_for_ready(timeout=reproduction.START_SECONDS)
+            return {connection.laddr for connection in kernel.net_connections("unix")}
+        finally:
+            client.stop_channels()
+            await manager.shutdown_kernel(now=True)
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:  # as execute has it: the path of a socket must be short
+        assert asyncio.run(sockets(folder)) >= {f"{folder}/kernel-ipc-{number}" for number in range(1, 6)}
+        assert os.listdir(folder) == []
 
 
 def test_slurm_without_sbatch_is_refused_before_any_work(tmp_path, monkeypatch):
