@@ -39,6 +39,7 @@ METRIC_COLUMNS = [
 ]  # fmt: skip
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
+SIGNIFICANT_BITS = 16  # of a stored score
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
 
@@ -266,14 +267,23 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     """One array per score, an entry per image; what says nothing new is stored short.
 
     An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
-    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm".
+    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Of float32 the last of four
+    bytes is rounded off, which leaves 16 significant bits, unless the values differ by so little of their size that their order would suffer.
     """
     stored: dict[str, np.ndarray] = {}
     for name, values in arrays.items():
         if name == "index" and np.array_equal(values, np.arange(len(values))):
             values = values[:0]
         stored[name] = np.asarray(_repeated(values, stored) or values)
+    stored = {name: _rounded(values) for name, values in stored.items()}
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
+
+
+def _rounded(values: np.ndarray) -> np.ndarray:
+    if values.dtype != np.float32 or not values.std() > np.abs(values).max(initial=0) / 100:  # not so of NaN or of nothing
+        return values
+    fraction, exponent = np.frexp(values)
+    return np.ldexp(np.round(fraction * 2**SIGNIFICANT_BITS) / 2**SIGNIFICANT_BITS, exponent)
 
 
 def _repeated(values: np.ndarray, earlier: dict[str, np.ndarray]) -> str:
