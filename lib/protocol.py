@@ -269,13 +269,13 @@ def unsearched(profile: str) -> list[str]:
 
 def mixed_precision(listed: list[dict]) -> str:
     """Which of these measured runs differ in precision from others of the same run but for the seed, in words: machines without bfloat16 train in
-    float32. Empty where none does."""
+    float32. Empty where none does; a run that is listed twice counts once."""
     found: dict[str, dict[str, list[str]]] = {}
-    for run in listed:
-        path, name = artifacts.run_dir(run["profile"], resolution.run_name(run)) / "config.json", resolution.run_name(run).rsplit("-seed", 1)[0]
+    for name, run in {resolution.run_name(run): run for run in listed}.items():
+        path = artifacts.run_dir(run["profile"], name) / "config.json"
         if run["epochs"] and path.exists():
             precision = artifacts.read_json(path, ("precision",))["precision"]
-            found.setdefault(name, {}).setdefault(precision, []).append(str(run["seed"]))
+            found.setdefault(name.rsplit("-seed", 1)[0], {}).setdefault(precision, []).append(str(run["seed"]))
     mixed = {name: seeds for name, seeds in found.items() if len(seeds) > 1}
     told = "; ".join(
         f"{name}: " + ", ".join(f"{precision} for seed {' and '.join(which)}" for precision, which in seeds.items()) for name, seeds in mixed.items()
