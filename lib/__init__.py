@@ -2,7 +2,7 @@
 
 
 def load(name: str):
-    """The committed encoder of a method, e.g. ``lib.load("vi_simsiam")``; see ``lib.protocol.load``."""
-    from lib import protocol
+    """The committed encoder of a method, e.g. ``lib.load("vi_simsiam")``; see ``lib.encoders.load``."""
+    from lib import encoders
 
-    return protocol.load(name)
+    return encoders.load(name)

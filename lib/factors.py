@@ -1,6 +1,7 @@
 """What a representation keeps: non-linear probes of classes and factors, style retention, clustering, variance within groups, Fréchet distance.
 
-Functions of plain arrays, so they work on stored embeddings without a network. Networks and mixtures are scikit-learn's.
+Functions of plain arrays, so they work on stored embeddings without a network; the last two measure a run by them. Networks and mixtures are
+scikit-learn's.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
+from lib import artifacts, data, evaluation, protocol
 from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix, paired_difference
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
@@ -129,7 +131,7 @@ def retention(features: float, pixels: float, nothing: float) -> float:
 
 
 def retentions(probed: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
-    """Retention of every factor by every representation, from the metrics of their probes (protocol.measure_factors).
+    """Retention of every factor by every representation, from the metrics of their probes (measure_factors).
 
     probed: those rows, with a column set (whose factors are asked for); keys: the columns that name a probe, method, set and condition among them.
     Returns keys, chance, skill, pixels (the skill of a probe of raw pixels, the first that the set has), retention, and retention_low and _high:
@@ -247,3 +249,64 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     roots = [np.linalg.qr((x - x.mean(0)) / np.sqrt(len(x) - 1), mode="r") for x in (a, b)]
     overlap = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     return float(np.sum((a.mean(0) - b.mean(0)) ** 2) + sum(np.sum(root**2) for root in roots) - 2 * overlap)
+
+
+# ---------------------------------------------------------------------------------------------------------------- of a run
+CLUSTERED_IMAGES = 10_000  # that the Gaussian mixture is fitted to
+GROUP_VIEWS = 4
+
+
+def measure_content(run: protocol.Run, notebook: str) -> pd.DataFrame:
+    """Content in a representation (SimVAE, App. A.7.5): metrics of ``notebook`` on the test set, and the scores of its two classifiers.
+
+    accuracy of mlp_paper (the paper's MLP probe) and of knn_chosen (Euclidean, k of 1 to 15 by a validation part of train, given as metric k);
+    accuracy, ari and nmi of gmm (full covariances, fitted to CLUSTERED_IMAGES of train, without labels); variance_within: of views of one image
+    (condition views) and of classes (condition classes), over the total variance.
+    """
+    images, labelled = run.test(), run.bank
+    bank, test = run.embed(labelled), run.embed(images)
+    common = {"evaluated_on": images.title, "condition": "clean", "n": len(images)}
+    predictions = {"mlp_paper": mlp_probe(bank["features"], bank["label"], test["features"], "paper", run.settings["seed"])}
+    predictions["knn_chosen"], k = knn_chosen(bank["features"], bank["label"], test["features"])
+    rows, scores = [common | {"classifier": "knn_chosen", "metric": "k", "value": k}], {"index": np.arange(len(images), dtype=np.int32)}
+    for classifier, predicted in predictions.items():
+        right = scores[f"{classifier}_correct"] = predicted == test["label"]
+        accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
+        rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
+    classes = len(run.train.classes)
+    fitted_to = bank["features"][labelled.places(CLUSTERED_IMAGES)]
+    clustering = cluster(fitted_to, test["features"], test["label"], classes, seed=run.settings["seed"])
+    rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
+    few, views = protocol.embed_views(run, GROUP_VIEWS)
+    groups = {
+        "classes": (test["features"], test["label"]),
+        "views": (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS)),
+    }  # fmt: skip
+    for condition, (features, group) in groups.items():
+        within = variance_within(features, group)
+        rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
+    return run.write_metrics(rows, notebook)
+
+
+def measure_factors(run: protocol.Run, dataset: str, notebook: str) -> pd.DataFrame:
+    """What a frozen representation tells of the content and of each style_factors of ``dataset``: the skill of an MLP probe, and chance.
+
+    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from
+    ``factor_images`` of train and is tested on those of test (sample); a network that reads grey images sees them grey. Images without
+    a label (-1) are left out.
+    """
+    parts = []
+    for split, most in zip(("train", "test"), run.settings["factor_images"], strict=True):
+        parts.append(data.load(dataset, split, image_size=run.settings["image_size"]).sample(most))
+    features, rows = [run.embed(part)["features"] for part in parts], []
+    for factor in ("content", *data.style_factors(parts[0])):
+        labels = [part.labels if factor == "content" else part.extra[factor] for part in parts]
+        given = [values >= 0 if values.dtype.kind == "i" else np.full(len(values), True) for values in labels]
+        known, asked = (values[rows] for values, rows in zip(labels, given, strict=True))
+        predicted = mlp_probe(features[0][given[0]], known, features[1][given[1]], seed=run.settings["seed"])
+        common = {"evaluated_on": parts[1].title, "condition": factor, "classifier": "mlp", "n": len(asked)}
+        metric = "r2" if asked.dtype.kind == "f" else "accuracy"
+        rows.append(common | {"metric": metric} | evaluation.with_interval(skill, predicted, asked, draws=run.settings["bootstrap_draws"]))
+        rows.append(common | {"metric": "chance", "value": chance(known, asked)})
+    return run.write_metrics(rows, notebook, dataset)

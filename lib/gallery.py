@@ -552,9 +552,9 @@ def main() -> int:
     try:
         print(build(parser.parse_args().profile))
         if artifacts.RESULTS == artifacts.ROOT / "results":  # the README shows what is committed
-            from lib import protocol  # it imports torch
+            from lib import encoders  # it imports torch
 
-            protocol.write_cards()
+            encoders.write_cards()
             artifacts.write_text(artifacts.ROOT / "README.md", with_results((artifacts.ROOT / "README.md").read_text()))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)

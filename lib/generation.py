@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import networks
+from lib import artifacts, data, evaluation, factors, image_sets, networks, protocol, training
 from lib.methods.vae import VAE
 from lib.uncertainty import matrix
 
@@ -138,3 +139,63 @@ def fid(sets: dict[str, Tensor], real: Tensor, weights: Path, batch_size: int = 
         add(images, False)
         found[name] = float(measure.compute())
     return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- of a run
+def pixels_of(run: protocol.Run, images: data.ImageSet) -> Tensor:
+    """What reconstructions of ``images`` are compared with, [N, C, S, S] in 0..1: as the run takes them."""
+    fitted = protocol.fit(run.settings, run.channels)(images.batch(range(len(images))).float() / 255)
+    return target_pixels(run.settings, fitted)
+
+
+def decoder_of(run: protocol.Run) -> nn.Module:
+    """A VAE itself, or a decoder of the same form trained on the run's frozen features of its labelled images; stored with the run."""
+    if isinstance(run.method, VAE):
+        return run.method.cpu()
+    path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
+    features = run.embed(bank)["features"]
+    if path.exists() and artifacts.read_tensors_info(path).get("run_hash") == run.hash:
+        decoder = Decoder(run.settings, features.shape[1], run.channels)
+        training.fill(decoder, artifacts.read_tensors(path)[0], path)
+        return decoder.eval()
+    pixels = pixels_of(run, bank)
+    if bank.is_sorted:  # the last of these validate the decoder
+        order = np.random.default_rng(0).permutation(len(bank))
+        features, pixels = features[order], pixels[order]
+    decoder = fit_decoder(features, pixels, run.settings, run.settings["seed"], run.settings["decoder_epochs"])
+    artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
+    return decoder
+
+
+def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) -> pd.DataFrame:
+    """mse of reconstructed test images (SimVAE, Table 7; of each image in the scores), and Fréchet distances of generated and reconstructed ones.
+
+    Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
+    distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected. The FID besides,
+    where the weights of its network are at hand (data.inception_weights).
+    """
+    bank, test = run.bank, run.test()
+    decoder, known, asked, pixels = decoder_of(run), run.embed(bank), run.embed(test), pixels_of(run, test)
+    latents, _ = sample_classes(known["features"], known["label"], len(pixels) // len(run.train.classes), run.settings["seed"])
+    pictures = {
+        "generated": decode(decoder, latents), "reconstructed": decode(decoder, asked["features"]),
+        "train": pixels_of(run, bank.subset(np.random.default_rng(0).permutation(len(bank))[: len(pixels)])),
+    }  # fmt: skip
+
+    def judged(images: Tensor) -> np.ndarray:
+        whole = image_sets.to_bytes(images)
+        found = data.ImageSet("pictures", "test", whole, np.zeros(len(whole), np.int64), ["picture"])
+        return evaluation.embed(judge.method, found, transform=protocol.fit(judge.settings, judge.channels))["features"]
+
+    common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
+    error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
+    mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
+    rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
+    for condition, images in pictures.items():
+        distance = factors.frechet_distance(judged(images), real)
+        rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
+    if weights := data.inception_weights():
+        found = fid(pictures, pixels, weights)
+        rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float32)})
+    return run.write_metrics(rows, notebook)

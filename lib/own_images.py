@@ -15,7 +15,7 @@ import pandas as pd
 import scipy
 from PIL import Image
 
-from lib import artifacts, data, evaluation, gallery, image_sets, methods, plotting, protocol, training, uncertainty
+from lib import artifacts, data, encoders, evaluation, gallery, image_sets, methods, plotting, protocol, training, uncertainty
 from lib import settings as resolution
 from lib.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 
@@ -49,34 +49,34 @@ def score(images: image_sets.ImageSet, encoder: str = "", settings: dict | None 
 
 def check_encoder(encoder: str) -> None:
     """ValueError, before anything is read, if there is no committed encoder of this name that has κ; "" is none."""
-    able = [name for name, path in protocol.encoders().items() if "concentration_from" in _info(path)["settings"]]
+    able = [name for name, path in encoders.stored().items() if "concentration_from" in _info(path)["settings"]]
     if encoder and encoder not in able:
         raise ValueError(f"There is no committed encoder {encoder!r} with κ; choose one of {able}, or none to train on the folder.")
 
 
 def _info(encoder: Path) -> dict:
-    return artifacts.read_tensors_info(encoder, protocol.ENCODER_INFO)
+    return artifacts.read_tensors_info(encoder, encoders.INFO)
 
 
 def ask(encoder: str, images: image_sets.ImageSet) -> evaluation.Embedded:
     """What a committed encoder says of every image, at the size it was trained with."""
-    method, info = protocol.load(encoder), _info(protocol.encoders()[encoder])
+    method, info = encoders.load(encoder), _info(encoders.stored()[encoder])
     return evaluation.embed(method, images, transform=protocol.fit(info["settings"], info["channels"]))
 
 
 def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The uncertainty of every committed encoder: (a column for each [N], one row an encoder).
 
-    Columns of the second: encoder, trained_on, uncertainty (in words), spearman (rank correlation with -κ), unlikeness (protocol.unlikeness; NaN
+    Columns of the second: encoder, trained_on, uncertainty (in words), spearman (rank correlation with -κ), unlikeness (encoders.unlikeness; NaN
     where neither its file nor its training set is at hand) and resembles (yes, no, or cannot be said).
     """
     columns, rows = {}, []
-    for name, path in protocol.encoders().items():
+    for name, path in encoders.stored().items():
         embedded, spread = ask(name, images), _spread(name, path)
         native, words = methods.own_uncertainty(name)
         columns[f"uncertainty_{name}_{native or 'trivial_norm'}"] = embedded["uncertainty"]
-        far = np.nan if spread is None else protocol.unlikeness(embedded["features"], spread)
-        resembles = "cannot be said" if spread is None else "no" if far > protocol.UNLIKE else "yes"
+        far = np.nan if spread is None else encoders.unlikeness(embedded["features"], spread)
+        resembles = "cannot be said" if spread is None else "no" if far > encoders.UNLIKE else "yes"
         agreement = uncertainty.rank_correlation(embedded["uncertainty"], -kappa)
         rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"],
                      "uncertainty": words, "spearman": agreement, "unlikeness": far,
@@ -85,7 +85,7 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
 
 
 def _spread(name: str, path: Path) -> dict | None:
-    """protocol.feature_spread of an encoder: stored beside it, else computed from its training set if that is at hand."""
+    """encoders.feature_spread of an encoder: stored beside it, else computed from its training set if that is at hand."""
     info, stored = _info(path), path.with_suffix(".npz")
     if stored.exists() and str((spread := artifacts.read_npz(stored, ("run_hash",)))["run_hash"]) == info["run_hash"]:
         return spread
@@ -94,7 +94,7 @@ def _spread(name: str, path: Path) -> dict | None:
         sets = [data.load(name_of_set, split, image_size=size, download=False) for split in ("train", "test")]
     except (FileNotFoundError, ValueError):
         return None
-    return protocol.feature_spread(*(ask(name, images)["features"] for images in sets))
+    return encoders.feature_spread(*(ask(name, images)["features"] for images in sets))
 
 
 def ranked(files: pd.DataFrame, kappa: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
@@ -114,8 +114,8 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
     if encoder:
         (row,) = about[about.encoder == encoder].itertuples()
         verdict = {
-            "yes": f"These images resemble its training set (unlikeness {row.unlikeness:.2f}, at most {protocol.UNLIKE}).",
-            "no": f"These images do not resemble its training set (unlikeness {row.unlikeness:.2f}, above {protocol.UNLIKE}): "
+            "yes": f"These images resemble its training set (unlikeness {row.unlikeness:.2f}, at most {encoders.UNLIKE}).",
+            "no": f"These images do not resemble its training set (unlikeness {row.unlikeness:.2f}, above {encoders.UNLIKE}): "
             "take the order with care, or leave the encoder out and train on the folder.",
             "cannot be said": "Whether these images resemble its training set cannot be said: neither the set nor a summary of it is here.",
         }  # fmt: skip
@@ -169,7 +169,7 @@ def write_page(output: Path, title: str, images: np.ndarray, files: pd.DataFrame
         title=title, facts=facts, counts=files.status.value_counts().to_dict(), status=STATUS, sheets=sheets, folders=folders,
         copies=[group for _, group in copies.groupby("group")], about=about, left_out=files[files.status != "used"],
         noted=files[(files.status == "used") & (files.note != "")], kappa_text=plotting.kappa_text, alike=ALIKE, thumbnail=THUMBNAIL,
-        unlike=protocol.UNLIKE,
+        unlike=encoders.UNLIKE,
     )  # fmt: skip
     artifacts.write_text(output / "index.html", page)
     return output / "index.html"

@@ -1,26 +1,22 @@
-"""What every run is measured by: its data sets, conditions and the files it leaves (the battery of one run, and the committed encoder)."""
+"""What every run is measured by: its data sets, conditions and the files it leaves; and which stored runs are compared with which."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, evaluation, factors, generation, image_sets, methods, training, uncertainty
+from lib import artifacts, augmentations, data, encoders, evaluation, training, uncertainty
 from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
-ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
-ENCODER_INFO = ("run", "run_hash", "settings", "channels")  # what a committed encoder says of itself
 # groups of runs that are compared by clean accuracy alone, and those of whose per-image scores no more than what is right is read
 BY_ACCURACY = ("ablations", "scoring", "likelihood", "sharpening")
 SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
@@ -28,11 +24,7 @@ RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 COMPARED = (resolution.PROTOCOL, "vit")  # the groups of runs that methods are compared by
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat to count
-MEASURING = "from lib import protocol, shift"  # an edit to what these import makes measures and embeddings old
-# Kolmogorov-Smirnov distance; to the committed encoders photographs of things and faces stay below, digits and clothes above (but for those of
-# TOLD_BADLY), and textures, noise and drawn shapes lie on either side (tests/test_own_images.py)
-UNLIKE = 0.3
-TOLD_BADLY = {"prosmin": "digits and clothes", "dino_vit": "digits"}  # by the features of these encoders
+MEASURING = "from lib import factors, fine_tuning, generation, protocol, shift"  # an edit to what these import makes measures and embeddings old
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
@@ -116,7 +108,7 @@ class Run:
             if training.is_finished(self.profile, self.name, self.hash):
                 self._method = training.load_trained(self.settings, self.channels)
             elif self._has_encoder():
-                self._method = load(self.settings["method"])
+                self._method = encoders.load(self.settings["method"])
             else:
                 raise FileNotFoundError(
                     f"Run {self.name} has no weights here that were trained with these settings and data; "
@@ -131,7 +123,7 @@ class Run:
 
     def _has_encoder(self) -> bool:
         path = artifacts.encoder_path(self.settings["method"])
-        return path.exists() and artifacts.read_tensors_info(path, ENCODER_INFO)["run_hash"] == self.hash
+        return path.exists() and artifacts.read_tensors_info(path, encoders.INFO)["run_hash"] == self.hash
 
     @property
     def bank(self) -> data.ImageSet:
@@ -363,8 +355,14 @@ def measure(run: Run) -> pd.DataFrame:
             kept |= {"uncertainty": scores["uncertainty"]}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
-            write_encoder(run, frame)
+            encoders.write(run, frame)
     return frame
+
+
+def _leaves_encoder(settings: dict) -> bool:
+    """A method has one committed encoder: of its run that is compared, seed 0; not of shorter runs, or on other data."""
+    compared = [run for group in COMPARED for run in resolution.runs(settings["profile"], group=group)]
+    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in compared
 
 
 def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
@@ -469,402 +467,3 @@ def kappa_of_views(run: Run, views: int = 8) -> tuple[data.ImageSet, np.ndarray]
     """``condition_images`` training images (sample) and κ of random views of each, [views, N] (VI-SimSiam 2022, Table 1: 8 of every image)."""
     few, embedded = embed_views(run, views)
     return few, np.stack([view["kappa"] for view in embedded])
-
-
-# ---------------------------------------------------------------------------------------------------------------- few labels
-def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: int, learning_rate: float) -> evaluation.Embedded:
-    """Label [N] and class probabilities [N, C] of ``test`` after fine-tuning a copy of the run's network; stored with the run."""
-    folder = artifacts.run_dir(run.profile, run.name)
-
-    def compute():
-        found = evaluation.fine_tune(
-            run.method, labelled, test, epochs, learning_rate, seed=run.settings["seed"], precision=run.settings["precision"],
-            progress_path=folder / "progress.json", optimizer=run.settings["fine_tune_optimizer"],
-        )  # fmt: skip
-        return {"label": test.labels, "probabilities": found.astype(np.float32)}
-
-    path = folder / "embeddings" / f"{test.name}-{test.split}-{len(test)}-fine_tuned_{len(labelled)}_e{epochs}_lr{learning_rate:g}.npz"
-    key = {"run": run.hash, "labelled": labelled.checksum, "data": test.checksum, "epochs": epochs, "learning_rate": learning_rate}
-    key |= {"optimizer": run.settings["fine_tune_optimizer"], "code": artifacts.code_hash(MEASURING)}
-    return evaluation.embed_cached(path, key, compute)
-
-
-def fine_tuning_search(run: Run, images: data.ImageSet, epochs: int, share: float = 1.0) -> dict[float, float]:
-    """Validation accuracy of every learning rate of the profile's grid for fine-tuning on ``share`` of the labels, the same effort for all.
-
-    One search a method: its seed-0 run, a quarter of the epochs, labels from ``images`` without their validation part, judged on that part. The
-    test set is never seen. A rate with which the loss is no longer finite gets no image right: 0. A grid of one rate is not searched: NaN.
-    """
-    rates = run.settings["fine_tune_learning_rates"]
-    if len(rates) == 1:
-        return {rates[0]: np.nan}
-    run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
-    fitted, held_out = data.train_validation_split(images.labels)
-    labelled, held_out = images.subset(fitted[data.label_subset(images.labels[fitted], share)]), images.subset(held_out)
-    found = dict.fromkeys(rates, 0.0)
-    for rate in rates:
-        with contextlib.suppress(training.TrainingStopped):
-            table = fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate)
-            found[rate] = float(np.mean(table["probabilities"].argmax(1) == table["label"]))
-    return found
-
-
-def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:
-    """The stored searches of fine-tuning's learning rate, and in words which ended at an end of the grid: validation accuracy in per cent, one row
-    a search (trained_on, condition, method), one column a rate; empty where nothing was searched."""
-    search = metrics[metrics.condition.str.endswith("_validation")]
-    if search.empty:
-        rates = resolution.profile_settings(profile)["fine_tune_learning_rates"]
-        return pd.DataFrame(), f"This profile takes the rate {rates[0]:g} as given." if len(rates) == 1 else "No stored search."
-    search = search.assign(learning_rate=search.score.str.removeprefix("learning_rate_").astype(float), percent=100 * search.value)
-    table = search.pivot_table(index=["trained_on", "condition", "method"], columns="learning_rate", values="percent", sort=False).sort_index(axis=1)
-    ends = {}  # methods may have grids of their own
-    for (dataset, share, method), row in table.iterrows():
-        tried = row.dropna().index
-        if end := {tried[0]: "lowest", tried[-1]: "highest"}.get(row.idxmax()):
-            ends.setdefault(end, []).append(f"{method} ({dataset}, {share.split('_')[1]})")
-    named = "; ".join(f"the {end} for {', '.join(searches)}" for end, searches in ends.items())
-    count = f"The best rate lies at an end of the grid for {sum(map(len, ends.values()))} of {len(table)} searches"
-    return table, f"{count} ({named}): there a wider grid might find more, which would help those methods alone." if named else f"{count}."
-
-
-def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
-    """Fine-tune and probe one run with each share of the labels, write metrics and per-image correctness, and return the metrics rows.
-
-    Every method sees the same labelled images for the same seed, those of a smaller share among those of a larger one. Classifiers: fine_tuned
-    (all layers; not for a method without weights), and on frozen features linear and knn (k = 20). Rows of condition "labels_<share>" hold the
-    accuracy with its 95 % bootstrap interval over test images, nll and ece of the first two, the number of labelled images, epochs and learning
-    rate; of "labels_<share>_validation", for seed 0, the search of the learning rate. Scores "<classifier>_<share>" [N] say which test images are
-    right.
-    """
-    settings, test = run.settings, run.test()
-    whole = run.embed(test)
-    scores, rows = {"index": np.arange(len(test), dtype=np.int32), "label": test.labels.astype(np.int16)}, []
-    for share, epochs in zip(settings["fine_tune_shares"], settings["fine_tune_epochs"], strict=True):
-        common = {"condition": f"labels_{share:g}", "evaluated_on": test.title, "n": len(test)}
-        labelled = run.train.subset(data.label_subset(run.train.labels, share, settings["seed"]))
-        few = run.embed(labelled, common["condition"])
-        probabilities = {"linear": evaluation.linear_probe(few["features"], few["label"]).probabilities(whole["features"])}
-        predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0]}
-        rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
-        if settings["method"] != "raw_pixels":
-            search = fine_tuning_search(run, run.train, epochs, share)
-            rate = max(search, key=search.get)
-            probabilities["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
-            used = {"epochs": epochs, "learning_rate": rate}
-            rows += [common | {"classifier": "fine_tuned", "metric": name, "value": value} for name, value in used.items()]
-            tried = {"condition": f"labels_{share:g}_validation", "evaluated_on": run.train.name, "classifier": "fine_tuned", "metric": "accuracy"}
-            if settings["seed"] == 0 and len(search) > 1:
-                rows += [tried | {"score": f"learning_rate_{rate:g}", "value": value} for rate, value in search.items()]
-        for classifier, shares in probabilities.items():
-            calibration = _calibration(shares, test.labels).items()
-            rows += [common | {"classifier": classifier, "metric": name, "value": value} for name, value in calibration]
-        for classifier, prediction in (predictions | {name: shares.argmax(1) for name, shares in probabilities.items()}).items():
-            right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
-            accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
-            rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
-    artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
-    return run.write_metrics(rows, notebook)
-
-
-def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """nll and ece of class probabilities [N, C]."""
-    measured = {"nll": uncertainty.negative_log_likelihood, "ece": uncertainty.expected_calibration_error}
-    return {name: measure(probabilities.astype(np.float64), labels) for name, measure in measured.items()}
-
-
-def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
-    """Fine-tune a run on another set and test it there (ProSMin, §11.1), write metrics and per-image correctness, and return the metrics rows.
-
-    ``transfer_images`` of train (sample), ``transfer_epochs`` epochs; the learning rate is chosen on a validation part of those images, by the
-    run of seed 0. Rows of evaluated_on that set: accuracy with its 95 % bootstrap interval, nll, ece, images, epochs and learning rate.
-    """
-    settings, size = run.settings, run.settings["image_size"]
-    train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
-    labelled = train.sample(settings["transfer_images"])
-    epochs = settings["transfer_epochs"]
-    search = fine_tuning_search(run, labelled, epochs)
-    rate = max(search, key=search.get)
-    probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
-    right = probabilities.argmax(1) == test.labels
-    common = {"condition": "transfer", "evaluated_on": test.title, "classifier": "fine_tuned", "n": len(test)}
-    rows = [common | {"metric": "accuracy"} | evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])]
-    values = _calibration(probabilities, test.labels) | {"images": len(labelled), "epochs": epochs, "learning_rate": rate}
-    rows += [common | {"metric": name, "value": value} for name, value in values.items()]
-    artifacts.write_scores(run.profile, run.name, f"{dataset}_transfer", {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": right})
-    return run.write_metrics(rows, notebook, dataset)
-
-
-# ---------------------------------------------------------------------------------------------------------------- content and style
-CLUSTERED_IMAGES = 10_000  # that the Gaussian mixture is fitted to
-GROUP_VIEWS = 4
-
-
-def measure_content(run: Run, notebook: str) -> pd.DataFrame:
-    """Content in a representation (SimVAE, App. A.7.5): metrics of ``notebook`` on the test set, and the scores of its two classifiers.
-
-    accuracy of mlp_paper (the paper's MLP probe) and of knn_chosen (Euclidean, k of 1 to 15 by a validation part of train, given as metric k);
-    accuracy, ari and nmi of gmm (full covariances, fitted to CLUSTERED_IMAGES of train, without labels); variance_within: of views of one image
-    (condition views) and of classes (condition classes), over the total variance.
-    """
-    images, labelled = run.test(), run.bank
-    bank, test = run.embed(labelled), run.embed(images)
-    common = {"evaluated_on": images.title, "condition": "clean", "n": len(images)}
-    predictions = {"mlp_paper": factors.mlp_probe(bank["features"], bank["label"], test["features"], "paper", run.settings["seed"])}
-    predictions["knn_chosen"], k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
-    rows, scores = [common | {"classifier": "knn_chosen", "metric": "k", "value": k}], {"index": np.arange(len(images), dtype=np.int32)}
-    for classifier, predicted in predictions.items():
-        right = scores[f"{classifier}_correct"] = predicted == test["label"]
-        accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=run.settings["bootstrap_draws"])
-        rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
-    classes = len(run.train.classes)
-    fitted_to = bank["features"][labelled.places(CLUSTERED_IMAGES)]
-    clustering = factors.cluster(fitted_to, test["features"], test["label"], classes, seed=run.settings["seed"])
-    rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
-    few, views = embed_views(run, GROUP_VIEWS)
-    groups = {
-        "classes": (test["features"], test["label"]),
-        "views": (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS)),
-    }  # fmt: skip
-    for condition, (features, group) in groups.items():
-        within = factors.variance_within(features, group)
-        rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
-    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
-    return run.write_metrics(rows, notebook)
-
-
-def measure_factors(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
-    """What a frozen representation tells of the content and of each style_factors of ``dataset``: the skill of an MLP probe, and chance.
-
-    Rows of condition <factor> ("content" is the label): metric accuracy, or r2 for a numeric factor, and chance. The probe learns from
-    ``factor_images`` of train and is tested on those of test (sample); a network that reads grey images sees them grey. Images without
-    a label (-1) are left out.
-    """
-    parts = []
-    for split, most in zip(("train", "test"), run.settings["factor_images"], strict=True):
-        parts.append(data.load(dataset, split, image_size=run.settings["image_size"]).sample(most))
-    features, rows = [run.embed(part)["features"] for part in parts], []
-    for factor in ("content", *data.style_factors(parts[0])):
-        labels = [part.labels if factor == "content" else part.extra[factor] for part in parts]
-        given = [values >= 0 if values.dtype.kind == "i" else np.full(len(values), True) for values in labels]
-        known, asked = (values[rows] for values, rows in zip(labels, given, strict=True))
-        predicted = factors.mlp_probe(features[0][given[0]], known, features[1][given[1]], seed=run.settings["seed"])
-        common = {"evaluated_on": parts[1].title, "condition": factor, "classifier": "mlp", "n": len(asked)}
-        metric = "r2" if asked.dtype.kind == "f" else "accuracy"
-        rows.append(common | {"metric": metric} | evaluation.with_interval(factors.skill, predicted, asked, draws=run.settings["bootstrap_draws"]))
-        rows.append(common | {"metric": "chance", "value": factors.chance(known, asked)})
-    return run.write_metrics(rows, notebook, dataset)
-
-
-# ---------------------------------------------------------------------------------------------------------------- reconstruction and generation
-def pixels_of(run: Run, images: data.ImageSet) -> Tensor:
-    """What reconstructions of ``images`` are compared with, [N, C, S, S] in 0..1: as the run takes them."""
-    fitted = fit(run.settings, run.channels)(images.batch(range(len(images))).float() / 255)
-    return generation.target_pixels(run.settings, fitted)
-
-
-def decoder_of(run: Run) -> nn.Module:
-    """A VAE itself, or a decoder of the same form trained on the run's frozen features of its labelled images; stored with the run."""
-    if isinstance(run.method, generation.VAE):
-        return run.method.cpu()
-    path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
-    features = run.embed(bank)["features"]
-    if path.exists() and artifacts.read_tensors_info(path).get("run_hash") == run.hash:
-        decoder = generation.Decoder(run.settings, features.shape[1], run.channels)
-        training.fill(decoder, artifacts.read_tensors(path)[0], path)
-        return decoder.eval()
-    pixels = pixels_of(run, bank)
-    if bank.is_sorted:  # the last of these validate the decoder
-        order = np.random.default_rng(0).permutation(len(bank))
-        features, pixels = features[order], pixels[order]
-    decoder = generation.fit_decoder(features, pixels, run.settings, run.settings["seed"], run.settings["decoder_epochs"])
-    artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
-    return decoder
-
-
-def measure_generation(run: Run, judge: Run, notebook: str) -> pd.DataFrame:
-    """mse of reconstructed test images (SimVAE, Table 7; of each image in the scores), and Fréchet distances of generated and reconstructed ones.
-
-    Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
-    distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected. The FID besides,
-    where the weights of its network are at hand (data.inception_weights).
-    """
-    bank, test = run.bank, run.test()
-    decoder, known, asked, pixels = decoder_of(run), run.embed(bank), run.embed(test), pixels_of(run, test)
-    latents, _ = generation.sample_classes(known["features"], known["label"], len(pixels) // len(run.train.classes), run.settings["seed"])
-    pictures = {
-        "generated": generation.decode(decoder, latents), "reconstructed": generation.decode(decoder, asked["features"]),
-        "train": pixels_of(run, bank.subset(np.random.default_rng(0).permutation(len(bank))[: len(pixels)])),
-    }  # fmt: skip
-
-    def judged(images: Tensor) -> np.ndarray:
-        whole = image_sets.to_bytes(images)
-        found = data.ImageSet("pictures", "test", whole, np.zeros(len(whole), np.int64), ["picture"])
-        return evaluation.embed(judge.method, found, transform=fit(judge.settings, judge.channels))["features"]
-
-    common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
-    error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
-    mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
-    rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
-    for condition, images in pictures.items():
-        distance = factors.frechet_distance(judged(images), real)
-        rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
-    if weights := data.inception_weights():
-        found = generation.fid(pictures, pixels, weights)
-        rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]
-    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float32)})
-    return run.write_metrics(rows, notebook)
-
-
-# ---------------------------------------------------------------------------------------------------------------- committed encoders
-def _leaves_encoder(settings: dict) -> bool:
-    """A method has one committed encoder: of its run that is compared, seed 0; not of shorter runs, or on other data."""
-    compared = [run for group in COMPARED for run in resolution.runs(settings["profile"], group=group)]
-    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in compared
-
-
-def write_encoder(run: Run, metrics: pd.DataFrame) -> Path:
-    """What ``embed`` needs of the run's method, in float16 (at most 1.5 MiB), with a model card beside it."""
-    state = run.method.state_dict()
-    needed = {name: value for name, value in state.items() if name.split(".")[0] in run.method.embeds_with}
-    kept = {name: value.half() if value.is_floating_point() else value for name, value in needed.items()}
-    path = artifacts.encoder_path(run.settings["method"], run.profile)
-    settings = resolution.trained_with(run.settings)
-    info = {"run": run.name, "run_hash": run.hash, "channels": run.channels, "classes": run.train.classes, "settings": settings}
-    size = sum(value.nbytes for value in kept.values())
-    if size > ENCODER_BYTES:
-        raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {ENCODER_BYTES}; commit a smaller network.")
-    artifacts.write_tensors(path, kept, info)
-    artifacts.write_text(path.with_suffix(".md"), model_card(info, {"title": run.train.title, "images": len(run.train)}, metrics))
-    spread = feature_spread(run.embed(run.train)["features"], run.embed(run.test())["features"])
-    artifacts.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **spread)
-    return path
-
-
-def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
-    """The card of a committed encoder in Markdown; no weights are needed.
-
-    info: what the encoder's file says of itself. trained_on: title and number of images, as in the run's config.json. metrics: the run's stored
-    battery; an out-of-distribution set that it was not measured on has no row.
-    """
-    settings, rows = info["settings"], []
-    name, size, terms = settings["method"], settings["image_size"], data.terms(settings["dataset"])
-    native, own = methods.own_uncertainty(name)
-    clean, foreign = metrics[metrics.condition == "clean"], metrics[(metrics.metric == "ood_auroc") & (metrics.score == "uncertainty")]
-    for classifier, words in (("linear", "linear probe"), ("knn", "k-NN")):
-        (accuracy,) = clean[(clean.metric == "accuracy") & (clean.classifier == classifier)].itertuples()
-        rows.append(f"| accuracy, {words} | {accuracy.value:.1%} [{accuracy.ci_low:.1%}, {accuracy.ci_high:.1%}] |")
-    right = clean[(clean.metric == "correctness_auroc") & (clean.classifier == "linear")].set_index("score")
-    for score, words in (("uncertainty", own), ("max_softmax", "the probe's maximum softmax (trivial)")):
-        rows.append(f"| AUROC, right or wrong (linear probe), by {words} | {_with_interval(right.loc[score])} |")
-    for _, row in foreign.iterrows():
-        rows.append(f"| AUROC, {row.condition.replace('_ood', '')} OOD ({row.evaluated_on}), by {own} | {_with_interval(row)} |")
-    for _, row in clean[clean.metric == "effective_rank"].iterrows():
-        rows.append(f"| effective rank of the features | {row.value:.1f} |")
-    limits = [f"One run, one seed, {size} px; what is not in the table was not measured.", "Not for decisions about people."]
-    if not native:
-        limits.insert(0, "It has no uncertainty of its own: the norm of the features stands in.")
-    if name == "vje":
-        limits.insert(0, "The formulation is this repository's own: the paper's text was not at hand.")
-        limits.insert(1, "Its likelihood, another score, is measured in notebook 60.")
-    if name in TOLD_BADLY:
-        limits.insert(0, f"Its features hardly tell {TOLD_BADLY[name]} from photographs: that images resemble its training set says little.")
-    if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):
-        limits.insert(0, f"It is surer of {' and '.join(surer)} than of its own test images (AUROC below 0.5): it does not warn of foreign images.")
-    labels = "with" if hasattr(methods.METHODS[name], "classes") else "without"
-    return (
-        f"# {name}\n\n"
-        f"- **Run:** `{info['run']}` (hash {info['run_hash']}).\n"
-        f"- **Data:** {trained_on['title']}, {trained_on['images']:,} images; terms: {terms}.\n"
-        f"- **Training:** {settings['epochs']} epochs {labels} labels.\n"
-        f"- **Input:** float images [B, {info['channels']}, {size}, {size}] in 0..1.\n"
-        f"- **Uncertainty** (higher is less certain): {own}.\n"
-        f"- **Stored** in float16: outputs differ from the trained network's in the third digit.\n\n"
-        f"Measured on the {clean.n.iloc[0]:,} images of the test set, with 95 % bootstrap intervals over images:\n\n"
-        f"| measure | value |\n| --- | --- |\n" + "\n".join(rows) + "\n\n"
-        "**Limits.** " + " ".join(limits) + "\n\n"
-        f'```python\nimport lib\n\nencoder = lib.load("{name}")\nembedding = encoder.embed(images)\n```\n'
-    )
-
-
-def _with_interval(row: pd.Series) -> str:
-    return f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
-
-
-def write_cards(profile: str = "standard") -> list[Path]:
-    """Write the card of every committed encoder again, from the stored config and metrics of its run."""
-    cards = []
-    for path in sorted(artifacts.encoder_path("", profile).parent.glob("*.safetensors")):
-        info = artifacts.read_tensors_info(path, ENCODER_INFO)
-        config = artifacts.read_json(artifacts.run_dir(profile, info["run"]) / "config.json")
-        cards.append(path.with_suffix(".md"))
-        artifacts.write_text(cards[-1], model_card(info, config["data"], artifacts.read_metrics(profile, MEASURED_BY, info["run"])))
-    return cards
-
-
-# ---------------------------------------------------------------------------------------------------------------- likeness to the training set
-def feature_spread(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
-    """What is kept of the features [M, D] of a training set, so that other images can be compared with it when it is not at hand.
-
-    mean [D] and precision [D, D] (inverse covariance) of evaluation.fitted_gaussian, and the percentiles 0 to 100 of the squared Mahalanobis
-    distance ``(x - mean)ᵀ precision (x - mean)`` over test images of the same set (Lee et al. 2018, one Gaussian for all classes).
-    """
-    gaussian = evaluation.fitted_gaussian(train)
-    spread = {"mean": gaussian.location_.astype(np.float32), "precision": gaussian.precision_.astype(np.float32)}
-    return spread | {"percentiles": np.percentile(_distances(test, spread), np.arange(101)).astype(np.float32)}
-
-
-def _distances(features: np.ndarray, spread: dict[str, np.ndarray]) -> np.ndarray:
-    away = features.astype(np.float64) - spread["mean"]
-    return np.einsum("nd,de,ne->n", away, spread["precision"].astype(np.float64), away)
-
-
-def unlikeness(features: np.ndarray, spread: dict[str, np.ndarray]) -> float:
-    """How far images [N, D] are from a training set: the Kolmogorov-Smirnov distance (0 to 1) between their distances and its test images'.
-
-    Above UNLIKE they do not resemble it: at some distance the shares of images beyond it differ by more than that.
-    """
-    known = spread["percentiles"].astype(np.float64)
-    return float(scipy.stats.ks_1samp(_distances(features, spread), lambda x: np.interp(x, known, np.arange(101) / 100)).statistic)
-
-
-def encoders() -> dict[str, Path]:
-    """The committed encoders by method: those of the results folder, or where it has none those that came with the code."""
-    for results in (artifacts.RESULTS, artifacts.ROOT / "results"):
-        if found := sorted((results / "standard" / "encoders").glob("*.safetensors")):
-            return {path.stem: path for path in found}
-    return {}
-
-
-def load(name: str) -> nn.Module:
-    """The committed encoder of a method, in float32 and evaluation mode, ready to ``embed`` float images [B, C, H, W] in 0..1.
-
-    Only the parts that embedding needs are there, so that the loss cannot be evaluated; ``settings`` are those it was trained with. ValueError for
-    an unknown name, with the names there are, and from ``embed`` for images of another size, number of channels or range than it was trained on.
-    """
-    there = encoders()
-    if name not in there:
-        raise ValueError(f"There is no committed encoder {name!r}; there are {sorted(there)}.")
-    path = there[name]
-    tensors, info = artifacts.read_tensors(path, ENCODER_INFO)
-    method = methods.build(info["settings"], info["channels"])
-    tensors = {key: value.float() if value.is_floating_point() else value for key, value in tensors.items()}
-    training.fill(method, tensors, path, method.embeds_with)
-    for part in [name for name, _ in method.named_children() if name not in method.embeds_with]:
-        delattr(method, part)  # untrained, it would answer all the same
-    method.settings = info["settings"]
-    backbone = next(module for module in method.modules() if hasattr(module, "features"))
-    backbone.register_forward_pre_hook(partial(_refuse_other_images, info))
-    return method.eval()
-
-
-def _refuse_other_images(info: dict, backbone: nn.Module, given: tuple[Tensor]) -> None:
-    (images,), channels, size = given, info["channels"], info["settings"]["image_size"]
-    trained = f"{info['settings']['method']} was trained on {channels} channels and {size} x {size} pixels, as floats in 0..1"
-    if images.ndim != 4 or images.shape[1:] != (channels, size, size) or not images.is_floating_point():
-        found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
-        mend = "lib.protocol.fit(encoder.settings, channels) makes floats [B, C, H, W] in 0..1 fit."
-        raise ValueError(f"These images are {found}; {trained}: {mend}")
-    low, high = (value.item() for value in images.aminmax())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
-        raise ValueError(f"These images go from {low:.3g} to {high:.3g}; {trained}: divide bytes by 255, and leave out any normalisation.")

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from lib import artifacts
+from lib import artifacts, protocol, training
+from lib import settings as resolution
 
 RESULTS = artifacts.RESULTS
 torch.set_num_threads(1)
@@ -58,3 +59,34 @@ def shared_results(tmp_path_factory):
         patch.setattr(artifacts, "RESULTS", folder / "results")
         patch.setenv("DATA_DIR", str(folder / "data"))
         yield folder / "results"
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """Settings of a network that learns within a second."""
+    return {
+        "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 9, "batch_size": 64, "train_images": 256, "precision": "float32",
+        "condition_images": 40,
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def run(shared_results, tiny):
+    """A trained VI-SimSiam."""
+    settings = resolution.resolve("vi_simsiam", "smoke", **tiny)
+    training.train(settings)
+    return protocol.Run(settings)
+
+
+@pytest.fixture(scope="module")
+def frame(run):
+    """Its stored metrics."""
+    return protocol.measure(run)
+
+
+@pytest.fixture(scope="module")
+def vae_run(shared_results, tiny):
+    """A trained SimVAE."""
+    settings = resolution.resolve("simvae", "smoke", **(tiny | {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}))
+    training.train(settings)
+    return protocol.Run(settings)

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import scipy
 import torch
+import torchvision
+from PIL import Image
 from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
 
-from lib import factors
+from lib import artifacts, data, factors, protocol
 
 
 def rings(n=1500, seed=0):
@@ -109,7 +111,7 @@ def test_groups_that_mean_nothing_have_all_of_the_variance_whatever_their_size()
 
 
 def probes(method, seed, told, on="set"):
-    """The metrics of probes as protocol.measure_factors writes them: skills by factor, each 0.02 either way, chance 0.2."""
+    """The metrics of probes as factors.measure_factors writes them: skills by factor, each 0.02 either way, chance 0.2."""
     common = {"method": method, "seed": seed, "set": on}
     rows = [{"condition": factor, "metric": "r2", "value": value, "ci_low": value - 0.02, "ci_high": value + 0.02} for factor, value in told.items()]
     return [common | row for row in rows + [{"condition": factor, "metric": "chance", "value": 0.2} for factor in told]]
@@ -224,3 +226,59 @@ def test_a_draw_without_variance_is_drawn_again():
 def test_the_distance_of_a_set_of_few_images_to_itself_is_zero():
     few = 10 * np.random.default_rng(0).standard_normal((50, 200))
     assert factors.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
+
+
+# ---------------------------------------------------------------------------------------------------------------- of a run
+def tiny_celeba(folder, generator):
+    """200 drawn images in CelebA's layout; hair is darker the lower its class, and every fourth image has none."""
+    names = [*data.HAIR, "Male", "Smiling", "Young", "Identity_Free"]
+    given = {name: generator.integers(0, 2, 200) for name in names}
+    hair = np.where(np.arange(200) % 4 == 3, -1, np.arange(200) % 3)
+    given |= {name: (hair == place).astype(int) for place, name in enumerate(data.HAIR)}
+    (folder / "img_align_celeba").mkdir(parents=True)
+    for i in range(200):
+        pixels = generator.integers(0, 60, (22, 18, 3)) + 60 * (hair[i] + 1)
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "img_align_celeba" / f"{i:03}.png")
+    lines = [f"{i:03}.png " + " ".join(str(2 * given[name][i] - 1) for name in names) for i in range(200)]
+    (folder / "list_attr_celeba.txt").write_text("\n".join(["200", " ".join(names), *lines]) + "\n")
+    (folder / "list_eval_partition.txt").write_text("".join(f"{i:03}.png {2 * (i >= 160)}\n" for i in range(200)))
+    (folder / "identity_CelebA.txt").write_text("".join(f"{i:03}.png {i}\n" for i in range(200)))
+    for name in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
+        (folder / name).write_text("\n".join(["200", "x y", *(f"{i:03}.png 0 0" for i in range(200))]) + "\n")
+
+
+def test_style_of_celeba_is_probed_where_it_is_labelled(run, tmp_path, monkeypatch):
+    tiny_celeba(tmp_path / "celeba", np.random.default_rng(0))
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda _: True)
+    frame = factors.measure_factors(run, "celeba", "40_test").set_index(["condition", "metric"])
+    assert set(frame.index.get_level_values(0)) == {"content", "hair", "Bald", "Smiling", "Young"}
+    assert frame.n["hair", "accuracy"] == 30 and frame.n["content", "accuracy"] == 40, "the images without hair are left out"
+    assert frame.value["hair", "accuracy"] > frame.value["hair", "chance"]
+
+
+def test_content_is_measured_as_its_functions_say(vae_run):
+    frame = factors.measure_content(vae_run, "40_test").set_index(["condition", "classifier", "metric"])
+    bank, test = vae_run.embed(vae_run.bank), vae_run.embed(vae_run.test())
+    predicted, k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
+    stored = artifacts.read_scores("smoke", vae_run.name, "digits_content")
+    assert frame.value["clean", "knn_chosen", "accuracy"] == np.mean(predicted == test["label"]) == stored["knn_chosen_correct"].mean()
+    assert frame.value["clean", "knn_chosen", "k"] == k and 0.1 < frame.value["clean", "mlp_paper", "accuracy"] <= 1
+    low, high = frame.loc[("clean", "mlp_paper", "accuracy"), ["ci_low", "ci_high"]]
+    assert low < frame.value["clean", "mlp_paper", "accuracy"] < high
+    clustered = factors.cluster(bank["features"], test["features"], test["label"], 10)
+    assert [frame.value["clean", "gmm", name] for name in ("accuracy", "ari", "nmi")] == pytest.approx(clustered)
+    within = frame.xs("variance_within", level="metric").value.droplevel("classifier")
+    assert within["classes"] == pytest.approx(factors.variance_within(test["features"], test["label"])) and 0 < within["views"] < 1
+    stored = artifacts.read_metrics("smoke", "40_test", vae_run.name)
+    assert len(stored) == len(frame) and set(stored.run_hash) == {vae_run.hash}
+
+
+def test_factors_are_probed_with_chance_beside_them(vae_run):
+    enough = protocol.Run(vae_run.settings | {"factor_images": [400, 200]})
+    frame = factors.measure_factors(enough, "styled_digits", "40_test").set_index(["condition", "metric"]).value
+    assert set(frame.index.get_level_values(0)) == {"content", "colour", "scale", "rotation", "x", "y"}
+    assert {metric for name, metric in frame.index if name in ("content", "colour")} == {"accuracy", "chance"}
+    assert {metric for name, metric in frame.index if name not in ("content", "colour")} == {"r2", "chance"}
+    assert frame["scale", "r2"] > 0.05 > frame["scale", "chance"] == 0 and 0.05 < frame["content", "chance"] < 0.2
+    assert len(artifacts.read_metrics("smoke", "40_test-styled_digits", vae_run.name)) == 12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import data, factors, generation, methods, settings
+from lib import data, factors, generation, methods, protocol, settings, training
 
 SETTINGS = {"backbone": "mlp", "image_size": 8}
 
@@ -130,3 +130,24 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypa
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     assert data.main(["fetch", "inception"]) == 1 and not any(tmp_path.iterdir())
     assert f"no route to host); put that file at {tmp_path / data.INCEPTION} by hand" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------------------------------------------------------- of a run
+def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, monkeypatch, tiny):
+    assert generation.decoder_of(vae_run) is vae_run.method
+    bare = settings.resolve("random_latent", "smoke", **(tiny | {"representation": 6, "image_size": 16}))
+    training.train(bare)
+    decoder = generation.decoder_of(protocol.Run(bare))
+    monkeypatch.setattr(generation, "fit_decoder", None)  # not called again
+    stored = generation.decoder_of(protocol.Run(bare))
+    assert all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
+
+
+def test_generation_is_measured_beside_training_images(vae_run, run):
+    frame = generation.measure_generation(vae_run, run, "41_test").set_index(["condition", "metric"])
+    test = vae_run.embed(vae_run.test())
+    expected = (vae_run.method.picture(torch.from_numpy(test["features"])) - generation.pixels_of(vae_run, vae_run.test())).square().mean().item()
+    assert frame.value["reconstructed", "mse"] == pytest.approx(expected, rel=1e-4)
+    distance = frame.xs("frechet_distance", level="metric")
+    assert set(distance.index) == {"generated", "reconstructed", "train"} and set(distance.score) == {run.name}
+    assert 0 <= distance.value["train"] < distance.value["reconstructed"] and 0 < distance.value["generated"]

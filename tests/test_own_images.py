@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_images
 
-from lib import artifacts, data, methods, own_files, own_images, protocol, training
+from lib import artifacts, data, encoders, methods, own_files, own_images, training
 
 FOLDERS = ["<script>alert(1)<", "$x^2$ & co", "deep/er/est", "日本 photos", "a folder with a rather long name of its own"]
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -253,17 +253,17 @@ ENCODERS = sorted(path.stem for path in (artifacts.ROOT / "results" / "standard"
 
 
 def unlikeness(name, images):
-    return protocol.unlikeness(own_images.ask(name, images)["features"], own_images._spread(name, protocol.encoders()[name]))
+    return encoders.unlikeness(own_images.ask(name, images)["features"], own_images._spread(name, encoders.stored()[name]))
 
 
 # The features of some hardly tell digits from photographs (ProSMin's 0.3, DINO's on a vision transformer 0.2); their cards say so.
 @pytest.mark.parametrize("name", ENCODERS)
 def test_digits_do_not_resemble_natural_images(committed, name):
-    assert (unlikeness(name, data.load("digits", "test")) > protocol.UNLIKE) == (name not in protocol.TOLD_BADLY)
+    assert (unlikeness(name, data.load("digits", "test")) > encoders.UNLIKE) == (name not in encoders.TOLD_BADLY)
 
 
 def test_noise_does_not_resemble_natural_images(committed):
-    assert unlikeness("vi_simsiam", data.load("generated_noise", "test")) > protocol.UNLIKE + 0.1
+    assert unlikeness("vi_simsiam", data.load("generated_noise", "test")) > encoders.UNLIKE + 0.1
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -274,17 +274,17 @@ def test_other_images_of_its_own_kind_resemble_the_training_set(committed, name)
         pytest.skip("CIFAR-10 is not at hand")
     generator = np.random.default_rng(0)
     chosen = images.subset(np.sort(generator.choice(len(images), 300, replace=False)))
-    assert unlikeness(name, chosen) < protocol.UNLIKE / 2
+    assert unlikeness(name, chosen) < encoders.UNLIKE / 2
     corners = generator.integers(0, 5, (300, 2))
     cut = [Image.fromarray(image[y : y + 28, x : x + 28]).resize((32, 32)) for image, (y, x) in zip(chosen.images, corners, strict=True)]
     cropped = own_files.image_sets.ImageSet("crops", "test", np.stack(cut), chosen.labels, images.classes)
-    assert unlikeness(name, cropped) < protocol.UNLIKE
+    assert unlikeness(name, cropped) < encoders.UNLIKE
 
 
 def test_without_set_and_summary_likeness_cannot_be_said(committed, tmp_path, monkeypatch, data_dir):
-    path = protocol.encoders()["vi_simsiam"]
+    path = encoders.stored()["vi_simsiam"]
     (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(protocol, "encoders", lambda: {"vi_simsiam": tmp_path / path.name})
+    monkeypatch.setattr(encoders, "stored", lambda: {"vi_simsiam": tmp_path / path.name})
     monkeypatch.setitem(data.DEBIAN, "cifar10", ("none", Path("/nowhere")))
     images = data.load("generated", "test").subset(range(64))
     columns, about = own_images.compare(images, np.linspace(1, 2, 64))
@@ -307,7 +307,7 @@ def test_every_committed_encoder_gives_a_column(committed):
     images = data.load("generated", "test").subset(range(64))
     embedded = own_images.ask("vi_simsiam", images)
     columns, about = own_images.compare(images, embedded["kappa"])
-    assert about.encoder.tolist() == list(protocol.encoders()) and columns.shape == (64, len(about))
+    assert about.encoder.tolist() == list(encoders.stored()) and columns.shape == (64, len(about))
     assert {"uncertainty_vi_simsiam_kappa", "uncertainty_dino_entropy", "uncertainty_simclr_trivial_norm"} <= set(columns)
     np.testing.assert_allclose(columns.uncertainty_vi_simsiam_kappa, -embedded["kappa"])
     own = about.set_index("encoder")

@@ -1,42 +1,21 @@
-"""lib.protocol: images as a method takes them, the battery of one run, and committed encoders."""
+"""lib.protocol: images as a method takes them, the battery of one run, and which stored runs are compared."""
 
 import dataclasses
-import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torchvision
-from PIL import Image
 from sklearn.covariance import LedoitWolf
 from torchvision.transforms import functional as tv
 
-import lib
-from lib import artifacts, augmentations, data, evaluation, factors, protocol, training, uncertainty
+from lib import artifacts, augmentations, data, encoders, evaluation, protocol, training, uncertainty
 from lib import settings as resolution
-
-TINY = {
-    "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 9, "batch_size": 64, "train_images": 256, "precision": "float32",
-    "condition_images": 40,
-}  # fmt: skip
 
 
 def noise(batch=4, channels=3, size=24):
     return torch.rand(batch, channels, size, size, generator=torch.Generator().manual_seed(0))
-
-
-@pytest.fixture(scope="module")
-def run(shared_results):
-    settings = resolution.resolve("vi_simsiam", "smoke", **TINY)
-    training.train(settings)
-    return protocol.Run(settings)
-
-
-@pytest.fixture(scope="module")
-def frame(run):
-    return protocol.measure(run)
 
 
 # ---------------------------------------------------------------------------------------------------------------- input
@@ -184,34 +163,6 @@ def test_of_runs_that_are_compared_by_accuracy_the_clean_condition_is_stored(run
     assert set(protocol.measure(run).condition) == {"clean"}
 
 
-def tiny_celeba(folder, generator):
-    """200 drawn images in CelebA's layout; hair is darker the lower its class, and every fourth image has none."""
-    names = [*data.HAIR, "Male", "Smiling", "Young", "Identity_Free"]
-    given = {name: generator.integers(0, 2, 200) for name in names}
-    hair = np.where(np.arange(200) % 4 == 3, -1, np.arange(200) % 3)
-    given |= {name: (hair == place).astype(int) for place, name in enumerate(data.HAIR)}
-    (folder / "img_align_celeba").mkdir(parents=True)
-    for i in range(200):
-        pixels = generator.integers(0, 60, (22, 18, 3)) + 60 * (hair[i] + 1)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / "img_align_celeba" / f"{i:03}.png")
-    lines = [f"{i:03}.png " + " ".join(str(2 * given[name][i] - 1) for name in names) for i in range(200)]
-    (folder / "list_attr_celeba.txt").write_text("\n".join(["200", " ".join(names), *lines]) + "\n")
-    (folder / "list_eval_partition.txt").write_text("".join(f"{i:03}.png {2 * (i >= 160)}\n" for i in range(200)))
-    (folder / "identity_CelebA.txt").write_text("".join(f"{i:03}.png {i}\n" for i in range(200)))
-    for name in ("list_bbox_celeba.txt", "list_landmarks_align_celeba.txt"):
-        (folder / name).write_text("\n".join(["200", "x y", *(f"{i:03}.png 0 0" for i in range(200))]) + "\n")
-
-
-def test_style_of_celeba_is_probed_where_it_is_labelled(run, tmp_path, monkeypatch):
-    tiny_celeba(tmp_path / "celeba", np.random.default_rng(0))
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda _: True)
-    frame = protocol.measure_factors(run, "celeba", "40_test").set_index(["condition", "metric"])
-    assert set(frame.index.get_level_values(0)) == {"content", "hair", "Bald", "Smiling", "Young"}
-    assert frame.n["hair", "accuracy"] == 30 and frame.n["content", "accuracy"] == 40, "the images without hair are left out"
-    assert frame.value["hair", "accuracy"] > frame.value["hair", "chance"]
-
-
 def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data_by_todays_code(run, monkeypatch):
     assert not protocol.is_measured(run, "99_other")
     rows = [{"metric": "accuracy", "value": 0.5}]
@@ -246,15 +197,15 @@ def test_stored_embeddings_are_of_todays_code(run, monkeypatch):
         assert len(asked) == times
 
 
-def test_raw_pixels_are_not_stored(shared_results):
-    settings = resolution.resolve("raw_pixels", "smoke", **TINY)
+def test_raw_pixels_are_not_stored(shared_results, tiny):
+    settings = resolution.resolve("raw_pixels", "smoke", **tiny)
     training.train(settings)
     run = protocol.Run(settings)
     assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 81)
     assert not (artifacts.run_dir("smoke", run.name) / "embeddings").exists()
 
 
-# ---------------------------------------------------------------------------------------------------------------- committed encoders
+# ---------------------------------------------------------------------------------------------------------------- stored runs
 def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, frame):
     rates = [run for run in resolution.tuning_runs("standard") if run["method"] == "vje"]
     for place, run in enumerate(rates):
@@ -283,113 +234,6 @@ def test_differences_between_methods_are_paired_by_seed_and_image(shared_results
     assert row.difference == pytest.approx(25) and row.ci_low >= 0
 
 
-@pytest.fixture
-def encoder(run, frame, monkeypatch):
-    """The smoke run's encoder, where standard's would be."""
-    monkeypatch.setattr(run, "profile", "standard")
-    path = protocol.write_encoder(run, frame)
-    yield path
-    for file in path.parent.iterdir():
-        file.unlink()
-
-
-def test_a_committed_encoder_embeds_as_the_run_does(run, encoder):
-    loaded = lib.load("vi_simsiam")
-    assert {name for name, _ in loaded.named_children()} == set(loaded.embeds_with)  # an untrained part would answer all the same
-    images = run.test().batch(np.arange(50)).float() / 255
-    with torch.no_grad():
-        ours, expected = loaded.embed(images), run.method.embed(images)
-    torch.testing.assert_close(ours.features, expected.features, rtol=5e-3, atol=5e-3)
-    torch.testing.assert_close(ours.native["kappa"], expected.native["kappa"], rtol=1e-2, atol=0)
-    assert not loaded.training and {p.dtype for p in loaded.parameters()} == {torch.float32}
-    tensors, info = artifacts.read_tensors(encoder)
-    assert {name.split(".")[0] for name in tensors} == {"backbone", "concentration_head"}
-    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16, torch.int64}
-    assert encoder.stat().st_size <= protocol.ENCODER_BYTES
-    assert info["run_hash"] == run.hash and info["channels"] == 1 and info["classes"] == list("0123456789")
-    assert str(artifacts.RESULTS) not in json.dumps(info)
-
-
-def test_a_run_without_weights_answers_with_its_own_committed_encoder(run, encoder, monkeypatch):
-    images = torch.rand(4, 1, 9, 9)
-    expected = run.method.embed(images)
-    monkeypatch.setattr(training, "is_finished", lambda *_: False)
-    bare = protocol.Run(run.settings)
-    assert bare.is_at_hand
-    torch.testing.assert_close(bare.method.embed(images).features, expected.features, rtol=5e-3, atol=5e-3)
-    other = protocol.Run(run.settings | {"seed": 1})
-    assert not other.is_at_hand
-    with pytest.raises(FileNotFoundError, match="has no weights here"):
-        bool(other.method)
-
-
-def test_the_model_card_says_what_the_encoder_takes_and_what_was_measured(run, frame, encoder):
-    card = encoder.with_suffix(".md").read_text()
-    chosen = frame[(frame.condition == "clean") | (frame.metric == "ood_auroc")].set_index(["metric", "classifier", "score", "evaluated_on"]).value
-    (accuracy,), (right,) = chosen["accuracy"]["knn"], chosen["correctness_auroc"]["linear"]["uncertainty"]
-    foreign = chosen["ood_auroc"][""]["uncertainty"]["generated"]
-    for part in (run.name, run.hash, "[B, 1, 9, 9]", "digits (256 images), 256 images", f"{run.settings['epochs']} epochs without labels",
-                 'lib.load("vi_simsiam")', f"accuracy, k-NN | {accuracy:.1%} [", f"by -κ | {right:.3f} [",
-                 f"near OOD (generated), by -κ | {foreign:.3f} [", "**Limits.**"):  # fmt: skip
-        assert part in card, part
-
-
-def test_the_committed_cards_are_what_the_committed_metrics_give(monkeypatch):
-    monkeypatch.setattr(artifacts, "RESULTS", artifacts.ROOT / "results")
-    cards = {path: path.read_text() for path in sorted((artifacts.RESULTS / "standard" / "encoders").glob("*.md"))}
-    written = {}
-    monkeypatch.setattr(artifacts, "write_text", written.__setitem__)
-    assert protocol.write_cards() == list(cards) and written == cards
-
-
-def test_a_card_names_foreign_sets_that_the_encoder_is_surer_of(frame):
-    info = {"settings": resolution.resolve("vi_simsiam", "smoke"), "run": "r", "run_hash": "h", "channels": 1}
-    changed = frame.copy()
-    foreign = (changed.metric == "ood_auroc") & (changed.score == "uncertainty")
-    for high, surer in ((0.4, True), (0.6, False)):
-        changed.loc[foreign, "ci_high"] = high
-        assert ("surer of generated than of its own" in protocol.model_card(info, {"title": "digits", "images": 9}, changed)) == surer
-    trivial = info | {"settings": resolution.resolve("simsiam", "smoke")}
-    assert "no uncertainty of its own" in protocol.model_card(trivial, {"title": "digits", "images": 9}, changed)
-
-
-def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_the_test_images_own():
-    generator = np.random.default_rng(0)
-    mixing = generator.normal(size=(5, 5))
-    train, test, same, wide, narrow = (scale * generator.normal(size=(4000, 5)) @ mixing + 3 for scale in (1, 1, 1, 2, 0.4))
-    spread = protocol.feature_spread(train, test)
-    expected = np.linalg.norm(np.linalg.solve(mixing.T, (same - 3).T), axis=0) ** 2
-    np.testing.assert_allclose(protocol._distances(same, spread), expected, rtol=0.15, atol=0.15)
-    ours, theirs = np.sort(protocol._distances(wide, spread)), protocol._distances(test, spread)
-    direct = max(abs(np.mean(theirs <= level) - np.mean(ours <= level)) for level in ours)
-    assert abs(protocol.unlikeness(wide, spread) - direct) < 0.02
-    assert protocol.unlikeness(same, spread) < 0.05 < protocol.UNLIKE < min(protocol.unlikeness(other, spread) for other in (wide, narrow, same + 9))
-
-
-def test_encoders_that_came_with_the_code_are_found_from_any_results_folder(encoder):
-    assert protocol.encoders() == {"vi_simsiam": encoder}
-    aside = encoder.rename(encoder.with_name("aside"))
-    assert {"vi_simsiam", "dino"} <= set(protocol.encoders())
-    aside.rename(encoder)
-
-
-def test_an_encoder_that_is_too_large_is_refused(run, frame, monkeypatch):
-    monkeypatch.setattr(run, "profile", "standard")
-    monkeypatch.setattr(protocol, "ENCODER_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"more than 1000; commit a smaller network"):
-        protocol.write_encoder(run, frame)
-    assert not artifacts.encoder_path("vi_simsiam").exists()
-
-
-def test_loading_what_is_not_there_lists_what_is(run, encoder):
-    with pytest.raises(ValueError, match=r"no committed encoder 'simvae'; there are \['vi_simsiam'\]"):
-        protocol.load("simvae")
-    tensors, info = artifacts.read_tensors(encoder)
-    artifacts.write_tensors(encoder, {name: t for name, t in tensors.items() if not name.startswith("concentration_head")}, info)
-    with pytest.raises(ValueError, match=r"does not fit VISimSiam \(missing \['concentration_head.*train the run again"):
-        protocol.load("vi_simsiam")
-
-
 @pytest.mark.parametrize("changes", [
     {}, {"method": "prosmin_vit"}, {"seed": 1}, {"epochs": 5}, {"dataset": "mnist"}, {"method": "random"}, {"method": "random_vit"},
 ])  # fmt: skip
@@ -401,7 +245,7 @@ def test_only_the_seed_0_run_that_is_compared_leaves_an_encoder(changes):
 @pytest.mark.parametrize("profile", ["standard", "smoke"])
 def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatch):
     asked = []
-    monkeypatch.setattr(protocol, "write_encoder", lambda *_: asked.append(1))
+    monkeypatch.setattr(encoders, "write", lambda *_: asked.append(1))
     monkeypatch.setattr(protocol, "_leaves_encoder", lambda _: True)
     monkeypatch.setattr(protocol, "_battery", lambda run, graded: ([], {}))
     monkeypatch.setattr(artifacts, "write_metrics", lambda *_: None)
@@ -411,14 +255,8 @@ def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatc
     assert len(asked) == (profile == "standard")
 
 
-def test_committed_encoders_are_of_runs_that_are_compared():
-    names = {resolution.run_name(settings) for group in protocol.COMPARED for settings in resolution.runs("standard", group=group)}
-    found = sorted((artifacts.ROOT / "results" / "standard" / "encoders").glob("*.safetensors"))
-    assert found and {artifacts.read_tensors_info(path)["run"] for path in found} <= names
-
-
-def test_a_tuning_run_is_measured_on_validation_alone(shared_results):
-    settings = resolution.resolve("simsiam", "smoke", **(TINY | {"split": "fit", "train_images": 0}))
+def test_a_tuning_run_is_measured_on_validation_alone(shared_results, tiny):
+    settings = resolution.resolve("simsiam", "smoke", **(tiny | {"split": "fit", "train_images": 0}))
     training.train(settings)
     frame = protocol.measure(protocol.Run(settings))
     assert len(frame) == 1 and frame.condition[0] == "validation" and frame.n[0] == 143 and 0.1 < frame.value[0] <= 1
@@ -456,8 +294,8 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
 
 
-def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch):
-    listed = [resolution.resolve("simsiam", "smoke", seed=seed, **TINY) for seed in (5, 6)]
+def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch, tiny):
+    listed = [resolution.resolve("simsiam", "smoke", seed=seed, **tiny) for seed in (5, 6)]
     monkeypatch.setattr(resolution, "runs", lambda *_: listed)
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
         protocol.measured_runs("smoke")
@@ -487,100 +325,6 @@ def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
     assert len(run.bank) == 100 and (run.bank.labels == run.train.labels[:100]).all()
     monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
     assert run.bank is run.train
-
-
-# ---------------------------------------------------------------------------------------------------------------- few labels
-FEW = {"fine_tune_shares": [0.05, 0.2], "fine_tune_epochs": [8, 4], "fine_tune_learning_rates": [0.01, 0.3]}
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Every fine-tuning as (labelled, test, epochs, rate); its answer is right for the first image, and for one more with the larger rate."""
-    made = []
-
-    def fine_tune(method, labelled, test, epochs, learning_rate, seed, precision, progress_path, optimizer):
-        assert optimizer == "sgd"
-        made.append((labelled, test, epochs, learning_rate))
-        right = np.arange(len(test)) < (1 if learning_rate == 0.01 else 2)
-        return np.eye(10)[np.where(right, test.labels, (test.labels + 1) % 10)]
-
-    monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
-    return made
-
-
-def test_few_labels_are_searched_on_train_and_measured_once_on_test(run, calls, monkeypatch):
-    monkeypatch.setattr(run, "settings", run.settings | FEW)
-    monkeypatch.setattr(protocol, "Run", None)  # seed 0 searches with itself
-    frame = protocol.measure_few_labels(run, "21_few")
-    assert artifacts.read_metrics("smoke", "21_few", run.name).value.tolist() == pytest.approx(frame.value.tolist())
-    held_out = len(data.train_validation_split(run.train.labels)[1])
-    assert [(len(test), epochs, rate) for _, test, epochs, rate in calls] == [
-        (held_out, 2, 0.01), (held_out, 2, 0.3), (359, 8, 0.3), (held_out, 1, 0.01), (held_out, 1, 0.3), (359, 4, 0.3),
-    ]  # fmt: skip
-    for labelled, validation, *_ in (calls[0], calls[3]):
-        assert not {image.tobytes() for image in labelled.images} & {image.tobytes() for image in validation.images}
-    small, large = calls[2][0], calls[5][0]
-    assert set(small.index) < set(large.index) and len(np.unique(small.labels)) == 10
-
-    scores = artifacts.read_scores("smoke", run.name, "digits_few_labels")
-    rows = frame.set_index(["condition", "classifier", "metric"])
-    for share in FEW["fine_tune_shares"]:
-        for classifier in ("fine_tuned", "linear", "knn"):
-            row = rows.loc[[(f"labels_{share:g}", classifier, "accuracy")]].iloc[0]
-            assert row.value == scores[f"{classifier}_{share:g}"].mean() and row.ci_low <= row.value <= row.ci_high and row.n == 359
-        fine_tuned = rows.loc[f"labels_{share:g}"].loc["fine_tuned"].value
-        assert fine_tuned["accuracy"] == pytest.approx(2 / 359) and fine_tuned["learning_rate"] == 0.3
-        assert {"nll", "ece"} <= set(rows.loc[f"labels_{share:g}"].loc["fine_tuned"].index) & set(rows.loc[f"labels_{share:g}"].loc["linear"].index)
-        assert len(rows.loc[(f"labels_{share:g}_validation", "fine_tuned", "accuracy")]) == 2
-    rates, heard = protocol.searched_rates(frame, "smoke")
-    assert rates.columns.tolist() == [0.01, 0.3] and rates.idxmax(axis=1).tolist() == [0.3, 0.3] and "for 2 of 2 searches" in heard
-    assert "the highest for simsiam" in heard or "the highest for vi_simsiam" in heard
-    searched = rows.loc[("labels_0.05_validation", "fine_tuned", "accuracy")].value
-    assert rates.iloc[0].tolist() == pytest.approx((100 * searched).tolist())
-    assert protocol.searched_rates(frame[frame.condition == "labels_0.05"], "smoke")[0].empty
-    few = run.embed(small, "labels_0.05")
-    expected = evaluation.knn_predict(few["features"], few["label"], run.embed(run.test())["features"], k=len(small))[0]
-    np.testing.assert_array_equal(scores["knn_0.05"], expected == run.test().labels)
-
-    before = len(calls)
-    pd.testing.assert_frame_equal(protocol.measure_few_labels(run, "21_few"), frame)
-    assert len(calls) == before, "a stored fine-tuning was done again"
-    monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_epochs": [8, 8]})
-    protocol.measure_few_labels(run, "21_few")
-    assert [(epochs, rate) for *_, epochs, rate in calls[before:]] == [(2, 0.01), (2, 0.3), (8, 0.3)], "other epochs are another fine-tuning"
-
-
-def test_transfer_searches_on_the_other_sets_train_and_is_tested_there_once(run, calls, monkeypatch):
-    monkeypatch.setattr(run, "settings", run.settings | FEW | {"transfer_images": 60, "transfer_epochs": 8})
-    frame = protocol.measure_transfer(run, "generated", "51_moved")
-    assert [(len(labelled), len(test), epochs, rate) for labelled, test, epochs, rate in calls] == [
-        (55, 5, 2, 0.01), (55, 5, 2, 0.3), (60, 256, 8, 0.3),
-    ]  # fmt: skip
-    assert all(labelled.images.shape[3] == run.channels == test.images.shape[3] for labelled, test, *_ in calls)
-    stored = artifacts.read_metrics("smoke", "51_moved-generated", run.name).set_index("metric").value
-    right = artifacts.read_scores("smoke", run.name, "generated_transfer")["fine_tuned_correct"]
-    assert stored["accuracy"] == right.mean() and stored["images"] == 60 and stored["epochs"] == 8 and stored["learning_rate"] == 0.3
-    assert set(frame.evaluated_on) == {"generated"} and frame.metric.tolist() == list(stored.index)
-
-
-def test_a_rate_that_diverges_is_the_worst_of_its_search_and_ends_nothing(run, monkeypatch):
-    def fine_tuned(_, labelled, test, epochs, rate):
-        if rate == 0.3:
-            raise training.TrainingStopped("Fine-tuning's loss is nan at step 1")
-        return {"label": test.labels, "probabilities": np.eye(10)[test.labels] * 0.9}
-
-    monkeypatch.setattr(protocol, "fine_tuned", fine_tuned)
-    monkeypatch.setattr(run, "settings", run.settings | FEW)
-    assert protocol.fine_tuning_search(run, run.train, 8, 0.05) == {0.01: 1.0, 0.3: 0.0}
-
-
-def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
-    asked = []
-    monkeypatch.setattr(run, "settings", run.settings | FEW | {"seed": 3})
-    monkeypatch.setattr(protocol, "Run", lambda settings: asked.append(settings["seed"]) or run)
-    assert protocol.fine_tuning_search(run, run.train, 8, 0.05).keys() == {0.01, 0.3} and asked == [0]
-    monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_learning_rates": [0.1]})
-    assert list(protocol.fine_tuning_search(run, run.train, 8, 0.05)) == [0.1] and asked == [0]
 
 
 # ---------------------------------------------------------------------------------------------------------------- what counts as evidence
@@ -640,56 +384,3 @@ def test_raw_pixels_must_be_beaten_on_natural_images_alone():
     assert all(protocol.must_beat(untrained, name) for untrained in protocol.UNTRAINED for name in ("cifar10", "fashion_mnist"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- content and style
-@pytest.fixture(scope="module")
-def vae_run(shared_results):
-    settings = resolution.resolve("simvae", "smoke", **(TINY | {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}))
-    training.train(settings)
-    return protocol.Run(settings)
-
-
-def test_content_is_measured_as_its_functions_say(vae_run):
-    frame = protocol.measure_content(vae_run, "40_test").set_index(["condition", "classifier", "metric"])
-    bank, test = vae_run.embed(vae_run.bank), vae_run.embed(vae_run.test())
-    predicted, k = factors.knn_chosen(bank["features"], bank["label"], test["features"])
-    stored = artifacts.read_scores("smoke", vae_run.name, "digits_content")
-    assert frame.value["clean", "knn_chosen", "accuracy"] == np.mean(predicted == test["label"]) == stored["knn_chosen_correct"].mean()
-    assert frame.value["clean", "knn_chosen", "k"] == k and 0.1 < frame.value["clean", "mlp_paper", "accuracy"] <= 1
-    low, high = frame.loc[("clean", "mlp_paper", "accuracy"), ["ci_low", "ci_high"]]
-    assert low < frame.value["clean", "mlp_paper", "accuracy"] < high
-    clustered = factors.cluster(bank["features"], test["features"], test["label"], 10)
-    assert [frame.value["clean", "gmm", name] for name in ("accuracy", "ari", "nmi")] == pytest.approx(clustered)
-    within = frame.xs("variance_within", level="metric").value.droplevel("classifier")
-    assert within["classes"] == pytest.approx(factors.variance_within(test["features"], test["label"])) and 0 < within["views"] < 1
-    stored = artifacts.read_metrics("smoke", "40_test", vae_run.name)
-    assert len(stored) == len(frame) and set(stored.run_hash) == {vae_run.hash}
-
-
-def test_factors_are_probed_with_chance_beside_them(vae_run):
-    enough = protocol.Run(vae_run.settings | {"factor_images": [400, 200]})
-    frame = protocol.measure_factors(enough, "styled_digits", "40_test").set_index(["condition", "metric"]).value
-    assert set(frame.index.get_level_values(0)) == {"content", "colour", "scale", "rotation", "x", "y"}
-    assert {metric for name, metric in frame.index if name in ("content", "colour")} == {"accuracy", "chance"}
-    assert {metric for name, metric in frame.index if name not in ("content", "colour")} == {"r2", "chance"}
-    assert frame["scale", "r2"] > 0.05 > frame["scale", "chance"] == 0 and 0.05 < frame["content", "chance"] < 0.2
-    assert len(artifacts.read_metrics("smoke", "40_test-styled_digits", vae_run.name)) == 12
-
-
-def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, monkeypatch):
-    assert protocol.decoder_of(vae_run) is vae_run.method
-    settings = resolution.resolve("random_latent", "smoke", **(TINY | {"representation": 6, "image_size": 16}))
-    training.train(settings)
-    decoder = protocol.decoder_of(protocol.Run(settings))
-    monkeypatch.setattr(protocol.generation, "fit_decoder", None)  # not called again
-    stored = protocol.decoder_of(protocol.Run(settings))
-    assert all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
-
-
-def test_generation_is_measured_beside_training_images(vae_run, run):
-    frame = protocol.measure_generation(vae_run, run, "41_test").set_index(["condition", "metric"])
-    test = vae_run.embed(vae_run.test())
-    expected = (vae_run.method.picture(torch.from_numpy(test["features"])) - protocol.pixels_of(vae_run, vae_run.test())).square().mean().item()
-    assert frame.value["reconstructed", "mse"] == pytest.approx(expected, rel=1e-4)
-    distance = frame.xs("frechet_distance", level="metric")
-    assert set(distance.index) == {"generated", "reconstructed", "train"} and set(distance.score) == {run.name}
-    assert 0 <= distance.value["train"] < distance.value["reconstructed"] and 0 < distance.value["generated"]

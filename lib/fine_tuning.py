@@ -1,0 +1,135 @@
+"""Fine-tuning a run's network: on a share of the labels (semi-supervised, low-shot) and on other sets (transfer)."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pandas as pd
+
+from lib import artifacts, data, evaluation, image_sets, training, uncertainty
+from lib import settings as resolution
+from lib.protocol import MEASURING, Run
+
+
+def fine_tuned(run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: int, learning_rate: float) -> evaluation.Embedded:
+    """Label [N] and class probabilities [N, C] of ``test`` after fine-tuning a copy of the run's network; stored with the run."""
+    folder = artifacts.run_dir(run.profile, run.name)
+
+    def compute():
+        found = evaluation.fine_tune(
+            run.method, labelled, test, epochs, learning_rate, seed=run.settings["seed"], precision=run.settings["precision"],
+            progress_path=folder / "progress.json", optimizer=run.settings["fine_tune_optimizer"],
+        )  # fmt: skip
+        return {"label": test.labels, "probabilities": found.astype(np.float32)}
+
+    path = folder / "embeddings" / f"{test.name}-{test.split}-{len(test)}-fine_tuned_{len(labelled)}_e{epochs}_lr{learning_rate:g}.npz"
+    key = {"run": run.hash, "labelled": labelled.checksum, "data": test.checksum, "epochs": epochs, "learning_rate": learning_rate}
+    key |= {"optimizer": run.settings["fine_tune_optimizer"], "code": artifacts.code_hash(MEASURING)}
+    return evaluation.embed_cached(path, key, compute)
+
+
+def search_rate(run: Run, images: data.ImageSet, epochs: int, share: float = 1.0) -> dict[float, float]:
+    """Validation accuracy of every learning rate of the profile's grid for fine-tuning on ``share`` of the labels, the same effort for all.
+
+    One search a method: its seed-0 run, a quarter of the epochs, labels from ``images`` without their validation part, judged on that part. The
+    test set is never seen. A rate with which the loss is no longer finite gets no image right: 0. A grid of one rate is not searched: NaN.
+    """
+    rates = run.settings["fine_tune_learning_rates"]
+    if len(rates) == 1:
+        return {rates[0]: np.nan}
+    run = Run(run.settings | {"seed": 0}) if run.settings["seed"] else run
+    fitted, held_out = data.train_validation_split(images.labels)
+    labelled, held_out = images.subset(fitted[data.label_subset(images.labels[fitted], share)]), images.subset(held_out)
+    found = dict.fromkeys(rates, 0.0)
+    for rate in rates:
+        with contextlib.suppress(training.TrainingStopped):
+            table = fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate)
+            found[rate] = float(np.mean(table["probabilities"].argmax(1) == table["label"]))
+    return found
+
+
+def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:
+    """The stored searches of fine-tuning's learning rate, and in words which ended at an end of the grid: validation accuracy in per cent, one row
+    a search (trained_on, condition, method), one column a rate; empty where nothing was searched."""
+    search = metrics[metrics.condition.str.endswith("_validation")]
+    if search.empty:
+        rates = resolution.profile_settings(profile)["fine_tune_learning_rates"]
+        return pd.DataFrame(), f"This profile takes the rate {rates[0]:g} as given." if len(rates) == 1 else "No stored search."
+    search = search.assign(learning_rate=search.score.str.removeprefix("learning_rate_").astype(float), percent=100 * search.value)
+    table = search.pivot_table(index=["trained_on", "condition", "method"], columns="learning_rate", values="percent", sort=False).sort_index(axis=1)
+    ends = {}  # methods may have grids of their own
+    for (dataset, share, method), row in table.iterrows():
+        tried = row.dropna().index
+        if end := {tried[0]: "lowest", tried[-1]: "highest"}.get(row.idxmax()):
+            ends.setdefault(end, []).append(f"{method} ({dataset}, {share.split('_')[1]})")
+    named = "; ".join(f"the {end} for {', '.join(searches)}" for end, searches in ends.items())
+    count = f"The best rate lies at an end of the grid for {sum(map(len, ends.values()))} of {len(table)} searches"
+    return table, f"{count} ({named}): there a wider grid might find more, which would help those methods alone." if named else f"{count}."
+
+
+def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
+    """Fine-tune and probe one run with each share of the labels, write metrics and per-image correctness, and return the metrics rows.
+
+    Every method sees the same labelled images for the same seed, those of a smaller share among those of a larger one. Classifiers: fine_tuned
+    (all layers; not for a method without weights), and on frozen features linear and knn (k = 20). Rows of condition "labels_<share>" hold the
+    accuracy with its 95 % bootstrap interval over test images, nll and ece of the first two, the number of labelled images, epochs and learning
+    rate; of "labels_<share>_validation", for seed 0, the search of the learning rate. Scores "<classifier>_<share>" [N] say which test images are
+    right.
+    """
+    settings, test = run.settings, run.test()
+    whole = run.embed(test)
+    scores, rows = {"index": np.arange(len(test), dtype=np.int32), "label": test.labels.astype(np.int16)}, []
+    for share, epochs in zip(settings["fine_tune_shares"], settings["fine_tune_epochs"], strict=True):
+        common = {"condition": f"labels_{share:g}", "evaluated_on": test.title, "n": len(test)}
+        labelled = run.train.subset(data.label_subset(run.train.labels, share, settings["seed"]))
+        few = run.embed(labelled, common["condition"])
+        probabilities = {"linear": evaluation.linear_probe(few["features"], few["label"]).probabilities(whole["features"])}
+        predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0]}
+        rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
+        if settings["method"] != "raw_pixels":
+            search = search_rate(run, run.train, epochs, share)
+            rate = max(search, key=search.get)
+            probabilities["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
+            used = {"epochs": epochs, "learning_rate": rate}
+            rows += [common | {"classifier": "fine_tuned", "metric": name, "value": value} for name, value in used.items()]
+            tried = {"condition": f"labels_{share:g}_validation", "evaluated_on": run.train.name, "classifier": "fine_tuned", "metric": "accuracy"}
+            if settings["seed"] == 0 and len(search) > 1:
+                rows += [tried | {"score": f"learning_rate_{rate:g}", "value": value} for rate, value in search.items()]
+        for classifier, shares in probabilities.items():
+            calibration = _calibration(shares, test.labels).items()
+            rows += [common | {"classifier": classifier, "metric": name, "value": value} for name, value in calibration]
+        for classifier, prediction in (predictions | {name: shares.argmax(1) for name, shares in probabilities.items()}).items():
+            right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
+            accuracy = evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
+            rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
+    artifacts.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
+    return run.write_metrics(rows, notebook)
+
+
+def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """nll and ece of class probabilities [N, C]."""
+    measured = {"nll": uncertainty.negative_log_likelihood, "ece": uncertainty.expected_calibration_error}
+    return {name: measure(probabilities.astype(np.float64), labels) for name, measure in measured.items()}
+
+
+def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
+    """Fine-tune a run on another set and test it there (ProSMin, §11.1), write metrics and per-image correctness, and return the metrics rows.
+
+    ``transfer_images`` of train (sample), ``transfer_epochs`` epochs; the learning rate is chosen on a validation part of those images, by the
+    run of seed 0. Rows of evaluated_on that set: accuracy with its 95 % bootstrap interval, nll, ece, images, epochs and learning rate.
+    """
+    settings, size = run.settings, run.settings["image_size"]
+    train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
+    labelled = train.sample(settings["transfer_images"])
+    epochs = settings["transfer_epochs"]
+    search = search_rate(run, labelled, epochs)
+    rate = max(search, key=search.get)
+    probabilities = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
+    right = probabilities.argmax(1) == test.labels
+    common = {"condition": "transfer", "evaluated_on": test.title, "classifier": "fine_tuned", "n": len(test)}
+    rows = [common | {"metric": "accuracy"} | evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])]
+    values = _calibration(probabilities, test.labels) | {"images": len(labelled), "epochs": epochs, "learning_rate": rate}
+    rows += [common | {"metric": name, "value": value} for name, value in values.items()]
+    artifacts.write_scores(run.profile, run.name, f"{dataset}_transfer", {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": right})
+    return run.write_metrics(rows, notebook, dataset)
