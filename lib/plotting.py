@@ -34,6 +34,7 @@ from lib.uncertainty import confidence_bins, confidence_calibration_error, mean_
 COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  # width, height of one row of panels
 TILE, GAP = 0.5, 1 / 150
 SMALLEST_TEXT = 6.0
+FEWEST_IN_BIN = 50  # images of a reliability diagram's bin whose accuracy is worth reading
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
@@ -737,8 +738,8 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
 def reliability_plot(axes, data: pd.DataFrame, *, colour: str = BLUE) -> pd.DataFrame:
     """Accuracy against confidence in bins (low, high] from `data` (curve, confidence, correct) on axes[0], counts on axes[1] below.
 
-    The legend gives ECE = Σ n_b/N |accuracy_b - confidence_b| over the same bins (Guo et al. 2017, Eq. 3).
-    Returns curve, bin_low, bin_high, count, confidence, accuracy, ece.
+    Bins of fewer than FEWEST_IN_BIN images are hollow. The legend gives ECE = Σ n_b/N |accuracy_b - confidence_b| over the same bins (Guo et al.
+    2017, Eq. 3). Returns curve, bin_low, bin_high, count, confidence, accuracy, ece.
     """
     upper, lower = axes
     _require(data, "curve", "confidence", "correct")
@@ -750,6 +751,8 @@ def reliability_plot(axes, data: pd.DataFrame, *, colour: str = BLUE) -> pd.Data
         filled = table[table["count"] > 0]
         named = f"{label} (ECE {ece:.3f}, {len(table)} bins)"
         upper.plot(filled["confidence"], filled["accuracy"], color=shade, linestyle=line, marker="o", clip_on=False, label=named)
+        if len(few := filled[filled["count"] < FEWEST_IN_BIN]):  # of an empty line that is not clipped the layout finds no place
+            upper.plot(few["confidence"], few["accuracy"], "o", color=shade, markerfacecolor="white", clip_on=False)
         lower.stairs(table["count"], [*table["bin_low"], 1.0], color=shade, linestyle=line)
         rows.append(table.assign(curve=name, ece=ece))
     upper.plot([0, 1], [0, 1], color=CHANCE, linewidth=0.6, zorder=1)

@@ -252,11 +252,16 @@ def tuning(profile: str) -> pd.DataFrame:
     return frame.assign(chosen=complete & (reached.rank(ascending=False, method="first") == 1))
 
 
-def unsearched(profile: str) -> list[str]:
-    """The methods whose runs have values that nothing has chosen: the search before them is not whole, or chose another learning rate since."""
-    tried = tuning(profile)
-    followed = tried.chosen & ((tried.value == tried.used) | (tried.setting != "learning_rate"))
-    return list(dict.fromkeys(tried.method[~tried.method.isin(tried.method[followed])]))
+def unsearched(profile: str) -> dict[str, str]:
+    """The methods whose runs have a learning rate that nothing has chosen, and why: their search is not whole, or chose another one since."""
+    tried, reasons = tuning(profile), {}
+    for method, rows in tried.groupby("method", sort=False):
+        best = rows[rows.chosen]
+        if best.empty:
+            reasons[method] = f"{rows.validation_knn_percent.notna().sum()} of {len(rows)} rates are tried"
+        elif not ((best.value == best.used) | (best.setting != "learning_rate")).any():
+            reasons[method] = f"the search chose {best.value.iloc[0]:g}, the runs have {best.used.iloc[0]:g}"
+    return reasons
 
 
 def mixed_precision(listed: list[dict]) -> str:

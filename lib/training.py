@@ -334,6 +334,31 @@ def step_costs(runs: list[dict], images: data.ImageSet, rounds: int = 5, steps: 
     return pd.DataFrame(timed)
 
 
+def stored_step_costs(path: Path, runs: list[dict], measure: bool) -> pd.DataFrame:
+    """step_costs as stored at ``path``; with ``measure`` taken anew if they are not of these very runs. FileNotFoundError where there are none."""
+    if measure:
+        images = training_images(runs[0])
+        if not path.exists() or set(pd.read_csv(path).get("run_hash", ())) != {resolution.run_hash(run, images.checksum) for run in runs}:
+            artifacts.write_csv(path, step_costs(runs, images))
+    if not path.exists():
+        raise FileNotFoundError(f"No stored costs: set train_missing = True, or run make reproduce PROFILE={runs[0]['profile']} PAPER=prosmin.")
+    return pd.read_csv(path)
+
+
+def cost_ratios(cost: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
+    """What a step of the method ``first`` costs over one of ``second``, by step_costs: one row a measure.
+
+    Columns: measure, value, ci_low, ci_high (of images per second the median over rounds and their range; the rest is exact), n (rounds), seeds.
+    """
+    speed = cost.pivot(index="round", columns="method", values="images_per_second")
+    once = cost.groupby("method")[["backbone_parameters", "head_parameters", "saved_bytes"]].first()
+    once["trained_parameters"] = once.backbone_parameters + once.head_parameters
+    exact = (once.loc[first] / once.loc[second]).to_dict()
+    found = {"images_per_second": speed[first] / speed[second]} | {name: pd.Series([ratio]) for name, ratio in exact.items()}
+    rows = [{"measure": name.replace("_", " "), "value": of.median(), "ci_low": of.min(), "ci_high": of.max()} for name, of in found.items()]
+    return pd.DataFrame(rows).assign(n=len(speed), seeds=1)
+
+
 def one_ahead(make: Callable[[int], list[Tensor] | None], begin: int, device: torch.device) -> Iterator[list[Tensor]]:
     """make(begin), make(begin + 1), ... until it is None, each started before the one before it is handed out.
 

@@ -84,6 +84,33 @@ def test_step_costs_are_of_every_run_in_every_round():
     assert double.saved_bytes / plain.saved_bytes == pytest.approx(2, rel=0.05) and probabilistic.head_parameters > plain.head_parameters
 
 
+def test_ratios_of_costs_are_taken_round_by_round():
+    fixed = {"prosmin": {"head_parameters": 5, "saved_bytes": 40}, "dino": {"head_parameters": 15, "saved_bytes": 120}}
+    cost = pd.DataFrame([
+        {"method": method, "round": turn, "images_per_second": speed, "backbone_parameters": 10} | fixed[method]
+        for method, speeds in (("prosmin", (90.0, 80.0, 30.0)), ("dino", (100.0, 100.0, 40.0))) for turn, speed in enumerate(speeds)
+    ])  # fmt: skip
+    found = training.cost_ratios(cost, "prosmin", "dino").set_index("measure")
+    assert found.loc["images per second", ["value", "ci_low", "ci_high", "n"]].tolist() == pytest.approx([0.8, 0.75, 0.9, 3])
+    exact = found.value[["backbone parameters", "head parameters", "trained parameters", "saved bytes"]]
+    assert exact.tolist() == pytest.approx([1, 1 / 3, 0.6, 1 / 3])
+
+
+def test_costs_are_taken_anew_where_those_of_other_runs_are_stored(tmp_path, monkeypatch):
+    taken, runs = [], [tiny("simsiam"), tiny("vi_simsiam")]
+    hashes = [resolution.run_hash(run, training.training_images(run).checksum) for run in runs]
+    monkeypatch.setattr(training, "step_costs", lambda *_: taken.append(1) or pd.DataFrame({"run_hash": hashes, "round": 0}))
+    with pytest.raises(FileNotFoundError, match="No stored costs"):
+        training.stored_step_costs(tmp_path / "cost.csv", runs, measure=False)
+    for _ in range(2):
+        assert training.stored_step_costs(tmp_path / "cost.csv", runs, measure=True).run_hash.tolist() == hashes and len(taken) == 1
+    training.stored_step_costs(tmp_path / "cost.csv", runs[:1], measure=False)
+    assert len(taken) == 1
+    training.stored_step_costs(tmp_path / "cost.csv", runs[:1], measure=True)
+    assert len(taken) == 2, "one of the stored runs is not asked for"
+
+
+
 # ---------------------------------------------------------------------------------------------------------------- resume
 @pytest.mark.parametrize(
     ("method", "steps", "other"),
