@@ -137,11 +137,15 @@ class _SpreadNetwork(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------------------------------- views that share a mean
+OBJECTIVES = ("prior", "prior + entropy", "prior + reconstruction")  # of free latents
+
+
 class LinearGaussian:
     """SimVAE's model (§3, Figure 1) where all is Gaussian and linear: ψ ~ N(0, γ² I), z_j ~ N(ψ, σ² I), x_j ~ N(W z_j, v I), in float64.
 
-    ``x`` [J, B, D] are B images in J views, drawn from the model; ``mean`` and ``log_variance`` [J, B, L] any diagonal q(z_j | x_j), not fitted.
-    Evidence and posterior follow from conditioning Gaussians, with the views stacked.
+    ``z`` [J, B, L] and ``x`` [J, B, D] are the latents and images of B images in J views, drawn from the model; ``mean`` and ``log_variance``
+    [J, B, L] any diagonal q(z_j | x_j), not fitted: its means are draws of N(0, I) whatever x is. Evidence and posterior follow from conditioning
+    Gaussians, with the views stacked.
     """
 
     def __init__(self, views: int, latents: int = 2, pixels: int = 5, images: int = 3, gamma2: float = 0.7, sigma2: float = 0.15, noise: float = 0.3,
@@ -153,8 +157,8 @@ class LinearGaussian:
 
         self.views, self.latents, self.gamma2, self.sigma2, self.noise = views, latents, gamma2, sigma2, noise
         self.w = draw(pixels, latents)
-        z = math.sqrt(gamma2) * draw(images, latents) + math.sqrt(sigma2) * draw(views, images, latents)
-        self.x = z @ self.w.T + math.sqrt(noise) * draw(views, images, pixels)
+        self.z = math.sqrt(gamma2) * draw(images, latents) + math.sqrt(sigma2) * draw(views, images, latents)
+        self.x = self.z @ self.w.T + math.sqrt(noise) * draw(views, images, pixels)
         self.mean, self.log_variance = draw(views, images, latents), draw(views, images, latents) / 2 - 1
         together = gamma2 * torch.ones(views, views, dtype=torch.float64) + sigma2 * torch.eye(views, dtype=torch.float64)
         self.prior = torch.kron(together, torch.eye(latents, dtype=torch.float64))  # [J L, J L]
@@ -187,3 +191,29 @@ class LinearGaussian:
         options = {"variance": self.noise, "prior_variance": self.sigma2} | options
         terms = [losses.simvae_loss(z @ self.w.T, self.x, self.mean, self.log_variance, z, **options) for z in samples]
         return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+
+    def objective(self, name: str, z: Tensor) -> Tensor:
+        """Eq. 3 for latents z [J, B, L]: the prior with a flat ψ, and beside it what the name of OBJECTIVES says, up to a constant.
+
+        The entropy is ``- Σ log Σ_i exp(- |z - z̄_i|² / 2σ²)``, over all latents and images i. With the prior it is Σ log p(y | z), which has no
+        finite optimum: it rises as the images move apart. With the reconstruction the objective is concave, with one optimum. ValueError for
+        another name.
+        """
+        if name not in OBJECTIVES:
+            raise ValueError(f"Unknown objective {name!r}; choose one of {OBJECTIVES}.")
+        value = losses.log_shared_mean(z, self.sigma2).sum()
+        if name == "prior + entropy":
+            value = value - torch.logsumexp(-(z[:, :, None] - z.mean(0)).square().sum(3) / (2 * self.sigma2), 2).sum()
+        if name == "prior + reconstruction":
+            value = value - (self.x - z @ self.w.T).square().sum() / (2 * self.noise)
+        return value
+
+    def pulled(self, name: str, start: Tensor, steps: int, rate: float) -> Tensor:
+        """The latents [J, B, L] to which gradient ascent on an objective moves those of ``start``."""
+        z = start.clone().requires_grad_()
+        ascent = torch.optim.SGD([z], lr=rate, maximize=True)
+        for _ in range(steps):
+            ascent.zero_grad()
+            self.objective(name, z).backward()
+            ascent.step()
+        return z.detach()

@@ -19,8 +19,8 @@ from lib import artifacts, data, encoders, evaluation, gallery, image_sets, meth
 from lib import settings as resolution
 from lib.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 
-__all__ = ["FEWEST", "check_encoder", "compare", "contact_sheet", "example", "facts", "near_duplicates", "ranked", "score", "short_names", "survey",
-           "training_settings", "write_page"]  # fmt: skip
+__all__ = ["FEWEST", "agreement", "check_encoder", "compare", "contact_sheet", "example", "facts", "near_duplicates", "ranked", "score",
+           "short_names", "survey", "training_settings", "write_page"]  # fmt: skip
 
 IMAGES_SEEN, MOST_EPOCHS = 150_000, 400
 SHEET = (4, 8)  # rows and columns of a contact sheet
@@ -77,11 +77,28 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
         columns[f"uncertainty_{name}_{native or 'trivial_norm'}"] = embedded["uncertainty"]
         far = np.nan if spread is None else encoders.unlikeness(embedded["features"], spread)
         resembles = "cannot be said" if spread is None else "no" if far > encoders.UNLIKE else "yes"
-        agreement = uncertainty.rank_correlation(embedded["uncertainty"], -kappa)
-        rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"],
-                     "uncertainty": words, "spearman": agreement, "unlikeness": far,
+        rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"], "uncertainty": words,
+                     "spearman": uncertainty.rank_correlation(embedded["uncertainty"], -kappa), "unlikeness": far,
                      "resembles": resembles})  # fmt: skip
     return pd.DataFrame(columns, index=range(len(kappa))), pd.DataFrame(rows)
+
+
+def agreement(about: pd.DataFrame, encoder: str, count: int) -> str:
+    """Which encoder's order of ``count`` images agrees most with the order by κ, in words, beside what chance gives; about: of ``compare``.
+
+    encoder: the one that κ is of, which is left out ("": none is). Chance: the value that the largest of m rank correlations of unrelated orders
+    exceeds in 5 % of cases, the m taken as independent; if encoders resemble one another it is lower.
+    """
+    others = about[(about.encoder != encoder) & about.spearman.notna()]
+    if others.empty:
+        return "There is no other encoder whose order could be compared with the order by κ."
+    closest, m = others.loc[others.spearman.idxmax()], len(others)
+    found = f"rank correlation {closest.spearman:.2f} over {count:,} images, the largest of {m}"
+    if closest.spearman <= 0:
+        return f"None of the other encoders agrees with the order by κ ({closest.encoder}: {found})."
+    chance = scipy.stats.norm.ppf(0.95 ** (1 / m)) / (count - 1) ** 0.5
+    verdict = "agrees most with the order by κ" if closest.spearman > chance else "comes nearest to the order by κ, but not beyond chance"
+    return f"Of the other encoders {closest.encoder} {verdict} ({found}; by chance alone up to {chance:.2f})."
 
 
 def _spread(name: str, path: Path) -> dict | None:

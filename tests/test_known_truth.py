@@ -75,6 +75,41 @@ def test_the_images_of_the_linear_gaussian_model_have_its_covariance():
     assert expected[0, 5] > 0.2 * expected[0, 0]  # the first pixel of two views of an image
 
 
+def test_the_latents_of_the_linear_gaussian_model_are_those_its_images_were_drawn_from():
+    model = known_truth.LinearGaussian(3, images=40_000)
+    together = model.z.movedim(0, 1).flatten(1)  # [B, J L]
+    torch.testing.assert_close(together.T.cov(correction=0), model.prior, atol=0.02, rtol=0)
+    assert (model.x - model.z @ model.w.T).var().item() == pytest.approx(model.noise, rel=0.02)
+
+
+def test_prior_and_reconstruction_pull_latents_to_one_optimum_from_any_start():
+    model = known_truth.LinearGaussian(8)
+    centre = model.x.mean(0) @ torch.linalg.pinv(model.w).T  # of an image: the least squares of its mean image
+    precision = torch.eye(2, dtype=torch.float64) / model.sigma2 + model.w.T @ model.w / model.noise
+    optimum = centre + torch.linalg.solve(precision, ((model.x - model.x.mean(0)) @ model.w / model.noise).movedim(2, 0).flatten(1)).T.view(8, 3, 2)
+    for start in (model.z, model.mean):
+        torch.testing.assert_close(model.pulled("prior + reconstruction", start, 2000, 0.01), optimum)
+        torch.testing.assert_close(model.pulled("prior", start, 2000, 0.01), start.mean(0).expand(8, -1, -1))
+
+
+def test_prior_and_entropy_say_which_image_it_is_and_have_no_finite_optimum():
+    model = known_truth.LinearGaussian(8)
+    best = model.objective("prior", torch.zeros_like(model.z)).item()  # of views at one point, of images infinitely far apart
+    distances = (model.z[:, :, None] - model.z.mean(0)).square().sum(3) / (2 * model.sigma2)  # [J, B, B]
+    own = (-distances).log_softmax(2).diagonal(dim1=1, dim2=2).sum().item()
+    assert model.objective("prior + entropy", model.z).item() == pytest.approx(best + own)
+    reached = [model.pulled("prior + entropy", model.z, steps, 0.01) for steps in (0, 500, 2000)]
+    values, apart = ([measure(z) for z in reached] for measure in (
+        lambda z: model.objective("prior + entropy", z).item(), lambda z: (z.mean(0) - z.mean((0, 1))).square().mean().item()))  # fmt: skip
+    assert values == sorted(values) and values[-1] < best and apart == sorted(apart) and apart[0] < apart[1] < apart[2]
+
+
+def test_an_objective_that_is_none_of_the_three_is_refused():
+    model = known_truth.LinearGaussian(2)
+    with pytest.raises(ValueError, match="Unknown objective 'entropy'; choose one of .*'prior', 'prior . entropy', 'prior . reconstruction'"):
+        model.pulled("entropy", model.z, 1, 0.01)
+
+
 @pytest.mark.parametrize(("dimension", "tolerance"), [(4, 0.07), (64, 1e-3), (256, 1e-3), (2048, 1e-3)])
 def test_the_closed_form_is_near_the_root_of_the_gradient(dimension, tolerance):
     beta = (dimension - 1) / 2

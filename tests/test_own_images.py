@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import scipy
 from PIL import Image, PngImagePlugin
 from sklearn.datasets import load_sample_images
 
@@ -317,6 +318,27 @@ def test_every_committed_encoder_gives_a_column(committed):
     assert table["rank"].tolist() == list(range(1, 65)) and table.kappa.is_monotonic_decreasing
     np.testing.assert_allclose(table.kappa, embedded["kappa"][table["index"]])
     np.testing.assert_allclose(table.uncertainty_vi_simsiam_kappa, -table.kappa)
+
+
+def test_an_order_agrees_with_other_encoders_and_more_than_chance():
+    about = pd.DataFrame({"encoder": ["vi_simsiam", "dino", "vje", "byol"], "spearman": [1.0, 0.35, -0.4, np.nan]})
+    generator = np.random.default_rng(0)
+    n, order = 40, np.arange(40)
+
+    def bound(text):
+        return float(re.search(r"by chance alone up to (\d\.\d+)\)", text)[1])
+
+    alone = own_images.agreement(about[:2], "vi_simsiam", n)  # one correlation: the one-sided 5 % of one
+    assert alone.startswith("Of the other encoders dino agrees most")
+    assert bound(alone) == pytest.approx(1.645 / np.sqrt(n - 1), abs=0.005)
+    of_three = own_images.agreement(about, "", n)
+    assert of_three.startswith("Of the other encoders vi_simsiam agrees most") and "the largest of 3;" in of_three
+    largest = [max(scipy.stats.spearmanr(generator.permutation(n), order).statistic for _ in range(3)) for _ in range(4000)]
+    assert np.mean(np.array(largest) > bound(of_three)) == pytest.approx(0.05, abs=0.015)
+    assert "dino comes nearest to the order by κ, but not beyond chance" in own_images.agreement(about, "vi_simsiam", 20)
+    against = own_images.agreement(about[2:], "", n)
+    assert against.startswith("None of the other encoders agrees") and "-0.40" in against and "chance" not in against
+    assert own_images.agreement(about[:1], "vi_simsiam", n).startswith("There is no other encoder")
 
 
 def test_a_collapsed_training_names_the_way_out(monkeypatch):
