@@ -438,11 +438,11 @@ def _validation_accuracy(run: Run) -> dict:
 def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
     """Top-1 and top-5 accuracy of the paper's linear probe (evaluation.linear_probes) for all runs at once, as metrics of ``notebook``.
 
-    A run whose metrics are stored is left as it is.
+    A run whose metrics are stored, or whose network is not at hand, is left as it is.
     """
     together: dict[tuple, list[Run]] = {}
     for ready in map(Run, runs):
-        if not is_measured(ready, notebook):
+        if ready.is_at_hand and not is_measured(ready, notebook):
             together.setdefault((ready.train.checksum, ready.settings["backbone"], ready.settings["width"]), []).append(ready)
     for group in together.values():
         banks, test = [ready.embed(ready.bank) for ready in group], group[0].test()
