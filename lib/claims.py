@@ -361,6 +361,23 @@ def published_settings(part: dict) -> pd.DataFrame:
     return pd.DataFrame(rows, dtype=object).assign(followed=[row["published"] == row["ours"] for row in rows])
 
 
+def beside_runs(paper: str, runs: list[dict]) -> pd.DataFrame:
+    """published_settings of all recipes of a paper, and what these runs had.
+
+    More columns: claim, what, recipe, in_these_runs (the values of the recipe's runs; empty where it has none, or is no method's) and held: as
+    published in the recipe and in all of these runs. The length of a representation is no run's deviation: papers and recipes give it by data set.
+    """
+    found = []
+    for name, claim in claims().items():
+        for part in claim["parts"] if claim["paper"] == paper and claim["kind"] == "recipe" else ():
+            frame, of = published_settings(part), [run for run in runs if run["method"] == part["recipe"]]
+            had = [{str(run[setting]) for run in of if setting != "representation"} for setting in frame.setting]
+            held = [ours and values <= {str(value)} for ours, values, value in zip(frame.followed, had, frame.published, strict=True)]
+            told = {"claim": name, "what": part["name"], "recipe": part["recipe"]}
+            found.append(frame.assign(**told, in_these_runs=[", ".join(sorted(values)) for values in had], held=held))
+    return pd.concat(found, ignore_index=True)
+
+
 def decide_recipe(part: dict) -> tuple[str, str]:
     """Whether our recipe has the published settings, and where it has others."""
     settings = published_settings(part)

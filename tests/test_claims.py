@@ -345,3 +345,13 @@ def test_the_ledger_names_the_commits_that_measured_a_number(stored):
         rows = pd.DataFrame([{"method": "x", "value": 1.0, "commit": commit}]).reindex(columns=artifacts.METRIC_COLUMNS)
         artifacts.write_metrics("standard", claims.protocol.MEASURED_BY, name, rows)
     assert claims.measured_at(["a", "b", "c"], "standard") == "one two"
+
+
+def test_settings_of_recipes_stand_beside_those_of_the_runs():
+    usual = resolution.resolve("simvae", "paper")
+    found = claims.beside_runs("simvae", [usual, usual | {"batch_size": 999, "representation": 3}]).set_index(["recipe", "setting"])
+    batch = found.loc[("simvae", "batch_size")]
+    assert set(batch.in_these_runs.split(", ")) == {str(usual["batch_size"]), "999"} and not batch.held
+    assert found.in_these_runs["simvae", "representation"] == "" == found.in_these_runs["vae", "batch_size"], "no run's deviation, and no run"
+    of_recipes, alike = found.loc["vae"], found.loc["simvae"]
+    assert (of_recipes.held == of_recipes.followed).all() and alike.held.any() and (alike.followed | ~alike.held).all()
