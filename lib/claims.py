@@ -1,6 +1,7 @@
-"""The claims ledger: every published claim, the stored number that answers it, and the verdict of a rule written before the run.
+"""The claims ledger: every published claim, the stored number that answers it, and the verdict of a rule.
 
-settings/claims.toml holds the claims; results/<profile>/tables and metrics hold our numbers. Nothing is computed from checkpoints here.
+Rules are written before the runs, but for those that notebook 90 names. settings/claims.toml holds the claims; results/<profile>/tables and metrics
+hold our numbers. Nothing is computed from checkpoints here.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Printed(float):
 
 class Found(NamedTuple):
     """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs, runs and Student's t
-    interval over the seeds alone if stored."""
+    interval over the seeds alone if stored; idle: whether of the two runs that it compares neither is surely above the untrained network."""
 
     value: float
     low: float
@@ -63,6 +64,7 @@ class Found(NamedTuple):
     runs: tuple[str, ...] = ()
     t_low: float = np.nan
     t_high: float = np.nan
+    idle: bool = False
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is claimed
@@ -73,7 +75,7 @@ def claims() -> dict[str, dict]:
     for name, claim in resolution.read("claims", Printed).items():
         if claim.get("kind") not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
-        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unlike") if key in claim}
+        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unlike", "over") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         if "recipe" in claim:  # a claim of one recipe is a part of its own
             parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
@@ -152,6 +154,7 @@ def _in_table(query: dict, profile: str) -> Found | None:
     if not isinstance(runs, str) or np.isnan(row.get("seeds", 1)):
         raise ValueError(f"Table {query['table']} has a row without its runs or seeds, which answers {query}; draw its notebook again.")
     known = row.get("commit", ""), row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
+    known += ("first" in row and {row["first"], row["second"]} <= set(str(row.get("not_above_untrained")).split()),)
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 
@@ -271,12 +274,14 @@ def decide(
     judged = dict.fromkeys((method, *part.get("methods", ()))) if part.get("about") == "kappa" else ()
     if untrained := [name for name in judged if not (trained or is_trained)(name, profile)]:
         return NOT_TESTED, f"under-trained: k-NN on {' and '.join(untrained)} does not beat its references in every seed"
+    if found.idle:
+        return NOT_TESTED, "under-trained: neither of the two runs is surely above the untrained network"
     usual = resolution.resolve(method, profile, **({"dataset": part["on"]} if "on" in part else {}))
     behind = [_by_name(profile)[name] for name in found.runs if name in _by_name(profile)]
     asked = (part["query"].get(key) for key in ("method", "minus"))
     given = [name for name in dict.fromkeys((*(run["method"] for run in behind), *asked)) if name in _unsearched(profile, artifacts.RESULTS)]
     lacking = _lacking(part, behind or [usual], found, given)
-    seeds = f"{found.seeds} seeds" if found.seeds > 1 else "1 seed (its interval is over images alone)"
+    seeds = f"{found.seeds} seeds" if found.seeds > 1 else f"1 seed (its interval is over {part.get('over', 'images alone')})"
     if part.get("about") == "cost":
         seeds = f"{found.n:g} timings"
     if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):

@@ -232,6 +232,29 @@ def test_what_cannot_be_said_is_not_tested(monkeypatch):
     assert claims.decide({"never": "it is in a figure alone"}, "direction", None, "standard") == (NOT_TESTABLE, "it is in a figure alone")
 
 
+def test_a_difference_between_two_runs_that_learned_nothing_tests_nothing(stored):
+    first, second = ("prosmin-a", "dino-a"), ("prosmin-b", "dino-b")
+    common = {"difference": -4.0, "ci_low": -5.0, "ci_high": -3.0, "n": 100, "seeds": 1}
+    rows = [common | {"comparison": name, "first": a, "second": b, "not_above_untrained": weak}
+            for name, (a, b), weak in (("both", first, " ".join(first)), ("one", second, second[1]), ("none", second, ""))]  # fmt: skip
+    artifacts.write_csv(artifacts.results_dir("standard") / "tables" / "52_effects.csv", pd.DataFrame(rows))
+
+    def verdict(name):
+        query = {"table": "52_effects", "value": "difference", "comparison": name}
+        return claims.decide(OWN | {"query": query, "data": "imagenet"}, "direction", claims.find(query, "standard"), "standard")
+
+    assert verdict("both")[0] == NOT_TESTED and "neither of the two runs" in verdict("both")[1]
+    assert verdict("one")[0] == verdict("none")[0] == NOT_REPRODUCED
+
+
+
+def test_what_the_interval_of_one_seed_is_over_is_said():
+    found = Found(0.2, 0.1, 0.3, 10, 1, "")
+    for change, words in (({}, "its interval is over images alone"), ({"over": "classes"}, "its interval is over classes")):
+        assert words in claims.decide(OWN | {"data": "imagenet"} | change, "direction", found, "standard")[1]
+    assert all(part.get("over", "").startswith("classes") for part in claims.claims()["VJ-2"]["parts"])
+
+
 def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
     asked = []
     monkeypatch.setattr(claims, "find", lambda query, profile: Found(0.2, 0.1, 0.3, 10, 3, ""))
