@@ -10,6 +10,7 @@ import ast
 import html
 import re
 import sys
+from collections import Counter
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -300,10 +301,33 @@ def _counts(claims: list[dict]) -> list[list]:
 def with_results(readme: str) -> str:
     """The README of the repository with the present headlines, counts of verdicts by paper, and what to use for what, between their markers."""
     claims = _claims(EVIDENCE, _runs(EVIDENCE))
-    for name, rows in (("headlines", _headlines(claims)), ("verdicts", _counts(claims)), ("advice", _advice())):
-        marks = rf"(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)"
-        readme = re.sub(marks, lambda found, rows=rows: found[1] + markdown_table(rows) + found[2], readme, flags=re.S)
+    tables = {"headlines": _headlines(claims), "verdicts": _counts(claims), "advice": _advice()}
+    for name, text in ({"runs": _compared()} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
+        marks = rf"(<!-- {name} -->\n\n).*?(\n?\n<!-- end -->)"
+        readme = re.sub(marks, lambda found, text=text: f"{found[1]}{text}\n\n<!-- end -->", readme, flags=re.S)
     return readme
+
+
+def _compared() -> str:
+    """The stored runs that methods are compared by, as a list: how many seeds of which method, what a run took, whose learning rate is given."""
+    from lib import protocol  # it imports torch
+    from lib.plotting import method_style
+
+    found, lines = {}, []
+    for run in protocol.compared_runs(EVIDENCE):
+        if run["epochs"]:
+            found.setdefault((run["dataset"], run["epochs"], run["backbone"]), []).append(run)
+    for (dataset, epochs, backbone), listed in found.items():
+        seeds = Counter(run["method"] for run in listed)
+        of = [f"{number} seed{'s' * (number > 1)} each of {'; '.join(method_style(name).label for name in seeds if seeds[name] == number)}"
+              for number in sorted(set(seeds.values()), reverse=True)]  # fmt: skip
+        took = [artifacts.read_json(artifacts.run_dir(EVIDENCE, settings.run_name(run)) / "config.json")["seconds"] / 60 for run in listed]
+        lines.append(f"- {dataset}, {epochs} epochs, {backbone}: {'. '.join(of)}. A run took {min(took):.0f} to {max(took):.0f} minutes.")
+    named = dict.fromkeys(run["method"] for listed in found.values() for run in listed)
+    reasons = dict.fromkeys(named.keys() - set(protocol.tuning(EVIDENCE).method), "no search") | protocol.unsearched(EVIDENCE)
+    given = [f"{method_style(name).label} ({reasons[name]})" for name in named if name in reasons]
+    lines.append(f"- Learning rates are the best of a search with one seed for few epochs, but for: {'; '.join(given) or 'none'}.")
+    return "\n".join(lines)
 
 
 def _headlines(claims: list[dict]) -> list[list]:

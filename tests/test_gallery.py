@@ -444,6 +444,17 @@ def test_readme_has_the_verdicts_of_the_committed_ledger(repository):
     assert gallery.with_results(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
 
 
+def test_readme_says_of_how_many_seeds_each_compared_method_is(repository):
+    readme = (repository / "README.md").read_text()
+    listed = readme.split("<!-- runs -->")[1].split("<!-- end -->")[0]
+    said = re.findall(r"(\d+) seeds? each of (.*?)\.(?= \d+ seed| A run)", listed)
+    seeds = {label: int(number) for number, labels in said for label in labels.split("; ")}
+    for method in ("vi_simsiam", "dino", "prosmin", "directpred"):
+        stored = (repository / "results" / gallery.EVIDENCE / "metrics").glob(f"10_pretraining--{method}-cifar10-e40-seed?.csv")
+        assert seeds[plotting.method_style(method).label] == len(list(stored))
+    assert gallery.with_results(readme.replace(listed, "\n")) == readme == gallery.with_results(readme.replace(listed, "\n\nstale\n\n"))
+
+
 def test_readme_has_its_headlines_from_the_committed_ledger(repository, monkeypatch):
     readme = (repository / "README.md").read_text()
     ledger = pd.read_csv(repository / "results" / gallery.EVIDENCE / "tables" / "90_claims.csv").set_index(["id", "part"])
