@@ -322,6 +322,8 @@ def test_tsne_by_class_gives_each_class_its_colour():
     colours = pd.Series([tuple(colour) for colour in ax.collections[0].get_facecolors()])
     assert colours.groupby(drawn["class"]).nunique().eq(1).all() and colours.nunique() == 3
     assert sorted(drawn["x"]) == sorted(data["x"]) and {text.get_text() for text in ax.texts} == {"a", "b", "c"}
+    handles, names = ax.get_legend_handles_labels()
+    assert names == ["a", "b", "c"] and {handle.get_color() for handle in handles} == {colour[:3] for colour in colours}
 
 
 def test_image_grid_shows_the_pixels_at_half_an_inch():
