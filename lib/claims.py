@@ -283,7 +283,7 @@ def decide(
     lacking = _lacking(part, behind or [usual], found, given)
     seeds = f"{found.seeds} seeds" if found.seeds > 1 else f"1 seed (its interval is over {part.get('over', 'images alone')})"
     if part.get("about") == "cost":
-        seeds = f"{found.n:g} timings"
+        seeds = f"{found.n:g} timings" if found.low < found.high else "counted"
     if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):
         seeds += f" (Student's t over them alone includes the bound: {found.t_low:+.2f} to {found.t_high:+.2f})"
     if np.isnan([found.low, found.high]).any():

@@ -252,6 +252,9 @@ def test_what_the_interval_of_one_seed_is_over_is_said():
     found = Found(0.2, 0.1, 0.3, 10, 1, "")
     for change, words in (({}, "its interval is over images alone"), ({"over": "classes"}, "its interval is over classes")):
         assert words in claims.decide(OWN | {"data": "imagenet"} | change, "direction", found, "standard")[1]
+    cost = OWN | {"about": "cost", "data": "imagenet"}
+    for low, words in ((0.1, "5 timings"), (0.3, "counted")):
+        assert words in claims.decide(cost, "direction", Found(0.3, low, 0.3, 5, 1, ""), "standard")[1]
     assert all(part.get("over", "").startswith("classes") for part in claims.claims()["VJ-2"]["parts"])
 
 
