@@ -306,7 +306,7 @@ ASKED = [
     (2, ["claim VS2-3", "VS2-3", "vi_simsiam-cifar10-e40-seed0"], "vi_simsiam-cifar10-e40-seed0",
      lambda: [f"{config('vi_simsiam-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
     (3, ["figure 80_ranks"], "80_ranks", lambda: [first("linear_correctness_auroc"), "correctness"]),
-    (3, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["worse than"]),
+    (3, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["behind"]),
     (3, ["table 80_advice"], "t-80_advice", lambda: advised("correctness (linear)")),
     (4, ["table 80_advice"], "t-80_advice", lambda: advised("far OOD")),
     (4, ["figure 80_ranks"], "80_ranks", lambda: [first("near_ood_auroc"), "near OOD"]),
