@@ -303,8 +303,8 @@ def with_results(readme: str) -> str:
     claims = _claims(EVIDENCE, _runs(EVIDENCE))
     tables = {"headlines": _headlines(claims), "verdicts": _counts(claims), "advice": _advice()}
     for name, text in ({"runs": _compared()} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
-        marks = rf"(<!-- {name} -->\n\n).*?(\n?\n<!-- end -->)"
-        readme = re.sub(marks, lambda found, text=text: f"{found[1]}{text}\n\n<!-- end -->", readme, flags=re.S)
+        marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+        readme = re.sub(marks, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", readme, flags=re.S)
     return readme
 
 
