@@ -300,15 +300,16 @@ def _counts(claims: list[dict]) -> list[list]:
 
 def with_results(readme: str) -> str:
     """The README of the repository with the present headlines, counts of verdicts by paper, and what to use for what, between their markers."""
-    claims = _claims(EVIDENCE, _runs(EVIDENCE))
+    runs = _runs(EVIDENCE)
+    claims = _claims(EVIDENCE, runs)
     tables = {"headlines": _headlines(claims), "verdicts": _counts(claims), "advice": _advice()}
-    for name, text in ({"runs": _compared()} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
+    for name, text in ({"runs": _compared(runs)} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         readme = re.sub(marks, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", readme, flags=re.S)
     return readme
 
 
-def _compared() -> str:
+def _compared(runs: dict[str, dict]) -> str:
     """The stored runs that methods are compared by, as a list: how many seeds of which method, what a run took, whose learning rate is given."""
     from lib import protocol  # it imports torch
     from lib.plotting import method_style
@@ -321,7 +322,7 @@ def _compared() -> str:
         seeds = Counter(run["method"] for run in listed)
         of = [f"{number} seed{'s' * (number > 1)} each of {'; '.join(method_style(name).label for name in seeds if seeds[name] == number)}"
               for number in sorted(set(seeds.values()), reverse=True)]  # fmt: skip
-        took = [artifacts.read_json(artifacts.run_dir(EVIDENCE, settings.run_name(run)) / "config.json")["seconds"] / 60 for run in listed]
+        took = [runs[settings.run_name(run)]["seconds"] / 60 for run in listed]
         lines.append(f"- {dataset}, {epochs} epochs, {backbone}: {'. '.join(of)}. A run took {min(took):.0f} to {max(took):.0f} minutes.")
     named = dict.fromkeys(run["method"] for listed in found.values() for run in listed)
     reasons = dict.fromkeys(named.keys() - set(protocol.tuning(EVIDENCE).method), "no search") | protocol.unsearched(EVIDENCE)
