@@ -104,7 +104,8 @@ def build(profile: str) -> Path:
     questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
     content = {
         "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
-        "runs": runs, "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
+        "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
+        "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
         "questions": [(text, answers) for text, answers in questions if answers], "advice": _advice() if profile == EVIDENCE else [],
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
@@ -242,6 +243,21 @@ def _runs(profile: str) -> dict[str, dict]:
     unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
     stored = artifacts.run_configs(profile)
     return {folder.name: unknown | config for folder, config in stored.items()}
+
+
+def _tried(run: dict) -> bool:
+    """Whether a run was trained to choose a hyperparameter, and measured on held-out images alone."""
+    return run["settings"].get("split") == "fit"
+
+
+def _searches(runs: dict[str, dict]) -> list[tuple[str, dict[str, str], float]]:
+    """Of the runs that were tried: (what they have in common, the rest of each one's name by name, minutes of training in all)."""
+    tried = (name for name, run in runs.items() if _tried(run))
+    found = [(common, list(names)) for common, names in groupby(tried, lambda name: name.split("-fit-")[0])]
+    return [
+        (common, {name: name.removeprefix(f"{common}-fit-") for name in names}, sum(runs[name]["seconds"] for name in names) / 60)
+        for common, names in found
+    ]
 
 
 def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:

@@ -372,6 +372,18 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
     assert len(page) < 500_000  # without pictures, which come when they are looked at
 
 
+def test_every_run_is_linked_once_and_those_of_a_search_stand_together(committed):
+    page = (committed / "index.html").read_text()
+    configs = artifacts.run_configs("standard")
+    assert sorted(re.findall(r'href="runs/([^/"]+)/config\.json"', page)) == sorted(folder.name for folder in configs)
+    tried = [folder.name for folder, run in configs.items() if run["settings"]["split"] == "fit"]
+    assert tried and not any(f'<tr id="{name}"' in page for name in tried)
+    rows = re.findall(r'<th scope="row">(\w+-\w+-e\d+)<td>(.*?)<td>([\d.]+)$', page.split('id="searches"')[1], re.M)
+    same = [run["seconds"] for folder, run in configs.items() if folder.name.startswith("simclr-cifar10-e5-fit-")]
+    ((links, minutes),) = [row[1:] for row in rows if row[0] == "simclr-cifar10-e5"]
+    assert links.count("<a ") == len(same) > 1 and float(minutes) == pytest.approx(sum(same) / 60, abs=0.051)
+
+
 def test_tables_that_a_question_leads_to_are_whole(committed):
     page = (committed / "index.html").read_text()
     for place in {place for _, *places in gallery.QUESTIONS for place in places if place.startswith("t-")}:
