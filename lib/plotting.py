@@ -154,11 +154,25 @@ def save_figure(
         "claims": list(claims),
         "notebook": notebook,
         "profile": profile,
-        "inputs": {_relative(path): artifacts.sha256(Path(path)) for path in inputs},
+        "inputs": _hashes(inputs),
         "commit": artifacts.commit(),
     }
     artifacts.write_json(folder / f"{id}.json", record)  # last: the gallery lists a figure by its json, so only complete ones
     _show(figure, caption, alt)
+
+
+def stored_data(id: str, profile: str, inputs) -> pd.DataFrame | None:
+    """The data of a stored figure, classes as text; None unless it was drawn from inputs and these are what they were then.
+
+    For what takes a network to compute, such as a map of its features, where the network is not at hand.
+    """
+    path = artifacts.results_dir(profile) / "figures" / f"{id}.json"
+    same = path.exists() and all(Path(name).exists() for name in inputs) and artifacts.read_json(path, ("inputs",))["inputs"] == _hashes(inputs)
+    return artifacts.read_csv(path.with_suffix(".csv"), dtype={"class": str}) if same else None
+
+
+def _hashes(inputs) -> dict[str, str]:
+    return {_relative(path): artifacts.sha256(Path(path)) for path in inputs}
 
 
 def _check_record(id: str, caption: str, alt: str, data: pd.DataFrame, notebook: str) -> None:

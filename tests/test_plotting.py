@@ -304,6 +304,20 @@ def test_risk_coverage_ends_at_the_error_rate_and_averages_ties():
     assert drawn["error"].tolist() == pytest.approx([0, 0.25, 1 / 3, 0.5]) and drawn["coverage"].tolist() == [0.25, 0.5, 0.75, 1]
 
 
+def test_stored_data_are_those_of_the_same_inputs(tmp_path):
+    source, data = tmp_path / "scores.npz", pd.DataFrame({"x": [1.0, 2.5], "class": ["0", "1"]})
+    source.write_text("as it was")
+    figure, ax = plt.subplots()
+    ax.plot(data["x"])
+    save(figure, data, inputs=[source])
+    pd.testing.assert_frame_equal(plotting.stored_data("30_points", "quick", [source]), data)  # digits that name a class stay text
+    assert plotting.stored_data("30_other", "quick", [source]) is None and plotting.stored_data("30_points", "quick", []) is None
+    source.write_text("made anew")
+    assert plotting.stored_data("30_points", "quick", [source]) is None
+    source.unlink()
+    assert plotting.stored_data("30_points", "quick", [source]) is None
+
+
 def test_tsne_draws_each_point_once_in_a_seeded_order():
     data = kappas(300).assign(x=np.arange(300.0), y=np.arange(300.0) % 7).rename(columns={"group": "class"})
     first, second, other = (plotting.tsne_plot(plt.subplots()[1], data, seed=seed) for seed in (0, 0, 1))
