@@ -17,9 +17,9 @@ from lib.artifacts import MEASURED_BY
 
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
-# groups of runs that are compared by clean accuracy alone, and those of whose per-image scores no more than what is right is read
-BY_ACCURACY = ("ablations", "scoring", "likelihood", "sharpening")
-SCORED_APART = ("lengths", "datasets", "controls", "simvae", *BY_ACCURACY)
+# groups of runs that are compared on the clean test set alone, and those of whose per-image scores no more than what is right is read
+ON_CLEAN = ("ablations", "scoring", "likelihood", "sharpening", "controls")
+SCORED_APART = ("lengths", "datasets", "simvae", *ON_CLEAN)
 RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 COMPARED = (resolution.PROTOCOL, "vit")  # the groups of runs that methods are compared by
 UNTRAINED = ("random", "random_vit", "random_latent")
@@ -352,7 +352,7 @@ def measure(run: Run) -> pd.DataFrame:
     elif len(run.train.classes) == 1:
         rows, scores = _one_class_detection(run), None
     else:
-        rows, scores = _battery(run, graded=_reads_more(run.settings, BY_ACCURACY))
+        rows, scores = _battery(run, graded=_reads_more(run.settings, ON_CLEAN))
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
         kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in RIGHT}
@@ -382,7 +382,7 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
     for run in runs:
         needed.add(run["dataset"])
         further = {*run["ood_near"], *run["ood_far"]} - needed  # whether a run is asked about them takes a look at all that its profile lists
-        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _reads_more(run, BY_ACCURACY):
+        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _reads_more(run, ON_CLEAN):
             needed |= further
     reasons = []
     for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):

@@ -157,9 +157,9 @@ def test_of_simvaes_comparison_the_uncertainty_is_stored_too(run, monkeypatch):
     assert set(stored) == {*protocol.RIGHT, "uncertainty"} and stored["uncertainty"].shape == (359,)
 
 
-def test_of_runs_that_are_compared_by_accuracy_the_clean_condition_is_stored(run, monkeypatch):
+def test_of_runs_that_are_compared_on_the_clean_test_set_that_alone_is_stored(run, monkeypatch):
     assert {"clean", "crop_0.4", "near_ood"} <= set(protocol.measure(run).condition)
-    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.BY_ACCURACY)
+    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.ON_CLEAN)
     assert set(protocol.measure(run).condition) == {"clean"}
 
 
@@ -290,7 +290,7 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     (reason,) = protocol.missing_sets([run, run])
     assert "no set 'own'" in reason
     assert protocol.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == [] == protocol.missing_sets([])
-    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.BY_ACCURACY)
+    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.ON_CLEAN)
     assert protocol.missing_sets([run]) == []
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
 
