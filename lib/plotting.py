@@ -44,7 +44,7 @@ SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 class MethodStyle(NamedTuple):
     label: str
     colour: str
-    marker: str | tuple
+    marker: str
     line: str | tuple
     fill: bool  # generative and probabilistic methods are filled, discriminative and reference methods hollow
     text_colour: str  # at least 4.5:1 on white
@@ -70,7 +70,7 @@ METHODS = {
     "simclr": MethodStyle("SimCLR", BLACK, "s", (0, (4, 1, 1, 1, 1, 1)), False, INK),
     "barlow_twins": MethodStyle("Barlow Twins", BLACK, "p", (0, (9, 1)), False, INK),
     "byol": MethodStyle("BYOL", BLACK, "h", (0, (1, 1, 4, 1)), False, INK),
-    "byol_without_average": MethodStyle("BYOL without average", BLACK, (6, 2, 0), (0, (1, 3, 4, 1)), False, INK),
+    "byol_without_average": MethodStyle("BYOL without average", BLACK, "H", (0, (1, 3, 4, 1)), False, INK),
     "directpred": MethodStyle("DirectPred", BLACK, "D", (0, (3, 2, 1, 2)), False, INK),
     "dino": MethodStyle("DINO", BLACK, "v", (0, (2, 1)), False, INK),
     "dino_two_views": MethodStyle("DINO, two views", BLACK, "1", (0, (2, 3)), False, INK),
