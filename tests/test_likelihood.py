@@ -35,5 +35,5 @@ def test_variances_are_compared_with_the_residual_of_the_other_view(run):
         spread, following = (found.loc[(condition, metric)] for metric in ("spread", "residual_spearman"))
         assert spread.n == following.n == count == len(own)
         assert spread.value == pytest.approx(own.std(), rel=1e-4)
-        assert following.value == pytest.approx(stats.spearmanr(own, apart).statistic, abs=1e-6)
+        assert following.value == pytest.approx(stats.spearmanr(own, apart).statistic, abs=1e-3)  # stored to 16 bits, neighbours may change places
         assert following.ci_low <= following.value <= following.ci_high
