@@ -17,11 +17,8 @@ from lib.artifacts import MEASURED_BY
 
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
-# groups of runs that are compared on the clean test set alone, and those of whose per-image scores no more than what is right is read
-ON_CLEAN = ("ablations", "scoring", "likelihood", "sharpening", "controls")
-SCORED_APART = ("lengths", "datasets", "simvae", *ON_CLEAN)
-RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 COMPARED = (resolution.PROTOCOL, "vit")  # the groups of runs that methods are compared by
+RIGHT = ("index", "linear_correct", "linear_top5_correct", "knn_correct")  # the scores that are read of runs of other groups
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import factors, fine_tuning, generation, protocol, shift"  # an edit to what these import makes measures and embeddings old
@@ -215,7 +212,7 @@ def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROT
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
     """Settings of the measured runs that methods are compared by: the protocol's, and those on a vision transformer."""
-    return _measured([run for group in COMPARED for run in resolution.runs(profile, paper, group)])
+    return _measured(_listed_to_compare(profile, paper))
 
 
 def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
@@ -344,19 +341,20 @@ def is_evidence(found: pd.DataFrame) -> bool:
 def measure(run: Run) -> pd.DataFrame:
     """Embed and evaluate one run, write its metrics and per-image scores, and return the metrics rows.
 
-    A run that is compared by the standard protocol goes through the whole battery; a tuning run (trained on train without its validation part)
-    is measured by k-NN on that part alone, so that tuning never sees the test set; a run on one class by how it tells the others apart.
+    A run that methods are compared by goes through the whole battery, one of another group through its part on the clean test set; a tuning run
+    (trained on train without its validation part) is measured by k-NN on that part alone, so that tuning never sees the test set; a run on one
+    class by how it tells the others apart.
     """
     if run.settings["split"] == "fit":
         rows, scores = [_validation_accuracy(run)], None
     elif len(run.train.classes) == 1:
         rows, scores = _one_class_detection(run), None
     else:
-        rows, scores = _battery(run, graded=_reads_more(run.settings, ON_CLEAN))
+        rows, scores = _battery(run, graded=_is_compared(run.settings))
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
-        kept = scores if _reads_more(run.settings, SCORED_APART) else {name: scores[name] for name in RIGHT}
-        if not _reads_more(run.settings, ("simvae",)):  # compared by their uncertainties too (32)
+        kept = scores if _is_compared(run.settings) else {name: scores[name] for name in RIGHT}
+        if run.settings in resolution.runs(run.profile, group="simvae"):  # compared by their uncertainties too (32)
             kept |= {"uncertainty": scores["uncertainty"]}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
@@ -366,14 +364,16 @@ def measure(run: Run) -> pd.DataFrame:
 
 def _leaves_encoder(settings: dict) -> bool:
     """A method has one committed encoder: of its run that is compared, seed 0; not of shorter runs, or on other data."""
-    compared = [run for group in COMPARED for run in resolution.runs(settings["profile"], group=group)]
-    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in compared
+    return settings["seed"] == 0 and settings["epochs"] > 0 and settings in _listed_to_compare(settings["profile"])
 
 
-def _reads_more(settings: dict, groups: tuple[str, ...]) -> bool:
-    """Whether a run is in the protocol, or in none of these groups, of which less is stored than the whole battery."""
-    own = [run for group in groups for run in resolution.runs(settings["profile"], group=group)]
-    return settings not in own or settings in resolution.runs(settings["profile"], group=resolution.PROTOCOL)
+def _is_compared(settings: dict) -> bool:
+    """Whether methods are compared by this run, or no group has it, as where it is one's own."""
+    return settings in _listed_to_compare(settings["profile"]) or settings not in resolution.runs(settings["profile"])
+
+
+def _listed_to_compare(profile: str, paper: str = "all") -> list[dict]:
+    return [run for group in COMPARED for run in resolution.runs(profile, paper, group)]
 
 
 def missing_sets(runs: Sequence[dict]) -> list[str]:
@@ -382,7 +382,7 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
     for run in runs:
         needed.add(run["dataset"])
         further = {*run["ood_near"], *run["ood_far"]} - needed  # whether a run is asked about them takes a look at all that its profile lists
-        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _reads_more(run, ON_CLEAN):
+        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _is_compared(run):
             needed |= further
     reasons = []
     for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):

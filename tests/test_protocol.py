@@ -143,15 +143,24 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
 
 
 def test_runs_that_notebooks_of_their_own_compare_leave_no_scores_of_the_battery():
-    kept = {name: protocol._reads_more(resolution.resolve(name, "smoke"), protocol.SCORED_APART) for name in ("vi_simsiam", "simvae", "simsiam")}
-    assert kept == {"vi_simsiam": True, "simvae": False, "simsiam": True}
-    assert protocol._reads_more(resolution.resolve("simvae", "smoke", seed=7), protocol.SCORED_APART), "a run that nobody lists"
+    kept = {name: protocol._is_compared(resolution.resolve(name, "smoke")) for name in ("vi_simsiam", "simvae", "simsiam", "ibot")}
+    assert kept == {"vi_simsiam": True, "simvae": False, "simsiam": True, "ibot": True}
+    assert protocol._is_compared(resolution.resolve("simvae", "smoke", seed=7)), "a run that nobody lists"
     for other in ({"method": "simvae", "views": 3}, {"method": "simsiam", "epochs": 2}, {"method": "vi_simsiam", "dataset": "generated"}):
-        assert not protocol._reads_more(resolution.resolve(profile="smoke", **other), protocol.SCORED_APART), other
+        assert not protocol._is_compared(resolution.resolve(profile="smoke", **other)), other
+
+
+def test_a_run_that_methods_are_compared_by_is_so_in_whatever_other_groups_it_is(monkeypatch):
+    run = resolution.resolve("simsiam", "smoke")
+    groups = {"lengths": [run], "controls": [run]}
+    monkeypatch.setattr(resolution, "runs", lambda profile, paper="all", group="all": groups.get(group, [run] if group == "all" else []))
+    assert not protocol._is_compared(run), "two groups, of which neither compares methods"
+    groups["vit"] = [run]
+    assert protocol._is_compared(run)
 
 
 def test_of_simvaes_comparison_the_uncertainty_is_stored_too(run, monkeypatch):
-    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: "simvae" not in groups)
+    monkeypatch.setattr(resolution, "runs", lambda profile, paper="all", group="all": [run.settings] if group in ("simvae", "all") else [])
     protocol.measure(run)
     stored = artifacts.read_scores("smoke", run.name, run.settings["dataset"])
     assert set(stored) == {*protocol.RIGHT, "uncertainty"} and stored["uncertainty"].shape == (359,)
@@ -159,7 +168,7 @@ def test_of_simvaes_comparison_the_uncertainty_is_stored_too(run, monkeypatch):
 
 def test_of_runs_that_are_compared_on_the_clean_test_set_that_alone_is_stored(run, monkeypatch):
     assert {"clean", "crop_0.4", "near_ood"} <= set(protocol.measure(run).condition)
-    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.ON_CLEAN)
+    monkeypatch.setattr(protocol, "_is_compared", lambda settings: False)
     assert set(protocol.measure(run).condition) == {"clean"}
 
 
@@ -290,7 +299,7 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     (reason,) = protocol.missing_sets([run, run])
     assert "no set 'own'" in reason
     assert protocol.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == [] == protocol.missing_sets([])
-    monkeypatch.setattr(protocol, "_reads_more", lambda settings, groups: groups != protocol.ON_CLEAN)
+    monkeypatch.setattr(protocol, "_is_compared", lambda settings: False)
     assert protocol.missing_sets([run]) == []
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
 
