@@ -394,7 +394,8 @@ def commit() -> str:
     return name + ("+" if changed else "")
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name, as its maker gives it where the system tells."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -413,7 +414,7 @@ def provenance() -> dict:
         "python": platform.python_version(),
         "versions": {package: metadata.version(package) for package in packages},
         "hardware": {
-            "processor": _processor(),
+            "processor": processor(),
             "cores": os.cpu_count(),
             "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
         },
