@@ -348,15 +348,16 @@ def _compared(runs: dict[str, dict]) -> str:
 
 
 def _headlines(claims: list[dict]) -> list[list]:
-    """HEADLINES as rows of cells, in the ledger's own words and numbers; ValueError for one that the ledger does not have."""
+    """HEADLINES as rows of cells, in the ledger's own words and numbers, a claim named once; ValueError for one that the ledger does not have."""
     parts = {(claim["id"], part["part"]): claim | part for claim in claims for _, same in claim["reasons"] for part in same}
     if absent := [f"{id}, {part}" for id, part in HEADLINES if (id, part) not in parts]:
         raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
     ours = "ours, 95 % interval (of one seed: over images alone)"
     rows = [["claim", "statement", "part", "published", ours, "seeds", "verdict of the part"]]
-    for row in (parts[headline] for headline in HEADLINES):
-        link = _claim_link(row, f"results/{EVIDENCE}")
-        rows.append([link, _escape(row["statement"]), _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["verdict"]])
+    for _, same in groupby((parts[headline] for headline in HEADLINES), itemgetter("id")):
+        for place, row in enumerate(same):
+            claim = ["", ""] if place else [_claim_link(row, f"results/{EVIDENCE}"), _escape(row["statement"])]
+            rows.append([*claim, _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["verdict"]])
     return rows
 
 
