@@ -354,7 +354,8 @@ def measure(run: Run) -> pd.DataFrame:
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
         kept = scores if _is_compared(run.settings) else {name: scores[name] for name in RIGHT}
-        if run.settings in resolution.runs(run.profile, group="simvae"):  # compared by their uncertainties too (32)
+        own = not np.allclose(scores["uncertainty"], -scores["feature_norm"])
+        if own and run.settings in resolution.runs(run.profile, group="simvae"):
             kept |= {"uncertainty": scores["uncertainty"]}
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):

@@ -28,7 +28,7 @@ from lib import settings as resolution
 from lib.methods.common import checked, spread
 
 CHECKPOINT_SECONDS = 30
-LOGS_PER_EPOCH, LOG_ROWS = 5, 300  # log rows per epoch, and the most rows of a whole log (never fewer than one per epoch)
+LOGS_PER_EPOCH, LOG_ROWS = 5, 120  # log rows per epoch, and the most rows of a whole log (never fewer than one per epoch)
 COLLAPSED_SPREAD = 0.02
 HEALTH_IMAGES = 512
 

@@ -159,11 +159,19 @@ def test_a_run_that_methods_are_compared_by_is_so_in_whatever_other_groups_it_is
     assert protocol._is_compared(run)
 
 
-def test_of_simvaes_comparison_the_uncertainty_is_stored_too(run, monkeypatch):
+def test_of_simvaes_comparison_an_uncertainty_of_its_own_is_stored_too(run, monkeypatch):
     monkeypatch.setattr(resolution, "runs", lambda profile, paper="all", group="all": [run.settings] if group in ("simvae", "all") else [])
     protocol.measure(run)
     stored = artifacts.read_scores("smoke", run.name, run.settings["dataset"])
     assert set(stored) == {*protocol.RIGHT, "uncertainty"} and stored["uncertainty"].shape == (359,)
+    battery = protocol._battery
+    monkeypatch.setattr(protocol, "_battery", lambda run, graded: (battery(run, graded)[0], norm_alone(battery(run, graded)[1])))
+    protocol.measure(run)
+    assert set(artifacts.read_scores("smoke", run.name, run.settings["dataset"])) == set(protocol.RIGHT), "an uncertainty that is not its own"
+
+
+def norm_alone(scores: dict) -> dict:
+    return scores | {"uncertainty": -scores["feature_norm"]}
 
 
 def test_of_runs_that_are_compared_on_the_clean_test_set_that_alone_is_stored(run, monkeypatch):
