@@ -70,7 +70,7 @@ METHODS = {
     "simclr": MethodStyle("SimCLR", BLACK, "s", (0, (4, 1, 1, 1, 1, 1)), False, INK),
     "barlow_twins": MethodStyle("Barlow Twins", BLACK, "p", (0, (9, 1)), False, INK),
     "byol": MethodStyle("BYOL", BLACK, "h", (0, (1, 1, 4, 1)), False, INK),
-    "byol_without_average": MethodStyle("BYOL without average", BLACK, "H", (0, (1, 3, 4, 1)), False, INK),
+    "byol_without_average": MethodStyle("BYOL without average", BLACK, "X", (0, (1, 3, 4, 1)), False, INK),
     "directpred": MethodStyle("DirectPred", BLACK, "D", (0, (3, 2, 1, 2)), False, INK),
     "dino": MethodStyle("DINO", BLACK, "v", (0, (2, 1)), False, INK),
     "dino_two_views": MethodStyle("DINO, two views", BLACK, "1", (0, (2, 3)), False, INK),
