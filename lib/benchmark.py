@@ -178,23 +178,25 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons
 def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
-    """What to use for what: for each use of MAIN, without labels and with, the ``top`` highest means of all scores on all networks in table().
+    """What to use for what: for each use of MAIN the ``top`` highest means of all scores on all networks in table(), of three kinds.
 
-    Columns use, labels, score, method, value, ci_low, ci_high, seeds. Means, not tests. Max softmax has seen labels; the supervised network is left
-    out; a method's own uncertainty that is a trivial score stands under the trivial score's name, and how well the images alone tell foreign ones
-    apart, which is the same for all networks, once, with the raw pixels.
+    Columns use, kind, score, method, value, ci_low, ci_high, seeds. kind: "without labels"; "with labels", as max softmax has seen them; and, of the
+    first once more, "a method's own", the uncertainties that methods give and that are no trivial score. Means, not tests. The supervised network is
+    left out; a method's own uncertainty that is a trivial score stands under the trivial score's name, and how well the images alone tell foreign
+    ones apart, which is the same for all networks, once, with the raw pixels.
     """
     found = summary[summary.measure.isin(MAIN) & summary.value.notna() & (summary.method != "supervised")]
     found = found[(found.score != "uncertainty") | (found.uncertainty != methods.TRIVIAL[1])]
     no_network = found.score.isin(image_scores.NAMES) & found.measure.str.endswith("_ood_auroc")
     found = found.assign(method=found.method.mask(no_network, "raw_pixels")).drop_duplicates(["measure", "score", "method"])
-    labels = np.where(found.score == "max_softmax", "with", "without")
-    own = found.score == "uncertainty"
-    found = found.assign(use=found.measure.map(MAIN), labels=labels, score=found.uncertainty.where(own, found.score.map(SCORES | SECOND)))
-    found["place"] = found.measure.map(list(MAIN).index)
-    best = found.sort_values("value", ascending=False, kind="stable").groupby(["use", "labels"]).head(top)
-    best = best.sort_values(["place", "labels", "value"], ascending=[True, False, False])
-    return best[["use", "labels", "score", "method", "value", "ci_low", "ci_high", "seeds"]].reset_index(drop=True)
+    own, kinds = found.score == "uncertainty", ["without labels", "with labels", "a method's own"]
+    found = found.assign(use=found.measure.map(MAIN), score=found.uncertainty.where(own, found.score.map(SCORES | SECOND)),
+                         kind=np.where(found.score == "max_softmax", kinds[1], kinds[0]))  # fmt: skip
+    found = pd.concat([found, found[own].assign(kind=kinds[2])])
+    order = {"use": list(MAIN.values()).index, "kind": kinds.index}
+    best = found.sort_values("value", ascending=False, kind="stable").groupby(["use", "kind"]).head(top)
+    best = best.sort_values(["use", "kind"], key=lambda column: column.map(order[column.name]), kind="stable")
+    return best[["use", "kind", "score", "method", "value", "ci_low", "ci_high", "seeds"]].reset_index(drop=True)
 
 
 def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:

@@ -277,7 +277,8 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = sum(runs[run]["seconds"] for run in named) / 3600
-        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"]} for part in parts.to_dict("records")]
+        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"])}
+                 for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
             "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
@@ -344,36 +345,47 @@ def _compared(runs: dict[str, dict]) -> str:
     reasons = dict.fromkeys(named.keys() - set(protocol.tuning(EVIDENCE).method), "no search") | protocol.unsearched(EVIDENCE)
     given = [f"{method_style(name).label} ({reasons[name]})" for name in named if name in reasons]
     lines.append(f"- Learning rates are the best of a search with one seed for few epochs, but for: {'; '.join(given) or 'none'}.")
+    tried = protocol.tuning(EVIDENCE).query("method in @named and method not in @reasons")
+    grid = tried.groupby("method").value
+    best = tried[tried.chosen & ((tried.value == grid.transform("min")) | (tried.value == grid.transform("max")))]
+    ends = [f"{method_style(row.method).label} ({row.value:g})" for row in best.itertuples()]
+    lines.append(f"- The best rate is an end of its grid, so that a better one may lie beyond, of: {'; '.join(ends) or 'none'}.")
     return "\n".join(lines)
 
 
 def _headlines(claims: list[dict]) -> list[list]:
     """HEADLINES as rows of cells, in the ledger's own words and numbers, a claim named once; ValueError for one that the ledger does not have."""
-    parts = {(claim["id"], part["part"]): claim | part for claim in claims for _, same in claim["reasons"] for part in same}
+    parts = {(claim["id"], part["part"]): part | {"claim": claim} for claim in claims for _, same in claim["reasons"] for part in same}
     if absent := [f"{id}, {part}" for id, part in HEADLINES if (id, part) not in parts]:
         raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
     ours = "ours, 95 % interval (of one seed: over images alone)"
-    rows = [["claim", "statement", "part", "published", ours, "seeds", "verdict of the part"]]
+    rows = [["claim, and its verdict over all parts tested", "part", "published", ours, "seeds", "verdict of the part"]]
     for _, same in groupby((parts[headline] for headline in HEADLINES), itemgetter("id")):
         for place, row in enumerate(same):
-            claim = ["", ""] if place else [_claim_link(row, f"results/{EVIDENCE}"), _escape(row["statement"])]
-            rows.append([*claim, _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["verdict"]])
+            claim, link = row["claim"], _claim_link(row, f"results/{EVIDENCE}")
+            tested = f"{claim['parts_tested']} of {claim['parts']} parts"
+            said = "" if place else f"{link} {_escape(row['statement'])}: **{_verdict(claim)}** ({tested})"
+            rows.append([said, _escape(row["part"]), row["published"], _ours(row), row["seeds"], _verdict(row)])
     return rows
 
 
+def _verdict(found: dict) -> str:
+    """The verdict of a claim or a part; one that rests on intervals that include the bound is called so."""
+    return found["verdict"] + " (inconclusive)" * (found["inconclusive"] and "not reproduced" in found["verdict"])
+
+
 def _advice() -> list[list]:
-    """The best stored score for every use, without and with labels, as rows of cells (benchmark.advice); none before notebook 80 was run."""
+    """The best stored score of every kind for every use, as rows of cells (benchmark.advice); none before notebook 80 was run."""
     from lib.plotting import method_style  # slow to import
 
     path = artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv"
     if not path.exists():
         return []
-    table = artifacts.read_csv(path)
-    seen, rows = {"with": "yes", "without": "no"}, []
-    for row in table.groupby(["use", "labels"], sort=False).head(1).itertuples():
+    rows = [["to tell apart", "kind of score", "highest mean", "AUROC, ends of all seeds' intervals", "seeds"]]
+    for row in artifacts.read_csv(path).groupby(["use", "kind"], sort=False).head(1).itertuples():
         value = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
-        rows.append([row.use, seen[row.labels], f"{row.score} of {method_style(row.method).label}", value, row.seeds])
-    return [["to tell apart", "the score has seen labels", "highest mean", "AUROC, ends of all seeds' intervals", "seeds"], *rows]
+        rows.append([row.use, row.kind, f"{row.score} of {method_style(row.method).label}", value, row.seeds])
+    return rows
 
 
 def _hours() -> str:
@@ -489,16 +501,15 @@ def _readme(
 
 
 def _row(claim: dict) -> list[str]:
-    """A claim as a row of the README: its first measured number beside the published one, and links to figures, data, notebooks and runs."""
+    """A claim as a row of the README: a number that decides its verdict, the published one, and links to figures, data, notebooks and runs."""
     judged = [part for (verdict, _), parts in claim["reasons"] for part in parts if verdict == claim["verdict"]]
-    part = min(judged, key=lambda part: (not part["decides"], not part["ours"]))
+    part = min(judged, key=lambda part: (not part["decides"], not part["ours"], part["inconclusive"] and not claim["inconclusive"]))
     links = [(id, f"figures/{id}.png") for id in claim["figures"]] + [(Path(file).name, file) for file in claim["files"]]
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
     shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], _ours(part), _escape(part["reason"])]
-    verdict = claim["verdict"] + " (inconclusive)" * claim["inconclusive"]
-    return [claim["id"], _escape(claim["statement"]), verdict, f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
+    return [claim["id"], _escape(claim["statement"]), _verdict(claim), f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
 
 
 def _ours(part: dict) -> str:

@@ -341,7 +341,7 @@ def is_evidence(found: pd.DataFrame) -> bool:
 def measure(run: Run) -> pd.DataFrame:
     """Embed and evaluate one run, write its metrics and per-image scores, and return the metrics rows.
 
-    A run that methods are compared by goes through the whole battery, one of another group through its part on the clean test set; a tuning run
+    A run that methods are compared by goes through the whole battery, most others through its part on the clean test set (_is_graded); a tuning run
     (trained on train without its validation part) is measured by k-NN on that part alone, so that tuning never sees the test set; a run on one
     class by how it tells the others apart.
     """
@@ -350,13 +350,12 @@ def measure(run: Run) -> pd.DataFrame:
     elif len(run.train.classes) == 1:
         rows, scores = _one_class_detection(run), None
     else:
-        rows, scores = _battery(run, graded=_is_compared(run.settings))
+        rows, scores = _battery(run, graded=_is_graded(run.settings))
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
         kept = scores if _is_compared(run.settings) else {name: scores[name] for name in RIGHT}
-        own = not np.allclose(scores["uncertainty"], -scores["feature_norm"])
-        if own and run.settings in resolution.runs(run.profile, group="simvae"):
-            kept |= {"uncertainty": scores["uncertainty"]}
+        if run.settings in resolution.runs(run.profile, group="simvae") and not np.allclose(scores["uncertainty"], -scores["feature_norm"]):
+            kept |= {"uncertainty": scores["uncertainty"]}  # one of its own
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
         if run.profile == "standard" and _leaves_encoder(run.settings):
             encoders.write(run, frame)
@@ -373,6 +372,12 @@ def _is_compared(settings: dict) -> bool:
     return settings in _listed_to_compare(settings["profile"]) or settings not in resolution.runs(settings["profile"])
 
 
+def _is_graded(settings: dict) -> bool:
+    """Whether a run is also measured on other sets and under graded conditions: a compared one, or one of SimVAE's comparison on the same data."""
+    usual = settings["dataset"] == resolution.profile_settings(settings["profile"])["dataset"]
+    return _is_compared(settings) or (usual and settings in resolution.runs(settings["profile"], group="simvae"))
+
+
 def _listed_to_compare(profile: str, paper: str = "all") -> list[dict]:
     return [run for group in COMPARED for run in resolution.runs(profile, paper, group)]
 
@@ -383,7 +388,7 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
     for run in runs:
         needed.add(run["dataset"])
         further = {*run["ood_near"], *run["ood_far"]} - needed  # whether a run is asked about them takes a look at all that its profile lists
-        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _is_compared(run):
+        if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _is_graded(run):
             needed |= further
     reasons = []
     for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):

@@ -254,7 +254,7 @@ def test_scores_of_images_are_stored_once_and_need_no_data_afterwards(monkeypatc
         image_scores.measure("smoke")
 
 
-def test_advice_names_the_highest_means_without_labels_and_with():
+def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_own_scores():
     """A method's own score that is a trivial one is not named twice, and the supervised network not at all."""
     rows = [
         ("simsiam", benchmark.methods.TRIVIAL[1], "uncertainty", 0.9), ("simsiam", benchmark.methods.TRIVIAL[1], "feature_norm", 0.9),
@@ -264,8 +264,9 @@ def test_advice_names_the_highest_means_without_labels_and_with():
     frame = pd.DataFrame(rows, columns=["method", "uncertainty", "score", "value"])
     frame = pd.concat([frame.assign(measure=measure) for measure in ("far_ood_auroc", "near_ood_auroc", "linear_accuracy")])
     found = benchmark.advice(frame.assign(ci_low=0.0, ci_high=1.0, seeds=3), top=2)
-    assert found.use.tolist() == ["near OOD"] * 3 + ["far OOD"] * 3
-    assert found.score.tolist() == ["feature norm", "-κ", "max softmax"] * 2 and found.labels.tolist() == ["without", "without", "with"] * 2
+    assert found.use.tolist() == ["near OOD"] * 4 + ["far OOD"] * 4
+    assert found.score.tolist() == ["feature norm", "-κ", "max softmax", "-κ"] * 2
+    assert found.kind.tolist() == ["without labels", "without labels", "with labels", "a method's own"] * 2
 
 
 def test_what_the_images_alone_tell_is_advised_once_and_of_no_network():

@@ -176,8 +176,13 @@ def norm_alone(scores: dict) -> dict:
 
 def test_of_runs_that_are_compared_on_the_clean_test_set_that_alone_is_stored(run, monkeypatch):
     assert {"clean", "crop_0.4", "near_ood"} <= set(protocol.measure(run).condition)
-    monkeypatch.setattr(protocol, "_is_compared", lambda settings: False)
+    monkeypatch.setattr(protocol, "_is_graded", lambda settings: False)
     assert set(protocol.measure(run).condition) == {"clean"}
+
+
+def test_simvaes_comparison_is_graded_on_the_data_that_methods_are_compared_on():
+    usual, other, listed = (resolution.resolve("simvae", "smoke", **changes) for changes in ({}, {"dataset": "styled_digits"}, {"views": 3}))
+    assert [protocol._is_graded(run) for run in (usual, other, listed)] == [True, False, False]
 
 
 def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data_by_todays_code(run, monkeypatch):
@@ -307,7 +312,7 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     (reason,) = protocol.missing_sets([run, run])
     assert "no set 'own'" in reason
     assert protocol.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == [] == protocol.missing_sets([])
-    monkeypatch.setattr(protocol, "_is_compared", lambda settings: False)
+    monkeypatch.setattr(protocol, "_is_graded", lambda settings: False)
     assert protocol.missing_sets([run]) == []
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
 
