@@ -221,7 +221,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
         student = scipy.stats.t(np.minimum(freedom[first], freedom[second]))
         half = student.isf(0.05 / (2 * len(pairs))) * error
         low, high = np.clip([gap - half, gap + half], -1, 1)  # an AUROC differs from another by no more
-        p, how = 2 * student.sf(np.abs(gap) / error), "bound"
+        with np.errstate(divide="ignore", invalid="ignore"):  # two AUROC of 1 have neither a gap nor an error
+            p, how = np.where(gap == 0, 1.0, 2 * student.sf(np.abs(gap) / error)), "bound"
     named = [(*a, *b) for a, b in pairs]
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
     seeds = values[values.measure == measure].groupby("method").seed.nunique()

@@ -513,7 +513,8 @@ def battery(
     sets). conditions: embeddings of test images by "<family>_<severity>" ("crop_0.05", "blur_2"), the same images in the same order within
     a family; a crop's number is the area kept. score is uncertainty (the method's own), feature_norm, knn_distance or max_softmax (the
     trivial ones, turned so that higher = less certain) or a native quantity. Intervals: 95 % bootstrap over images with the classifier held
-    fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter of them for all else. A
+    fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter of them for all else; recentred
+    for calibration errors. A
     measure that is undefined because only one class occurs (every prediction right) has value NaN.
     """
     probe = linear_probe(train["features"], train["label"])
@@ -527,7 +528,8 @@ def battery(
         try:
             row["value"] = float(statistic(*arrays))
             if draws:
-                row["ci_low"], row["ci_high"] = measures.bootstrap_interval(statistic, *arrays, draws=draws)
+                interval = measures.bootstrap_interval(statistic, *arrays, draws=draws, recentred=metric.startswith("ece"))
+                row["ci_low"], row["ci_high"] = interval
         except measures.UndefinedStatistic:
             pass  # said in the docstring: such a row is NaN
         rows.append(row)

@@ -150,17 +150,20 @@ def retentions(probed: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
 
 
 def paired_retention(retained: pd.DataFrame, method: str, other: str) -> dict[str, float]:
-    """Retention by one method minus that by another, mean over factors, paired by seed: difference, ci_low, ci_high (95 %), seeds.
+    """Retention by one method minus that by another, mean over the factors of both, paired by seed: difference, ci_low, ci_high (95 %), seeds.
 
     retained: rows of ``retentions`` on one set. The interval is Student's t over seeds. For one seed it is over images: the ends of the two probes'
-    intervals crosswise, mean over factors, which is wider than the interval of the difference would be.
+    intervals crosswise, mean over factors, which is wider than the interval of the difference would be. ValueError for methods without a seed and
+    a factor in common.
     """
-    values = ["retention", "retention_low", "retention_high"]
-    ours, theirs = (retained[retained.method == name].groupby("seed")[values].mean() for name in (method, other))
+    values, keys = ["retention", "retention_low", "retention_high"], ["seed", "condition"]
+    ours, theirs = (retained[retained.method == name].set_index(keys)[values] for name in (method, other))
     both = ours.index.intersection(theirs.index)
-    ours, theirs = ours.loc[both], theirs.loc[both]
+    if both.empty:
+        raise ValueError(f"{method} and {other} have no seed and factor of style in common.")
+    ours, theirs = (side.loc[both].groupby("seed").mean() for side in (ours, theirs))
     found = paired_difference(ours.retention, theirs.retention)
-    if len(both) == 1:
+    if len(ours) == 1:
         found |= {"ci_low": (ours.retention_low - theirs.retention_high).item(), "ci_high": (ours.retention_high - theirs.retention_low).item()}
     return found
 

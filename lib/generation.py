@@ -172,14 +172,14 @@ def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) ->
 
     Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
     distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected. The FID besides,
-    where the weights of its network are at hand (data.inception_weights).
+    where the weights of its network are at hand (data.inception_weights). n: the images of each kind.
     """
     bank, test = run.bank, run.test()
     decoder, known, asked, pixels = decoder_of(run), run.embed(bank), run.embed(test), pixels_of(run, test)
     latents, _ = sample_classes(known["features"], known["label"], len(pixels) // len(run.train.classes), run.settings["seed"])
     pictures = {
         "generated": decode(decoder, latents), "reconstructed": decode(decoder, asked["features"]),
-        "train": pixels_of(run, bank.subset(np.random.default_rng(0).permutation(len(bank))[: len(pixels)])),
+        "train": pixels_of(run, run.train.subset(np.random.default_rng(0).permutation(len(run.train))[: len(pixels)])),
     }  # fmt: skip
 
     def judged(images: Tensor) -> np.ndarray:
@@ -193,7 +193,8 @@ def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) ->
     rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
     for condition, images in pictures.items():
         distance = factors.frechet_distance(judged(images), real)
-        rows.append(common | {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance})
+        row = {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance, "n": len(images)}
+        rows.append(common | row)
     if weights := data.inception_weights():
         found = fid(pictures, pixels, weights)
         rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]

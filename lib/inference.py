@@ -247,7 +247,8 @@ def measures(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
     """
     online = forward_by_size(method, views)
     if hasattr(method, "teacher"):
-        q = [softmax(method.teacher(view).float(), method.teacher_temperature, method.centre) for view in views]
+        outputs = method.teacher(torch.cat(views)).float().chunk(len(views))
+        q = [softmax(output, method.teacher_temperature, method.centre) for output in outputs]
         p = [softmax(output.float(), method.settings["temperature"]) for (output,) in online]
         terms = {"align": j_align(q, p), "uniform": j_uniform(q, p), "kl": j_kl(q), "entropy": q[0].entropy()}
         return {name: float(value.mean()) for name, value in terms.items()} | {"entropy_of_mean": float(Categorical(q[0].probs.mean(0)).entropy())}

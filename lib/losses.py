@@ -67,8 +67,7 @@ def info_nce_loss(
     leaves z as it is: the unbounded similarity that SimVAE (A.5) compares with the cosine.
     """
     _same_shape(first=first, second=second)
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    _positive(temperature=temperature)
     if similarity not in ("cosine", "dot"):
         raise ValueError(f"Unknown similarity {similarity!r}; choose 'cosine' or 'dot'.")
     with torch.autocast(first.device.type, enabled=False):
@@ -87,23 +86,14 @@ def info_nce_loss(
 def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 0.0051) -> Tensor:
     """``sum_i (1 - C_ii)² + λ sum_{i != j} C_ij²`` with C the cross-correlation of the two views over the batch (Zbontar et al. 2021, Eq. 1 and 2).
 
-    first, second: [B, D]; each coordinate is centred and divided by its standard deviation over the batch (biased).
+    first, second: [B, D]; each coordinate is centred and divided by its standard deviation over the batch (biased; 1e-5, batch norm's constant, is
+    added to every variance).
     """
-    return sum(barlow_twins_terms(first, second, redundancy_weight))
-
-
-def barlow_twins_terms(first: Tensor, second: Tensor, redundancy_weight: float = 0.0051) -> tuple[Tensor, Tensor]:
-    """The two terms of barlow_twins_loss: of the diagonal of C, and of the rest."""
-    correlation = cross_correlation(first, second)
-    diagonal = torch.diagonal(correlation)
-    return (1 - diagonal).square().sum(), redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
-
-
-def cross_correlation(first: Tensor, second: Tensor) -> Tensor:
-    """C [D, D] of two views [B, D] over the batch, 1e-5 added to every variance (Zbontar et al. 2021, Eq. 2; the constant is batch norm's)."""
     _same_shape(first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
-        return _standardised(first).T @ _standardised(second) / len(first)
+        correlation = _standardised(first).T @ _standardised(second) / len(first)  # [D, D]
+        diagonal = torch.diagonal(correlation)
+        return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
 
 
 def _standardised(z: Tensor) -> Tensor:
@@ -150,8 +140,7 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
     query, key: [B, D]; queue: [K, D], normalised.
     """
     _same_shape(query=query, key=key)
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    _positive(temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
         q, k = F.normalize(_precise(query), dim=1), F.normalize(_precise(key.detach()), dim=1)
         logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().to(q).T], 1) / temperature  # [B, 1 + K]
@@ -163,8 +152,7 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float = 0.2, rows: sli
 
     query: [B', D], the ``rows`` of a batch whose keys are key [B, D]; both are normalised here.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}; it must be positive.")
+    _positive(temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
         q, k = F.normalize(_precise(query), dim=1), F.normalize(_precise(key.detach()), dim=1)
         own = torch.arange(len(k), device=k.device)[rows]
@@ -181,8 +169,7 @@ def dino_loss(
     temperature that is a tensor (so that a compiled step may change it) is not checked.
     """
     _same_shape(student=student, teacher=teacher)
-    if student_temperature <= 0 or (not isinstance(teacher_temperature, Tensor) and teacher_temperature <= 0):
-        raise ValueError(f"the temperatures are {student_temperature} and {teacher_temperature}; both must be positive.")
+    _positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     with torch.autocast(student.device.type, enabled=False):
         return _distillation(student, teacher, centre, student_temperature, teacher_temperature).mean()
 
@@ -296,8 +283,7 @@ def log_shared_mean(z: Tensor, prior_variance: float = 0.15, mean_prior: str = "
     """
     if z.ndim != 3:
         raise ValueError(f"Expected latents [J, B, L], got {list(z.shape)}.")
-    if prior_variance <= 0 or mean_prior_variance <= 0:
-        raise ValueError(f"prior_variance is {prior_variance}, mean_prior_variance {mean_prior_variance}; both must be positive.")
+    _positive(prior_variance=prior_variance, mean_prior_variance=mean_prior_variance)
     views, _, latents = z.shape
     widths = {"uniform": None, "normal": mean_prior_variance + prior_variance / views, "public_code": 1.0}
     if mean_prior not in widths:
@@ -431,8 +417,7 @@ def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance
         return F.binary_cross_entropy_with_logits(r, x, reduction="none").flatten(axes).sum(axes)
     if likelihood != "gaussian":
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'.")
-    if variance <= 0:
-        raise ValueError(f"The variance of the Gaussian likelihood is {variance}; it must be positive.")
+    _positive(variance=variance)
     error = F.mse_loss(r, x, reduction="none").flatten(axes)  # one pass over the pixels, forwards and backwards
     return (error.sum(axes) / variance + error.shape[axes] * (LOG_2PI + math.log(variance))) / 2
 

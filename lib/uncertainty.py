@@ -132,8 +132,8 @@ def nearest_neighbour_correct(embeddings: ArrayLike, labels: ArrayLike, chunk: i
     A zero vector has cosine 0 with everything; among equally near neighbours the first counts.
     """
     embeddings, labels = matrix(embeddings, "embeddings").astype(np.float64), np.asarray(labels)
-    if labels.shape != embeddings.shape[:1] or labels.size < 2:
-        raise ValueError(f"labels must be [N] with N >= 2 like embeddings {embeddings.shape}, got shape {labels.shape}.")
+    if labels.shape != embeddings.shape[:1] or labels.size < 2 or (labels.dtype.kind == "f" and np.isnan(labels).any()):
+        raise ValueError(f"labels must be [N] with N >= 2 like embeddings {embeddings.shape}, and no NaN; got shape {labels.shape}.")
     unit = embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), np.finfo(np.float64).tiny)
     nearest = np.empty(labels.size, dtype=np.int64)
     for start in range(0, labels.size, chunk):
@@ -292,9 +292,12 @@ def _columns(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, level: float = 0.95, seed: int = 0
+    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, level: float = 0.95, seed: int = 0, recentred: bool = False
 ) -> tuple[float, float]:
     """Percentile bootstrap (low, high) of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
+
+    recentred: the draws are shifted so that their mean is the statistic of all images. For a calibration error: a resample holds images twice, so
+    that its bins are noisier and its error larger, and the plain interval may lie above the number itself.
 
     Every array has N rows and gets the same resample, so a difference of two scores is paired by image. The statistic must not depend on the order
     of rows. Draws on which it raises UndefinedStatistic (a single class) or is NaN (no variance) are drawn again; more of these than `draws` is
@@ -304,7 +307,8 @@ def bootstrap_interval(
     arrays, order = _columns(arrays)
     estimate = statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
     generator = np.random.default_rng(seed)
-    return _percentiles(_defined(lambda: _resampled(statistic, arrays, order, _image_counts(generator, len(order))), draws, estimate), level)
+    drawn = _defined(lambda: _resampled(statistic, arrays, order, _image_counts(generator, len(order))), draws, estimate)
+    return _percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0), level)
 
 
 def _image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
@@ -450,6 +454,8 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
 def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
     """Mean of one value [N] a seed with Student's 95 % interval (NaN for one seed): mean, ci_low, ci_high, seeds."""
     values = np.asarray(values, float)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        raise ValueError(f"values must be [N] with N >= 1 finite numbers, one a seed, got {values}.")
     mean = values.mean()
     half = scipy.stats.t.isf(0.025, len(values) - 1) * scipy.stats.sem(values) if len(values) > 1 else np.nan
     return {"mean": float(mean), "ci_low": float(mean - half), "ci_high": float(mean + half), "seeds": len(values)}

@@ -190,6 +190,12 @@ def test_the_bound_adds_up_standard_errors(stored):
     assert [found.ci_low, found.ci_high] == [-1, 1]
 
 
+def test_what_is_one_in_every_seed_does_not_differ(stored):
+    same = stored[0].assign(value=1.0, ci_low=1.0, ci_high=1.0)
+    found = benchmark.differences("standard", same, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
+    assert found.difference == 0 and found.p_holm == 1 and not found.sure
+
+
 def test_an_error_that_is_all_between_seeds_has_students_t_of_so_many_seeds():
     values = pd.DataFrame({"measure": "m", "method": "a", "score": "s", "value": [0.1, 0.2, 0.3], "ci_low": 0.0, "ci_high": 0.0})
     mean, error, freedom = benchmark._estimate_and_error(values, "m", ("a", "s"))

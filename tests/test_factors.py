@@ -140,6 +140,10 @@ def test_retention_is_paired_by_seed_and_one_seed_has_the_interval_of_its_images
     assert (paired["ci_low"], paired["ci_high"]) == pytest.approx((reference.low, reference.high))
     single = factors.paired_retention(found[found.seed == 1], "simvae", "simclr")
     assert single["difference"] == pytest.approx(per_seed[1]) and single["seeds"] == 1
+    fewer = factors.paired_retention(found[(found.method == "simvae") | (found.condition == "turn")], "simvae", "simclr")
+    assert fewer["difference"] == pytest.approx(0.2 / 0.4), "of the factors of both alone"
+    with pytest.raises(ValueError, match="simvae and simclr have no seed and factor"):
+        factors.paired_retention(found[(found.method == "simvae") ^ (found.seed == 1)], "simvae", "simclr")
     wide = (0.04 + 0.05) / 2 * 2  # half a width of each, mean over factors
     assert (single["ci_low"], single["ci_high"]) == pytest.approx((per_seed[1] - wide, per_seed[1] + wide))
 

@@ -289,7 +289,8 @@ def test_targets_of_byol_moco_and_dino_are_constants():
         (lambda: losses.moco_loss(torch.ones(2, 3), torch.ones(2, 3), torch.eye(3), -1.0), "temperature is -1.0"),
         (lambda: losses.moco_v3_loss(torch.ones(2, 3), torch.ones(2, 4)), "one shape"),
         (lambda: losses.moco_v3_loss(torch.ones(2, 3), torch.ones(2, 3), -1.0), "temperature is -1.0"),
-        (lambda: losses.dino_loss(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(3), 0.1, 0.0), "temperatures are 0.1 and 0.0"),
+        (lambda: losses.dino_loss(torch.ones(2, 3), torch.ones(2, 3), torch.zeros(3), 0.1, 0.0), "teacher_temperature is 0.0"),
+        (lambda: losses.info_nce_loss(torch.ones(2, 3), torch.ones(2, 3), float("nan")), "temperature is nan; it must be positive and finite"),
     ],
 )
 def test_baselines_refuse_what_cannot_be(call, message):

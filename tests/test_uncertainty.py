@@ -587,6 +587,24 @@ def test_paired_difference_is_the_paired_test_and_has_no_interval_for_one_pair()
     assert one["difference"] == pytest.approx(first[0] - second[0]) and np.isnan([one["ci_low"], one["ci_high"]]).all() and one["seeds"] == 1
 
 
+def test_a_recentred_interval_has_the_same_width_around_the_number_of_all_images():
+    generator = np.random.default_rng(0)
+    confidence = generator.uniform(0.5, 1, 4000)
+    correct = generator.uniform(size=4000) < confidence  # calibrated: what is left is the noise of bins, which a resample doubles
+    error = u.confidence_calibration_error(confidence, correct)
+    plain, shifted = (u.bootstrap_interval(u.confidence_calibration_error, confidence, correct, draws=300, recentred=on) for on in (False, True))
+    assert shifted[0] < error < shifted[1] and plain[0] - shifted[0] > error / 5
+    assert shifted[1] - shifted[0] == pytest.approx(plain[1] - plain[0])
+
+
+def test_a_mean_over_seeds_of_nothing_or_of_nan_is_refused():
+    for values in ([], [1.0, np.nan], [[1.0, 2.0]]):
+        with pytest.raises(ValueError, match="finite numbers, one a seed"):
+            u.mean_over_seeds(values)
+    with pytest.raises(ValueError, match="no NaN"):
+        u.nearest_neighbour_correct(np.eye(3), np.array([0, np.nan, 1]))
+
+
 def test_the_mean_over_seeds_has_scipys_t_interval():
     values = np.random.default_rng(1).normal(size=4)
     low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)

@@ -147,7 +147,7 @@ def test_computed_in_float32_under_autocast():
     [
         ({"likelihood": "poisson"}, "Unknown likelihood 'poisson'"),
         ({"mean_prior": "flat"}, "Unknown mean_prior 'flat'"),
-        ({"variance": 0.0}, "variance of the Gaussian likelihood is 0.0"),
+        ({"variance": 0.0}, "^variance is 0.0; it must be positive"),
         ({"prior_variance": -1.0}, "prior_variance is -1.0"),
         ({"sample": torch.zeros(2, 3)}, r"\[J, B, L\]"),
         ({"images": torch.zeros(2, 3, 4)}, "must have one shape"),

@@ -44,7 +44,8 @@ class VISimSiam(nn.Module):
 
     Deviation: κ = (D - 1) exp(a) with a starting at the logit of ``initial_cosine`` (the papers name no positivity map). With divide_loss the
     loss is divided by D - 1: undivided, its gradient exceeds SimSiam's by a factor of the order of D, and the learning rate must shrink by as
-    much. For the first ``concentration_warmup_epochs`` κ keeps its starting value: while views are still unlike, the best κ is near zero, and
+    much. For the first ``concentration_warmup_epochs`` κ keeps its starting value (but for the weight decay of a bias that it shares with the
+    predictor's last layer): while views are still unlike, the best κ is near zero, and
     with κ near zero nothing draws the views together. With more than two views the pairs are averaged and counted twice, so that the scale
     stays that of two views (the papers do not say). alignment, no paper's: "detached" stops κ's gradient at the features; with "cosine"
     SimSiam's loss trains the network instead, and κ learns beside it.

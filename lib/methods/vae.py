@@ -42,8 +42,7 @@ class VAE(nn.Module):
 
     def picture(self, z: Tensor) -> Tensor:
         """The mean image of latents, [B, C, S, S] in 0..1."""
-        x = self.decode(z)
-        return torch.sigmoid(x) if self.settings["likelihood"] == "bernoulli" else x
+        return torch.sigmoid(self.decoder(z).float())
 
     def objective(self, x: Tensor, r: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor, views: int) -> dict[str, Tensor]:
         """The named terms for all views of a batch one after the other, [J B, ...]."""
