@@ -198,16 +198,16 @@ def sphere_grid(latitudes: int = 100) -> tuple[Tensor, Tensor]:
 
 
 def normaliser_share(dimension: int, kappa: float, cosine: Tensor) -> Tensor:
-    """Gradient in the cosine c of two experts, of the ignored M log η over that of the kept terms i ≠ j [C]; targets are the experts' directions.
+    """Gradient in the cosine c of two experts, of the ignored M log η over that of the kept terms i ≠ j [C]; targets stay at the experts' directions.
 
-    Two vMF of one κ; ``-A(r) / sqrt(2 + 2 c)`` with r = κ sqrt(2 + 2 c) and A the mean resultant length, here by automatic differentiation.
+    Two vMF of one κ; ``-2 A(r) / sqrt(2 + 2 c)`` with r = κ sqrt(2 + 2 c) and A the mean resultant length, here by automatic differentiation.
     dimension >= 3; cosine: [C], below 1.
     """
     c = cosine.detach().requires_grad_()
     rest = c.new_zeros(len(c), dimension - 2)
     first, second = (torch.cat([torch.stack(pair, 1), rest], 1) for pair in ((torch.ones_like(c), 0 * c), (c, (1 - c**2).sqrt())))
     concentration = torch.full_like(c, kappa)
-    kept = j_align([PointMass(first), PointMass(second)], [VonMisesFisher(mu, concentration) for mu in (first, second)])
+    kept = j_align([PointMass(first), PointMass(second.detach())], [VonMisesFisher(mu, concentration) for mu in (first, second)])
     ignored = 2 * log_eta(torch.stack([first, second], 1), concentration[:, None].expand(-1, 2))
     slopes = [torch.autograd.grad(term.sum(), c, retain_graph=True)[0] for term in (ignored, kept)]
     return slopes[0] / slopes[1]

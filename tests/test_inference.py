@@ -154,7 +154,7 @@ def test_share_of_the_ignored_gradient_has_its_closed_form(kappa):
     cosine = torch.tensor([-0.9, 0.0, 0.7], dtype=torch.float64)
     root = (2 + 2 * cosine).sqrt()
     length = VonMisesFisher(torch.eye(16, dtype=torch.float64)[:3], kappa * root).mean.norm(dim=1)
-    torch.testing.assert_close(inference.normaliser_share(16, kappa, cosine), -length / root, rtol=1e-8, atol=0)
+    torch.testing.assert_close(inference.normaliser_share(16, kappa, cosine), -2 * length / root, rtol=1e-8, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- measures
