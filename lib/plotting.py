@@ -675,6 +675,13 @@ def image_grid(images, *, rows=None, columns=None, notes=None) -> Figure:
     return figure
 
 
+def panels_by_set(rows: pd.DataFrame, columns: int) -> tuple[Figure, np.ndarray]:
+    """A page-wide figure with axes [S, columns] for the S data sets of ``rows`` (columns dataset, method), each as high as it has methods."""
+    heights = 0.75 + 0.18 * rows.groupby("dataset", sort=False).method.nunique()  # inches
+    size = (TEXT[0], heights.sum())
+    return plt.subplots(len(heights), columns, figsize=size, height_ratios=heights, layout="constrained", sharey="row", squeeze=False)
+
+
 def dot_interval_plot(
     ax: Axes, data: pd.DataFrame, *, value: str, label: str, order=None, group: str = "method", lead: str = BLUE
 ) -> pd.DataFrame:

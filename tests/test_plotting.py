@@ -209,6 +209,13 @@ def test_method_colours_are_legible(name):
     assert contrast(style.colour) >= 3 and contrast(style.text_colour) >= 4.5
 
 
+def test_panels_of_a_set_are_as_high_as_it_has_methods():
+    rows = pd.DataFrame({"dataset": ["b", "b", "b", "a"], "method": ["vae", "simvae", "vae", "vae"]})
+    figure, axes = plotting.panels_by_set(rows, 3)
+    assert axes.shape == (2, 3) and list(axes[0, 0].get_gridspec().get_height_ratios()) == pytest.approx([0.75 + 2 * 0.18, 0.75 + 0.18])
+    assert figure.get_figheight() == pytest.approx(2 * 0.75 + 3 * 0.18)
+
+
 def test_methods_are_told_apart_without_colour():
     for (_, a), (_, b) in itertools.combinations(plotting.METHODS.items(), 2):
         assert (a.marker, a.fill) != (b.marker, b.fill), f"{a.label} and {b.label} share a marker"
