@@ -514,8 +514,7 @@ def battery(
     a family; a crop's number is the area kept. score is uncertainty (the method's own), feature_norm, knn_distance or max_softmax (the
     trivial ones, turned so that higher = less certain) or a native quantity. Intervals: 95 % bootstrap over images with the classifier held
     fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter of them for all else; recentred
-    for calibration errors. A
-    measure that is undefined because only one class occurs (every prediction right) has value NaN.
+    for calibration errors. A measure that is undefined because only one class occurs (every prediction right) has value NaN.
     """
     probe = linear_probe(train["features"], train["label"])
     scores = score_images(train, test, probe)

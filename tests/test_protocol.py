@@ -164,14 +164,10 @@ def test_of_simvaes_comparison_an_uncertainty_of_its_own_is_stored_too(run, monk
     protocol.measure(run)
     stored = artifacts.read_scores("smoke", run.name, run.settings["dataset"])
     assert set(stored) == {*protocol.RIGHT, "uncertainty"} and stored["uncertainty"].shape == (359,)
-    battery = protocol._battery
-    monkeypatch.setattr(protocol, "_battery", lambda run, graded: (battery(run, graded)[0], norm_alone(battery(run, graded)[1])))
+    rows, scores = protocol._battery(run, graded=False)
+    monkeypatch.setattr(protocol, "_battery", lambda run, graded: (rows, scores | {"uncertainty": -scores["feature_norm"]}))
     protocol.measure(run)
     assert set(artifacts.read_scores("smoke", run.name, run.settings["dataset"])) == set(protocol.RIGHT), "an uncertainty that is not its own"
-
-
-def norm_alone(scores: dict) -> dict:
-    return scores | {"uncertainty": -scores["feature_norm"]}
 
 
 def test_of_runs_that_are_compared_on_the_clean_test_set_that_alone_is_stored(run, monkeypatch):
