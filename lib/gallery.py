@@ -208,9 +208,12 @@ def _table(path: Path) -> dict:
     frame = artifacts.read_csv(path, dtype=str, keep_default_na=False)
     asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
     shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
+    # What every row repeats is said once, below.
+    same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if len(frame) > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
+    frame = frame.drop(columns=same)
     rows = [[_short(cell) for cell in row] for row in frame.head(shown).itertuples(index=False)]
-    href = quote(f"tables/{path.name}")
-    return {"id": path.stem, "number": path.stem[:2], "columns": list(frame.columns), "rows": rows, "length": len(frame), "href": href}
+    columns, href = list(frame.columns), quote(f"tables/{path.name}")
+    return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": rows, "same": same, "length": len(frame), "href": href}
 
 
 def _short(cell: str) -> str:

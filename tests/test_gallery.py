@@ -47,7 +47,8 @@ def results(tmp_path_factory):
             notebook = f"{id[:2]}_some_notebook"
             alt = OTHER_ALT if id == "30_roc" else ALT
             plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="standard", notebook=notebook, inputs=[source])
-        wide = pd.DataFrame({f"column_number_{i}": [HOSTILE if i == 1 else "0.123456789"] * 30 for i in range(30)})
+        wide = pd.DataFrame({f"column_number_{i}": [HOSTILE * (i == 1) + f"0.123456{row}" for row in range(30)] for i in range(30)})
+        wide["in_every_row"] = HOSTILE
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
         row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number", "unit": "AUROC",
                "published": 0.72, "ours": 0.6131, "ci_low": 0.6018, "ci_high": 0.6249, "seeds": 3, "verdict": "same direction",
@@ -93,7 +94,8 @@ def test_page_lists_everything_once(results):
     for id in ("20_accuracy", "30_kappa", "30_roc"):
         assert f'href="figures/{id}.csv"' in page
     assert 'href="notebooks/30_some_notebook.html"' in page and 'href="notebooks/20_some_notebook.ipynb"' in page
-    assert 'href="tables/20_accuracy.csv"' in page and f"{gallery.TABLE_ROWS} of 30 rows" in page
+    assert 'href="tables/20_accuracy.csv"' in page and f"{gallery.TABLE_ROWS} of 30 rows; in all of them in_every_row: &lt;" in page
+    assert "<th>column_number_29</thead>" in page  # what every row repeats is no column
     assert page.count("<tbody>") == 4  # verdicts, a claim, a table, runs
     assert 'id="t-90_claims"' in page and "0 of 1 rows (they stand above)" in page  # what the page begins with is not told twice
     assert page.index('id="n20"') < page.index('id="n30"')
@@ -115,7 +117,7 @@ def test_a_stale_run_is_marked_as_such(results, monkeypatch):
 def test_every_string_is_escaped(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<script" not in page and "onerror=alert(2)>" not in page and "<b>" not in page
-    assert page.count("&lt;script&gt;") >= 3 + gallery.TABLE_ROWS + 1 + 2 + 1  # captions, table cells, hardware, claim, run
+    assert page.count("&lt;script&gt;") >= 3 + gallery.TABLE_ROWS + 1 + 1 + 2 + 1  # captions, table cells, what all rows repeat, hardware, claim, run
     assert "<script" not in readme and "<img" not in readme
     assert "<script" not in (results.parent / "README.md").read_text()
 
@@ -388,7 +390,7 @@ def test_tables_that_a_question_leads_to_are_whole(committed):
     page = (committed / "index.html").read_text()
     for place in {place for _, *places in gallery.QUESTIONS for place in places if place.startswith("t-")}:
         rows = len(pd.read_csv(committed / "tables" / f"{place[2:]}.csv"))
-        assert f"<span>{rows} of {rows} rows</span>" in page[page.index(f'id="{place}"') :][:200_000].split("</p>")[0], place
+        assert f"<span>{rows} of {rows} rows" in page[page.index(f'id="{place}"') :][:200_000].split("</p>")[0], place
 
 
 def test_claims_are_filtered_by_paper_with_the_keyboard(committed, browser):
