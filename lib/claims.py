@@ -31,9 +31,10 @@ SEEDS = 3
 PUBLISHED_RUNS = 3  # behind every published standard error
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
-# Tables and notebooks that read other runs than those of the protocol, by how their names start, and the group of these runs in experiments.toml.
+# Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
-    "40": "simvae", "41": "simvae", "42": "ablations", "43": "", "52": "scoring", "60_one_class": "one_class", "61": "likelihood",
+    "40": ("simvae", resolution.PROTOCOL), "41": ("simvae", resolution.PROTOCOL), "42": ("ablations",), "43": (), "52": ("scoring",),
+    "60_one_class": ("one_class",), "61": ("likelihood",),
 }  # fmt: skip
 COLUMNS = [
     "id", "part", "paper", "where", "statement", "kind", "unit", "published", "claimed", "bound", "ours", "ci_low", "ci_high", "n", "seeds",
@@ -190,12 +191,12 @@ def runs(part: dict, profile: str) -> list[str]:
     if told := [column for column in ("runs", "first", "second") if row is not None and column in row.index]:
         return " ".join(row[told]).split()
     source = query.get("table") or query["notebook"]
-    group = next((group for start, group in GROUPS.items() if source.startswith(start)), None)
-    groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if group is None else (group,)
+    own = next((groups for start, groups in GROUPS.items() if source.startswith(start)), None)
+    groups = (resolution.PROTOCOL, "lengths", "datasets", "vit") if own is None else own
     named = {query.get("method", "vi_simsiam"), query.get("minus"), query.get("other"), *part.get("methods", ())}
     found = [run for group in groups for run in _listed(profile, group) if run["method"] in named]
     for key in ("dataset", "epochs"):
-        found = [run for run in found if run[key] == query.get(key, _usual(run, key, profile) if group is None else run[key])]
+        found = [run for run in found if run[key] == query.get(key, _usual(run, key, profile) if own is None else run[key])]
     if "name" in query:  # one or two changes of many, against the usual run, or against the second alone
         changed = [resolution.short(*change.split(" ", 1)) for change in query["name"].split(", ")]
         varied = [set(resolution.variant(run).split("-")) for run in found]
