@@ -328,8 +328,8 @@ def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> 
         lacking.append(f"{epochs} epochs, not {part['epochs']}")
     if backbones := [run["backbone"] for run in behind if not run["backbone"].startswith(part.get("family", ""))]:
         lacking.append(f"another network ({backbones[0]})")
-    if "form" in part and any(run["method"] == "vi_simsiam" for run in behind):
-        lacking.append(f"the form of 2023, not {part['form']}")
+    if forms := {run["method"] for run in behind if part["form"].startswith(f"{run['method']}_")} if "form" in part else ():
+        lacking.append(f"the form {forms.pop()}, not {part['form']}")
     if given:
         lacking.append(f"a learning rate of {' and '.join(given)} that no whole search has chosen")
     if found.seeds < SEEDS and part.get("about") != "cost":

@@ -321,14 +321,17 @@ def _tangent(loc: Tensor, chord: Tensor) -> Tensor:
     """The logarithm map: from u - loc to the vector at loc, orthogonal to it, that points to u and is as long as the angle θ between them.
 
     The part of u - loc along the tangent space has length sin θ. It is stretched by θ / sin θ, near zero by its series in q = sin²(θ/2),
-    1 + 2q/3 + 8q²/15 + 16q³/35, whose gradient exists where that of the square root does not. At the antipode itself no direction is defined.
+    1 + 2q/3 + 8q²/15 + 16q³/35, whose gradient exists where that of the square root does not. To the antipode itself all ways are as long: it is
+    reached along the axis to which loc is the most orthogonal.
     """
     q = chord.square().sum(-1, keepdim=True) / 4
     along = chord - (loc * chord).sum(-1, keepdim=True) * loc
     near = q < 1e-3
     sine = torch.where(near, 1.0, along.square().sum(-1, keepdim=True)).clamp(min=torch.finfo(chord.dtype).tiny).sqrt()
     stretch = torch.where(near, 1 + q * (2 / 3 + q * (8 / 15 + q * 16 / 35)), torch.atan2(sine, 1 - 2 * q) / sine)
-    return stretch * along
+    axis = F.one_hot(loc.detach().abs().argmin(-1), loc.shape[-1]).to(loc)
+    anywhere = F.normalize(axis - (loc * axis).sum(-1, keepdim=True) * loc, dim=-1)
+    return torch.where(~near & (sine < 4 * torch.finfo(chord.dtype).eps), math.pi * anywhere, stretch * along)
 
 
 def _debye_polynomials(terms: int) -> list[Polynomial]:

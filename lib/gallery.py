@@ -284,8 +284,8 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"])}
                  for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
-            "needs": ledger.takes(entry["id"]), "runs": list(named), "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
-            "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
+            "said": _verdict(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
+            "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}", "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
             "files": [file for file in dict.fromkeys(files) if (artifacts.results_dir(profile) / file).exists()],
             # Parts with one verdict for one reason stand together, under it.

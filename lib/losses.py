@@ -6,7 +6,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.distributions import StudentT
 from torch.nn import functional as F
 
 from lib.distributions import DirectionalStudentT, PowerSpherical, student_t_log_prob
@@ -381,8 +380,9 @@ def vje_likelihood(
     squared_scale = log_variance.exp() / (dimension if scale_directions else 1)
     direction = DirectionalStudentT(F.normalize(latent, dim=1), squared_scale, directional_freedom, likelihood == "polar", validate_args=False)
     values, centres = (radius.log(), expected.log()) if log_radius else (radius, expected)
-    log_radial = StudentT(radial_freedom, centres, radial_scale, validate_args=False).log_prob(values) - (values if log_radius else 0)
-    return direction.log_prob(F.normalize(target, dim=1)), log_radial
+    scale = torch.as_tensor(radial_scale, dtype=values.dtype, device=values.device)
+    log_radial = student_t_log_prob(((values - centres) / scale).square(), 2 * scale.log(), 1, radial_freedom)
+    return direction.log_prob(F.normalize(target, dim=1)), log_radial - (values if log_radius else 0)
 
 
 def vae_loss(

@@ -113,6 +113,23 @@ def test_the_log_density_is_scipys_student_t_of_the_tangent_vector():
         assert ours[row].item() == pytest.approx(stats.multivariate_t(np.zeros(4), shape, df=3).logpdf(e), rel=1e-7)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_antipode_is_as_unlikely_as_what_lies_beside_it(dtype):
+    generator = torch.Generator().manual_seed(2)
+    loc = torch.cat([torch.eye(5), F.normalize(torch.randn(20, 5, generator=generator), dim=1)]).to(dtype)
+    density = DirectionalStudentT(loc, torch.full_like(loc, 0.1), 3.0, validate_args=False)
+    expected = stats.multivariate_t(np.zeros(4), 0.1 * np.eye(4), df=3).logpdf([math.pi, 0, 0, 0])
+    assert density.log_prob(-loc).tolist() == pytest.approx([expected] * 25, rel=1e-5)
+    assert density.log_prob(loc).min() > expected + 5
+
+
+def test_the_radial_factor_is_exact_in_float32_for_many_degrees_of_freedom():
+    target, latent = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.5]])
+    for freedom in (4.0, 1e3, 1e6):
+        _, radial = losses.vje_likelihood(target, latent, torch.zeros(1, 2), 4.0, freedom, 0.7)
+        assert radial.item() == pytest.approx(stats.t.logpdf(5.0, freedom, loc=4.5, scale=0.7), rel=1e-6)
+
+
 def test_many_degrees_of_freedom_are_a_gaussian():
     generator = torch.Generator().manual_seed(1)
     loc = F.normalize(torch.randn(6, 4, generator=generator, dtype=torch.float64), dim=1)
