@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -43,11 +44,14 @@ def _check_pixels(pixels: Tensor) -> None:
         raise ValueError(f"Expected pixels as floats in 0..1, got {pixels.dtype} in {pixels.min().item():.3g}..{pixels.max().item():.3g}.")
 
 
-def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"]) -> Decoder:
+def fit_decoder(
+    features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"], progress_path: Path | None = None
+) -> Decoder:
     """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
     The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
     least are kept. Deviation: features are standardised; encoders differ in scale by orders of magnitude, and the rate is the same for all.
+    progress_path: the file that lib.training.Progress writes.
     """
     features = matrix(features, "features")
     if len(features) != len(pixels) or len(features) < 20:
@@ -63,22 +67,29 @@ def fit_decoder(features: np.ndarray, pixels: Tensor, settings: dict, seed: int 
         scale, mean = torch.std_mean(x[:-held_out], dim=0)
         decoder.mean.copy_(mean), decoder.scale.copy_(scale.clamp(min=1e-6))
         optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"])
-        best, kept, since = float("inf"), {}, 0
-        for _ in range(epochs):
-            decoder.train()
-            for rows in torch.randperm(len(x) - held_out).split(BATCH_SIZE):
-                loss = F.mse_loss(decoder(x[rows]), pixels[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-            error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
-            if not np.isfinite(error):
-                raise ValueError(f"The decoder's validation error is {error}; check the features for NaN.")
-            if error < best:
-                best, since = error, 0
-                kept = {name: value.clone() for name, value in decoder.state_dict().items()}
-            if since >= PATIENCE:
-                break
+        best, kept, since, step = float("inf"), {}, 0, 0
+        steps = epochs * math.ceil((len(x) - held_out) / BATCH_SIZE)
+        progress = training.Progress(progress_path, f"decoder of {len(x):,} images", steps, 0, BATCH_SIZE, show=False)
+        try:
+            for _ in range(epochs):
+                decoder.train()
+                for rows in torch.randperm(len(x) - held_out).split(BATCH_SIZE):
+                    loss = F.mse_loss(decoder(x[rows]), pixels[rows])
+                    optimizer.zero_grad(set_to_none=True)
+                    loss.backward()
+                    optimizer.step()
+                    step += 1
+                    progress.update(step, round(loss.item(), 4))
+                error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
+                if not np.isfinite(error):
+                    raise ValueError(f"The decoder's validation error is {error}; check the features for NaN.")
+                if error < best:
+                    best, since = error, 0
+                    kept = {name: value.clone() for name, value in decoder.state_dict().items()}
+                if since >= PATIENCE:
+                    break
+        finally:
+            progress.close()
         decoder.load_state_dict(kept)
     return decoder.eval()
 
@@ -162,7 +173,9 @@ def decoder_of(run: protocol.Run) -> nn.Module:
     if bank.is_sorted:  # the last of these validate the decoder
         order = np.random.default_rng(0).permutation(len(bank))
         features, pixels = features[order], pixels[order]
-    decoder = fit_decoder(features, pixels, run.settings, run.settings["seed"], run.settings["decoder_epochs"])
+    decoder = fit_decoder(
+        features, pixels, run.settings, run.settings["seed"], run.settings["decoder_epochs"], progress_path=path.with_name("progress.json")
+    )
     artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
     return decoder
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from lib import data, factors, generation, methods, protocol, settings, training
+from lib import artifacts, data, factors, generation, methods, protocol, settings, training
 
 SETTINGS = {"backbone": "mlp", "image_size": 8}
 
@@ -35,6 +35,15 @@ def test_the_weights_of_least_validation_error_are_kept(monkeypatch):
     monkeypatch.setattr(generation, "mse", lambda decoder, *_: states.append(decoder.network[0].weight.clone()) or next(errors))
     decoder = generation.fit_decoder(z, pixels, SETTINGS)
     assert len(states) == 2 + generation.PATIENCE and torch.equal(decoder.network[0].weight, states[1])
+
+
+def test_a_decoder_says_how_far_it_is_until_it_is_done(tmp_path, monkeypatch):
+    z, pixels = drawn(600)
+    told, write = [], artifacts.write_json
+    monkeypatch.setattr(artifacts, "write_json", lambda path, state: told.append(state) or write(path, state))
+    generation.fit_decoder(z, pixels, SETTINGS, epochs=2, progress_path=tmp_path / "progress.json")
+    assert told[-1]["run"] == "decoder of 600 images" and (told[-1]["step"], told[-1]["steps"]) == (10, 10) and told[-1]["loss"] > 0
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_vae_decodes_by_its_mean_image():
