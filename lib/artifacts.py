@@ -133,7 +133,8 @@ def write_json(path: Path, content) -> None:
 
 
 def write_csv(path: Path, frame: pd.DataFrame, digits: int = 10) -> None:
-    """Ten significant digits: enough to recompute any statement, short enough to review in a diff. Curves, which are looked at, need fewer."""
+    """Ten significant digits: enough to recompute any statement, short enough to review in a diff. What was measured on some thousand images has
+    fewer to begin with, and curves, which are looked at, need fewer still."""
     write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
 
@@ -248,7 +249,7 @@ def write_metrics(profile: str, notebook: str, run: str, rows: list[dict] | pd.D
     twice = frame[frame.duplicated(METRIC_KEYS, keep=False)]
     if len(twice):
         raise ValueError(f"Metrics rows of {run} name the same quantity twice: {twice[METRIC_KEYS].head(2).to_dict('records')}.")
-    write_csv(metrics_path(profile, notebook, run), frame)
+    write_csv(metrics_path(profile, notebook, run), frame, digits=7)
 
 
 def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFrame:

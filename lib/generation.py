@@ -211,5 +211,5 @@ def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) ->
     if weights := data.inception_weights():
         found = fid(pictures, pixels, weights)
         rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]
-    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float32)})
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float16)})
     return run.write_metrics(rows, notebook)
