@@ -82,8 +82,8 @@ def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: in
 def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> Callable[[Tensor], Tensor]:
     """The same for the losses of "prosmin" and "vje", which have no κ: a function of cosines [N, V], the logarithm of their spread [N].
 
-    A second output scales the given location to the mean. prosmin: the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for the
-    target; log σ. vje: the bound for the target at length sqrt(D), where the prior expects it, with q = N(sqrt(D) a location, v I); log v.
+    A second output scales the given location to the mean. prosmin: half the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for
+    the target; log σ. vje: the bound for the target at length sqrt(D), where the prior expects it, with q = N(sqrt(D) a location, v I); log v.
     ValueError for another method.
     """
     if method not in ("prosmin", "vje"):

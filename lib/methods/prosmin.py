@@ -22,8 +22,9 @@ class ProSMin(nn.Module):
 
     ValueError where λ does not exceed losses.critical_trade_off(beta): σ would grow without bound.
 
-    Deviation: the authors' code also pairs a view with its own target; its centre settles at half the mean, here at the mean. The paper calls λ and
-    β learnable; they are constants there and here. Without ``pool_views``, the usual case here and the code's, r counts one view's samples.
+    Deviation: §10.5.6 and the authors' code also pair a view with its own target; the code's centre settles at half the mean, here at the mean. The
+    paper calls λ and β learnable; they are constants there and here. For its rows of the mean alone "λ and σ are zero" (§7); λ = 1 keeps Eq. 2's
+    first term, which is then all there is. Without ``pool_views``, the usual case here and the code's, r counts one view's samples.
     ``clip_norm`` bounds the norm of the whole gradient, where that code bounds that of each tensor.
     """
 
@@ -95,8 +96,8 @@ class ProSMin(nn.Module):
     def uncertainties(self, images: Tensor, samples: int = 16) -> Embedding:
         """As ``embed``, with what else the prediction may say of an image; the paper does not name the score of its out-of-distribution results.
 
-        mean_sigma: mean over coordinates of σ; sample_spread: root mean square distance of two samples, sqrt(2) |σ|; target_energy: the energy score
-        (λ = ½, β = 1) of the target network's output for the same image, estimated with one fixed set of samples for all images.
+        mean_sigma: mean over coordinates of σ; sample_spread: root mean square distance of two samples, sqrt(2) |σ|; target_energy: half the energy
+        score (λ = ½, β = 1) of the target network's output for the same image, estimated with one fixed set of samples for all images.
         """
         if not hasattr(self, "target"):
             raise ValueError("A committed encoder of ProSMin has no target network, whose energy is asked for here: train the run first.")
