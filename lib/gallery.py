@@ -45,7 +45,7 @@ EVIDENCE = "standard"  # the profile that is committed as evidence
 HEADLINES = (
     ("VS2-1", "50 epochs (5 here)"), ("VS2-1", "100 epochs (10 here)"), ("VS2-1", "200 epochs (20 here)"), ("VS2-1", "500 epochs (40 here)"),
     ("VS2-3", "AUROC of κ"), ("VS2-12", "10 % of highest κ minus 10 % at random"),
-    ("SV-3", "MNIST, kNN: SimVAE minus VAE"), ("SV-3", "Fashion-MNIST, kNN: SimVAE minus VAE"),
+    ("SV-3", "MNIST, kNN: SimVAE minus VAE"), ("SV-3", "Fashion-MNIST, kNN: SimVAE minus VAE"), ("SV-6", "SimVAE minus VAE"),
     ("SV-4", "MNIST, MP: SimVAE minus SimCLR"), ("SV-4", "Fashion-MNIST, MP: SimVAE minus SimCLR"),
     ("SV-9", "GMM, MNIST: SimVAE"), ("SV-9", "GMM, MNIST: VAE"), ("SV-7", "drawn factors: SimVAE minus SimCLR"),
     ("PM-2", "top-1, ProSMin minus DINO, ViT"), ("PM-2", "top-1, ProSMin minus DINO, ResNet (not in the paper)"),
