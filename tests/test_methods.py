@@ -164,6 +164,9 @@ def test_embeds_with_names_all_parts_that_embedding_needs(method):
     assert torch.equal(network.embed(images).uncertainty, expected.uncertainty)
     parts = [*network.named_children(), *network.named_buffers(), *network.named_parameters(recurse=False)]
     assert set(network.embeds_with) <= {name for name, _ in parts}
+    for part in [name for name, _ in network.named_children() if name not in network.embeds_with]:
+        delattr(network, part)  # as a committed encoder is without them, also without those that have no weights
+    assert torch.equal(network.embed(images).features, expected.features)
 
 
 def test_build_follows_the_seed_and_leaves_the_generator_alone():

@@ -18,7 +18,7 @@ class VAE(nn.Module):
     The representation is the posterior's mean; the uncertainty ½ sum_l log v_l, the log-volume of the posterior up to a constant.
     """
 
-    embeds_with = ("backbone", "posterior")
+    embeds_with = ("pixels", "backbone", "posterior")
 
     def __init__(self, settings: dict, channels: int = 3):
         super().__init__()
