@@ -34,6 +34,8 @@ TABLE_ROWS = 5  # of tables that no question leads to
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
+ALONE = " (its interval is over images alone)"  # of one seed; said once a page
+PLAIN = ("o", "sa", "w")  # operators, prefixes of strings, white space: half of all spans of highlighted code, which reads as well without
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
@@ -137,6 +139,7 @@ def notebook_html(executed: Path) -> Path:
         raise ValueError(f"{executed} would load {fetched.group(0)[:120]!r} from the network: store what it needs in the notebook")
     title = _heading(notebook.cells) or executed.stem
     rules = {name: rule for rule, name in re.findall(r"^(\.highlight \.(\w+) .*)", HtmlFormatter().get_style_defs(".highlight"), re.M)}
+    rules = {name: rule for name, rule in rules.items() if name not in PLAIN}
     # Spans that nothing styles are a third of a page.
     body = re.sub(r'<span class="(\w+)">([^<]*)</span>', lambda span: span[0] if span[1] in rules else span[2], body)
     used = set(re.findall(r'<span class="(\w+)"', body))
@@ -299,7 +302,7 @@ def _part(row: dict) -> dict:
     number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
     unit = "" if pd.isna(row.get("unit", "")) else row.get("unit", "")
-    return row | number | {"unit": unit, "interval": interval}
+    return row | number | {"unit": unit, "interval": interval, "reason": row["reason"].replace(ALONE, "")}
 
 
 def _counts(claims: list[dict]) -> list[list]:
@@ -485,7 +488,8 @@ def _readme(
     lines += ["", "## Which score to use for what", "", markdown_table(advice)] if advice else []
     if claims:
         lines += ["", "## Claims", "", markdown_table(counts), "", FEW, ""]
-        lines += ["Of every claim the first part that decides its verdict; all of them, in full: [90_claims.csv](tables/90_claims.csv)."]
+        lines += ["Of every claim the first part that decides its verdict; all of them, in full: [90_claims.csv](tables/90_claims.csv).",
+                  "If nothing else is said, an interval of one seed is over images alone."]  # fmt: skip
     for paper, name in PAPERS.items():
         own = [claim for claim in claims if claim["paper"] == paper]
         head = [["claim", "statement", "verdict", "parts tested", "part", "published", "ours", "why", "evidence"]] if own else []
