@@ -29,6 +29,7 @@ SIDES = {"above": "above", "below": "below", "differs": "other than", "at_most":
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
 PUBLISHED_RUNS = 3  # behind every published standard error
+ALONE = " (its interval is over images alone)"  # said of one seed, where nothing else varies
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
@@ -282,7 +283,7 @@ def decide(
     asked = (part["query"].get(key) for key in ("method", "minus"))
     given = [name for name in dict.fromkeys((*(run["method"] for run in behind), *asked)) if name in _unsearched(profile, artifacts.RESULTS)]
     lacking = _lacking(part, behind or [usual], found, given)
-    seeds = f"{found.seeds} seeds" if found.seeds > 1 else f"1 seed (its interval is over {part.get('over', 'images alone')})"
+    seeds = f"{found.seeds} seeds" if found.seeds > 1 else "1 seed" + (f" (its interval is over {part['over']})" if "over" in part else ALONE)
     if part.get("about") == "cost":
         seeds = f"{found.n:g} timings" if found.low < found.high else "counted"
     if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):

@@ -34,7 +34,6 @@ TABLE_ROWS = 4  # of tables that no question leads to
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-ALONE = " (its interval is over images alone)"  # of one seed; said once a page
 PLAIN = ("o", "sa", "w")  # operators, prefixes of strings, white space: half of all spans of highlighted code, which reads as well without
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
@@ -284,8 +283,8 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = sum(runs[run]["seconds"] for run in named) / 3600
-        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"])}
-                 for part in parts.to_dict("records")]  # fmt: skip
+        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"]),
+                                "reason": part["reason"].replace(ledger.ALONE, "")} for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
             "said": _verdict(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
             "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}", "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
@@ -302,7 +301,7 @@ def _part(row: dict) -> dict:
     number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
     unit = "" if pd.isna(row.get("unit", "")) else row.get("unit", "")
-    return row | number | {"unit": unit, "interval": interval, "reason": row["reason"].replace(ALONE, "")}
+    return row | number | {"unit": unit, "interval": interval}
 
 
 def _counts(claims: list[dict]) -> list[list]:
