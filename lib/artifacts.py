@@ -40,6 +40,7 @@ METRIC_COLUMNS = [
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
 SIGNIFICANT_BITS = 16  # of a stored score
+RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
 
@@ -268,14 +269,15 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     """One array per score, an entry per image; what says nothing new is stored short.
 
     An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
-    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Of float32 the last of four
-    bytes is rounded off, which leaves 16 significant bits, unless the values differ by so little of their size that their order would suffer.
+    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Where a prediction is right is
+    stored as "linear_prediction == label". Of float32 the last of four bytes is rounded off, which leaves 16 significant bits, unless the values
+    differ by so little of their size that their order would suffer.
     """
     stored: dict[str, np.ndarray] = {}
     for name, values in arrays.items():
         if name == "index" and np.array_equal(values, np.arange(len(values))):
             values = values[:0]
-        stored[name] = np.asarray(_repeated(values, stored) or values)
+        stored[name] = np.asarray(_repeated(values, stored) or _derived(name, values, arrays) or values)
     stored = {name: _rounded(values) for name, values in stored.items()}
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
 
@@ -297,12 +299,25 @@ def _repeated(values: np.ndarray, earlier: dict[str, np.ndarray]) -> str:
     return ""
 
 
+def _derived(name: str, values: np.ndarray, arrays: dict[str, np.ndarray]) -> str:
+    """"linear_prediction == label" for a ``linear_correct`` that says so; else ""."""
+    prediction = name.removesuffix("_correct") + "_prediction"
+    same = prediction in arrays and "label" in arrays and np.array_equal(values, arrays[prediction] == arrays["label"])
+    return prediction + RIGHT if same else ""
+
+
 def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The arrays that ``write_scores`` was given."""
     path = scores_path(profile, run, evaluated_on)
     arrays = read_npz(path, needs)
     for name, values in arrays.items():
-        if values.dtype.kind == "U":
+        if values.dtype.kind != "U":
+            continue
+        if values.item().endswith(RIGHT):
+            prediction = values.item().removesuffix(RIGHT)
+            complete = _complete(path, arrays, (prediction, "label"))
+            arrays[name] = complete[prediction] == complete["label"]
+        else:
             other = values.item().removeprefix("-")
             same = _complete(path, arrays, (other,))[other]
             arrays[name] = -same if values.item().startswith("-") else same.copy()

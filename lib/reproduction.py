@@ -14,6 +14,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -286,7 +287,8 @@ def clean_metadata(path: Path) -> None:
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", {}):
                 output["data"].pop("text/plain", None)
-    artifacts.write_text(path, nbformat.writes(notebook).replace(str(artifacts.ROOT) + "/", "") + "\n")
+    text = re.sub("(?m)^ +", "", nbformat.writes(notebook))  # the spaces before its lines are a fourteenth of the file
+    artifacts.write_text(path, text.replace(str(artifacts.ROOT) + "/", "") + "\n")
 
 
 @contextlib.contextmanager

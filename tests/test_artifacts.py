@@ -246,10 +246,27 @@ def test_an_array_that_repeats_another_is_stored_as_its_name_and_read_in_full():
     assert all(np.allclose(read[name], scores[name], rtol=2**-15, atol=0) for name in scores)
 
 
-def test_a_repeated_array_whose_source_is_missing_is_named():
+def test_which_predictions_are_right_is_stored_in_words_and_read_in_full():
+    """Two arrays of a file follow from others; one that does not is kept."""
+    draw = np.random.default_rng(0).integers
+    label, linear, knn = (draw(3, size=300, dtype=np.int16) for _ in range(3))
+    scores = {"linear_correct": linear == label, "linear_prediction": linear, "knn_prediction": knn, "label": label}
+    scores |= {"knn_correct": knn != label, "mlp_correct": knn == label}
+    artifacts.write_scores("smoke", "run", "digits", scores)
+    stored = read_npz(artifacts.scores_path("smoke", "run", "digits"))
+    assert {name: values.item() for name, values in stored.items() if values.ndim == 0} == {"linear_correct": "linear_prediction == label"}
+    read = artifacts.read_scores("smoke", "run", "digits", ("linear_correct",))
+    assert list(read) == list(scores) and all(read[name].dtype == scores[name].dtype for name in scores)
+    assert all(np.array_equal(read[name], scores[name]) for name in scores)
+
+
+@pytest.mark.parametrize("missing", ["feature_norm", "linear_prediction", "label"])
+def test_an_array_whose_source_is_missing_is_named(missing):
     path = artifacts.scores_path("smoke", "run", "digits")
-    artifacts.write_npz(path, uncertainty=np.array("-feature_norm"))
-    with pytest.raises(ValueError, match="run--digits.npz lacks .'feature_norm'"):
+    arrays = {"feature_norm": np.ones(2), "linear_prediction": np.ones(2), "label": np.ones(2)}
+    said = {"uncertainty": np.array("-feature_norm"), "linear_correct": np.array("linear_prediction == label")}
+    artifacts.write_npz(path, **{name: values for name, values in arrays.items() if name != missing}, **said)
+    with pytest.raises(ValueError, match=f"run--digits.npz lacks .'{missing}'"):
         artifacts.read_scores("smoke", "run", "digits")
 
 
