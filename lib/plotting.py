@@ -75,7 +75,7 @@ METHODS = {
     "dino": MethodStyle("DINO", BLACK, "v", (0, (2, 1)), False, INK),
     "dino_two_views": MethodStyle("DINO, two views", BLACK, "1", (0, (2, 3)), False, INK),
     "dino_vit": MethodStyle("DINO, ViT", BLACK, "P", (0, (2, 1, 2, 3)), False, INK),
-    "ibot": MethodStyle("iBOT", BLACK, "<", (0, (5, 1, 2, 1)), False, INK),
+    "ibot": MethodStyle("iBOT, ViT", BLACK, "<", (0, (5, 1, 2, 1)), False, INK),
     "moco": MethodStyle("MoCo", BLACK, "8", (0, (6, 1, 1, 2)), False, INK),
     "moco_v2": MethodStyle("MoCo v2", BLACK, ">", (0, (1, 2)), False, INK),
     "moco_v3": MethodStyle("MoCo v3", BLACK, "*", (0, (1, 2, 3, 2)), False, INK),

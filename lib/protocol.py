@@ -261,6 +261,17 @@ def unsearched(profile: str) -> dict[str, str]:
     return reasons
 
 
+def told_rates(listed: list[dict]) -> list[str]:
+    """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
+    from lib.plotting import method_style  # slow to import
+
+    rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
+    named = {run["method"] for run in listed}
+    why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"]).items() if name in named]
+    sentences = [f"Learning rates: {', '.join(map(' '.join, rates.items()))}."]
+    return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
+
+
 def mixed_precision(listed: list[dict]) -> str:
     """Which of these measured runs differ in precision from others of the same run but for the seed, in words: machines without bfloat16 train in
     float32. Empty where none does; a run that is listed twice counts once."""

@@ -37,6 +37,18 @@ def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) ->
 
 
 @cache
+def side(row, better_high: bool = True, published: bool = False) -> str:
+    """Which of two methods is ahead, in words: of a difference with the fields difference, ci_low, ci_high and seeds.
+
+    published: whether the paper has this comparison; all of its own have ProSMin ahead. The interval of one seed is over images alone.
+    """
+    if row.ci_low <= 0 <= row.ci_high:
+        return "the two are not told apart"
+    ahead = (row.difference > 0) == better_high
+    where = " on these images" * (row.seeds < 2)
+    return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published
+
+
 def _transforms() -> dict[str, type]:
     from torch_uncertainty.transforms.corruption import corruption_transforms  # slow to import
 
@@ -217,3 +229,17 @@ def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
     if not theirs.all():
         raise ValueError(f"The reference makes no error under {CORRUPTIONS[int(np.argmin(theirs))]}; take another reference.")
     return float(100 * np.mean(ours / theirs))
+
+
+def corruption_errors(runs: dict[str, dict], correct: dict[str, np.ndarray], reference: str, draws: int) -> pd.DataFrame:
+    """Of each run (name -> settings) its mCE with a 95 % bootstrap interval over images, and the accuracy on all that is corrupted, in percent.
+
+    correct: as mean_corruption_error takes it, by name of the run; reference: one of the names. Columns: method, seed, mce, mce_low, mce_high,
+    corrupted.
+    """
+    rows = []
+    for name, right in correct.items():
+        error = evaluation.with_interval(mean_corruption_error, right, correct[reference], draws=draws)
+        row = {"method": runs[name]["method"], "seed": runs[name]["seed"], "mce": error["value"]}
+        rows.append(row | {"mce_low": error["ci_low"], "mce_high": error["ci_high"], "corrupted": 100 * right.mean()})
+    return pd.DataFrame(rows)
