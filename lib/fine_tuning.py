@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -66,6 +67,15 @@ def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, s
     named = "; ".join(f"the {end} for {', '.join(searches)}" for end, searches in ends.items())
     count = f"The best rate lies at an end of the grid for {sum(map(len, ends.values()))} of {len(table)} searches"
     return table, f"{count} ({named}): there a wider grid might find more, which would help those methods alone." if named else f"{count}."
+
+
+def transfer_rates_at_an_end(metrics: pd.DataFrame, runs: Iterable[dict]) -> str:
+    """In words, which of the rates that a search chose for transfer lie at an end of the method's grid: of it the choice alone is stored."""
+    grids = {run["method"]: run["fine_tune_learning_rates"] for run in runs}
+    chosen = metrics[metrics.metric == "learning_rate"].groupby(["evaluated_on", "method"]).value.first()
+    chosen = {key: rate for key, rate in chosen.items() if len(grids[key[1]]) > 1}
+    ends = [f"{method} ({dataset}, {rate:g})" for (dataset, method), rate in chosen.items() if rate in (min(grids[method]), max(grids[method]))]
+    return f"For transfer {len(ends)} of {len(chosen)} searches chose a rate at an end of their grid{': ' * bool(ends)}{', '.join(ends)}."
 
 
 def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:

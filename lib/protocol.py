@@ -268,7 +268,7 @@ def told_rates(listed: list[dict]) -> list[str]:
     rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
     named = {run["method"] for run in listed}
     why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"]).items() if name in named]
-    sentences = [f"Learning rates: {', '.join(map(' '.join, rates.items()))}."]
+    sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
     return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
 
 

@@ -45,7 +45,7 @@ def side(row, better_high: bool = True, published: bool = False) -> str:
     if row.ci_low <= 0 <= row.ci_high:
         return "the two are not told apart"
     ahead = (row.difference > 0) == better_high
-    where = " on these images" * (row.seeds < 2)
+    where = " on these images" if row.seeds < 2 else ""
     return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published
 
 

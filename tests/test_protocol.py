@@ -237,8 +237,13 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, fr
     assert protocol.tuning("smoke").empty and "chosen" in protocol.tuning("smoke")
     chose = f"the search chose {rates[1]['learning_rate']:g}, the runs have 0.48"
     assert rates[1]["learning_rate"] != 0.48 and protocol.unsearched("standard")["vje"] == chose
+    listed = [resolution.resolve(name, "standard", dataset="cifar10") for name in ("vje", "random")]
+    assert protocol.told_rates(listed) == [
+        "Learning rates: VJE 0.48.", f"No whole search chose those of: VJE ({chose}). Comparisons with them are not even-handed.",
+    ]  # fmt: skip
     best = next(run for run in rates if run["learning_rate"] == 0.48)
     artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(best), frame.head(1).assign(value=0.9, run_hash=""))
+    assert protocol.told_rates(listed) == ["Learning rates: VJE 0.48."]
     assert "vje" not in protocol.unsearched("standard") and protocol.unsearched("standard")["simclr"].startswith("0 of ")
 
 

@@ -74,6 +74,29 @@ def test_mce_is_the_mean_of_the_ratios_of_sums():
         shift.mean_corruption_error(ours, np.ones((40, 15, 5), bool))
 
 
+def test_corruption_errors_are_the_runs_own_with_intervals_over_images():
+    generator = np.random.default_rng(0)
+    correct = {name: generator.random((400, 15, 5)) < chance for name, chance in {"a": 0.7, "b": 0.5}.items()}
+    runs = {"a": {"method": "prosmin", "seed": 1}, "b": {"method": "random", "seed": 0}}
+    found = shift.corruption_errors(runs, correct, "b", draws=100)
+    assert found[["method", "seed"]].values.tolist() == [["prosmin", 1], ["random", 0]]
+    assert found.mce.tolist() == pytest.approx([shift.mean_corruption_error(correct["a"], correct["b"]), 100])
+    assert found.mce_low[0] < 60 < found.mce_high[0] < 65 and found.corrupted.tolist() == pytest.approx([70, 50], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "better_high", "published", "said"),
+    [
+        (-1, 2, 1, True, True, "the two are not told apart"), (1, 2, 3, True, False, "ahead"),
+        (1, 2, 1, True, True, "ahead on these images, as published"), (1, 2, 1, False, False, "behind on these images"),
+        (-2, -1, 2, False, True, "ahead, as published"), (-2, -1, 2, True, True, "behind, the other way round"),
+    ],
+)  # fmt: skip
+def test_a_difference_in_words(low, high, seeds, better_high, published, said):
+    row = pd.Series({"difference": (low + high) / 2, "ci_low": low, "ci_high": high, "seeds": seeds})
+    assert shift.side(row, better_high, published) == said
+
+
 def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
     runs = [settings.resolve(name, "smoke", train_images=256) | {"condition_images": 8} for name in ("prosmin", "random")]
     for run in runs:
