@@ -36,7 +36,6 @@ def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) ->
     return [(name, other) for name in ours for other in others if backbones.get(other) == backbones[name]]
 
 
-@cache
 def side(row, better_high: bool = True, published: bool = False) -> str:
     """Which of two methods is ahead, in words: of a difference with the fields difference, ci_low, ci_high and seeds.
 
@@ -49,6 +48,7 @@ def side(row, better_high: bool = True, published: bool = False) -> str:
     return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published
 
 
+@cache
 def _transforms() -> dict[str, type]:
     from torch_uncertainty.transforms.corruption import corruption_transforms  # slow to import
 
