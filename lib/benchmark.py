@@ -35,6 +35,8 @@ MEASURES |= {f"{family}_spearman": ("severity_spearman", "", family) for family 
 MEASURES |= {metric: (metric, "linear", "clean") for metric in ("nll", "ece", "ece_equal_mass", "brier")}
 MEASURES |= {"effective_rank": ("effective_rank", "", "clean")}
 MAIN = {"linear_correctness_auroc": "correctness (linear)", "near_ood_auroc": "near OOD", "far_ood_auroc": "far OOD"}
+# how much of an image is lost: of these the rank correlation with the method's one score is stored, whatever that is
+GRADED = {"crop_spearman": "how far cropped", "blur_spearman": "how far blurred", "corruption_spearman": "how far corrupted"}
 RANKS = {"linear_accuracy": "accuracy (linear)", "knn_accuracy": "accuracy (k-NN)"} | MAIN  # what methods are ranked by
 # what other notebooks and the training left, and why it may be missing
 ELSEWHERE = {
@@ -178,22 +180,25 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons
 def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
-    """What to use for what: for each use of MAIN the ``top`` highest means of all scores on all networks in table(), of three kinds.
+    """What to use for what: for each use of MAIN and GRADED the ``top`` highest means of all scores on all networks in table(), of three kinds.
 
-    Columns use, kind, score, method, value, ci_low, ci_high, seeds. kind: "without labels"; "with labels", as max softmax has seen them; and, of the
-    first once more, "a method's own", the uncertainties that methods give and that are no trivial score. Means, not tests. The supervised network is
-    left out; a method's own uncertainty that is a trivial score stands under the trivial score's name, and how well the images alone tell foreign
-    ones apart, which is the same for all networks, once, with the raw pixels.
+    Columns use, kind, score, method, value (AUROC; of GRADED Spearman's ρ with the severity), ci_low, ci_high, seeds. kind: "without labels"; "with
+    labels", as max softmax has seen them; and, of the first once more, "a method's own", what methods say of an image that is no trivial score.
+    Means, not tests. The supervised network is left out; a method's own uncertainty that is a trivial score stands under the trivial score's name,
+    and how well the images alone tell foreign ones apart, which is the same for all networks, once, with the raw pixels.
     """
-    found = summary[summary.measure.isin(MAIN) & summary.value.notna() & (summary.method != "supervised")]
-    found = found[(found.score != "uncertainty") | (found.uncertainty != methods.TRIVIAL[1])]
+    uses = MAIN | GRADED
+    found = summary[summary.measure.isin(uses) & summary.value.notna() & (summary.method != "supervised")]
+    found = found[(found.score != "uncertainty") | (found.uncertainty != methods.TRIVIAL[1]) | found.measure.isin(GRADED)]
     no_network = found.score.isin(image_scores.NAMES) & found.measure.str.endswith("_ood_auroc")
     found = found.assign(method=found.method.mask(no_network, "raw_pixels")).drop_duplicates(["measure", "score", "method"])
-    own, kinds = found.score == "uncertainty", ["without labels", "with labels", "a method's own"]
-    found = found.assign(use=found.measure.map(MAIN), score=found.uncertainty.where(own, found.score.map(SCORES | SECOND)),
-                         kind=np.where(found.score == "max_softmax", kinds[1], kinds[0]))  # fmt: skip
-    found = pd.concat([found, found[own].assign(kind=kinds[2])])
-    order = {"use": list(MAIN.values()).index, "kind": kinds.index}
+    kinds = ["without labels", "with labels", "a method's own"]
+    own = (found.score == "uncertainty") & (found.uncertainty != methods.TRIVIAL[1])
+    names = found.score.replace("uncertainty", "feature_norm").map(SCORES | SECOND).mask(own, found.uncertainty)
+    kind = np.where(found.score == "max_softmax", kinds[1], kinds[0])
+    found = found.assign(use=found.measure.map(uses), score=names, kind=kind, own=own | found.score.isin(SECOND))
+    found = pd.concat([found, found[found.own].assign(kind=kinds[2])])
+    order = {"use": list(uses.values()).index, "kind": kinds.index}
     best = found.sort_values("value", ascending=False, kind="stable").groupby(["use", "kind"]).head(top)
     best = best.sort_values(["use", "kind"], key=lambda column: column.map(order[column.name]), kind="stable")
     return best[["use", "kind", "score", "method", "value", "ci_low", "ci_high", "seeds"]].reset_index(drop=True)

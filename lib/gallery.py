@@ -47,10 +47,12 @@ HEADLINES = (
     ("VS2-1", "50 epochs (5 here)"), ("VS2-1", "100 epochs (10 here)"), ("VS2-1", "200 epochs (20 here)"), ("VS2-1", "500 epochs (40 here)"),
     ("VS2-3", "AUROC of κ"), ("VS2-12", "10 % of highest κ minus 10 % at random"),
     ("SV-3", "MNIST, kNN: SimVAE minus VAE"), ("SV-3", "Fashion-MNIST, kNN: SimVAE minus VAE"), ("SV-6", "SimVAE minus VAE"),
+    ("SV-5", "share of the gap closed"),
     ("SV-4", "MNIST, MP: SimVAE minus SimCLR"), ("SV-4", "Fashion-MNIST, MP: SimVAE minus SimCLR"),
     ("SV-9", "GMM, MNIST: SimVAE"), ("SV-9", "GMM, MNIST: VAE"), ("SV-7", "drawn factors: SimVAE minus SimCLR"),
     ("PM-2", "top-1, ProSMin minus DINO, ViT"), ("PM-2", "top-1, ProSMin minus DINO, ResNet (not in the paper)"),
-    ("PM-10", "ProSMin minus DINO, dimension 4096"), ("VJ-1", "VJE minus SimSiam, linear"), ("VJ-3", "AUROC of the likelihood, MNIST"),
+    ("PM-10", "ProSMin minus DINO, dimension 4096"), ("PM-10", "dimension 4096 minus 64 (not in the paper)"),
+    ("VJ-1", "VJE minus SimSiam, linear"), ("VJ-3", "AUROC of the likelihood, MNIST"),
     ("VJ-3", "AUROC of the likelihood, CIFAR-100"), ("VJ-4", "k-NN, 100,000 degrees of freedom minus 4, at the rate tuned for 4"),
 )  # fmt: skip
 # What a visitor asks, and where index.html answers: a claim, a figure, a table (t-), or a section; what a profile does not have is left out.
@@ -287,7 +289,8 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
                                 "reason": part["reason"].replace(ledger.ALONE, "")} for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
             "said": _verdict(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
-            "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}", "seeds": sorted({int(seeds) for seeds in parts.seeds.dropna()}),
+            "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
+            "seeds": sorted({int(part["seeds"]) for part in words if part["decides"] and part["seeds"]}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
             "files": [file for file in dict.fromkeys(files) if (artifacts.results_dir(profile) / file).exists()],
             # Parts with one verdict for one reason stand together, under it.
@@ -347,8 +350,10 @@ def _compared(runs: dict[str, dict]) -> str:
               for number in sorted(set(seeds.values()), reverse=True)]  # fmt: skip
         took = [runs[settings.run_name(run)]["seconds"] / 60 for run in listed]
         lines.append(f"- {dataset}, {epochs} epochs, {backbone}: {'. '.join(of)}. A run took {min(took):.0f} to {max(took):.0f} minutes.")
-    named = dict.fromkeys(run["method"] for listed in found.values() for run in listed)
-    reasons = dict.fromkeys(named.keys() - set(protocol.tuning(EVIDENCE).method), "no search") | protocol.unsearched(EVIDENCE)
+    named = {run["method"]: run["dataset"] for listed in found.values() for run in listed}
+    searched = protocol.tuning(EVIDENCE).groupby("method").dataset.first()
+    reasons = {name: f"searched on {searched[name]}" for name in named if searched.get(name, named[name]) != named[name]}
+    reasons |= dict.fromkeys(named.keys() - set(searched.index), "no search") | protocol.unsearched(EVIDENCE)
     given = [f"{method_style(name).label} ({reasons[name]})" for name in named if name in reasons]
     lines.append(f"- Learning rates are the best of a search with one seed for few epochs, but for: {'; '.join(given) or 'none'}.")
     tried = protocol.tuning(EVIDENCE).query("method in @named and method not in @reasons")
@@ -387,7 +392,7 @@ def _advice() -> list[list]:
     path = artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv"
     if not path.exists():
         return []
-    rows = [["to tell apart", "kind of score", "highest mean", "AUROC, ends of all seeds' intervals", "seeds"]]
+    rows = [["to tell apart", "kind of score", "highest mean", "AUROC (of “how far” ρ), ends of all seeds' intervals", "seeds"]]
     for row in artifacts.read_csv(path).groupby(["use", "kind"], sort=False).head(1).itertuples():
         value = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
         rows.append([row.use, row.kind, f"{row.score} of {method_style(row.method).label}", value, row.seeds])
@@ -462,7 +467,8 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
     trained = len(record.get("training_seconds", ()))
-    return [*found, (f"last call for all of it, {trained} runs then", _words({name: value for name, value in record.items() if name not in OMITTED}))]
+    kept = {name: value for name, value in record.items() if name not in OMITTED}
+    return [*found, (f"last make reproduce of the whole profile, {trained} runs trained in it", _words(kept))]
 
 
 def _words(value) -> str:
@@ -514,7 +520,8 @@ def _row(claim: dict) -> list[str]:
     links = [(id, f"figures/{id}.png") for id in claim["figures"]] + [(Path(file).name, file) for file in claim["files"]]
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
-    evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or _escape(claim["needs"] and f"would take {claim['needs']}")
+    evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or "none"
+    evidence += _escape(f"; full test: {claim['needs']}" if claim["needs"] else "")
     shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], _ours(part), _escape(part["reason"])]
     return [claim["id"], _escape(claim["statement"]), _verdict(claim), f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
 

@@ -275,6 +275,22 @@ def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_
     assert found.kind.tolist() == ["without labels", "without labels", "with labels", "a method's own"] * 2
 
 
+def test_advice_has_what_a_method_says_besides_its_uncertainty_and_what_follows_the_severity():
+    rows = [
+        ("vje", "mean log v", "uncertainty", "far_ood_auroc", 0.5), ("vje", "mean log v", "negative_log_likelihood", "far_ood_auroc", 0.9),
+        ("vje", "mean log v", "uncertainty", "blur_spearman", 0.3), ("simclr", benchmark.methods.TRIVIAL[1], "uncertainty", "blur_spearman", 0.95),
+        ("supervised", benchmark.methods.TRIVIAL[1], "uncertainty", "blur_spearman", 0.99),
+    ]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "uncertainty", "score", "measure", "value"]).assign(ci_low=0.0, ci_high=1.0, seeds=3)
+    found = benchmark.advice(frame)
+    assert found[["use", "kind", "score", "method"]].to_numpy().tolist() == [
+        ["far OOD", "without labels", "negative log-likelihood", "vje"], ["far OOD", "without labels", "mean log v", "vje"],
+        ["far OOD", "a method's own", "negative log-likelihood", "vje"], ["far OOD", "a method's own", "mean log v", "vje"],
+        ["how far blurred", "without labels", "feature norm", "simclr"], ["how far blurred", "without labels", "mean log v", "vje"],
+        ["how far blurred", "a method's own", "mean log v", "vje"],
+    ]  # fmt: skip
+
+
 def test_what_the_images_alone_tell_is_advised_once_and_of_no_network():
     rows = [(name, "-κ", score, value) for name in ("simclr", "vi_simsiam") for score, value in (("file_size", 0.95), ("knn_distance", 0.6))]
     frame = pd.DataFrame(rows, columns=["method", "uncertainty", "score", "value"]).assign(ci_low=0.0, ci_high=1.0, seeds=3)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import integrate, optimize, special, stats
 
-from lib import known_truth
+from lib import known_truth, losses
 from lib.distributions import PowerSpherical, best_concentration, concentration_of
 
 
@@ -117,3 +117,15 @@ def test_the_closed_form_is_near_the_root_of_the_gradient(dimension, tolerance):
         root = optimize.brentq(lambda k, s=cosine: special.digamma(2 * beta + k) - special.digamma(beta + k) + np.log((1 + s) / 2), 1e-9, 1e7)
         assert best_concentration(torch.tensor(cosine, dtype=torch.float64), dimension).item() == pytest.approx(root, rel=tolerance)
     assert best_concentration(torch.tensor([-0.5, 1.0]), dimension).tolist() == [0, pytest.approx((dimension - 1) * 1e6, rel=1e-3)]
+
+
+# ---------------------------------------------------------------------------------------------------------------- scoring rules
+def test_the_loss_is_least_where_the_closed_form_has_the_deviation():
+    found = known_truth.dispersions(powers=(1.0, 1.5), weights=(0.4545, 0.5, 0.6))
+    lowest = found[found.kind == "minimum"].set_index(["beta", "trade_off"]).ratio
+    assert list(lowest.index) == [(1.0, 0.4545), (1.0, 0.5), (1.0, 0.6), (1.5, 0.5), (1.5, 0.6)], "0.4545 is below the critical weight of β = 1.5"
+    assert lowest[:, 0.5].tolist() == pytest.approx([1, 1], rel=0.04), "a proper score has the true deviation"
+    for (beta, weight), ratio in lowest.items():
+        assert ratio == pytest.approx(losses.best_dispersion(weight, beta), rel=0.04), "but for the grid's steps"
+    curve = found[(found.kind == "closed form") & (found.beta == 1)]
+    assert (curve.trade_off > curve.critical).all() and (curve.ratio.diff().dropna() < 0).all()
