@@ -79,9 +79,9 @@ def test_transfer_searches_on_the_other_sets_train_and_is_tested_there_once(run,
     assert set(frame.evaluated_on) == {"generated"} and frame.metric.tolist() == list(stored.index)
     said = fine_tuning.transfer_rates_at_an_end(frame.assign(method="vje"), [run.settings | {"method": "vje"}])
     assert said == "For transfer 1 of 1 searches chose a rate at an end of their grid: vje (generated, 0.3)."
-    for rates, count in (([0.1, 0.3, 0.9], "0 of 1"), ([0.3], "0 of 0")):
+    for rates, said in (([0.1, 0.3, 0.9], "0 of 1 searches"), ([0.3], "no rate was searched")):
         grid = {"method": "vje", "fine_tune_learning_rates": rates}
-        assert fine_tuning.transfer_rates_at_an_end(frame.assign(method="vje"), [grid]).startswith(f"For transfer {count} searches")
+        assert fine_tuning.transfer_rates_at_an_end(frame.assign(method="vje"), [grid]).startswith(f"For transfer {said}")
 
 
 def test_a_rate_that_diverges_is_the_worst_of_its_search_and_ends_nothing(run, monkeypatch):
