@@ -49,6 +49,13 @@ DIFFERENCES = [
 ]  # fmt: skip
 
 
+def label(method: str) -> str:
+    """A method's name in words; some are there twice, on the protocol's network and on SimVAE's encoder."""
+    from lib.plotting import method_style  # slow to import
+
+    return method_style(method).label + ", SimVAE's encoder" * method.endswith("_latent")
+
+
 # ---------------------------------------------------------------------------------------------------------------- what is stored
 def _listed(profile: str) -> list[dict]:
     """All runs that the profile lists for the comparison of methods on its own data set, stored or not."""

@@ -71,6 +71,7 @@ QUESTIONS = (
     ("How many claims of each paper have which verdict?", "verdicts"),
     ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
     ("How well are probabilities calibrated, ProSMin's and its rivals'?", "t-50_calibration"),
+    ("Which score follows how far an image is cropped, blurred or corrupted?", "t-80_advice"),
 )
 
 
@@ -387,7 +388,7 @@ def _verdict(found: dict) -> str:
 
 def _advice() -> list[list]:
     """The best stored score of every kind for every use, as rows of cells (benchmark.advice); none before notebook 80 was run."""
-    from lib.plotting import method_style  # slow to import
+    from lib import benchmark  # it imports torch
 
     path = artifacts.results_dir(EVIDENCE) / "tables" / "80_advice.csv"
     if not path.exists():
@@ -395,7 +396,7 @@ def _advice() -> list[list]:
     rows = [["to tell apart", "kind of score", "highest mean", "AUROC (of “how far” ρ), ends of all seeds' intervals", "seeds"]]
     for row in artifacts.read_csv(path).groupby(["use", "kind"], sort=False).head(1).itertuples():
         value = f"{row.value:.2f} [{row.ci_low:.2f}, {row.ci_high:.2f}]"
-        rows.append([row.use, row.kind, f"{row.score} of {method_style(row.method).label}", value, row.seeds])
+        rows.append([row.use, row.kind, f"{row.score} of {benchmark.label(row.method)}", value, row.seeds])
     return rows
 
 

@@ -275,6 +275,10 @@ def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_
     assert found.kind.tolist() == ["without labels", "without labels", "with labels", "a method's own"] * 2
 
 
+def test_a_method_on_simvaes_encoder_is_called_that():
+    assert [benchmark.label(name) for name in ("simclr", "simclr_latent", "vae")] == ["SimCLR", "SimCLR, SimVAE's encoder", "VAE"]
+
+
 def test_advice_has_what_a_method_says_besides_its_uncertainty_and_what_follows_the_severity():
     rows = [
         ("vje", "mean log v", "uncertainty", "far_ood_auroc", 0.5), ("vje", "mean log v", "negative_log_likelihood", "far_ood_auroc", 0.9),
