@@ -30,7 +30,7 @@ from lib import artifacts, settings
 from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
-TABLE_ROWS, ASKED_ROWS = 4, 60  # shown of a table, and of one that a question leads to
+TABLE_ROWS, ASKED_ROWS = 3, 48  # shown of a table, and of one that a question leads to
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
