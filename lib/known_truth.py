@@ -103,7 +103,6 @@ def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30, batch_si
     return lambda t: network(t)[:, 1]
 
 
-@torch.enable_grad()
 def dispersions(powers: tuple[float, ...] = (0.5, 1.0, 1.5), weights: tuple[float, ...] = (0.4545, 0.5, 0.6, 0.8)) -> pd.DataFrame:
     """The best predicted deviation over the target's, by the weight λ (trade_off) of the energy score and its power β, for a right mean.
 
@@ -122,6 +121,7 @@ def dispersions(powers: tuple[float, ...] = (0.5, 1.0, 1.5), weights: tuple[floa
     return pd.DataFrame(rows, columns=["beta", "trade_off", "ratio", "kind", "critical"])
 
 
+@torch.enable_grad()
 def _learn(
     posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, batch_size: int, seed: int,
     start: Callable[[nn.Linear], None] = lambda layer: None,
