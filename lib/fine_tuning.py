@@ -74,9 +74,9 @@ def transfer_rates_at_an_end(metrics: pd.DataFrame, runs: Iterable[dict]) -> str
     grids = {run["method"]: run["fine_tune_learning_rates"] for run in runs}
     chosen = metrics[metrics.metric == "learning_rate"].groupby(["evaluated_on", "method"]).value.first()
     chosen = {key: rate for key, rate in chosen.items() if len(grids[key[1]]) > 1}
-    ends = [f"{method} ({dataset}, {rate:g})" for (dataset, method), rate in chosen.items() if rate in (min(grids[method]), max(grids[method]))]
     if not chosen:
         return "For transfer no rate was searched."
+    ends = [f"{method} ({dataset}, {rate:g})" for (dataset, method), rate in chosen.items() if rate in (min(grids[method]), max(grids[method]))]
     return f"For transfer {len(ends)} of {len(chosen)} searches chose a rate at an end of their grid{': ' * bool(ends)}{', '.join(ends)}."
 
 

@@ -30,7 +30,7 @@ from lib import artifacts, settings
 from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
-TABLE_ROWS, ASKED_ROWS = 3, 48  # shown of a table, and of one that a question leads to
+TABLE_ROWS = 2  # of tables that no question leads to
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -212,7 +212,7 @@ def _changed(name: str, digest: str) -> bool:
 def _table(path: Path) -> dict:
     frame = artifacts.read_csv(path, dtype=str, keep_default_na=False)
     asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
-    shown = ASKED_ROWS if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
+    shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
     # What every row repeats is said once, below.
     same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if len(frame) > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
     frame = frame.drop(columns=same)
