@@ -159,7 +159,7 @@ def _link_figures(notebook: nbformat.NotebookNode, executed: Path) -> None:
         if path.with_suffix(".png").exists():
             stored.setdefault(artifacts.read_json(path)["alt"], []).append(path.with_suffix(".png"))
     for output in (output for cell in notebook.cells for output in cell.get("outputs", ())):
-        alt = output.get("metadata", {}).get("image/png", {}).get("alt")
+        alt = next((said.get("alt") for kind, said in output.get("metadata", {}).items() if kind in ("image/png", "image/jpeg")), None)
         if len(stored.get(alt, ())) == 1:
             (picture,) = stored[alt]
             width, height = _screen_size(picture)

@@ -287,9 +287,16 @@ def picture(figure: Figure, alt: str):
     """A figure as an image for the notebook, where reproduction.begin has switched off that matplotlib shows figures; the figure is closed."""
     from IPython.display import Image
 
-    content = _render(figure, "png", dpi=120)
+    content = _compact(_render(figure, "png", dpi=120))
     plt.close(figure)
     return Image(content, alt=alt)
+
+
+def _compact(png: bytes) -> bytes:
+    """A picture for a notebook: as JPEG where that saves a fifth, as of photographs; charts, whose lines it would blur, stay as they are."""
+    buffer = io.BytesIO()
+    Picture.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85, subsampling=0, optimize=True)
+    return buffer.getvalue() if len(buffer.getvalue()) <= 0.8 * len(png) else png
 
 
 def _show(figure: Figure, caption: str, alt: str) -> None:
@@ -314,7 +321,7 @@ def show_committed(id: str, profile: str):
     record = artifacts.read_json(file) if file.exists() else {"alt": f"Stored picture of figure {id}", "caption": ""}
     print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: {command}")
     print(record["caption"])
-    return Image(path.read_bytes(), width=round(plt.imread(path).shape[1] / 2), alt=record["alt"])
+    return Image(_compact(path.read_bytes()), width=round(plt.imread(path).shape[1] / 2), alt=record["alt"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- helpers

@@ -73,6 +73,7 @@ def write_notebook(path, extra=()):
         nbformat.v4.new_output("stream", text="x" * 400),
         nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(picture).decode()}, metadata={"image/png": {"alt": "A line."}}),
         nbformat.v4.new_output("display_data", {"image/png": base64.b64encode(picture).decode()}, metadata={"image/png": {"alt": OTHER_ALT}}),
+        nbformat.v4.new_output("display_data", {"image/jpeg": base64.b64encode(picture).decode()}, metadata={"image/jpeg": {"alt": OTHER_ALT}}),
         nbformat.v4.new_output("execute_result", {"text/html": table, "text/plain": "table"}),
         nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {"model_id": "1"}, "text/plain": "a slider"}),
         nbformat.v4.new_output("display_data", {"application/javascript": "alert(3)", "text/plain": "a script"}),
@@ -180,8 +181,8 @@ def test_notebook_page(results, tmp_path):
     assert "<title>κ under &lt;blur&gt;</title>" in page and 'alt="A line."' in page and "data:image/png;base64," in page
     assert r"\log C(\kappa)" in page and "a slider" in page and "a script" in page
     assert len(page) < 200_000
-    (stored,) = re.findall(r'src="(\.\./figures/[^"]*)"', page)
-    assert (results / "notebooks" / stored).resolve() == results.resolve() / "figures" / "30_roc.png"
+    linked = re.findall(r'src="(\.\./figures/[^"]*)"', page)
+    assert [(results / "notebooks" / link).resolve() for link in linked] == [results.resolve() / "figures" / "30_roc.png"] * 2
     remote = nbformat.v4.new_output("display_data", {"text/html": '<img alt="x" src="https://example.org/x.png">'})
     write_notebook(tmp_path / "10_remote.ipynb", [remote])
     with pytest.raises(ValueError, match="from the network"):

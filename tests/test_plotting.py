@@ -107,6 +107,17 @@ def test_a_chart_is_stored_with_a_palette_and_a_photograph_as_it_is():
         assert np.abs(np.asarray(stored.convert("RGB"), int) - picture).max() <= (0 if mode == "RGB" else 15)
 
 
+def test_a_notebook_holds_charts_exactly_and_photographs_as_jpeg():
+    figure, ax = plt.subplots()
+    generator = np.random.default_rng(0)
+    ax.imshow(np.kron(generator.random((12, 12, 3)), np.ones((40, 40, 1))) * 0.8 + 0.2 * generator.random((480, 480, 3)))
+    photographs, chart = plotting.picture(figure, ALT), plotting.picture(draw()[0], ALT)
+    assert chart.data[:4] == b"\x89PNG" and photographs.data[:3] == b"\xff\xd8\xff" and photographs._repr_mimebundle_()[1]["image/jpeg"]["alt"] == ALT
+    png = plotting._render(figure, "png", dpi=120)
+    before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) for data in (png, photographs.data))
+    assert len(photographs.data) <= 0.8 * len(png) and np.abs(before - after).mean() < 10
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
