@@ -160,8 +160,15 @@ def pixels_of(run: protocol.Run, images: data.ImageSet) -> Tensor:
 
 
 def decoder_of(run: protocol.Run) -> nn.Module:
-    """A VAE itself, or a decoder of the same form trained on the run's frozen features of its labelled images; stored with the run."""
+    """A VAE itself, or a decoder of the same form trained on the run's frozen features of its labelled images; stored with the run.
+
+    FileNotFoundError for a VAE whose weights are not here: its committed encoder has no decoder.
+    """
     if isinstance(run.method, VAE):
+        if not hasattr(run.method, "decoder"):
+            raise FileNotFoundError(
+                f"Of run {run.name} only the committed encoder is here, not its decoder; train it: make reproduce PROFILE={run.profile}"
+            )
         return run.method.cpu()
     path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
     features = run.embed(bank)["features"]

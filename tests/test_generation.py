@@ -1,5 +1,7 @@
 """lib.generation on latents whose images are known."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -150,6 +152,15 @@ def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, m
     monkeypatch.setattr(generation, "fit_decoder", None)  # not called again
     stored = generation.decoder_of(protocol.Run(bare))
     assert all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
+
+
+def test_a_vae_without_its_weights_has_no_decoder(vae_run):
+    """Its committed encoder answers for the run, but an encoder alone draws no images."""
+    without = protocol.Run(vae_run.settings)
+    without._method = copy.deepcopy(vae_run.method)
+    del without._method.decoder  # as lib.load leaves it
+    with pytest.raises(FileNotFoundError, match=f"{vae_run.name} only the committed encoder is here, not its decoder; train it: make reproduce"):
+        generation.decoder_of(without)
 
 
 def test_generation_is_measured_beside_training_images(vae_run, run):
