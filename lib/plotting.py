@@ -37,6 +37,7 @@ SMALLEST_TEXT = 6.0
 FEWEST_IN_BIN = 50  # images of a reliability diagram's bin whose accuracy is worth reading
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
+NOTEBOOK_DPI = 120  # of the pictures in executed notebooks
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 
@@ -287,7 +288,7 @@ def picture(figure: Figure, alt: str):
     """A figure as an image for the notebook, where reproduction.begin has switched off that matplotlib shows figures; the figure is closed."""
     from IPython.display import Image
 
-    content = _compact(_render(figure, "png", dpi=120))
+    content = _compact(_render(figure, "png", dpi=NOTEBOOK_DPI))
     plt.close(figure)
     return Image(content, alt=alt)
 
@@ -321,7 +322,10 @@ def show_committed(id: str, profile: str):
     record = artifacts.read_json(file) if file.exists() else {"alt": f"Stored picture of figure {id}", "caption": ""}
     print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: {command}")
     print(record["caption"])
-    return Image(_compact(path.read_bytes()), width=round(plt.imread(path).shape[1] / 2), alt=record["alt"])
+    with Picture.open(path) as stored:
+        size = [round(pixels * NOTEBOOK_DPI / round(stored.info.get("dpi", (300, 300))[0])) for pixels in stored.size]
+        small = stored.convert("RGB").resize(size, Picture.Resampling.LANCZOS)
+    return Image(_compact(_png(small, NOTEBOOK_DPI)), alt=record["alt"])
 
 
 # ---------------------------------------------------------------------------------------------------------------- helpers
