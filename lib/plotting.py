@@ -130,7 +130,7 @@ def save_figure(
     """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption.
 
     caption: 40-120 words with the closing sentence that is added here; its first sentence is the claim. alt: two sentences, the trend in
-    words. data: exactly what is drawn, tidy, units in the column names; 7 digits are kept. notebook: its name, whose number starts the id.
+    words. data: exactly what is drawn, tidy, units in the column names; 5 digits are kept. notebook: its name, whose number starts the id.
     claims: ids in settings/claims.toml. inputs: the files that were read, stored with their hashes.
     Dates are left out of all formats, so the same data drawn with the same matplotlib give the same bytes.
     """
@@ -147,7 +147,7 @@ def save_figure(
     folder = artifacts.results_dir(profile) / "figures"
     for kind, content in pictures.items():
         artifacts.write_bytes(folder / f"{id}.{kind}", content)
-    artifacts.write_csv(folder / f"{id}.csv", data, digits=7)
+    artifacts.write_csv(folder / f"{id}.csv", data, digits=5)
     record = {
         "id": id,
         "caption": caption,
