@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib import artifacts, claims, evaluation, factors, image_scores, methods, protocol, shift, uncertainty
+from lib import artifacts, claims, comparisons, evaluation, factors, image_scores, methods, protocol, shift, uncertainty
 from lib import settings as resolution
 
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
@@ -136,7 +136,7 @@ def statuses(profile: str) -> dict[str, str]:
             state[method] = "reference"
         elif not all(map(scores, listed)):
             state[method] = NO_SCORES
-        elif not protocol.is_evidence(pd.concat([protocol.gains(run, references) for run in listed])):
+        elif not comparisons.is_evidence(pd.concat([comparisons.gains(run, references) for run in listed])):
             state[method] = "under-trained"
         elif profile in claims.ILLUSTRATIONS:
             state[method] = f"illustration, {FEW_SEEDS}"

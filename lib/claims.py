@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import artifacts, augmentations, evaluation, factors, generation, methods, networks, protocol
+from lib import artifacts, augmentations, comparisons, evaluation, factors, generation, methods, networks, protocol
 from lib import settings as resolution
 
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
@@ -232,10 +232,10 @@ def _by_name(profile: str) -> dict[str, dict]:
 
 
 def is_trained(method: str, profile: str) -> bool:
-    """Whether the method's runs of the protocol learned enough to say anything about their uncertainty (protocol.is_evidence, every seed)."""
+    """Whether the method's runs of the protocol learned enough to say anything about their uncertainty (comparisons.is_evidence, every seed)."""
     listed = protocol.compared_runs(profile)
-    found = [protocol.gains(run, listed) for run in listed if run["method"] == method]
-    return bool(found) and protocol.is_evidence(pd.concat(found))
+    found = [comparisons.gains(run, listed) for run in listed if run["method"] == method]
+    return bool(found) and comparisons.is_evidence(pd.concat(found))
 
 
 # ---------------------------------------------------------------------------------------------------------------- what follows
@@ -311,8 +311,8 @@ def decide(
 
 @cache
 def _unsearched(profile: str, results: Path) -> tuple[str, ...]:
-    """protocol.unsearched, read once: every part asks."""
-    return tuple(protocol.unsearched(profile))
+    """comparisons.unsearched, read once: every part asks."""
+    return tuple(comparisons.unsearched(profile))
 
 
 def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> str:

@@ -7,7 +7,7 @@ scikit-learn's.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ import pandas as pd
 import scipy
 
 from lib import artifacts, data, evaluation, protocol, settings
-from lib.uncertainty import UndefinedStatistic, bootstrap_interval, hierarchical_difference, hierarchical_interval, matrix, paired_difference
+from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix, paired_difference
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -299,52 +299,6 @@ def content_scores(runs: Sequence[dict]) -> dict[str, dict[str, dict[int, dict[s
         of = stored.setdefault(run["dataset"], {}).setdefault(run["method"], {})
         of[run["seed"]] = artifacts.read_scores(run["profile"], settings.run_name(run), f"{run['dataset']}_content")
     return stored
-
-
-def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> pd.DataFrame:
-    """Accuracy of ``method`` minus that of each other with a seed in common, in points: paired by seed and by image.
-
-    stored: as content_scores. A row for each data set, other method and classifier, with what uncertainty.hierarchical_difference says.
-    """
-    rows = []
-    for dataset, by_method in stored.items():
-        ours = by_method.get(method, {})
-        for other in [name for name, theirs in by_method.items() if name != method and set(ours) & set(theirs)]:
-            for classifier in ("mlp_paper", "knn_chosen"):
-                sides = ({seed: [100.0 * scores[f"{classifier}_correct"]] for seed, scores in by_method[name].items()} for name in (method, other))
-                row = {"method": method, "dataset": dataset, "other": other, "classifier": classifier}
-                rows.append(row | hierarchical_difference(np.mean, *sides, draws))
-    columns = ["method", "dataset", "other", "classifier", "difference", "ci_low", "ci_high", "seeds", "n"]
-    return pd.DataFrame(rows, columns=columns).rename(columns={"difference": "difference_points"})
-
-
-def content_gaps(stored: Mapping[str, dict], method: str, below: Collection[str], above: Collection[str], draws: int) -> pd.DataFrame:
-    """The share of the distance in accuracy (MLP probe) from the best method of ``below`` to the best of ``above`` that ``method`` closes.
-
-    ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. stored: as content_scores. A row for each data set with all
-    three in a seed, where the upper is above the lower: their names and percent, share, ci_low, ci_high (bootstrap of the seeds in common and of
-    images) and seeds. The best are so on the same test images.
-    """
-
-    def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
-        return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
-
-    rows = []
-    for dataset, by_method in stored.items():
-        right = {name: {seed: scores["mlp_paper_correct"].astype(float) for seed, scores in of.items()} for name, of in by_method.items()}
-        percent = {name: 100 * np.mean(list(of.values())) for name, of in right.items() if set(of) & set(right.get(method, {}))}
-        ends = [max((name for name in percent if name in names and name != method), key=percent.get, default="") for names in (below, above)]
-        if not all(ends) or percent[ends[0]] >= percent[ends[1]]:
-            continue
-        seeds = sorted(set.intersection(*(set(right[name]) for name in (method, *ends))))
-        if seeds:
-            arrays = [[right[name][seed] for seed in seeds] for name in (method, *ends)]
-            low, high = hierarchical_interval(share, *arrays, draws=draws)
-            row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": percent[ends[0]]}
-            row |= {"upper_percent": percent[ends[1]], "share": np.mean([share(*of) for of in zip(*arrays, strict=True)])}
-            rows.append(row | {"ci_low": low, "ci_high": high, "seeds": len(seeds)})
-    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds"]
-    return pd.DataFrame(rows, columns=columns)
 
 
 def measure_factors(run: protocol.Run, dataset: str, notebook: str) -> pd.DataFrame:

@@ -338,7 +338,7 @@ def with_results(readme: str) -> str:
 
 def _compared(runs: dict[str, dict]) -> str:
     """The stored runs that methods are compared by, as a list: how many seeds of which method, what a run took, whose learning rate is given."""
-    from lib import protocol  # it imports torch
+    from lib import comparisons, protocol  # they import torch
     from lib.plotting import method_style
 
     found, lines = {}, []
@@ -351,13 +351,11 @@ def _compared(runs: dict[str, dict]) -> str:
               for number in sorted(set(seeds.values()), reverse=True)]  # fmt: skip
         took = [runs[settings.run_name(run)]["seconds"] / 60 for run in listed]
         lines.append(f"- {dataset}, {epochs} epochs, {backbone}: {'. '.join(of)}. A run took {min(took):.0f} to {max(took):.0f} minutes.")
-    named = {run["method"]: run["dataset"] for listed in found.values() for run in listed}
-    searched = protocol.tuning(EVIDENCE).groupby("method").dataset.first()
-    reasons = {name: f"searched on {searched[name]}" for name in named if searched.get(name, named[name]) != named[name]}
-    reasons |= dict.fromkeys(named.keys() - set(searched.index), "no search") | protocol.unsearched(EVIDENCE)
+    everyone = [run for listed in found.values() for run in listed]
+    named, reasons = sorted({run["method"] for run in everyone}), comparisons.unsearched(EVIDENCE, everyone)
     given = [f"{method_style(name).label} ({reasons[name]})" for name in named if name in reasons]
     lines.append(f"- Learning rates are the best of a search with one seed for few epochs, but for: {'; '.join(given) or 'none'}.")
-    tried = protocol.tuning(EVIDENCE).query("method in @named and method not in @reasons")
+    tried = comparisons.tuning(EVIDENCE).query("method in @named and method not in @reasons")
     grid = tried.groupby("method").value
     best = tried[tried.chosen & ((tried.value == grid.transform("min")) | (tried.value == grid.transform("max")))]
     ends = [f"{method_style(row.method).label} ({row.value:g})" for row in best.itertuples()]

@@ -1,4 +1,4 @@
-"""What every run is measured by: its data sets, conditions and the files it leaves; and which stored runs are compared with which."""
+"""What every run is measured by: its data sets, conditions and the files it leaves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, encoders, evaluation, training, uncertainty
+from lib import artifacts, augmentations, data, encoders, evaluation, training
 from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
@@ -204,7 +204,7 @@ def _measured_stamp(run: Run, notebook: str) -> Path:
 
 def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROTOCOL) -> list[dict]:
     """Settings of the listed runs whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
-    found = _measured(resolution.runs(profile, paper, group))
+    found = measured(resolution.runs(profile, paper, group))
     if not found:
         raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
     return found
@@ -212,141 +212,12 @@ def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROT
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
     """Settings of the measured runs that methods are compared by: the protocol's, and those on a vision transformer."""
-    return _measured(_listed_to_compare(profile, paper))
+    return measured(_listed_to_compare(profile, paper))
 
 
-def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
-    """Measured runs of VI-SimSiam and SimSiam, as its papers compare them: (data set, epochs) -> method -> seed -> settings.
-
-    On every data set and at every length, by the profile's recipe for it; a method without a run there is absent. Where a set has VI-SimSiam in its
-    form of 2022 alone, that is "vi_simsiam".
-    """
-    found: dict[tuple[str, int], dict[str, dict[int, dict]]] = {}
-    for run in _measured([run for group in (resolution.PROTOCOL, "lengths", "datasets") for run in resolution.runs(profile, group=group)]):
-        if run["method"] in ("vi_simsiam", "vi_simsiam_2022", "simsiam"):
-            of = found.setdefault((run["dataset"], run["epochs"]), {})
-            of.setdefault(run["method"].removesuffix("_2022"), {}).setdefault(run["seed"], run)
-    return found
-
-
-def _measured(listed: list[dict]) -> list[dict]:
+def measured(listed: list[dict]) -> list[dict]:
+    """Those of these settings whose metrics are stored."""
     return [run for run in listed if artifacts.metrics_path(run["profile"], MEASURED_BY, resolution.run_name(run)).exists()]
-
-
-def tuning(profile: str) -> pd.DataFrame:
-    """What was tried before the runs: columns method, dataset, epochs, setting, value, used (by the profile), validation_knn_percent (NaN where not
-    run), run, and chosen: the best of a method all of whose values are run.
-    """
-    rows = []
-    for run in resolution.tuning_runs(profile):
-        setting, name = "beta" if run["method"] == "beta_vae" else "learning_rate", resolution.run_name(run)
-        found, used = artifacts.read_metrics(profile, MEASURED_BY, name), resolution.resolve(run["method"], profile, dataset=run["dataset"])
-        rows.append({key: run[key] for key in ("method", "dataset", "epochs")} | {"setting": setting, "value": run[setting], "used": used[setting]}
-                    | {"validation_knn_percent": 100 * found.value.iloc[0] if len(found) else np.nan, "run": name})  # fmt: skip
-    frame = pd.DataFrame(rows, columns=["method", "dataset", "epochs", "setting", "value", "used", "validation_knn_percent", "run"])
-    reached = frame.groupby("method").validation_knn_percent
-    complete = reached.transform("count") == reached.transform("size")
-    return frame.assign(chosen=complete & (reached.rank(ascending=False, method="first") == 1))
-
-
-def unsearched(profile: str) -> dict[str, str]:
-    """The methods whose runs have a learning rate that nothing has chosen, and why: their search is not whole, or chose another one since."""
-    tried, reasons = tuning(profile), {}
-    for method, rows in tried.groupby("method", sort=False):
-        best = rows[rows.chosen]
-        if best.empty:
-            reasons[method] = f"{rows.validation_knn_percent.notna().sum()} of {len(rows)} rates are tried"
-        elif not ((best.value == best.used) | (best.setting != "learning_rate")).any():
-            reasons[method] = f"the search chose {best.value.iloc[0]:g}, the runs have {best.used.iloc[0]:g}"
-    return reasons
-
-
-def told_rates(listed: list[dict]) -> list[str]:
-    """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
-    from lib.plotting import method_style  # slow to import
-
-    rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
-    named = {run["method"] for run in listed}
-    why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"]).items() if name in named]
-    sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
-    return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
-
-
-def mixed_precision(listed: list[dict]) -> str:
-    """Which of these measured runs differ in precision from others of the same run but for the seed, in words: machines without bfloat16 train in
-    float32. Empty where none does; a run that is listed twice counts once."""
-    found: dict[str, dict[str, list[str]]] = {}
-    for name, run in {resolution.run_name(run): run for run in listed}.items():
-        path = artifacts.run_dir(run["profile"], name) / "config.json"
-        if run["epochs"] and path.exists():
-            precision = artifacts.read_json(path, ("precision",))["precision"]
-            found.setdefault(name.rsplit("-seed", 1)[0], {}).setdefault(precision, []).append(str(run["seed"]))
-    mixed = {name: seeds for name, seeds in found.items() if len(seeds) > 1}
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{precision} for seed {' and '.join(which)}" for precision, which in seeds.items()) for name, seeds in mixed.items()
-    )
-    return f"Seeds of one run in unlike precision, as the machines were able: {told}." if told else ""
-
-
-def must_beat(reference: str, dataset: str) -> bool:
-    """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
-    return reference in UNTRAINED or dataset.startswith(("cifar10", "imagenette"))
-
-
-def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
-    """k-NN accuracy of a run minus that of an untrained network and of raw pixels: their stored scores, paired by test image, 95 % bootstrap.
-
-    Columns: reference (of those among ``listed`` one with the run's backbone and seed, else the first), value, ci_low, ci_high, n, must_beat.
-    """
-    profile, test, rows = run["profile"], run["dataset"], []
-    own = artifacts.read_scores(profile, resolution.run_name(run), test, ("knn_correct",))["knn_correct"].astype(float)
-    for kind in (UNTRAINED, ("raw_pixels",)):
-        same = [other for other in listed if other["method"] in kind and other["dataset"] == test]
-        found = sorted(same, key=lambda other: (other["backbone"] != run["backbone"], other["seed"] != run["seed"]))
-        if found:
-            reference = found[0]["method"]
-            gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
-            row = {"reference": reference, "n": len(gain), "must_beat": must_beat(reference, test)}
-            rows.append(row | evaluation.with_interval(np.mean, gain, draws=run["bootstrap_draws"]))
-    return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
-
-
-def told_gains(run: dict, listed: list[dict]) -> list[str]:
-    """``gains`` in words, a sentence each: whether the run has learned enough for its uncertainty to be tested."""
-    from lib.plotting import method_style  # slow to import
-
-    sentences = []
-    for gain in gains(run, listed).itertuples():
-        short = "**not learned more: its uncertainty is not tested (under-trained)**" if gain.must_beat else "not required on this set"
-        sentences.append(
-            f"{method_style(run['method']).label}, seed {run['seed']}, k-NN accuracy minus {method_style(gain.reference).label}: "
-            f"{100 * gain.value:+.1f} points [{100 * gain.ci_low:+.1f}, {100 * gain.ci_high:+.1f}], {'learned more' if gain.ci_low > 0 else short}."
-        )
-    return sentences
-
-
-def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
-    """Mean of what is stored of each test image, of the first method of a pair minus the second: paired by seed and by image.
-
-    listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor). Returns method, minus, measure and what
-    uncertainty.hierarchical_difference says, a row for each pair and measure.
-    """
-    stored: dict[str, dict] = {name: {} for pair in pairs for name in pair}  # method -> seed -> scores
-    for run in [run for run in listed if run["method"] in stored]:
-        stored[run["method"]][run["seed"]] = artifacts.read_scores(run["profile"], resolution.run_name(run), run["dataset"])
-    rows = []
-    for pair in pairs:
-        for measure, (column, factor) in columns.items():
-            sides = [{seed: [factor * table[column].astype(np.float64)] for seed, table in stored[method].items()} for method in pair]
-            found = uncertainty.hierarchical_difference(np.mean, *sides, draws)
-            rows.append({"method": pair[0], "minus": pair[1], "measure": measure} | found)
-    return pd.DataFrame(rows)
-
-
-def is_evidence(found: pd.DataFrame) -> bool:
-    """Whether all gains that count, of all runs in ``found``, exclude zero; otherwise the runs are under-trained."""
-    counting = found[found.must_beat.astype(bool)]
-    return len(counting) > 0 and bool((counting.ci_low > 0).all())
 
 
 def measure(run: Run) -> pd.DataFrame:

@@ -22,6 +22,7 @@ import lib
 from lib import (
     artifacts,
     claims,
+    comparisons,
     data,
     distributions,
     evaluation,
@@ -503,7 +504,7 @@ CASES = {
         lambda place: artifacts.read_scores("smoke", NAME, "digits"), "npz is truncated or not an npz file .*; delete it and run the job",
         cut("results", "smoke", "scores", f"{NAME}--digits.npz")),
     "scores without an answer": (
-        lambda place: protocol.gains(FINISHED, [FINISHED]), r"digits.npz lacks \['knn_correct'\]; delete it and run the job",
+        lambda place: comparisons.gains(FINISHED, [FINISHED]), r"digits.npz lacks \['knn_correct'\]; delete it and run the job",
         lambda place: artifacts.write_scores("smoke", NAME, "digits", {"index": np.arange(2)})),
     "half of an embedding": (
         lambda place: (run := protocol.Run(FINISHED)).embed(run.test()),

@@ -232,49 +232,6 @@ def test_the_distance_of_a_set_of_few_images_to_itself_is_zero():
     assert factors.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
 
 
-# ---------------------------------------------------------------------------------------------------------------- methods compared
-def drawn_content(images=4000):
-    """data set -> method -> seed -> scores, of chances to be right that are known; what two methods both get right is not by chance alone."""
-    chances = {"simvae": 0.55, "vae": 0.5, "cr_vae": 0.45, "simclr_latent": 0.7, "moco_latent": 0.6, "beta_vae": 0.65}
-    seeds = {"simvae": (0, 1), "vae": (0, 1, 2), "cr_vae": (0, 1), "simclr_latent": (1, 2), "moco_latent": (0, 1), "beta_vae": (3,)}
-    generator = np.random.default_rng(0)
-    hardness = generator.uniform(size=images)
-    right = {name: {seed: hardness + generator.normal(scale=0.05, size=images) < chances[name] for seed in of} for name, of in seeds.items()}
-    of_set = {
-        name: {seed: {"mlp_paper_correct": hits, "knn_chosen_correct": hits[::-1]} for seed, hits in of.items()} for name, of in right.items()
-    }  # fmt: skip
-    return {"one": of_set, "other": {name: of_set[name] for name in ("simvae", "vae")}}
-
-
-def test_content_is_compared_image_by_image_over_the_seeds_in_common():
-    stored = drawn_content()
-    found = factors.content_differences(stored, "simvae", 200).set_index(["dataset", "other", "classifier"])
-    assert set(found.index.get_level_values(1)) == {"vae", "cr_vae", "simclr_latent", "moco_latent"}, "β-VAE has no seed in common"
-    assert found.seeds["one", "simclr_latent", "mlp_paper"] == 1 and found.seeds["other", "vae", "knn_chosen"] == 2 and (found.n == 4000).all()
-    ours, theirs = (np.mean([stored["one"][name][seed]["mlp_paper_correct"] for seed in (0, 1)]) for name in ("simvae", "vae"))
-    assert found.difference_points["one", "vae", "mlp_paper"] == pytest.approx(100 * (ours - theirs))
-    assert found.loc[("one", "vae", "mlp_paper"), ["ci_low", "ci_high"]].between(3.5, 6.5).all()
-    none = factors.content_differences({"one": {"vae": stored["one"]["vae"]}}, "simvae", 200)
-    assert none.empty and set(none) == set(found.reset_index())
-
-
-def test_the_share_of_a_gap_that_a_method_closes():
-    """From 0.5 to 0.7 a method with 0.55 has gone a quarter of the way; the second set has nothing above to compare with."""
-    stored = drawn_content()
-    generative, predictive = ("simvae", "vae", "cr_vae", "beta_vae"), ("simclr_latent", "moco_latent")
-    (row,) = factors.content_gaps(stored, "simvae", generative, predictive, 500).itertuples()
-    assert (row.dataset, row.lower, row.upper, row.seeds) == ("one", "vae", "simclr_latent", 1), "three methods share seed 1"
-    ours, lower, upper = (stored["one"][name][1]["mlp_paper_correct"].mean() for name in ("simvae", "vae", "simclr_latent"))
-    assert row.share == pytest.approx((ours - lower) / (upper - lower)) and row.ci_low < 0.25 < row.ci_high
-    by_hand = []
-    for draw in np.random.default_rng(1).integers(4000, size=(500, 4000)):
-        ours, lower, upper = (stored["one"][name][1]["mlp_paper_correct"][draw].mean() for name in ("simvae", "vae", "simclr_latent"))
-        by_hand.append((ours - lower) / (upper - lower))
-    assert [row.ci_low, row.ci_high] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), abs=0.02)
-    assert factors.content_gaps(stored, "simvae", predictive, generative, 10).empty, "no gap where the upper is below the lower"
-    assert factors.content_gaps({}, "simvae", generative, predictive, 10).columns[6] == "share"
-
-
 # ---------------------------------------------------------------------------------------------------------------- of a run
 def tiny_celeba(folder, generator):
     """200 drawn images in CelebA's layout; hair is darker the lower its class, and every fourth image has none."""

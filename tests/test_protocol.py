@@ -1,4 +1,4 @@
-"""lib.protocol: images as a method takes them, the battery of one run, and which stored runs are compared."""
+"""lib.protocol: images as a method takes them, and the battery of one run."""
 
 import dataclasses
 import re
@@ -224,40 +224,6 @@ def test_raw_pixels_are_not_stored(shared_results, tiny):
 
 
 # ---------------------------------------------------------------------------------------------------------------- stored runs
-def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, frame):
-    rates = [run for run in resolution.tuning_runs("standard") if run["method"] == "vje"]
-    for place, run in enumerate(rates):
-        before = protocol.tuning("standard").set_index("run").chosen
-        assert not before.any() and len(before) == len(resolution.tuning_runs("standard"))
-        row = frame.head(1).assign(value=0.3 + 0.1 * (place == 1), run_hash="")
-        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), row)
-    found = protocol.tuning("standard")
-    chosen = found[found.chosen]
-    assert chosen[["method", "value", "used", "validation_knn_percent"]].values.tolist() == [["vje", rates[1]["learning_rate"], 0.48, 40.0]]
-    assert protocol.tuning("smoke").empty and "chosen" in protocol.tuning("smoke")
-    chose = f"the search chose {rates[1]['learning_rate']:g}, the runs have 0.48"
-    assert rates[1]["learning_rate"] != 0.48 and protocol.unsearched("standard")["vje"] == chose
-    listed = [resolution.resolve(name, "standard", dataset="cifar10") for name in ("vje", "random")]
-    assert protocol.told_rates(listed) == [
-        "Learning rates: VJE 0.48.", f"No whole search chose those of: VJE ({chose}). Comparisons with them are not even-handed.",
-    ]  # fmt: skip
-    best = next(run for run in rates if run["learning_rate"] == 0.48)
-    artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(best), frame.head(1).assign(value=0.9, run_hash=""))
-    assert protocol.told_rates(listed) == ["Learning rates: VJE 0.48."]
-    assert "vje" not in protocol.unsearched("standard") and protocol.unsearched("standard")["simclr"].startswith("0 of ")
-
-
-def test_differences_between_methods_are_paired_by_seed_and_image(shared_results):
-    right = {("vje", 0): [1, 1, 0, 0], ("vje", 1): [1, 1, 1, 0], ("simsiam", 0): [1, 0, 0, 0], ("simsiam", 2): [1, 1, 1, 1]}
-    listed = [resolution.resolve(method, "smoke", seed=seed) for method, seed in right]
-    for run, values in zip(listed, right.values(), strict=True):
-        artifacts.write_scores("smoke", resolution.run_name(run), run["dataset"], {"knn_correct": np.array(values, bool)})
-    found = protocol.paired_differences(listed, [("vje", "simsiam")], {"knn": ("knn_correct", 100)}, 50)
-    row = found.iloc[0]
-    assert len(found) == 1 and [row.method, row.minus, row.measure, row.seeds, row.n] == ["vje", "simsiam", "knn", 1, 4]
-    assert row.difference == pytest.approx(25) and row.ci_low >= 0
-
-
 @pytest.mark.parametrize("changes", [
     {}, {"method": "prosmin_vit"}, {"seed": 1}, {"epochs": 5}, {"dataset": "mnist"}, {"method": "random"}, {"method": "random_vit"},
 ])  # fmt: skip
@@ -349,62 +315,3 @@ def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
     assert len(run.bank) == 100 and (run.bank.labels == run.train.labels[:100]).all()
     monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
     assert run.bank is run.train
-
-
-# ---------------------------------------------------------------------------------------------------------------- what counts as evidence
-def test_simsiam_and_vi_simsiam_are_paired_at_every_length_and_on_every_set(monkeypatch):
-    monkeypatch.setattr(protocol, "_measured", lambda listed: listed)
-    standard, paper = protocol.simsiam_pairs("standard"), protocol.simsiam_pairs("paper")
-    assert {epochs for dataset, epochs in standard if dataset == "cifar10"} == {5, 10, 20, 40} and ("imagenette96", 200) in standard
-    for where, of in (standard | paper).items():
-        assert all((run["dataset"], run["epochs"]) == where and run["seed"] == seed for method in of.values() for seed, run in method.items())
-    of_2022, of_2023 = paper["cars", 100], paper["imagenet100", 100]
-    assert of_2023["vi_simsiam"][0]["method"] == "vi_simsiam" and of_2022["vi_simsiam"][0]["method"] == "vi_simsiam_2022"
-    assert of_2022["simsiam"][0]["local_views"] == of_2022["vi_simsiam"][0]["local_views"] == 6 and of_2023["simsiam"][0]["local_views"] == 0
-
-
-def test_seeds_trained_in_unlike_precision_are_named(shared_results):
-    def stored(precisions, **settings):
-        runs = [resolution.resolve("simsiam", "smoke", seed=seed, **settings) for seed in range(len(precisions))]
-        for run, precision in zip(runs, precisions, strict=True):
-            artifacts.write_json(artifacts.run_dir("smoke", resolution.run_name(run)) / "config.json", {"precision": precision})
-        return runs
-
-    alike = stored(["bf16", "bf16"], epochs=7) + stored(["float32", "float32"], epochs=8)
-    mixed = stored(["bf16", "float32", "bf16"], epochs=9)
-    untrained, absent = resolution.resolve("random", "smoke"), resolution.resolve("simsiam", "smoke", epochs=9, seed=9)
-    assert protocol.mixed_precision([*alike, untrained, absent]) == ""
-    told = protocol.mixed_precision([*alike, *mixed, absent, *mixed])
-    assert "simsiam-digits-e9: bf16 for seed 0 and 2, float32 for seed 1" in told and "e7" not in told and "e8" not in told
-
-
-def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
-    run, listed = resolution.resolve("simsiam", "smoke", seed=1), [resolution.resolve("random", "smoke", seed=seed) for seed in (0, 1)]
-    generator = np.random.default_rng(0)
-    right = {"own": generator.random(400) < 0.8, 0: generator.random(400) < 0.3, 1: generator.random(400) < 0.5}
-    artifacts.write_scores("smoke", resolution.run_name(run), "digits", {"knn_correct": right["own"]})
-    for other in listed:
-        artifacts.write_scores("smoke", resolution.run_name(other), "digits", {"knn_correct": right[other["seed"]]})
-    found = protocol.gains(run, listed)
-    assert found.reference.tolist() == ["random"] and found.must_beat.tolist() == [True]
-    assert found.value[0] == pytest.approx(right["own"].mean() - right[1].mean()) and found.n[0] == 400
-    error = (right["own"].astype(float) - right[1]).std() / 20
-    assert found.ci_low[0] == pytest.approx(found.value[0] - 1.96 * error, abs=0.02)
-    assert protocol.is_evidence(found) and not protocol.is_evidence(found.assign(ci_low=-0.01)) and not protocol.is_evidence(found[:0])
-    assert protocol.is_evidence(found.assign(ci_low=-0.01, must_beat=False)) is False
-
-
-def test_gains_are_over_the_untrained_network_of_the_same_backbone():
-    run, listed = resolution.resolve("dino_vit", "smoke"), [resolution.resolve(name, "smoke") for name in ("random", "random_vit")]
-    for other in (run, *listed):
-        right = np.arange(10) < {"dino_vit": 8, "random": 9, "random_vit": 3}[other["method"]]
-        artifacts.write_scores("smoke", resolution.run_name(other), "digits", {"knn_correct": right})
-    assert protocol.gains(run, listed)[["reference", "value"]].to_numpy().tolist() == [["random_vit", 0.5]]
-    assert protocol.gains(run, listed[:1])[["reference", "value"]].to_numpy().tolist() == [["random", pytest.approx(-0.1)]]
-
-
-def test_raw_pixels_must_be_beaten_on_natural_images_alone():
-    assert [protocol.must_beat("raw_pixels", name) for name in ("cifar10", "imagenette96", "fashion_mnist", "mnist")] == [True, True, False, False]
-    assert all(protocol.must_beat(untrained, name) for untrained in protocol.UNTRAINED for name in ("cifar10", "fashion_mnist"))
-
-

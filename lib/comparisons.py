@@ -1,0 +1,205 @@
+"""Which stored runs are compared, by what they differ, and what must be said beside it: gains, learning rates, precision.
+
+Everything is read from stored metrics, scores and config.json. What runs are measured by is in lib/protocol.py, which knows nothing of this, so
+that a sentence that changes here makes no measure old.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from lib import artifacts, evaluation, protocol, uncertainty
+from lib import settings as resolution
+from lib.artifacts import MEASURED_BY
+
+
+def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
+    """Measured runs of VI-SimSiam and SimSiam, as its papers compare them: (data set, epochs) -> method -> seed -> settings.
+
+    On every data set and at every length, by the profile's recipe for it; a method without a run there is absent. Where a set has VI-SimSiam in its
+    form of 2022 alone, that is "vi_simsiam".
+    """
+    found: dict[tuple[str, int], dict[str, dict[int, dict]]] = {}
+    for run in protocol.measured([run for group in (resolution.PROTOCOL, "lengths", "datasets") for run in resolution.runs(profile, group=group)]):
+        if run["method"] in ("vi_simsiam", "vi_simsiam_2022", "simsiam"):
+            of = found.setdefault((run["dataset"], run["epochs"]), {})
+            of.setdefault(run["method"].removesuffix("_2022"), {}).setdefault(run["seed"], run)
+    return found
+
+
+# ---------------------------------------------------------------------------------------------------------------- what must be said beside
+def tuning(profile: str) -> pd.DataFrame:
+    """What was tried before the runs: columns method, dataset, epochs, setting, value, used (by the profile), validation_knn_percent (NaN where not
+    run), run, and chosen: the best of a method all of whose values are run.
+    """
+    rows = []
+    for run in resolution.tuning_runs(profile):
+        setting, name = "beta" if run["method"] == "beta_vae" else "learning_rate", resolution.run_name(run)
+        found, used = artifacts.read_metrics(profile, MEASURED_BY, name), resolution.resolve(run["method"], profile, dataset=run["dataset"])
+        rows.append({key: run[key] for key in ("method", "dataset", "epochs")} | {"setting": setting, "value": run[setting], "used": used[setting]}
+                    | {"validation_knn_percent": 100 * found.value.iloc[0] if len(found) else np.nan, "run": name})  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "dataset", "epochs", "setting", "value", "used", "validation_knn_percent", "run"])
+    reached = frame.groupby("method").validation_knn_percent
+    complete = reached.transform("count") == reached.transform("size")
+    return frame.assign(chosen=complete & (reached.rank(ascending=False, method="first") == 1))
+
+
+def unsearched(profile: str, listed: Sequence[dict] = ()) -> dict[str, str]:
+    """The methods whose runs have a learning rate that nothing has chosen, and why: their search is not whole, or chose another one since.
+
+    Of the methods of ``listed`` runs also those that were searched on another data set or, in a profile that searches at all, not at all.
+    """
+    tried = tuning(profile)
+    on, reasons = tried.groupby("method").dataset.first(), {}
+    for run in listed if len(tried) else ():
+        if run["epochs"] and on.get(run["method"]) != run["dataset"]:
+            reasons[run["method"]] = f"searched on {on[run['method']]}" if run["method"] in on else "no search"
+    for method, rows in tried.groupby("method", sort=False):
+        best = rows[rows.chosen]
+        if best.empty:
+            reasons[method] = f"{rows.validation_knn_percent.notna().sum()} of {len(rows)} rates are tried"
+        elif not ((best.value == best.used) | (best.setting != "learning_rate")).any():
+            reasons[method] = f"the search chose {best.value.iloc[0]:g}, the runs have {best.used.iloc[0]:g}"
+    return reasons
+
+
+def told_rates(listed: list[dict]) -> list[str]:
+    """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
+    from lib.plotting import method_style  # slow to import
+
+    rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
+    named = {run["method"] for run in listed}
+    why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed).items() if name in named]
+    sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
+    return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
+
+
+def mixed_precision(listed: list[dict]) -> str:
+    """Which of these measured runs differ in precision from others of the same run but for the seed, in words: machines without bfloat16 train in
+    float32. Empty where none does; a run that is listed twice counts once."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for name, run in {resolution.run_name(run): run for run in listed}.items():
+        path = artifacts.run_dir(run["profile"], name) / "config.json"
+        if run["epochs"] and path.exists():
+            precision = artifacts.read_json(path, ("precision",))["precision"]
+            found.setdefault(name.rsplit("-seed", 1)[0], {}).setdefault(precision, []).append(str(run["seed"]))
+    mixed = {name: seeds for name, seeds in found.items() if len(seeds) > 1}
+    told = "; ".join(
+        f"{name}: " + ", ".join(f"{precision} for seed {' and '.join(which)}" for precision, which in seeds.items()) for name, seeds in mixed.items()
+    )
+    return f"Seeds of one run in unlike precision, as the machines were able: {told}." if told else ""
+
+
+def must_beat(reference: str, dataset: str) -> bool:
+    """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
+    return reference in protocol.UNTRAINED or dataset.startswith(("cifar10", "imagenette"))
+
+
+def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
+    """k-NN accuracy of a run minus that of an untrained network and of raw pixels: their stored scores, paired by test image, 95 % bootstrap.
+
+    Columns: reference (of those among ``listed`` one with the run's backbone and seed, else the first), value, ci_low, ci_high, n, must_beat.
+    """
+    profile, test, rows = run["profile"], run["dataset"], []
+    own = artifacts.read_scores(profile, resolution.run_name(run), test, ("knn_correct",))["knn_correct"].astype(float)
+    for kind in (protocol.UNTRAINED, ("raw_pixels",)):
+        same = [other for other in listed if other["method"] in kind and other["dataset"] == test]
+        found = sorted(same, key=lambda other: (other["backbone"] != run["backbone"], other["seed"] != run["seed"]))
+        if found:
+            reference = found[0]["method"]
+            gain = own - artifacts.read_scores(profile, resolution.run_name(found[0]), test, ("knn_correct",))["knn_correct"]
+            row = {"reference": reference, "n": len(gain), "must_beat": must_beat(reference, test)}
+            rows.append(row | evaluation.with_interval(np.mean, gain, draws=run["bootstrap_draws"]))
+    return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
+
+
+def told_gains(run: dict, listed: list[dict]) -> list[str]:
+    """``gains`` in words, a sentence each: whether the run has learned enough for its uncertainty to be tested."""
+    from lib.plotting import method_style  # slow to import
+
+    sentences = []
+    for gain in gains(run, listed).itertuples():
+        short = "**not learned more: its uncertainty is not tested (under-trained)**" if gain.must_beat else "not required on this set"
+        sentences.append(
+            f"{method_style(run['method']).label}, seed {run['seed']}, k-NN accuracy minus {method_style(gain.reference).label}: "
+            f"{100 * gain.value:+.1f} points [{100 * gain.ci_low:+.1f}, {100 * gain.ci_high:+.1f}], {'learned more' if gain.ci_low > 0 else short}."
+        )
+    return sentences
+
+
+def is_evidence(found: pd.DataFrame) -> bool:
+    """Whether all gains that count, of all runs in ``found``, exclude zero; otherwise the runs are under-trained."""
+    counting = found[found.must_beat.astype(bool)]
+    return len(counting) > 0 and bool((counting.ci_low > 0).all())
+
+
+# ---------------------------------------------------------------------------------------------------------------- differences
+def points_apart(first: Mapping[int, Mapping], second: Mapping[int, Mapping], column: str, draws: int, factor: float = 100.0) -> dict:
+    """uncertainty.hierarchical_difference of the means of one stored score, times ``factor``; first, second: seed -> stored scores."""
+    sides = ({seed: [factor * scores[column].astype(np.float64)] for seed, scores in of.items()} for of in (first, second))
+    return uncertainty.hierarchical_difference(np.mean, *sides, draws)
+
+
+def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
+    """Mean of what is stored of each test image, of the first method of a pair minus the second: paired by seed and by image.
+
+    listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor). Returns method, minus, measure and what
+    uncertainty.hierarchical_difference says, a row for each pair and measure.
+    """
+    stored: dict[str, dict] = {name: {} for pair in pairs for name in pair}  # method -> seed -> scores
+    for run in [run for run in listed if run["method"] in stored]:
+        stored[run["method"]][run["seed"]] = artifacts.read_scores(run["profile"], resolution.run_name(run), run["dataset"])
+    rows = []
+    for pair in pairs:
+        for measure, (column, factor) in columns.items():
+            found = points_apart(*(stored[method] for method in pair), column, draws, factor)
+            rows.append({"method": pair[0], "minus": pair[1], "measure": measure} | found)
+    return pd.DataFrame(rows)
+
+
+def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> pd.DataFrame:
+    """Accuracy of ``method`` minus that of each other with a seed in common, in points: paired by seed and by image.
+
+    stored: as factors.content_scores. A row for each data set, other method and classifier, with what uncertainty.hierarchical_difference says.
+    """
+    rows = []
+    for dataset, by_method in stored.items():
+        ours = by_method.get(method, {})
+        for other in [name for name, theirs in by_method.items() if name != method and set(ours) & set(theirs)]:
+            for classifier in ("mlp_paper", "knn_chosen"):
+                row = {"method": method, "dataset": dataset, "other": other, "classifier": classifier}
+                rows.append(row | points_apart(ours, by_method[other], f"{classifier}_correct", draws))
+    columns = ["method", "dataset", "other", "classifier", "difference", "ci_low", "ci_high", "seeds", "n"]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"difference": "difference_points"})
+
+
+def content_gaps(stored: Mapping[str, dict], method: str, below: Collection[str], above: Collection[str], draws: int) -> pd.DataFrame:
+    """The share of the distance in accuracy (MLP probe) from the best method of ``below`` to the best of ``above`` that ``method`` closes.
+
+    ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. stored: as factors.content_scores. A row for each data set with
+    all three in a seed, where the upper is above the lower: their names and percent, share, ci_low, ci_high (bootstrap of the seeds in common and of
+    images) and seeds. The best are so on the same test images.
+    """
+
+    def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
+        return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
+
+    rows = []
+    for dataset, by_method in stored.items():
+        right = {name: {seed: scores["mlp_paper_correct"].astype(float) for seed, scores in of.items()} for name, of in by_method.items()}
+        percent = {name: 100 * np.mean(list(of.values())) for name, of in right.items() if set(of) & set(right.get(method, {}))}
+        ends = [max((name for name in percent if name in names and name != method), key=percent.get, default="") for names in (below, above)]
+        if not all(ends) or percent[ends[0]] >= percent[ends[1]]:
+            continue
+        seeds = sorted(set.intersection(*(set(right[name]) for name in (method, *ends))))
+        if seeds:
+            arrays = [[right[name][seed] for seed in seeds] for name in (method, *ends)]
+            low, high = uncertainty.hierarchical_interval(share, *arrays, draws=draws)
+            row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": percent[ends[0]]}
+            row |= {"upper_percent": percent[ends[1]], "share": np.mean([share(*of) for of in zip(*arrays, strict=True)])}
+            rows.append(row | {"ci_low": low, "ci_high": high, "seeds": len(seeds)})
+    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds"]
+    return pd.DataFrame(rows, columns=columns)

@@ -1,0 +1,157 @@
+"""lib.comparisons: which stored runs are compared, by what they differ, and what is said beside it."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib import artifacts, comparisons, protocol
+from lib import settings as resolution
+
+
+# ---------------------------------------------------------------------------------------------------------------- searches and differences
+def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, frame):
+    rates = [run for run in resolution.tuning_runs("standard") if run["method"] == "vje"]
+    for place, run in enumerate(rates):
+        before = comparisons.tuning("standard").set_index("run").chosen
+        assert not before.any() and len(before) == len(resolution.tuning_runs("standard"))
+        row = frame.head(1).assign(value=0.3 + 0.1 * (place == 1), run_hash="")
+        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), row)
+    found = comparisons.tuning("standard")
+    chosen = found[found.chosen]
+    assert chosen[["method", "value", "used", "validation_knn_percent"]].values.tolist() == [["vje", rates[1]["learning_rate"], 0.48, 40.0]]
+    assert comparisons.tuning("smoke").empty and "chosen" in comparisons.tuning("smoke")
+    chose = f"the search chose {rates[1]['learning_rate']:g}, the runs have 0.48"
+    assert rates[1]["learning_rate"] != 0.48 and comparisons.unsearched("standard")["vje"] == chose
+    listed = [resolution.resolve(name, "standard", dataset="cifar10") for name in ("vje", "random")]
+    assert comparisons.told_rates(listed) == [
+        "Learning rates: VJE 0.48.", f"No whole search chose those of: VJE ({chose}). Comparisons with them are not even-handed.",
+    ]  # fmt: skip
+    best = next(run for run in rates if run["learning_rate"] == 0.48)
+    artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(best), frame.head(1).assign(value=0.9, run_hash=""))
+    assert comparisons.told_rates(listed) == ["Learning rates: VJE 0.48."]
+    assert "vje" not in comparisons.unsearched("standard") and comparisons.unsearched("standard")["simclr"].startswith("0 of ")
+
+
+def test_a_rate_that_was_searched_elsewhere_or_nowhere_is_told(shared_results):
+    listed = [resolution.resolve(name, "standard", dataset="cifar10") for name in ("simvae", "directpred", "random")]
+    said = comparisons.unsearched("standard", listed)
+    assert said["directpred"] == "no search" and "random" not in said and "directpred" not in comparisons.unsearched("standard")
+    assert said["simvae"].endswith("rates are tried"), "that its search, on other data, is not whole comes first"
+    for run in [run for run in resolution.tuning_runs("standard") if run["method"] == "simvae"]:
+        usual = resolution.resolve("simvae", "standard", dataset=run["dataset"])["learning_rate"]
+        row = pd.DataFrame([{"metric": "accuracy", "value": 0.5 + 0.1 * (run["learning_rate"] == usual)}])
+        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), row)
+    assert comparisons.unsearched("standard", listed)["simvae"] == "searched on mnist" and "simvae" not in comparisons.unsearched("standard")
+    assert "DirectPred (no search)" in comparisons.told_rates(listed)[1] and "SimVAE (searched on mnist)" in comparisons.told_rates(listed)[1]
+    assert comparisons.unsearched("smoke", [resolution.resolve("directpred", "smoke")]) == {}, "a profile that searches nothing"
+
+
+def test_differences_between_methods_are_paired_by_seed_and_image(shared_results):
+    right = {("vje", 0): [1, 1, 0, 0], ("vje", 1): [1, 1, 1, 0], ("simsiam", 0): [1, 0, 0, 0], ("simsiam", 2): [1, 1, 1, 1]}
+    listed = [resolution.resolve(method, "smoke", seed=seed) for method, seed in right]
+    for run, values in zip(listed, right.values(), strict=True):
+        artifacts.write_scores("smoke", resolution.run_name(run), run["dataset"], {"knn_correct": np.array(values, bool)})
+    found = comparisons.paired_differences(listed, [("vje", "simsiam")], {"knn": ("knn_correct", 100)}, 50)
+    row = found.iloc[0]
+    assert len(found) == 1 and [row.method, row.minus, row.measure, row.seeds, row.n] == ["vje", "simsiam", "knn", 1, 4]
+    assert row.difference == pytest.approx(25) and row.ci_low >= 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- what counts as evidence
+def test_simsiam_and_vi_simsiam_are_paired_at_every_length_and_on_every_set(monkeypatch):
+    monkeypatch.setattr(protocol, "measured", lambda listed: listed)
+    standard, paper = comparisons.simsiam_pairs("standard"), comparisons.simsiam_pairs("paper")
+    assert {epochs for dataset, epochs in standard if dataset == "cifar10"} == {5, 10, 20, 40} and ("imagenette96", 200) in standard
+    for where, of in (standard | paper).items():
+        assert all((run["dataset"], run["epochs"]) == where and run["seed"] == seed for method in of.values() for seed, run in method.items())
+    of_2022, of_2023 = paper["cars", 100], paper["imagenet100", 100]
+    assert of_2023["vi_simsiam"][0]["method"] == "vi_simsiam" and of_2022["vi_simsiam"][0]["method"] == "vi_simsiam_2022"
+    assert of_2022["simsiam"][0]["local_views"] == of_2022["vi_simsiam"][0]["local_views"] == 6 and of_2023["simsiam"][0]["local_views"] == 0
+
+
+def test_seeds_trained_in_unlike_precision_are_named(shared_results):
+    def stored(precisions, **settings):
+        runs = [resolution.resolve("simsiam", "smoke", seed=seed, **settings) for seed in range(len(precisions))]
+        for run, precision in zip(runs, precisions, strict=True):
+            artifacts.write_json(artifacts.run_dir("smoke", resolution.run_name(run)) / "config.json", {"precision": precision})
+        return runs
+
+    alike = stored(["bf16", "bf16"], epochs=7) + stored(["float32", "float32"], epochs=8)
+    mixed = stored(["bf16", "float32", "bf16"], epochs=9)
+    untrained, absent = resolution.resolve("random", "smoke"), resolution.resolve("simsiam", "smoke", epochs=9, seed=9)
+    assert comparisons.mixed_precision([*alike, untrained, absent]) == ""
+    told = comparisons.mixed_precision([*alike, *mixed, absent, *mixed])
+    assert "simsiam-digits-e9: bf16 for seed 0 and 2, float32 for seed 1" in told and "e7" not in told and "e8" not in told
+
+
+def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
+    run, listed = resolution.resolve("simsiam", "smoke", seed=1), [resolution.resolve("random", "smoke", seed=seed) for seed in (0, 1)]
+    generator = np.random.default_rng(0)
+    right = {"own": generator.random(400) < 0.8, 0: generator.random(400) < 0.3, 1: generator.random(400) < 0.5}
+    artifacts.write_scores("smoke", resolution.run_name(run), "digits", {"knn_correct": right["own"]})
+    for other in listed:
+        artifacts.write_scores("smoke", resolution.run_name(other), "digits", {"knn_correct": right[other["seed"]]})
+    found = comparisons.gains(run, listed)
+    assert found.reference.tolist() == ["random"] and found.must_beat.tolist() == [True]
+    assert found.value[0] == pytest.approx(right["own"].mean() - right[1].mean()) and found.n[0] == 400
+    error = (right["own"].astype(float) - right[1]).std() / 20
+    assert found.ci_low[0] == pytest.approx(found.value[0] - 1.96 * error, abs=0.02)
+    assert comparisons.is_evidence(found) and not comparisons.is_evidence(found.assign(ci_low=-0.01)) and not comparisons.is_evidence(found[:0])
+    assert comparisons.is_evidence(found.assign(ci_low=-0.01, must_beat=False)) is False
+
+
+def test_gains_are_over_the_untrained_network_of_the_same_backbone():
+    run, listed = resolution.resolve("dino_vit", "smoke"), [resolution.resolve(name, "smoke") for name in ("random", "random_vit")]
+    for other in (run, *listed):
+        right = np.arange(10) < {"dino_vit": 8, "random": 9, "random_vit": 3}[other["method"]]
+        artifacts.write_scores("smoke", resolution.run_name(other), "digits", {"knn_correct": right})
+    assert comparisons.gains(run, listed)[["reference", "value"]].to_numpy().tolist() == [["random_vit", 0.5]]
+    assert comparisons.gains(run, listed[:1])[["reference", "value"]].to_numpy().tolist() == [["random", pytest.approx(-0.1)]]
+
+
+def test_raw_pixels_must_be_beaten_on_natural_images_alone():
+    assert [comparisons.must_beat("raw_pixels", name) for name in ("cifar10", "imagenette96", "fashion_mnist", "mnist")] == [True, True, False, False]
+    assert all(comparisons.must_beat(untrained, name) for untrained in protocol.UNTRAINED for name in ("cifar10", "fashion_mnist"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- methods compared
+def drawn_content(images=4000):
+    """data set -> method -> seed -> scores, of chances to be right that are known; what two methods both get right is not by chance alone."""
+    chances = {"simvae": 0.55, "vae": 0.5, "cr_vae": 0.45, "simclr_latent": 0.7, "moco_latent": 0.6, "beta_vae": 0.65}
+    seeds = {"simvae": (0, 1), "vae": (0, 1, 2), "cr_vae": (0, 1), "simclr_latent": (1, 2), "moco_latent": (0, 1), "beta_vae": (3,)}
+    generator = np.random.default_rng(0)
+    hardness = generator.uniform(size=images)
+    right = {name: {seed: hardness + generator.normal(scale=0.05, size=images) < chances[name] for seed in of} for name, of in seeds.items()}
+    of_set = {
+        name: {seed: {"mlp_paper_correct": hits, "knn_chosen_correct": hits[::-1]} for seed, hits in of.items()} for name, of in right.items()
+    }  # fmt: skip
+    return {"one": of_set, "other": {name: of_set[name] for name in ("simvae", "vae")}}
+
+
+def test_content_is_compared_image_by_image_over_the_seeds_in_common():
+    stored = drawn_content()
+    found = comparisons.content_differences(stored, "simvae", 200).set_index(["dataset", "other", "classifier"])
+    assert set(found.index.get_level_values(1)) == {"vae", "cr_vae", "simclr_latent", "moco_latent"}, "β-VAE has no seed in common"
+    assert found.seeds["one", "simclr_latent", "mlp_paper"] == 1 and found.seeds["other", "vae", "knn_chosen"] == 2 and (found.n == 4000).all()
+    ours, theirs = (np.mean([stored["one"][name][seed]["mlp_paper_correct"] for seed in (0, 1)]) for name in ("simvae", "vae"))
+    assert found.difference_points["one", "vae", "mlp_paper"] == pytest.approx(100 * (ours - theirs))
+    assert found.loc[("one", "vae", "mlp_paper"), ["ci_low", "ci_high"]].between(3.5, 6.5).all()
+    none = comparisons.content_differences({"one": {"vae": stored["one"]["vae"]}}, "simvae", 200)
+    assert none.empty and set(none) == set(found.reset_index())
+
+
+def test_the_share_of_a_gap_that_a_method_closes():
+    """From 0.5 to 0.7 a method with 0.55 has gone a quarter of the way; the second set has nothing above to compare with."""
+    stored = drawn_content()
+    generative, predictive = ("simvae", "vae", "cr_vae", "beta_vae"), ("simclr_latent", "moco_latent")
+    (row,) = comparisons.content_gaps(stored, "simvae", generative, predictive, 500).itertuples()
+    assert (row.dataset, row.lower, row.upper, row.seeds) == ("one", "vae", "simclr_latent", 1), "three methods share seed 1"
+    ours, lower, upper = (stored["one"][name][1]["mlp_paper_correct"].mean() for name in ("simvae", "vae", "simclr_latent"))
+    assert row.share == pytest.approx((ours - lower) / (upper - lower)) and row.ci_low < 0.25 < row.ci_high
+    by_hand = []
+    for draw in np.random.default_rng(1).integers(4000, size=(500, 4000)):
+        ours, lower, upper = (stored["one"][name][1]["mlp_paper_correct"][draw].mean() for name in ("simvae", "vae", "simclr_latent"))
+        by_hand.append((ours - lower) / (upper - lower))
+    assert [row.ci_low, row.ci_high] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), abs=0.02)
+    assert comparisons.content_gaps(stored, "simvae", predictive, generative, 10).empty, "no gap where the upper is below the lower"
+    assert comparisons.content_gaps({}, "simvae", generative, predictive, 10).columns[6] == "share"
