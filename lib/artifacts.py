@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import fcntl
 import hashlib
 import io
 import json
@@ -131,6 +132,18 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, content) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str = ""):
+    """Hold a lock file that the system releases when this process ends, however it ends; a held lock is awaited, or with ``busy`` an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+        except BlockingIOError:
+            raise RuntimeError(busy) from None
+        yield
 
 
 def write_csv(path: Path, frame: pd.DataFrame, digits: int = 10) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import fcntl
 import gzip
 import io
 import os
@@ -423,10 +422,8 @@ def _debian_package(staging: Path, name: str, split: str) -> None:
 @contextlib.contextmanager
 def _staging(root: Path, name: str) -> Iterator[Path]:
     """An empty folder on the disk of ``root`` for one download of ``name`` at a time; other processes wait."""
-    root.mkdir(parents=True, exist_ok=True)
     staging = root / f".{name}.download"
-    with open(root / f".{name}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with artifacts.exclusive(root / f".{name}.lock"):
         shutil.rmtree(staging, ignore_errors=True)
         staging.mkdir()
         try:

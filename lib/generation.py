@@ -32,8 +32,7 @@ class Decoder(nn.Module):
         super().__init__()
         self.register_buffer("mean", torch.zeros(inputs))
         self.register_buffer("scale", torch.ones(inputs))
-        form = "mlp" if settings["backbone"] == "mlp" else "resnet"
-        self.network = networks.decoder(inputs, channels, settings["image_size"], form)
+        self.network = networks.decoder(inputs, channels, settings["image_size"], settings["backbone"])
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.sigmoid(self.network((features - self.mean) / self.scale).float())
@@ -171,8 +170,9 @@ def decoder_of(run: protocol.Run) -> nn.Module:
             )
         return run.method.cpu()
     path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
+    made_of = f"{run.hash} {bank.checksum} {run.settings['decoder_epochs']} {artifacts.code_hash(protocol.MEASURING)}"
     features = run.embed(bank)["features"]
-    if path.exists() and artifacts.read_tensors_info(path).get("run_hash") == run.hash:
+    if path.exists() and artifacts.read_tensors_info(path).get("made_of") == made_of:
         decoder = Decoder(run.settings, features.shape[1], run.channels)
         training.fill(decoder, artifacts.read_tensors(path)[0], path)
         return decoder.eval()
@@ -183,7 +183,7 @@ def decoder_of(run: protocol.Run) -> nn.Module:
     decoder = fit_decoder(
         features, pixels, run.settings, run.settings["seed"], run.settings["decoder_epochs"], progress_path=path.with_name("progress.json")
     )
-    artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "run_hash": run.hash})
+    artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "made_of": made_of})
     return decoder
 
 

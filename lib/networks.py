@@ -87,8 +87,8 @@ def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
         shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
         layers.append(residual_block()(inputs, outputs, stride, shortcut))
     network = nn.Sequential(*layers, nn.Flatten())
-    side = image_size // (2 if image_size >= 64 else 1)
-    network.features = 256 * (-(-side // 8)) ** 2
+    halvings = 4 if image_size >= 64 else 3  # each rounds up
+    network.features = 256 * (-(-image_size // 2**halvings)) ** 2
     return network
 
 
@@ -198,20 +198,19 @@ class UpsamplingBlock(nn.Module):
         return F.relu(self.residual(x) + self.shortcut(x))
 
 
-def decoder(inputs: int, channels: int, image_size: int, form: str) -> nn.Sequential:
+def decoder(inputs: int, channels: int, image_size: int, backbone: str) -> nn.Sequential:
     """Latents [B, L] -> what the likelihood is of, [B, C, S, S], unbounded (a sigmoid makes it a mean in 0..1).
 
-    form: "mlp", Table 3b: L -> 2000 -> 500 -> 500 -> pixels; "resnet", Table 4b: a linear layer to 256 channels of S / 2^k px, four residual blocks
-    of 128, 64, 32 and 16 channels of which the first k double the side, and a 5x5 convolution. Deviation: k = 4 at 64 px as printed; at 32 px 3.
+    For the backbone "mlp" Table 3b: L -> 2000 -> 500 -> 500 -> pixels; for any other Table 4b: a linear layer to 256 channels of S / 2^k px, four
+    residual blocks of 128, 64, 32 and 16 channels of which the first k double the side, and a 5x5 convolution. Deviation: k = 4 at 64 px as printed;
+    at 32 px 3.
     """
-    if form == "mlp":
+    if backbone == "mlp":
         shape = (channels, image_size, image_size)
         return nn.Sequential(*_relu_layers(inputs, 2000, 500, 500), nn.Linear(500, math.prod(shape)), nn.Unflatten(1, shape))
-    if form != "resnet":
-        raise ValueError(f"Unknown decoder {form!r}; choose 'mlp' or 'resnet'.")
     doublings = next((k for k in (4, 3, 2, 1) if image_size % 2**k == 0 and image_size // 2**k >= 4), None)
     if doublings is None:
-        raise ValueError(f"image_size is {image_size} px; a resnet decoder doubles at least once from 4 px or more: use a multiple of 2 from 8 on.")
+        raise ValueError(f"image_size is {image_size} px; a convolutional decoder doubles at least once from 4 px or more: use a multiple of 2 from 8.")
     side, widths = image_size // 2**doublings, (256, 128, 64, 32, 16)
     blocks = [UpsamplingBlock(before, after, 2 if k < doublings else 1) for k, (before, after) in enumerate(pairwise(widths))]
     return nn.Sequential(

@@ -317,9 +317,10 @@ def _validation_accuracy(run: Run) -> dict:
     whole = data.load(run.settings["dataset"], "train", image_size=run.settings["image_size"])
     held_out = run.embed(whole.subset(data.train_validation_split(whole.labels)[1]), "validation")
     fitted = run.embed(run.train, "fit")
-    right = evaluation.knn_predict(fitted["features"], fitted["label"], held_out["features"])[0] == held_out["label"]
+    accuracy = evaluation.knn_accuracy(fitted["features"], fitted["label"], held_out["features"], held_out["label"])
     return {
-        "evaluated_on": whole.name, "condition": "validation", "classifier": "knn", "metric": "accuracy", "value": right.mean(), "n": len(right),
+        "evaluated_on": whole.name, "condition": "validation", "classifier": "knn", "metric": "accuracy", "value": accuracy,
+        "n": len(held_out["label"]),
     }  # fmt: skip
 
 

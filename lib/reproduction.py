@@ -12,7 +12,6 @@ import argparse
 import ast
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import shlex
@@ -291,18 +290,6 @@ def clean_metadata(path: Path) -> None:
     artifacts.write_text(path, text.replace(str(artifacts.ROOT) + "/", "") + "\n")
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, busy: str = ""):
-    """Hold a lock file that the system releases when this process ends, however it ends; a held lock is awaited, or with ``busy`` an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise RuntimeError(busy) from None
-        yield
-
-
 def run_job(profile: str, paper: str, name: str, asked: str = "") -> None:
     """One job of the DAG and its stamp; at once if it is done, after the other process if another is at it.
 
@@ -312,7 +299,7 @@ def run_job(profile: str, paper: str, name: str, asked: str = "") -> None:
     if name not in listed:
         raise ValueError(f"Profile {profile!r}, paper {paper!r} has no job {name!r}; its jobs are {sorted(listed)}.")
     path = Path(asked) if asked else stamp(listed[name], listed)
-    with exclusive(path.parent / f"{name}.lock"):
+    with artifacts.exclusive(path.parent / f"{name}.lock"):
         if path.exists():
             return
         execute(listed[name])
@@ -361,7 +348,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     for reason in _not_to_be_had(job for job in listed if not stamps[job.name].exists()):
         print(f"Jobs that need this set will fail, the others go on: {reason}")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
-    with exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
+    with artifacts.exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
         artifacts.remove_unfinished(folder)
         if not executor and already < len(listed) and forkserver.is_possible():
             command = [sys.executable, "-m", "lib.forkserver", "serve", *command]
@@ -511,7 +498,7 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     output.mkdir(parents=True, exist_ok=True)
     before = page.stat().st_mtime_ns if page.exists() else 0
     print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
-    with exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."), open(log_path, "w") as log:
+    with artifacts.exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."), open(log_path, "w") as log:
         status, _ = _run_watched(command, log, {}, output / profile, env=os.environ | {"RESULTS_DIR": str(output)}, cwd=artifacts.ROOT)
     if status is None:
         return INTERRUPTED

@@ -25,7 +25,8 @@ NOT_TRAINED_WITH = (
 PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
 SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory")  # settings in 0..1
 POSITIVE = ("temperature", "teacher_temperature_start", "teacher_temperature", "bandwidth", "variance", "prior_variance", "loss_scale", "trade_off",
-            "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom")  # fmt: skip
+            "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom", "radial_scale",
+            "log_variance_bound", "initial_variance")  # fmt: skip
 ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")  # a data set of the images of one class of another
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0, "fine_tune_optimizer": "sgd"}

@@ -149,9 +149,16 @@ def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, m
     bare = settings.resolve("random_latent", "smoke", **(tiny | {"representation": 6, "image_size": 16}))
     training.train(bare)
     decoder = generation.decoder_of(protocol.Run(bare))
-    monkeypatch.setattr(generation, "fit_decoder", None)  # not called again
+    asked = []
+    monkeypatch.setattr(generation, "fit_decoder", lambda *given, **more: asked.append(given[4]) or decoder)
     stored = generation.decoder_of(protocol.Run(bare))
-    assert all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
+    assert not asked and all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
+    generation.decoder_of(protocol.Run(bare | {"decoder_epochs": 7}))
+    generation.decoder_of(protocol.Run(bare | {"decoder_epochs": 7}))
+    assert asked == [7], "what is stored was trained for another time"
+    monkeypatch.setattr(artifacts, "code_hash", lambda source: "another")
+    generation.decoder_of(protocol.Run(bare | {"decoder_epochs": 7}))
+    assert asked == [7, 7], "the code was edited"
 
 
 def test_a_vae_without_its_weights_has_no_decoder(vae_run):

@@ -134,10 +134,10 @@ def test_whatever_ends_a_job_the_job_is_named(monkeypatch, capsys):
 
 
 def test_a_held_lock_is_an_error_or_awaited(tmp_path):
-    with reproduction.exclusive(tmp_path / "lock"), pytest.raises(RuntimeError, match="busy here"):
-        with reproduction.exclusive(tmp_path / "lock", "busy here"):
+    with artifacts.exclusive(tmp_path / "lock"), pytest.raises(RuntimeError, match="busy here"):
+        with artifacts.exclusive(tmp_path / "lock", "busy here"):
             pass
-    with reproduction.exclusive(tmp_path / "lock", "busy here"):
+    with artifacts.exclusive(tmp_path / "lock", "busy here"):
         pass
 
 

@@ -26,8 +26,7 @@ class VAE(nn.Module):
         self.pixels = networks.Binarise(settings["binarise"]) if settings["binarise"] else nn.Identity()
         self.backbone = networks.backbone(settings | {"binarise": 0.0, "representation": 0}, channels)
         self.posterior = nn.Linear(self.backbone.features, 2 * latents)
-        form = "mlp" if settings["backbone"] == "mlp" else "resnet"
-        self.decoder = networks.decoder(latents, channels, settings["image_size"], form)
+        self.decoder = networks.decoder(latents, channels, settings["image_size"], settings["backbone"])
         self.likelihood = {"likelihood": settings["likelihood"], "variance": settings["variance"]}
 
     def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,9 +34,6 @@ class VJE(nn.Module):
         super().__init__()
         if settings["local_views"]:
             raise ValueError(f"{settings['method']} takes two standard views; set local_views to 0, not {settings['local_views']}.")
-        for name in ("directional_freedom", "radial_freedom", "log_variance_bound", "initial_variance", "radial_scale", "prior_variance"):
-            if not 0 < settings[name] < math.inf:
-                raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and positive.")
         self.settings = settings
         network = networks.backbone(settings, channels)
         dimension = self.dimension = network.features
