@@ -210,7 +210,7 @@ def decoder(inputs: int, channels: int, image_size: int, backbone: str) -> nn.Se
         return nn.Sequential(*_relu_layers(inputs, 2000, 500, 500), nn.Linear(500, math.prod(shape)), nn.Unflatten(1, shape))
     doublings = next((k for k in (4, 3, 2, 1) if image_size % 2**k == 0 and image_size // 2**k >= 4), None)
     if doublings is None:
-        raise ValueError(f"image_size is {image_size} px; a convolutional decoder doubles at least once from 4 px or more: use a multiple of 2 from 8.")
+        raise ValueError(f"image_size is {image_size} px; the decoder doubles at least once from 4 px or more: use a multiple of 2 from 8 on.")
     side, widths = image_size // 2**doublings, (256, 128, 64, 32, 16)
     blocks = [UpsamplingBlock(before, after, 2 if k < doublings else 1) for k, (before, after) in enumerate(pairwise(widths))]
     return nn.Sequential(
