@@ -15,6 +15,7 @@ from lib import artifacts, evaluation, protocol, uncertainty
 from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
+NEAR = 0.002  # an end of an AUROC's bootstrap interval that is nearer to zero may cross it with other draws
 
 def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
     """Measured runs of VI-SimSiam and SimSiam, as its papers compare them: (data set, epochs) -> method -> seed -> settings.

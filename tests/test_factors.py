@@ -87,6 +87,17 @@ def test_hungarian_accuracy_is_the_best_over_all_assignments():
     assert factors.hungarian_accuracy(np.arange(200), labels) == pytest.approx(4 / 200)  # one cluster an image: one image a class
 
 
+def test_variance_difference_is_taken_over_images():
+    """Views lie 1 around images that lie 2 apart for the first features, 3 apart for the second: shares of 1 / 5 and 1 / 10 of the variance."""
+    generator = np.random.default_rng(0)
+    first, second = (generator.normal(size=(2, 800, 30)) + apart * generator.normal(size=(1, 800, 30)) for apart in (2, 3))
+    found = factors.variance_difference(first, second, draws=200)
+    by_hand = [factors.variance_within(np.concatenate(features), np.tile(np.arange(800), 2)) for features in (first, second)]
+    assert found["difference"] == pytest.approx(by_hand[0] - by_hand[1]) == pytest.approx(0.1, abs=0.01) and found["n"] == 800
+    assert found["ci_low"] < 0.1 < found["ci_high"] and found["ci_high"] - found["ci_low"] < 0.02
+    assert factors.variance_difference(first, 5 * first, draws=20)["difference"] == pytest.approx(0, abs=1e-8), "a scale is no spread"
+
+
 def test_variance_within_is_the_analysis_of_variance():
     generator = np.random.default_rng(0)
     groups = np.repeat(np.arange(50), 8)
