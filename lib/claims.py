@@ -156,7 +156,7 @@ def _in_table(query: dict, profile: str) -> Found | None:
     if not isinstance(runs, str) or np.isnan(row.get("seeds", 1)):
         raise ValueError(f"Table {query['table']} has a row without its runs or seeds, which answers {query}; draw its notebook again.")
     known = row.get("commit", ""), row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
-    known += ("first" in row and {row["first"], row["second"]} <= set(str(row.get("not_above_untrained")).split()),)
+    known += ("first" in row and {*row["first"].split(), *row["second"].split()} <= set(str(row.get("not_above_untrained")).split()),)
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 
