@@ -48,7 +48,7 @@ def results(tmp_path_factory):
             alt = OTHER_ALT if id == "30_roc" else ALT
             plotting.save_figure(figure, id, caption=CAPTION, alt=alt, data=data, profile="standard", notebook=notebook, inputs=[source])
         wide = pd.DataFrame({f"column_number_{i}": [HOSTILE * (i == 1) + f"0.123456{row}" for row in range(30)] for i in range(30)})
-        wide["in_every_row"] = HOSTILE
+        wide["in_every_row"], wide["runs"], wide["second"] = HOSTILE, [f"name-of-run-seed{row}" for row in range(30)], "name-of-run"
         artifacts.write_csv(folder / "tables" / "20_accuracy.csv", wide)
         row = {"id": "VS2-3", "paper": "vs2", "part": "AUROC of κ", "where": "§6", "statement": HOSTILE, "kind": "number", "unit": "AUROC",
                "published": 0.72, "ours": 0.6131, "ci_low": 0.6018, "ci_high": 0.6249, "seeds": 3, "verdict": "same direction",
@@ -96,6 +96,7 @@ def test_page_lists_everything_once(results):
         assert f'href="figures/{id}.csv"' in page
     assert 'href="notebooks/30_some_notebook.html"' in page and 'href="notebooks/20_some_notebook.ipynb"' in page
     assert 'href="tables/20_accuracy.csv"' in page and f"{gallery.TABLE_ROWS} of 30 rows; in all of them in_every_row: &lt;" in page
+    assert "name-of-run" not in page, "what lies behind a row stands in the CSV"
     assert "<th>column_number_29</thead>" in page  # what every row repeats is no column
     assert page.count("<tbody>") == 4  # verdicts, a claim, a table, runs
     assert 'id="t-90_claims"' in page and "0 of 1 rows (they stand above)" in page  # what the page begins with is not told twice
