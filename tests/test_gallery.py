@@ -226,7 +226,7 @@ def test_page_in_a_browser(results, browser, page, width):
         Promise.all(images.map(image => image.decode().catch(() => null))).then(
             () => done(images.map(image => [image.src, image.naturalWidth, image.alt, image.getBoundingClientRect().width])));"""
     )
-    assert len(pictures) == (3 if page == "index.html" else 2)
+    assert len(pictures) == 3
     for source, natural, alt, shown in pictures:
         assert natural > 0, f"{source[:80]} did not load"
         assert alt and 0 < shown <= width
