@@ -275,6 +275,26 @@ def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_
     assert found.kind.tolist() == ["without labels", "without labels", "with labels", "a method's own"] * 2
 
 
+def test_advice_has_the_highest_of_three_seeds_too():
+    rows = [(name, seeds, value) for name, seeds, value in (("dino", 1, 0.9), ("byol", 1, 0.8), ("simclr", 3, 0.7), ("vje", 3, 0.6))]
+    frame = pd.DataFrame(rows, columns=["method", "seeds", "value"]).assign(score="feature_norm", uncertainty="", ci_low=0.0, ci_high=1.0)
+    found = benchmark.advice(frame.assign(measure="near_ood_auroc"), top=1)
+    assert found.method.tolist() == ["dino", "simclr"] and found.seeds.tolist() == [1, 3]
+    assert benchmark.advice(frame.assign(measure="near_ood_auroc"), top=3).method.tolist() == ["dino", "byol", "simclr"]
+
+
+def test_every_measure_stands_in_one_group_of_the_tables_to_read():
+    grouped = [name for names in benchmark.GROUPS.values() for name in names]
+    assert sorted(grouped) == sorted([*benchmark.MEASURES, *benchmark.ELSEWHERE])
+    rows = [("vje", "uncertainty", "nll", 1.25, 3), ("simclr", "uncertainty", "nll", 1.5, 2), ("vje", "feature_norm", "nll", 9.0, 3),
+            ("vje", "uncertainty", "training_seconds", 3060.0, 3)]  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["method", "score", "measure", "value", "seeds"])
+    frame = frame.assign(ci_low=[1.2, 1.4, 8.0, np.nan], ci_high=[1.3, 1.6, 9.5, np.nan])
+    nll, cost = benchmark.tables_to_read(frame).values()
+    assert nll.nll.to_dict() == {"SimCLR": "1.5 [1.4, 1.6]", "VJE": "1.25 [1.2, 1.3]"} and nll.seeds.to_dict() == {"SimCLR": 2, "VJE": 3}
+    assert cost.training_seconds.to_dict() == {"SimCLR": "", "VJE": "3,060"}
+
+
 def test_a_method_on_simvaes_encoder_is_called_that():
     assert [benchmark.label(name) for name in ("simclr", "simclr_latent", "vae")] == ["SimCLR", "SimCLR, SimVAE's encoder", "VAE"]
 

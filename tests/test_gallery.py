@@ -29,6 +29,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 CAPTION = f"Concentration falls with blur & {HOSTILE}. " + "Each box shows the quartiles of one severity level here. " * 4
 ALT = 'Five "boxes" stand <b>side by side</b>. Their medians fall.'
 OTHER_ALT = 'A "curve" rises <b>fast</b>. It ends high.'
+BESIDE = ("README.md", "settings")  # what pages link to beside results
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,8 @@ def results(tmp_path_factory):
         patch.setattr(artifacts, "RESULTS", tmp_path_factory.mktemp("gallery") / "results")
         plotting.use_style()
         folder = artifacts.results_dir("standard")
+        for name in BESIDE:
+            artifacts.RESULTS.with_name(name).symlink_to(artifacts.ROOT / name)
         source = folder / "metrics" / "30.csv"
         artifacts.write_text(source, "a\n1\n")
         for id, size in (("20_accuracy", plotting.TEXT), ("30_kappa", plotting.COLUMN), ("30_roc", plotting.SQUARE)):
@@ -254,7 +257,8 @@ def committed(tmp_path_factory):
     """The gallery of the committed evidence, built anew over links to its files."""
     stored, folder = artifacts.ROOT / "results" / gallery.EVIDENCE, tmp_path_factory.mktemp("committed") / "results" / gallery.EVIDENCE
     folder.mkdir(parents=True)
-    (folder.parents[1] / "figures").symlink_to(artifacts.ROOT / "figures")
+    for name in ("figures", *BESIDE):
+        (folder.parents[1] / name).symlink_to(artifacts.ROOT / name)
     for path in stored.iterdir():
         if path.name not in ("index.html", "README.md"):
             (folder / path.name).symlink_to(path)
