@@ -31,7 +31,7 @@ from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
 TABLE_ROWS = 2  # of tables that no question leads to
-RUNS_OF_A_ROW = ("runs", "first", "second", "not_above_untrained")  # columns that the CSV alone has: long names, to which claims link
+CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void")  # columns of which a page is not the place
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -219,8 +219,8 @@ def _table(path: Path) -> dict:
     shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
     # What every row repeats is said once, below.
     same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if len(frame) > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
-    frame = frame.drop(columns={*same, *RUNS_OF_A_ROW} & set(frame))
-    same = {column: value for column, value in same.items() if column not in RUNS_OF_A_ROW}
+    frame = frame.drop(columns={*same, *CSV_ALONE} & set(frame))
+    same = {column: value for column, value in same.items() if column not in CSV_ALONE}
     rows = [[_short(cell) for cell in row] for row in frame.head(shown).itertuples(index=False)]
     columns, href = list(frame.columns), quote(f"tables/{path.name}")
     return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": rows, "same": same, "length": len(frame), "href": href}
