@@ -64,8 +64,8 @@ QUESTIONS = (
     ("From which table is that verdict read?", "VS2-3"),
     ("Which runs does it rest on, and how long did they take?", "VS2-3"),
     ("Whose uncertainty tells right from wrong best, and is it better than scores that cost nothing?",
-     "80_ranks", "80_against_trivial", "t-80_advice"),
-    ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks", "t-80_advice"),
+     "80_ranks", "80_against_trivial", "advice"),
+    ("Whose uncertainty notices other data (OOD) best?", "80_ranks", "t-80_ranks", "advice"),
     ("Which methods are told apart in linear accuracy?", "t-80_differences", "t-20_difference", "t-60_differences"),
     ("How long did a run take, of SimCLR say?", "runs"),
     ("What do augmentations do to κ (box plots), and where are the numbers of the figure?", "31_kappa_by_augmentation"),
@@ -74,7 +74,7 @@ QUESTIONS = (
     ("How many claims of each paper have which verdict?", "verdicts"),
     ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
     ("How well are probabilities calibrated, ProSMin's and its rivals'?", "t-50_calibration"),
-    ("Which score follows how far an image is cropped, blurred or corrupted?", "t-80_advice"),
+    ("Which score follows how far an image is cropped, blurred or corrupted?", "advice"),
 )
 
 
@@ -108,13 +108,14 @@ def build(profile: str) -> Path:
         claim["notebooks"] = [notebook for notebook in notebooks if notebook["number"] in claim["numbers"]]
     places = {entry["id"]: f"figure {entry['id']}" for entry in figures} | {f"t-{entry['id']}": f"table {entry['id']}" for entry in tables}
     places |= {claim["id"]: f"claim {claim['id']}" for claim in claims} | ({"runs": "all runs"} if runs else {})
-    places |= {"verdicts": "counts of verdicts"} if claims else {}
+    advice = _advice() if profile == EVIDENCE else []
+    places |= ({"verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
     questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
     content = {
         "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
-        "questions": [(text, answers) for text, answers in questions if answers], "advice": _advice() if profile == EVIDENCE else [],
+        "questions": [(text, answers) for text, answers in questions if answers], "advice": advice,
         "caption": _advice_caption(),
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
@@ -508,7 +509,7 @@ def _readme(
              "[What this is, what the words mean, and how to run it on your own images or with your own method](../../README.md)", ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     if questions:
-        where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims} | {"runs": "runs", "verdicts": "#claims"}
+        where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims} | {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
         where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
         where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
         lines += ["", "## Questions", ""]

@@ -299,7 +299,7 @@ def advised(use):
     """The best score without labels for a use, as its table says it."""
     table = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "80_advice.csv")
     best = table[(table.use == use) & (table.kind == "without labels")].iloc[0]
-    return [best.score, best.method]
+    return [f"{best.score} of {plotting.method_style(best.method).label}"]
 
 
 def hours(claim):
@@ -315,8 +315,8 @@ ASKED = [
      lambda: [f"{config('vi_simsiam-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
     (3, ["figure 80_ranks"], "80_ranks", lambda: [first("linear_correctness_auroc"), "correctness"]),
     (3, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["behind"]),
-    (3, ["table 80_advice"], "t-80_advice", lambda: advised("correctness (linear)")),
-    (4, ["table 80_advice"], "t-80_advice", lambda: advised("far OOD")),
+    (3, ["which score to use"], "advice", lambda: advised("correctness (linear)")),
+    (4, ["which score to use"], "advice", lambda: advised("far OOD")),
     (4, ["figure 80_ranks"], "80_ranks", lambda: [first("near_ood_auroc"), "near OOD"]),
     (5, ["table 20_difference", "20_difference.csv"], "tables/20_difference.csv",
      lambda: [cell("20_difference", "ci_low", epochs=40, classifier="linear", measure="top-1")]),
@@ -327,7 +327,7 @@ ASKED = [
     (10, ["counts of verdicts"], "verdicts", lambda: ["same direction", count("vs2", "same direction")]),
     (11, ["claim VJ-1", "VJ-1"], "VJ-1", lambda: [f"({hours('VJ-1')} hours of training)"]),
     (12, ["table 50_calibration"], "t-50_calibration", lambda: ["ECE", "prosmin_vit"]),
-    (13, ["table 80_advice"], "t-80_advice", lambda: advised("how far blurred")),
+    (13, ["which score to use"], "advice", lambda: advised("how far blurred")),
 ]  # fmt: skip
 
 
