@@ -509,7 +509,8 @@ def _readme(
              "[What this is, what the words mean, and how to run it on your own images or with your own method](../../README.md)", ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     if questions:
-        where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims} | {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
+        where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}
+        where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
         where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
         where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
         lines += ["", "## Questions", ""]
