@@ -202,13 +202,11 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
 
 def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """table() by GROUPS: a row for each method by its own uncertainty, its seeds, and each value with its interval as text."""
+    from lib.plotting import kappa_text  # slow to import
+
     own = summary[(summary.score == "uncertainty") & summary.value.notna()]
-
-    def text(number: float) -> str:
-        return f"{number:,.0f}" if abs(number) >= 1000 else f"{number:.3g}"
-
-    ends = [f" [{text(row.ci_low)}, {text(row.ci_high)}]" if pd.notna(row.ci_low) else "" for row in own.itertuples()]
-    cells = own.assign(cell=own.value.map(text) + ends).pivot(index="method", columns="measure", values="cell").fillna("")
+    ends = [f" [{kappa_text(row.ci_low)}, {kappa_text(row.ci_high)}]" if pd.notna(row.ci_low) else "" for row in own.itertuples()]
+    cells = own.assign(cell=own.value.map(kappa_text) + ends).pivot(index="method", columns="measure", values="cell").fillna("")
     cells = cells.reindex([name for name in methods.METHODS if name in cells.index]).rename(index=label)
     seeds = own.groupby(own.method.map(label)).seeds.max().reindex(cells.index)
     shown = {title: [name for name in names if name in cells] for title, names in GROUPS.items()}
@@ -238,9 +236,9 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
     found = pd.concat([found, found[found.own].assign(kind=kinds[2])])
     order = {"use": list(uses.values()).index, "kind": kinds.index}
     found = found.sort_values("value", ascending=False, kind="stable").reset_index(drop=True)
-    each = ["use", "kind"]
-    best = pd.concat([found.groupby(each).head(top), found[found.seeds >= claims.SEEDS].groupby(each).head(1)])
-    best = best[~best.index.duplicated()].sort_index().reset_index(drop=True)
+    each, enough = ["use", "kind"], found.seeds >= claims.SEEDS
+    highest_of_enough = enough & (enough.groupby([found[key] for key in each]).cumsum() == 1)
+    best = found[(found.groupby(each).cumcount() < top) | highest_of_enough]
     best = best.sort_values(["use", "kind"], key=lambda column: column.map(order[column.name]), kind="stable")
     return best[["use", "kind", "score", "method", "value", "ci_low", "ci_high", "seeds"]].reset_index(drop=True)
 

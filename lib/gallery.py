@@ -11,6 +11,7 @@ import html
 import re
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -43,6 +44,7 @@ FEW = "In brackets: those of which a part rests on fewer than three seeds. Incon
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
+ABOUT = "What this is, what the words mean, and how to run it on your own images or with your own method"  # the way to the README
 # What the README says of each method: claims of the ledger, and one part of each.
 HEADLINES = (
     ("VS2-1", "50 epochs (5 here)"), ("VS2-1", "100 epochs (10 here)"), ("VS2-1", "200 epochs (20 here)"), ("VS2-1", "500 epochs (40 here)"),
@@ -112,7 +114,8 @@ def build(profile: str) -> Path:
     places |= ({"verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
     questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
     content = {
-        "profile": profile, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
+        "profile": profile, "about": ABOUT, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs),
+        "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
         "questions": [(text, answers) for text, answers in questions if answers], "advice": advice,
@@ -260,6 +263,11 @@ def _runs(profile: str) -> dict[str, dict]:
     return {folder.name: unknown | config for folder, config in stored.items()}
 
 
+def _hours_of(runs: Iterable[dict]) -> float:
+    """Hours that training took, by the runs' own clocks."""
+    return sum(run["seconds"] for run in runs) / 3600
+
+
 def _tried(run: dict) -> bool:
     """Whether a run was trained to choose a hyperparameter, and measured on held-out images alone."""
     return run["settings"].get("split") == "fit"
@@ -291,7 +299,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files = [f"tables/{query['table']}.csv" for query, _ in queries if "table" in query]
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
-        hours = sum(runs[run]["seconds"] for run in named) / 3600
+        hours = _hours_of(runs[run] for run in named)
         words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"]),
                                 "reason": part["reason"].replace(ledger.ALONE, "")} for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
@@ -431,7 +439,7 @@ def _hours() -> str:
         tested = [claim for claim in _claims(profile, runs) if claim["parts_tested"] and claim["kind"] != "recipe" and claim["id"] not in done]
         done |= {claim["id"] for claim in tested}
         if runs:
-            hours = sum(run["seconds"] for run in runs.values()) / 3600
+            hours = _hours_of(runs.values())
             machines = sorted({f"{run['hardware']['processor']}, {run['hardware']['cores']} cores" for run in runs.values() if "hardware" in run})
             lines += ["", f"## Profile {profile}", "", f"All {len(runs)} stored runs: {hours:.1f} hours on {_escape('; '.join(machines))}."]
         cells = []
@@ -477,8 +485,8 @@ def _share(profile: str, runs: dict) -> list[tuple[str, str]]:
     if profile not in settings.read("profiles"):
         return []
     listed = {settings.run_name(run) for run in settings.runs(profile) + settings.tuning_runs(profile)}
-    hours = sum(run["seconds"] for run in runs.values()) / 3600
-    return [("runs stored", f"{len(listed & runs.keys())} of the {len(listed)} that the profile lists"), ("hours of training", f"{hours:.1f}")]
+    stored = f"{len(listed & runs.keys())} of the {len(listed)} that the profile lists"
+    return [("runs stored", stored), ("hours of training", f"{_hours_of(runs.values()):.1f}")]
 
 
 def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
@@ -506,7 +514,7 @@ def _readme(
 ) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", "",
-             "[What this is, what the words mean, and how to run it on your own images or with your own method](../../README.md)", ""]  # fmt: skip
+             f"[{ABOUT}](../../README.md)", ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     if questions:
         where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}

@@ -106,7 +106,7 @@ def use_style() -> None:
 
 
 def kappa_text(value: float) -> str:
-    """A concentration in words: whole numbers from 100 on, three digits below."""
+    """A concentration, or another number, in words: whole from 100 on, three digits below."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
