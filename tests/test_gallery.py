@@ -348,9 +348,7 @@ def test_questions_are_answered_in_three_clicks(committed, browser, number, clic
     (within,) = [item for item in asked if item.text.startswith(gallery.QUESTIONS[number][0])]
     target = None
     for text in clicks:
-        (clicked,) = [
-            element for element in within.find_elements("tag name", "a") if element.is_displayed() and element.text == text
-        ]  # fmt: skip
+        (clicked,) = [link for link in within.find_elements("tag name", "a") if link.is_displayed() and link.text == text]
         browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", clicked)
         target = clicked.get_attribute("href")
         clicked.click()
