@@ -161,6 +161,14 @@ def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], col
     return pd.DataFrame(rows)
 
 
+def told_over_seeds(difference) -> str:
+    """Whether the seeds alone settle a difference: its t_low and t_high (uncertainty.paired_difference of the seeds' means, in points) in words."""
+    if difference.seeds < 2:
+        return "one seed, open"
+    settled = "settled" if difference.t_low > 0 or difference.t_high < 0 else "open"
+    return f"by a paired t-test over the {difference.seeds} seeds alone [{difference.t_low:+.1f}, {difference.t_high:+.1f}], {settled}"
+
+
 def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> pd.DataFrame:
     """Accuracy of ``method`` minus that of each other with a seed in common, in points: paired by seed and by image.
 

@@ -1,5 +1,7 @@
 """lib.comparisons: which stored runs are compared, by what they differ, and what is said beside it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -155,3 +157,12 @@ def test_the_share_of_a_gap_that_a_method_closes():
     assert [row.ci_low, row.ci_high] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), abs=0.02)
     assert comparisons.content_gaps(stored, "simvae", predictive, generative, 10).empty, "no gap where the upper is below the lower"
     assert comparisons.content_gaps({}, "simvae", generative, predictive, 10).columns[6] == "share"
+
+
+def test_seeds_alone_settle_a_difference_where_their_interval_excludes_zero():
+    told = [
+        comparisons.told_over_seeds(SimpleNamespace(seeds=seeds, t_low=low, t_high=high))
+        for seeds, low, high in ((3, 0.04, 2.0), (3, -2.0, -0.04), (3, 0.0, 2.0), (1, np.nan, np.nan))
+    ]
+    assert told[0] == "by a paired t-test over the 3 seeds alone [+0.0, +2.0], settled"
+    assert told[1].endswith("[-2.0, -0.0], settled") and told[2].endswith("[+0.0, +2.0], open") and told[3] == "one seed, open"
