@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import artifacts, augmentations, comparisons, evaluation, factors, generation, methods, networks, protocol
+from lib import artifacts, augmentations, comparisons, evaluation, factors, generation, methods, networks, protocol, uncertainty
 from lib import settings as resolution
 
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
@@ -25,12 +25,13 @@ NOT_TESTED, NOT_TESTABLE, FOLLOWED, DEVIATES = "not tested", "not testable", "fo
 # From worst to best: a claim of several parts is as good as the worst of those that were tested.
 ORDER = (CONTRADICTED, NOT_REPRODUCED, DEVIATES, SAME, REPRODUCED, FOLLOWED, NOT_TESTED, NOT_TESTABLE)
 ILLUSTRATIONS = ("smoke", "quick")
-SIDES = {"above": "above", "below": "below", "differs": "other than", "at_most": "at most"}  # the kinds of rules, in words
+SIDES = {"above": "above", "below": "below", "differs": "other than", "at_most": "at most", "within": "within"}  # the kinds of rules, in words
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
 PUBLISHED_RUNS = 3  # behind every published standard error
 ALONE = " (its interval is over images alone)"  # said of one seed, where nothing else varies
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
+UNSETTLED = "Student's t over them alone includes the bound"  # said of seeds so few, or so unlike, that by them alone nothing is settled
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
@@ -156,7 +157,8 @@ def _in_table(query: dict, profile: str) -> Found | None:
     if not isinstance(runs, str) or np.isnan(row.get("seeds", 1)):
         raise ValueError(f"Table {query['table']} has a row without its runs or seeds, which answers {query}; draw its notebook again.")
     known = row.get("commit", ""), row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
-    known += ("first" in row and {*row["first"].split(), *row["second"].split()} <= set(str(row.get("not_above_untrained")).split()),)
+    weak = set(str(row.get("not_above_untrained")).split())
+    known += (bool(row.get("idle", "first" in row and {*row["first"].split(), *row["second"].split()} <= weak)),)
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 
@@ -169,7 +171,11 @@ def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
         return None
     if rows.seed.duplicated().any():
         raise ValueError(f"Several metrics of one seed of {notebook} answer {query}; name more of their columns.")
-    return Found(rows.value.mean(), rows.ci_low.min(), rows.ci_high.max(), rows.n.max(), len(rows), " ".join(rows.commit.unique()))
+    over = uncertainty.mean_over_seeds(rows.value)
+    commits = " ".join(rows.commit.unique())
+    return Found(
+        rows.value.mean(), rows.ci_low.min(), rows.ci_high.max(), rows.n.max(), len(rows), commits, t_low=over["ci_low"], t_high=over["ci_high"]
+    )
 
 
 def _select(rows: pd.DataFrame, query: dict, where: str) -> pd.DataFrame:
@@ -239,13 +245,19 @@ def is_trained(method: str, profile: str) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------- what follows
-def side(rule: dict, found: Found) -> int:
-    """1 if our interval lies where the rule says, -1 if it lies on the other side, 0 if it does neither."""
-    (kind, bound), = rule.items()
+def side(part: dict, found: Found) -> int:
+    """1 if our interval lies where the part's rule says, -1 if it lies on the other side, 0 if it does neither.
+
+    within: as near to the published number as that, on either side.
+    """
+    (kind, bound), = part["rule"].items()
     if kind == "at_most":
         return 1 if found.value <= bound else -1
     if np.isnan(found.low) or np.isnan(found.high):
         return 0
+    if kind == "within":
+        nearest, farthest = (choose(found.low - published(part), published(part) - found.high) for choose in (max, min))
+        return int(-farthest < bound) - int(nearest > bound)
     above, below = found.low > bound, found.high < bound
     if kind == "differs":
         return int(above or below)
@@ -260,13 +272,13 @@ def decide(
     "reproduced" and "contradicted" need the claim's own data, family of network, half its epochs, three seeds, and that nothing else is known to
     differ (``unlike``); a published number then has to lie in our interval, to its printed digits, a direction our interval on its side. A number
     outside contradicts nothing if its own 95 % interval, where a standard error is printed (``error``, Student's t of three runs), reaches ours.
-    Otherwise, as on other data, our interval gives "same direction" or "not reproduced".
+    Of a difference its sign has to hold besides. Otherwise, as on other data, our interval gives "same direction" or "not reproduced".
     """
     if "never" in part:
         return NOT_TESTABLE, part["never"]
     if found is None:
         return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}, or none that can be judged')}"
-    holds = side(part["rule"], found)
+    holds = side(part, found)
     if part.get("about") == "theory":
         fails = NOT_REPRODUCED if BEYOND in part["name"] else CONTRADICTED
         return (REPRODUCED, "holds up to rounding") if holds > 0 else (fails, f"ours is {found.value:.3g}")
@@ -286,19 +298,22 @@ def decide(
     seeds = f"{found.seeds} seeds" if found.seeds > 1 else "1 seed" + (f" (its interval is over {part['over']})" if "over" in part else ALONE)
     if part.get("about") == "cost":
         seeds = f"{found.n:g} timings" if found.low < found.high else "counted"
-    if not np.isnan(found.t_low) and holds not in (0, side(part["rule"], found._replace(low=found.t_low, high=found.t_high))):
-        seeds += f" (Student's t over them alone includes the bound: {found.t_low:+.2f} to {found.t_high:+.2f})"
+    if not np.isnan(found.t_low) and holds not in (0, side(part, found._replace(low=found.t_low, high=found.t_high))):
+        seeds += f" ({UNSETTLED}: {found.t_low:+.2f} to {found.t_high:+.2f})"
     if np.isnan([found.low, found.high]).any():
         return NOT_TESTED, f"no interval to judge our number by, {seeds}"
     if lacking:
         where = {1: "lies on the claimed side", 0: INCLUDES, -1: "lies on the other side"}[holds]
         (rule, bound), = part["rule"].items()
-        return (SAME if holds > 0 else NOT_REPRODUCED), f"our interval {where} (claimed: {SIDES[rule]} {bound:g}), {seeds}; {lacking}"
+        claimed = f"{SIDES[rule]} {bound:g}{f' of {published(part):g}' if rule == 'within' else ''}"
+        return (SAME if holds > 0 else NOT_REPRODUCED), f"our interval {where} (claimed: {claimed}), {seeds}; {lacking}"
     if kind == "number" and not np.isnan(published(part)):
         outside = max(found.low - published(part), published(part) - found.high)
         if outside <= rounding(part):
-            there = f"the published value lies in our interval, {seeds}"
-            return (REPRODUCED, there) if holds >= 0 else (NOT_REPRODUCED, f"{there}, but the interval lies on the other side of the bound")
+            if holds > 0 or "within" in part["rule"]:
+                return REPRODUCED, f"the published value lies in our interval, {seeds}"
+            where = INCLUDES if holds == 0 else "lies on the other side of the bound"
+            return NOT_REPRODUCED, f"our interval {where}, although the published value lies in it, {seeds}"
         from scipy import stats  # slow to import
 
         reach = stats.t.ppf(0.975, PUBLISHED_RUNS - 1) * max(part["error"], _half_digit(part["error"])) if "error" in part else 0.0
@@ -425,10 +440,15 @@ def settles_nothing(reason: str) -> bool:
     return f"our interval {INCLUDES}" in reason
 
 
+def is_unsettled(reason: str) -> bool:
+    """Whether a part's interval lies on one side of the bound, and that of its seeds alone does not."""
+    return UNSETTLED in reason
+
+
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, whether it is
-    inconclusive (not reproduced, and no interval lies on the other side), and whether a verdict about data rests on fewer than SEEDS seeds in a
-    part (few_seeds)."""
+    inconclusive (not reproduced, and no interval lies on the other side), whether it has the same direction by an interval that its seeds alone do
+    not settle (unsettled), and whether a verdict about data rests on fewer than SEEDS seeds in a part (few_seeds)."""
     rows = []
     for name, parts in table.groupby("id", sort=False):
         own = parts[~parts.part.str.contains(BEYOND, regex=False)]
@@ -438,5 +458,6 @@ def verdicts(table: pd.DataFrame) -> pd.DataFrame:
         first = parts.iloc[0]
         rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
                      "parts": len(own), "parts_tested": len(tested), "inconclusive": inconclusive,
+                     "unsettled": worst == SAME and tested[tested.verdict == SAME].reason.map(is_unsettled).any(),
                      "few_seeds": worst in (SAME, NOT_REPRODUCED) and tested.seeds.min() < SEEDS})  # fmt: skip
     return pd.DataFrame(rows)

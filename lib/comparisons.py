@@ -6,7 +6,7 @@ that a sentence that changes here makes no measure old.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -138,17 +138,28 @@ def is_evidence(found: pd.DataFrame) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------- differences
+def apart(statistic: Callable[..., float], first: Mapping[int, Sequence], second: Mapping[int, Sequence], draws: int) -> dict[str, float]:
+    """uncertainty.hierarchical_difference with t_low and t_high: Student's t interval of the seeds' own differences, NaN of one seed.
+
+    A bootstrap of three seeds underestimates what seeds vary by; a t interval of three can be too wide. Where they disagree nothing is settled.
+    """
+    both = sorted(set(first) & set(second))
+    found = uncertainty.hierarchical_difference(statistic, first, second, draws)
+    over = uncertainty.paired_difference(*([statistic(*of[seed]) for seed in both] for of in (first, second)))
+    return found | {"t_low": over["ci_low"], "t_high": over["ci_high"]}
+
+
 def points_apart(first: Mapping[int, Mapping], second: Mapping[int, Mapping], column: str, draws: int, factor: float = 100.0) -> dict:
-    """uncertainty.hierarchical_difference of the means of one stored score, times ``factor``; first, second: seed -> stored scores."""
+    """``apart`` of the means of one stored score, times ``factor``; first, second: seed -> stored scores."""
     sides = ({seed: [factor * scores[column].astype(np.float64)] for seed, scores in of.items()} for of in (first, second))
-    return uncertainty.hierarchical_difference(np.mean, *sides, draws)
+    return apart(np.mean, *sides, draws)
 
 
 def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
     """Mean of what is stored of each test image, of the first method of a pair minus the second: paired by seed and by image.
 
     listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor). Returns method, minus, measure and what
-    uncertainty.hierarchical_difference says, a row for each pair and measure.
+    ``apart`` says, a row for each pair and measure.
     """
     stored: dict[str, dict] = {name: {} for pair in pairs for name in pair}  # method -> seed -> scores
     for run in [run for run in listed if run["method"] in stored]:
@@ -161,8 +172,28 @@ def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], col
     return pd.DataFrame(rows)
 
 
+def over_classes(percent: pd.DataFrame, names: Mapping[tuple[str, str], str]) -> pd.DataFrame:
+    """The first row of ``percent`` [scores, classes], one training a class, minus every other: Student's t over the classes that both have.
+
+    names: (method, score) -> row. Columns method, minus, difference, ci_low, ci_high, n (classes), seeds, and idle: whether of the two methods
+    neither is surely above the untrained network by the distance to its nearest features, so that the difference says nothing of what was learned.
+    """
+
+    def gap(first: str, second: str) -> dict[str, float]:
+        return uncertainty.paired_difference(*percent.loc[[first, second]].dropna(axis=1).to_numpy())
+
+    near = {method: row for (method, score), row in names.items() if score == "knn_distance"}
+    weak = {method for method, row in near.items() if "random" in near and gap(row, near["random"])["ci_low"] <= 0}
+    listed = [(method, row) for (method, _), row in names.items()]
+    rows = [
+        {"method": listed[0][0], "minus": row} | gap(listed[0][1], row) | {"idle": {listed[0][0], method} <= weak} for method, row in listed[1:]
+    ]
+    columns = ["method", "minus", "difference", "ci_low", "ci_high", "seeds", "idle"]
+    return pd.DataFrame(rows, columns=columns).rename(columns={"seeds": "n"}).assign(seeds=1)
+
+
 def told_over_seeds(difference) -> str:
-    """Whether the seeds alone settle a difference: its t_low and t_high (uncertainty.paired_difference of the seeds' means, in points) in words."""
+    """Whether the seeds alone settle a difference: t_low and t_high of ``apart``, in points, in words."""
     if difference.seeds < 2:
         return "one seed, open"
     settled = "settled" if difference.t_low > 0 or difference.t_high < 0 else "open"
@@ -172,7 +203,7 @@ def told_over_seeds(difference) -> str:
 def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> pd.DataFrame:
     """Accuracy of ``method`` minus that of each other with a seed in common, in points: paired by seed and by image.
 
-    stored: as factors.content_scores. A row for each data set, other method and classifier, with what uncertainty.hierarchical_difference says.
+    stored: as factors.content_scores. A row for each data set, other method and classifier, with what ``apart`` says.
     """
     rows = []
     for dataset, by_method in stored.items():
@@ -181,7 +212,7 @@ def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> 
             for classifier in ("mlp_paper", "knn_chosen"):
                 row = {"method": method, "dataset": dataset, "other": other, "classifier": classifier}
                 rows.append(row | points_apart(ours, by_method[other], f"{classifier}_correct", draws))
-    columns = ["method", "dataset", "other", "classifier", "difference", "ci_low", "ci_high", "seeds", "n"]
+    columns = ["method", "dataset", "other", "classifier", "difference", "ci_low", "ci_high", "seeds", "n", "t_low", "t_high"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"difference": "difference_points"})
 
 

@@ -40,7 +40,10 @@ PLAIN = ("o", "sa", "w")  # operators, prefixes of strings, white space: half of
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
-FEW = "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, every failing interval includes the bound."
+FEW = (
+    "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, every failing interval includes the bound. "
+    "Open by its seeds: the interval over seeds and images lies on the claimed side, Student's t over its seeds alone includes the bound."
+)
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
@@ -301,7 +304,8 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = _hours_of(runs[run] for run in named)
         words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"]),
-                                "reason": part["reason"].replace(ledger.ALONE, "")} for part in parts.to_dict("records")]  # fmt: skip
+                                "unsettled": ledger.is_unsettled(part["reason"]), "reason": part["reason"].replace(ledger.ALONE, "")}
+                 for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
             "said": _verdict(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
             "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
@@ -394,8 +398,10 @@ def _headlines(claims: list[dict]) -> list[list]:
 
 
 def _verdict(found: dict) -> str:
-    """The verdict of a claim or a part; one that rests on intervals that include the bound is called so."""
-    return found["verdict"] + " (inconclusive)" * (found["inconclusive"] and "not reproduced" in found["verdict"])
+    """The verdict of a claim or a part; one that rests on intervals that include the bound, or whose seeds alone do, is called so."""
+    if found["inconclusive"] and "not reproduced" in found["verdict"]:
+        return f"{found['verdict']} (inconclusive)"
+    return found["verdict"] + " (open by its seeds)" * (found["unsettled"] and found["verdict"] == "same direction")
 
 
 def _advice() -> list[list]:

@@ -738,7 +738,8 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
-    points to the claimed side (claims.SIDES; a stroke for "differs"). Where a column seeds says 1 the interval is thin: it is over images alone.
+    points to the claimed side (claims.SIDES; a stroke for "differs", two triangles that face each other for "within"). Where a column seeds says 1
+    the interval is thin: it is over images alone.
     style: of ours, blue dots by default. Rows with neither number are left out.
     Returns what is drawn, in order.
     """
@@ -758,11 +759,14 @@ def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 
     if drawn.published.notna().any():
         ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
     if "bound" in drawn:
+        level = drawn[drawn.claimed == "within"]
+        ends = [level.assign(claimed=side, bound=level.published + sign * level.bound) for side, sign in (("above", -1), ("below", 1))]
+        bounds = pd.concat([drawn.drop(level.index), *ends])
         pointers, named = {"above": ">", "below": "<", "at_most": "<", "differs": "|"}, "bound, claimed side"
         for marker in dict.fromkeys(pointers.values()):
-            rows = drawn.claimed.map(pointers) == marker
-            if rows.any():
-                ax.plot(drawn.bound[rows], place[rows] + 0.2, marker, color=GREY, markersize=3, label=named, zorder=2)
+            rows = bounds[bounds.claimed.map(pointers) == marker]
+            if len(rows):
+                ax.plot(rows.bound, rows.index + 0.2, marker, color=GREY, markersize=3, label=named, zorder=2)
                 named = None
     ax.set_yticks(place, drawn["name"])
     ax.set(xlabel=label, ylim=(len(drawn) - 0.4, -0.6))

@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from lib import artifacts, claims, plotting, reproduction
 from lib import settings as resolution
@@ -41,10 +42,10 @@ def test_every_claim_can_be_judged():
             assert "query" not in part or plotting.method_style(part["query"].get("method", "vi_simsiam"))
             if claim["kind"] != "recipe" and not part.keys().isdisjoint(("published", "query")):
                 assert part.get("unit") or claim.get("unit"), f"{name}, {part['name']}: of what unit?"
-            if claim["kind"] == "number" and "published" in part and "query" in part and part["rule"].keys() <= {"above", "below"}:
+            if "rule" in part and "published" in part and claims.BEYOND not in part["name"]:
                 # The published number itself lies where the rule says: a rule is a direction that the paper's own number has.
                 number = claims.published(part)
-                assert claims.side(part["rule"], Found(number, number, number, 1, 3, "")) == 1, (name, part["name"])
+                assert claims.side(part, Found(number, number, number, 1, 3, "")) == 1, (name, part["name"])
 
 
 def test_every_claim_says_what_its_full_test_takes():
@@ -106,6 +107,7 @@ def test_a_query_finds_one_row_of_a_table(stored):
 def test_a_query_finds_the_metrics_of_all_seeds_of_the_protocol(stored):
     found = claims.find({"notebook": "32_x", "method": "vi_simsiam", "metric": "auroc"}, "standard")
     assert found.value == pytest.approx(0.65) and (found.low, found.high, found.seeds, found.commit) == (0.55, 0.74, 2, "abc")
+    assert (found.t_low, found.t_high) == pytest.approx(stats.t.interval(0.95, 1, 0.65, 0.05))  # of 0.6 and 0.7
     assert claims.find({"notebook": "32_x", "method": "vi_simsiam", "metric": "aurc"}, "standard") is None
     assert claims.find({"notebook": "32_x", "method": "simsiam", "metric": "auroc"}, "standard") is None
 
@@ -117,11 +119,13 @@ def test_a_query_finds_the_metrics_of_all_seeds_of_the_protocol(stored):
         ({"above": 0}, 0.1, 0.3, 1), ({"above": 0}, -0.1, 0.3, 0), ({"above": 0}, -0.3, -0.1, -1), ({"above": 0.5}, 0.4, 0.45, -1),
         ({"below": 0}, -0.3, -0.1, 1), ({"below": 0}, 0.1, 0.3, -1), ({"below": 0}, -0.1, 0.1, 0),
         ({"differs": 0}, 0.1, 0.3, 1), ({"differs": 0}, -0.3, -0.1, 1), ({"differs": 0}, -0.1, 0.3, 0),
-        ({"above": 0}, np.nan, np.nan, 0),
+        ({"within": 2}, 48.1, 51.9, 1), ({"within": 2}, 52.1, 54.0, -1), ({"within": 2}, 40.0, 47.9, -1), ({"within": 2}, 49.0, 52.1, 0),
+        ({"within": 2}, 47.9, 51.0, 0), ({"within": 2}, 40.0, 60.0, 0), ({"within": 2}, np.nan, np.nan, 0), ({"above": 0}, np.nan, np.nan, 0),
     ],
 )  # fmt: skip
 def test_sides(rule, low, high, expected):
-    assert claims.side(rule, Found(0.0, low, high, 10, 3, "")) == expected
+    """A level claimed within two of a published 50: both a much higher and a much lower one lie on the other side."""
+    assert claims.side({"rule": rule, "published": 50.0}, Found(0.0, low, high, 10, 3, "")) == expected
 
 
 @pytest.mark.parametrize(
@@ -142,6 +146,11 @@ def test_sides(rule, low, high, expected):
         ("number", {"published": 0.5, "error": 0.0}, 0.1, 0.3, 3, SAME),
         # An interval on the other side of the bound reproduces nothing, however wide the printed digits are.
         ("number", {"published": 0.0}, -0.04, -0.02, 3, NOT_REPRODUCED),
+        # A difference of unknown sign reproduces none, though the published one lies in the interval; of a level there is no sign.
+        ("number", {"published": {"of": 0.4, "minus": 0.2}}, -0.1, 0.3, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.2, "rule": {"within": 0.05}}, 0.1, 0.3, 3, REPRODUCED),
+        ("number", {"published": 0.2, "rule": {"within": 0.05}, "data": "imagenet"}, 0.3, 0.4, 3, NOT_REPRODUCED),
+        ("number", {"published": 0.2, "rule": {"within": 0.05}, "data": "imagenet"}, 0.18, 0.22, 3, SAME),
         ("number", {"published": 0.6, "error": 0.0}, 0.1, 0.3, 3, CONTRADICTED),
         ("number", {"published": 0.2, "error": 0.024}, 0.1, 0.3, 3, REPRODUCED),
         ("direction", {}, 0.1, 0.3, 3, REPRODUCED),
@@ -178,6 +187,8 @@ def test_a_reason_names_the_claimed_side_and_what_seeds_alone_would_say():
 
     assert "on the claimed side (claimed: above 0), 3 seeds;" in reason() and "Student" not in reason(t_low=0.05, t_high=0.35)
     assert "3 seeds (Student's t over them alone includes the bound: -0.20 to +0.60);" in reason(t_low=-0.2, t_high=0.6)
+    level = OWN | {"data": "imagenet", "published": 0.2, "rule": {"within": 0.3}}
+    assert "(claimed: within 0.3 of 0.2)" in claims.decide(level, "number", Found(0.2, 0.1, 0.3, 10, 3, ""), "standard")[1]
 
 
 @pytest.mark.parametrize(
@@ -313,6 +324,9 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     assert combined.few_seeds.to_dict() == {"A": True, "B": False, "C": False}
     beyond = claims.verdicts(parts.assign(part=["p", "q (not in the paper)", "r", "p", "p"])).set_index("id")
     assert beyond.verdict["A"] == SAME and beyond.parts_tested["A"] == 1 and beyond.parts["A"] == 2 and not beyond.few_seeds["A"]
+    told = ["our interval lies there", f"3 seeds ({claims.UNSETTLED}: -1 to 1)", "", "", ""]
+    weak = claims.verdicts(parts.assign(verdict=[SAME, SAME, NOT_TESTED, NOT_TESTED, claims.DEVIATES], reason=told)).set_index("id")
+    assert weak.unsettled.to_dict() == {"A": True, "B": False, "C": False} and not combined.unsettled.any()
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

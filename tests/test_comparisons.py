@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from lib import artifacts, comparisons, protocol
 from lib import settings as resolution
@@ -166,3 +167,29 @@ def test_seeds_alone_settle_a_difference_where_their_interval_excludes_zero():
     ]
     assert told[0] == "by a paired t-test over the 3 seeds alone [+0.0, +2.0], settled"
     assert told[1].endswith("[-2.0, -0.0], settled") and told[2].endswith("[+0.0, +2.0], open") and told[3] == "one seed, open"
+
+
+def test_differences_over_classes_say_where_nothing_was_learned():
+    """By hand with scipy; a class that one row lacks is left out."""
+    generator = np.random.default_rng(0)
+    names = {("vje", "likelihood"): "L", ("vje", "knn_distance"): "N", ("other", "knn_distance"): "O", ("random", "knn_distance"): "R"}
+    table = pd.DataFrame(60 + generator.normal(size=(4, 6)), index=[*names.values()], columns=range(6))
+    table.loc["O"] += 20  # the other method has learned
+    table.loc["N", 5] = np.nan
+    found = comparisons.over_classes(table, names).set_index("minus")
+    gap = (table.loc["L"] - table.loc["N"]).dropna()
+    low, high = stats.t.interval(0.95, 4, gap.mean(), stats.sem(gap))
+    assert found.loc["N", ["difference", "ci_low", "ci_high", "n"]].tolist() == pytest.approx([gap.mean(), low, high, 5])
+    assert found.idle.to_dict() == {"N": True, "O": False, "R": True} and (found.seeds == 1).all()
+    del names["random", "knn_distance"]
+    assert not comparisons.over_classes(table.drop("R"), names).idle.any(), "without the floor nothing is known of it"
+    assert comparisons.over_classes(pd.DataFrame(), {}).empty
+
+
+def test_seeds_alone_stand_beside_the_bootstrap():
+    sides = [{seed: [level + np.arange(4.0)] for seed, level in enumerate(levels)} for levels in ([3.0, 5.0, 9.0], [1.0, 2.0, 3.0])]
+    found, gap = comparisons.apart(np.mean, *sides, 200), np.array([2.0, 3.0, 6.0])
+    assert found["difference"] == pytest.approx(gap.mean())
+    assert (found["t_low"], found["t_high"]) == pytest.approx(stats.t.interval(0.95, 2, gap.mean(), stats.sem(gap)))
+    alone = comparisons.apart(np.mean, *({0: side[0]} for side in sides), 200)
+    assert np.isnan([alone["t_low"], alone["t_high"]]).all()

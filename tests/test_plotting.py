@@ -426,6 +426,10 @@ def test_forest_puts_published_and_ours_in_one_row():
     assert set(pointers) == {">", "<"} and sum(not line.get_label().startswith("_") for line in pointers.values()) == 1
     assert (pointers[">"].get_xdata(), pointers["<"].get_xdata()) == ([0.3], [2.5]) and pointers["<"].get_ydata() == [1.2]
     ax = plt.subplots()[1]
+    plotting.forest_plot(ax, data.assign(claimed=["within", "above", nan, nan], bound=[0.25, 1.5, nan, nan]), label="points")
+    right, left = ax.lines[3:]  # published 1.0: the level lies between them
+    assert (right.get_marker(), left.get_marker()) == (">", "<") and sorted(right.get_xdata()) == [0.75, 1.5] and left.get_xdata() == [1.25]
+    ax = plt.subplots()[1]
     plotting.forest_plot(ax, data.assign(seeds=[3, nan, nan, 1]), label="points")
     wide, thin = ax.collections
     assert thin.get_linewidth()[0] < wide.get_linewidth()[0] and [segment.tolist() for segment in thin.get_segments()] == [[[-2, 2], [0, 2]]]
