@@ -298,7 +298,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
     for entry in ledger.verdicts(rows).to_dict("records"):
         claim, parts = ledger.claims()[entry["id"]], rows[rows.id == entry["id"]]
         measured = set(parts[parts.ours.notna()].part)
-        queries = [(part["query"], ledger.runs(part, profile)) for part in claim["parts"] if part["name"] in measured]
+        queries = [(part["query"], ledger.runs(part, profile)) for part in claim["parts"] if part["name"] in measured and "query" in part]
         files = [f"tables/{query['table']}.csv" for query, _ in queries if "table" in query]
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)

@@ -62,7 +62,7 @@ def bayes_log_concentration(posteriors: Posteriors, grid: int = 400) -> np.ndarr
     return special.softmax(log_weight, axis=1) @ log_kappa
 
 
-def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> Callable[[Tensor], Tensor]:
+def learn_concentration(posteriors: Posteriors, epochs: int = 30) -> Callable[[Tensor], Tensor]:
     """Learns κ from the views by VI-SimSiam's loss alone: a function of cosines [N, V], κ [N]; the true κ is never seen.
 
     The location is given, so that what is learned, and what can be learned, is the concentration: an MLP of two hidden layers on log(1 + t),
@@ -76,11 +76,11 @@ def learn_concentration(posteriors: Posteriors, epochs: int = 30, batch_size: in
     def start(layer: nn.Linear) -> None:
         networks.start_at_cosine(layer, dimension, 0.15, "natural")
 
-    network = _learn(posteriors, 1, loss, epochs, batch_size, seed, start)
+    network = _learn(posteriors, 1, loss, epochs, start)
     return lambda t: networks.to_concentration(network(t)[:, 0], dimension)
 
 
-def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30, batch_size: int = 256, seed: int = 0) -> Callable[[Tensor], Tensor]:
+def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30) -> Callable[[Tensor], Tensor]:
     """The same for the losses of "prosmin" and "vje", which have no κ: a function of cosines [N, V], the logarithm of their spread [N].
 
     A second output scales the given location to the mean. prosmin: half the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for
@@ -99,7 +99,7 @@ def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30, batch_si
         sample = length * mean + (log_spread / 2).exp() * torch.randn_like(mean)
         return losses.vje_loss(length * target, length * mean, log_spread, sample)["loss"]
 
-    network = _learn(posteriors, 2, loss, epochs, batch_size, seed)
+    network = _learn(posteriors, 2, loss, epochs)
     return lambda t: network(t)[:, 1]
 
 
@@ -123,12 +123,12 @@ def dispersions(powers: tuple[float, ...] = (0.5, 1.0, 1.5), weights: tuple[floa
 
 @torch.enable_grad()
 def _learn(
-    posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, batch_size: int, seed: int,
-    start: Callable[[nn.Linear], None] = lambda layer: None,
+    posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, start: Callable[[nn.Linear], None] = lambda layer: None,
 ) -> nn.Module:  # fmt: skip
     """A network of cosines [B, V] -> [B, outputs] that minimises loss(its output, location, target); start: what its last layer begins with."""
+    batch_size = 256
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         t = cosines(posteriors)
         network = _SpreadNetwork(outputs, t)
         start(network.layers[-1])

@@ -67,19 +67,18 @@ def ask(encoder: str, images: image_sets.ImageSet) -> evaluation.Embedded:
 def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
     """The uncertainty of every committed encoder: (a column for each [N], one row an encoder).
 
-    Columns of the second: encoder, trained_on, uncertainty (in words), spearman (rank correlation with -κ), unlikeness (encoders.unlikeness; NaN
-    where neither its file nor its training set is at hand) and resembles (yes, no, or cannot be said).
+    Columns of the second: encoder, trained_on, uncertainty (in words), spearman (rank correlation with -κ), unlikeness (encoders.unlikeness, by
+    the summary of its training set that lies beside it) and resembles (yes or no).
     """
     columns, rows = {}, []
     for name, path in encoders.stored().items():
-        embedded, spread = ask(name, images), _spread(name, path)
+        embedded = ask(name, images)
         native, words = methods.own_uncertainty(name)
         columns[f"uncertainty_{name}_{native or 'trivial_norm'}"] = embedded["uncertainty"]
-        far = np.nan if spread is None else encoders.unlikeness(embedded["features"], spread)
-        resembles = "cannot be said" if spread is None else "no" if far > encoders.UNLIKE else "yes"
+        far = encoders.unlikeness(embedded["features"], artifacts.read_npz(path.with_suffix(".npz"), ("mean", "precision", "percentiles")))
         rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"], "uncertainty": words,
                      "spearman": uncertainty.rank_correlation(embedded["uncertainty"], -kappa), "unlikeness": far,
-                     "resembles": resembles})  # fmt: skip
+                     "resembles": "no" if far > encoders.UNLIKE else "yes"})  # fmt: skip
     return pd.DataFrame(columns, index=range(len(kappa))), pd.DataFrame(rows)
 
 
@@ -99,19 +98,6 @@ def agreement(about: pd.DataFrame, encoder: str, count: int) -> str:
     chance = scipy.stats.norm.ppf(0.95 ** (1 / m)) / (count - 1) ** 0.5
     verdict = "agrees most with the order by κ" if closest.spearman > chance else "comes nearest to the order by κ, but not beyond chance"
     return f"Of the other encoders {closest.encoder} {verdict} ({found}; by chance alone up to {chance:.2f})."
-
-
-def _spread(name: str, path: Path) -> dict | None:
-    """encoders.feature_spread of an encoder: stored beside it, else computed from its training set if that is at hand."""
-    info, stored = _info(path), path.with_suffix(".npz")
-    if stored.exists() and str((spread := artifacts.read_npz(stored, ("run_hash",)))["run_hash"]) == info["run_hash"]:
-        return spread
-    try:
-        name_of_set, size = info["settings"]["dataset"], info["settings"]["image_size"]
-        sets = [data.load(name_of_set, split, image_size=size, download=False) for split in ("train", "test")]
-    except (FileNotFoundError, ValueError):
-        return None
-    return encoders.feature_spread(*(ask(name, images)["features"] for images in sets))
 
 
 def ranked(files: pd.DataFrame, kappa: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
@@ -134,7 +120,6 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
             "yes": f"These images resemble its training set (unlikeness {row.unlikeness:.2f}, at most {encoders.UNLIKE}).",
             "no": f"These images do not resemble its training set (unlikeness {row.unlikeness:.2f}, above {encoders.UNLIKE}): "
             "take the order with care, or leave the encoder out and train on the folder.",
-            "cannot be said": "Whether these images resemble its training set cannot be said: neither the set nor a summary of it is here.",
         }  # fmt: skip
         said += [f"κ by the committed encoder {encoder}, trained on {row.trained_on}; nothing was trained here.", verdict[row.resembles]]
     else:

@@ -430,6 +430,15 @@ def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
     torch.testing.assert_close(network.centre, 0.1 * torch.cat(targets).mean(0), rtol=1e-4, atol=1e-6)
 
 
+def test_dinos_entropy_is_that_of_its_sharpened_and_centred_teacher():
+    """VI-SimSiam 2023, §6.4: of the softmax that the loss takes its targets from, here with a centre that is not zero."""
+    network, images = methods.build(small("dino", local_views=0)).eval(), draw_views()[0]
+    network.centre += torch.randn(network.centre.shape, generator=torch.Generator().manual_seed(0)) / 20
+    assert network.settings["teacher_temperature"] != network.settings["temperature"]
+    logits = (network.teacher(images) - network.centre) / network.settings["teacher_temperature"]
+    torch.testing.assert_close(network.embed(images).uncertainty, torch.distributions.Categorical(logits=logits).entropy())
+
+
 @pytest.mark.parametrize(("epoch", "learns"), [(0.9, False), (1.0, True)])
 def test_dinos_prototypes_learn_nothing_in_the_first_epoch(epoch, learns):
     network = methods.build(small("dino", local_views=0)).train()
@@ -540,10 +549,11 @@ def test_prosmins_other_uncertainties_are_what_they_say():
     torch.testing.assert_close(found["mean_sigma"], log_sigma.exp().mean(1))
     z = mean + log_sigma.exp() * torch.randn(2, 20_000, *mean.shape, generator=torch.Generator().manual_seed(2))
     torch.testing.assert_close(found["sample_spread"], (z[0] - z[1]).square().sum(-1).mean(0).sqrt(), rtol=0.02, atol=0)
-    target = network.target(images)
+    network.centre += torch.randn(network.centre.shape, generator=torch.Generator().manual_seed(3))
+    target = network.target(images) - network.centre
     energy = (z[0] - target).norm(dim=-1).mean(0) - (z[0] - z[1]).norm(dim=-1).mean(0) / 2
     torch.testing.assert_close(network.uncertainties(images, samples=200).native["target_energy"], energy, rtol=0.1, atol=0.02)
-    alone = network.uncertainties(images[2:3]).native
+    found, alone = network.uncertainties(images).native, network.uncertainties(images[2:3]).native
     assert torch.equal(found["log_sigma"], network.embed(images).uncertainty)
     assert all(value.shape == (8,) for value in found.values())
     torch.testing.assert_close(found["target_energy"][2:3], alone["target_energy"])

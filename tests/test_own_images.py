@@ -254,7 +254,7 @@ ENCODERS = sorted(path.stem for path in (artifacts.ROOT / "results" / "standard"
 
 
 def unlikeness(name, images):
-    return encoders.unlikeness(own_images.ask(name, images)["features"], own_images._spread(name, encoders.stored()[name]))
+    return encoders.unlikeness(own_images.ask(name, images)["features"], artifacts.read_npz(encoders.stored()[name].with_suffix(".npz")))
 
 
 # The features of some hardly tell digits from photographs (ProSMin's 0.3, DINO's on a vision transformer 0.2); their cards say so.
@@ -280,20 +280,6 @@ def test_other_images_of_its_own_kind_resemble_the_training_set(committed, name)
     cut = [Image.fromarray(image[y : y + 28, x : x + 28]).resize((32, 32)) for image, (y, x) in zip(chosen.images, corners, strict=True)]
     cropped = own_files.image_sets.ImageSet("crops", "test", np.stack(cut), chosen.labels, images.classes)
     assert unlikeness(name, cropped) < encoders.UNLIKE
-
-
-def test_without_set_and_summary_likeness_cannot_be_said(committed, tmp_path, monkeypatch, data_dir):
-    path = encoders.stored()["vi_simsiam"]
-    (tmp_path / path.name).write_bytes(path.read_bytes())
-    monkeypatch.setattr(encoders, "stored", lambda: {"vi_simsiam": tmp_path / path.name})
-    monkeypatch.setitem(data.DEBIAN, "cifar10", ("none", Path("/nowhere")))
-    images = data.load("generated", "test").subset(range(64))
-    columns, about = own_images.compare(images, np.linspace(1, 2, 64))
-    assert list(columns) == ["uncertainty_vi_simsiam_kappa"] and about.resembles.tolist() == ["cannot be said"] and about.unlikeness.isna().all()
-    said = own_images.facts(images.images, np.linspace(1, 2, 64), "vi_simsiam", {}, about)
-    assert "cannot be said" in said[1]
-    artifacts.write_npz((tmp_path / path.name).with_suffix(".npz"), run_hash=np.array("another run"), mean=np.zeros(1))
-    assert own_images._spread("vi_simsiam", tmp_path / path.name) is None
 
 
 def test_an_encoder_without_kappa_is_refused(committed):

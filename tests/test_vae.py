@@ -272,6 +272,16 @@ def test_views_of_one_image_are_drawn_together():
     assert mixed["prior"] > others["prior"] + 0.1 and mixed["reconstruction"] == pytest.approx(others["reconstruction"], rel=1e-2)
 
 
+def test_cr_vae_measures_the_second_view_from_the_first():
+    """Sinha & Dieng 2021, Eq. 5: KL( q(z | x') || q(z | x) ), whose two directions differ once posteriors do."""
+    network, views = small("cr_vae"), draw_views()
+    network.posterior.weight.data *= 200
+    (m1, v1), (m2, v2) = (network.posterior(network.backbone(view)).chunk(2, 1) for view in views)
+    forward, backward = (0.1 * losses.gaussian_kl(*order).mean().item() for order in ((m2, v2, m1, v1), (m1, v1, m2, v2)))
+    assert terms_of(network, views)["consistency"] == pytest.approx(forward, rel=1e-4)
+    assert backward != pytest.approx(forward, rel=0.05)
+
+
 def test_cr_vae_asks_for_consistency_between_exactly_two_views():
     network, (first, second) = small("cr_vae"), draw_views()
     assert terms_of(network, [first, first])["consistency"] == 0 < terms_of(network, [first, second])["consistency"]

@@ -229,6 +229,16 @@ def test_the_evidence_of_the_polar_model_sums_to_at_most_one_and_the_ambient_one
         masses[likelihood] = (parts[0] + parts[1]).exp().sum().item() * (angles[1] - angles[0]) * (radii[1] - radii[0])
     assert 0.9 < masses["polar"] <= 1.001
     assert masses["ambient"] > 2
+    nowhere = losses.vje_likelihood(target, z, log_v + torch.tensor([0.0, 1.0]), 4.0, 4.0, 0.2, "euclidean")[0].exp()
+    area = target.norm(dim=1) * (angles[1] - angles[0]) * (radii[1] - radii[0])
+    assert (nowhere * area).sum().item() == pytest.approx(1, abs=1e-4), "a density of the embedding itself, in the plane"
+
+
+def test_the_radial_factor_of_a_logarithm_is_a_density_of_the_length():
+    radii = torch.linspace(-40, 40, 160_001, dtype=torch.float64).exp()  # far tails: Student-t in log r
+    target, z = radii[:, None] * torch.tensor([[0.6, 0.8]]), torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand(len(radii), 2)
+    radial = losses.vje_likelihood(target, z, torch.zeros_like(z), 4.0, 4.0, 0.2, log_radius=True)[1]
+    assert torch.trapezoid(radial.exp(), radii).item() == pytest.approx(1, abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------- gradients and optima
