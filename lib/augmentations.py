@@ -29,6 +29,7 @@ SIMSIAM = {
 }  # fmt: skip
 # SimCLR (Chen et al. 2020, App. A), colour distortion of strength 1
 SIMCLR = SIMSIAM | {"scale": (0.08, 1.0), "brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
+BYOL = SIMSIAM | {"scale": (0.08, 1.0), "saturation": 0.2, "blur": 1.0, "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2}}
 COLOURS_AS_THEY_ARE = dict.fromkeys(("jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur"), 0.0)
 SIMVAE = {"ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5}  # Bizeul et al. 2024, Table 2: crop, and flip upside down
 RECIPES = {
@@ -38,10 +39,10 @@ RECIPES = {
     # for training with labels: crop and flip alone, as for ResNets (He et al. 2016, §3.4), the crop as SimSiam's
     "crop_and_flip": SIMSIAM | COLOURS_AS_THEY_ARE,
     "simclr": SIMCLR,
-    # BYOL (Grill et al. 2020, App. B), also Barlow Twins, VICReg and DINO: the second view has parameters of its own
-    "byol": SIMSIAM | {
-        "scale": (0.08, 1.0), "saturation": 0.2, "blur": 1.0, "solarise": 0.0, "second": {"blur": 0.1, "solarise": 0.2},
-    },
+    # BYOL (Grill et al. 2020, App. B), also Barlow Twins and VICReg: the second view has parameters of its own
+    "byol": BYOL,
+    # DINO's code: BYOL's, with crops of its own, and low-resolution views that are blurred half of the time
+    "dino": BYOL | {"scale": (0.4, 1.0), "local": {"scale": (0.05, 0.4), "blur": 0.5}},
     # ProSMin (ICLR 2024, §5); the probabilities of flip, jitter and greyscale are not given: SimSiam's
     "prosmin": SIMCLR | {"scale": (0.8, 1.0)},
     # SimVAE, MNIST and Fashion-MNIST
@@ -56,7 +57,7 @@ RECIPES |= {
     | {name: share * RECIPES["simvae_colour"][name] for name in ("brightness", "contrast", "saturation", "hue")}
     for share in (0, 0.5)
 }
-# Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1); everything else as the standard views.
+# Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1), where a recipe says nothing of them; everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
 BLUR_REACH = 4  # standard deviations at which the blur's Gaussian is cut
@@ -96,7 +97,7 @@ def view_kinds(settings: dict) -> list[tuple[int, int, dict]]:
             raise ValueError(f"The augmentation recipe {settings['augmentation']!r} is for two views, not {standard}; choose another recipe.")
         kinds = [(1, settings["image_size"], strengths), (1, settings["image_size"], strengths | strengths["second"])]
     if settings["local_views"]:
-        kinds.append((settings["local_views"], settings["local_size"], strengths | {"scale": LOCAL_SCALE}))
+        kinds.append((settings["local_views"], settings["local_size"], strengths | strengths.get("local", {"scale": LOCAL_SCALE})))
     return kinds
 
 

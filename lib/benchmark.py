@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib import artifacts, claims, comparisons, evaluation, factors, image_scores, methods, protocol, shift, uncertainty
+from lib import artifacts, claims, comparisons, evaluation, factors, image_scores, methods, protocol, shift, statistics, uncertainty
 from lib import settings as resolution
 
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
@@ -246,7 +246,7 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
 def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:
     """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
 
-    Accuracy and correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (uncertainty.simultaneous_intervals). OOD: no
+    Accuracy and correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (statistics.simultaneous_intervals). OOD: no
     scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
     Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with Student's t of the
     smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted; of a bootstrap of B draws at least pairs / (B + 1),
@@ -257,8 +257,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     if measure.endswith(("_accuracy", "correctness_auroc")):
         estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1))
         gap, drawn = estimates[first] - estimates[second], draws[:, first] - draws[:, second]
-        low, high = uncertainty.simultaneous_intervals(gap, drawn)
-        p, how = uncertainty.bootstrap_p_values(gap, drawn), "paired by image"
+        low, high = statistics.simultaneous_intervals(gap, drawn)
+        p, how = statistics.bootstrap_p_values(gap, drawn), "paired by image"
     else:
         estimates, errors, freedom = np.array([_estimate_and_error(values, measure, entry) for entry in entries]).T
         gap, error = estimates[first] - estimates[second], errors[first] + errors[second]
@@ -271,7 +271,7 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
     seeds = values[values.measure == measure].groupby("method").seed.nunique()
     fewest = np.minimum(seeds[frame.method].to_numpy(), seeds[frame.minus_method].to_numpy())
-    frame = frame.assign(ci_low=low, ci_high=high, p_holm=uncertainty.holm(p), seeds=fewest, pairing=how)
+    frame = frame.assign(ci_low=low, ci_high=high, p_holm=statistics.holm(p), seeds=fewest, pairing=how)
     return frame.assign(sure=(low > 0) | (high < 0), void=(low <= -1) & (high >= 1))
 
 
@@ -288,7 +288,7 @@ def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str,
         return [columns[-1].mean() if what == "accuracy" else uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
 
     count = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2)
-    estimates, draws = uncertainty.hierarchical_draws(measured, arrays, draws=count)
+    estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count)
     at = [(order.index(method), names.index(score)) for method, score in entries]
     return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
 
@@ -317,8 +317,8 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
             pairs = [((a, "uncertainty"), (b, "uncertainty")) for a, b in combinations(part.method, 2)]
             found = differences(profile, values, measure, pairs).assign(backbone=backbone)
             over_seeds = [_p_over_seeds(*(by_seed.get_group((measure, name)) for name in pair)) for pair in combinations(part.method, 2)]
-            found["p_seeds"] = uncertainty.holm(over_seeds)
-            best, worst = uncertainty.rank_intervals(len(part), found.ci_low, found.ci_high)
+            found["p_seeds"] = statistics.holm(over_seeds)
+            best, worst = statistics.rank_intervals(len(part), found.ci_low, found.ci_high)
             rows.append(part[["measure", "backbone", "method", "value"]].assign(best=best, worst=worst, methods=len(part)))
             pairwise.append(found)
     return tuple(pd.concat(frames[1:] or frames, ignore_index=True) for frames in (rows, pairwise))
@@ -326,9 +326,9 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
 
 def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:
     """p of Welch's t; where neither varies over its seeds no t is defined, and they differ or are the same."""
-    if uncertainty.is_constant(first) and uncertainty.is_constant(second):
+    if statistics.is_constant(first) and statistics.is_constant(second):
         return float(np.isclose(first.iloc[0], second.iloc[0], rtol=uncertainty.ROUNDING, atol=0))
-    return uncertainty.welch_test(first, second).p_value
+    return statistics.welch_test(first, second).p_value
 
 
 def against_trivial(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:

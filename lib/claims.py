@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import artifacts, augmentations, comparisons, evaluation, factors, generation, methods, networks, protocol, uncertainty
+from lib import artifacts, augmentations, comparisons, evaluation, factors, generation, methods, networks, protocol, statistics
 from lib import settings as resolution
 
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
@@ -171,7 +171,7 @@ def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
         return None
     if rows.seed.duplicated().any():
         raise ValueError(f"Several metrics of one seed of {notebook} answer {query}; name more of their columns.")
-    over = uncertainty.mean_over_seeds(rows.value)
+    over = statistics.mean_over_seeds(rows.value)
     commits = " ".join(rows.commit.unique())
     return Found(
         rows.value.mean(), rows.ci_low.min(), rows.ci_high.max(), rows.n.max(), len(rows), commits, t_low=over["ci_low"], t_high=over["ci_high"]

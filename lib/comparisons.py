@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from lib import artifacts, evaluation, protocol, uncertainty
+from lib import artifacts, evaluation, protocol, shift, statistics, uncertainty
 from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
@@ -138,14 +138,14 @@ def is_evidence(found: pd.DataFrame) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------- differences
-def apart(statistic: Callable[..., float], first: Mapping[int, Sequence], second: Mapping[int, Sequence], draws: int) -> dict[str, float]:
-    """uncertainty.hierarchical_difference with t_low and t_high: Student's t interval of the seeds' own differences, NaN of one seed.
+def apart(statistic: Callable, first: Mapping[int, Sequence], second: Mapping[int, Sequence], draws: int, recentred: bool = False) -> dict:
+    """statistics.hierarchical_difference with t_low and t_high: Student's t interval of the seeds' own differences, NaN of one seed.
 
     A bootstrap of three seeds underestimates what seeds vary by; a t interval of three can be too wide. Where they disagree nothing is settled.
     """
     both = sorted(set(first) & set(second))
-    found = uncertainty.hierarchical_difference(statistic, first, second, draws)
-    over = uncertainty.paired_difference(*([statistic(*of[seed]) for seed in both] for of in (first, second)))
+    found = statistics.hierarchical_difference(statistic, first, second, draws, recentred)
+    over = statistics.paired_difference(*([statistic(*of[seed]) for seed in both] for of in (first, second)))
     return found | {"t_low": over["ci_low"], "t_high": over["ci_high"]}
 
 
@@ -180,7 +180,7 @@ def over_classes(percent: pd.DataFrame, names: Mapping[tuple[str, str], str]) ->
     """
 
     def gap(first: str, second: str) -> dict[str, float]:
-        return uncertainty.paired_difference(*percent.loc[[first, second]].dropna(axis=1).to_numpy())
+        return statistics.paired_difference(*percent.loc[[first, second]].dropna(axis=1).to_numpy())
 
     near = {method: row for (method, score), row in names.items() if score == "knn_distance"}
     weak = {method for method, row in near.items() if "random" in near and gap(row, near["random"])["ci_low"] <= 0}
@@ -237,9 +237,56 @@ def content_gaps(stored: Mapping[str, dict], method: str, below: Collection[str]
         seeds = sorted(set.intersection(*(set(right[name]) for name in (method, *ends))))
         if seeds:
             arrays = [[right[name][seed] for seed in seeds] for name in (method, *ends)]
-            low, high = uncertainty.hierarchical_interval(share, *arrays, draws=draws)
+            low, high = statistics.hierarchical_interval(share, *arrays, draws=draws)
             row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": percent[ends[0]]}
             row |= {"upper_percent": percent[ends[1]], "share": np.mean([share(*of) for of in zip(*arrays, strict=True)])}
             rows.append(row | {"ci_low": low, "ci_high": high, "seeds": len(seeds)})
     columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds"]
     return pd.DataFrame(rows, columns=columns)
+
+
+def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str, tuple[str, str]], shown: pd.DataFrame, draws: int) -> pd.DataFrame:
+    """AUROC for other data sets of the likelihood of method ``own`` minus that of each rival, in points.
+
+    runs: measured runs, of one data set. rivals: method and score by name. shown: AUROC by columns name (``name`` is the likelihood; rivals without
+    "its "), evaluated_on, value, ci_low, ci_high, seed. Where every seed's scores are stored by image (store_outside_scores) the interval is the
+    hierarchical bootstrap's, paired by image; elsewhere it reaches between the opposite ends of both, and n is NaN. Columns: method, minus, on,
+    auroc_minus, difference, ci_low, ci_high, seeds, n, t_low, t_high.
+    """
+    other = shift.outside(runs[0])
+    tables = [artifacts.stored_scores(run["profile"], resolution.run_name(run), f"{other}_outside") for run in runs]
+    held, rows = {(run["method"], run["seed"]): table for run, table in zip(runs, tables, strict=True) if table}, []
+
+    def by_seed(method: str, score: str) -> dict[int, list[np.ndarray]]:
+        return {seed: [table[score], table["outside"]] for (stored, seed), table in held.items() if stored == method}
+
+    likely, seeds = by_seed(own, "negative_log_likelihood"), {run["seed"] for run in runs if run["method"] == own}
+    for on in dict.fromkeys(shown.evaluated_on):
+        ends = shown[shown.evaluated_on == on].groupby("name").agg(**evaluation.OVER_SEEDS)
+        for rival in [rival for rival in rivals if rival.removeprefix("its ") in ends.index]:
+            first, second = ends.loc[name], ends.loc[rival.removeprefix("its ")]
+            found = {"difference": 100 * (first.value - second.value), "seeds": int(min(first.seeds, second.seeds)), "n": np.nan}
+            found |= {"ci_low": 100 * (first.ci_low - second.ci_high), "ci_high": 100 * (first.ci_high - second.ci_low)}
+            if on == other and likely.keys() == seeds and (stored := by_seed(*rivals[rival])).keys() >= seeds:
+                found = apart(lambda *arrays: 100 * uncertainty.auroc(*arrays), likely, stored, draws)
+            rows.append({"method": own, "minus": rival, "on": on, "auroc_minus": second.value} | found)
+    return pd.DataFrame(rows)
+
+
+def paired_retention(retained: pd.DataFrame, method: str, other: str) -> dict[str, float]:
+    """Retention by one method minus that by another, mean over the factors of both, paired by seed: difference, ci_low, ci_high (95 %), seeds.
+
+    retained: rows of factors.retentions on one set. The interval is Student's t over seeds. For one seed it is over images: the ends of the two
+    probes' intervals crosswise, mean over factors, which is wider than the interval of the difference would be. ValueError for methods without a
+    seed and a factor in common.
+    """
+    values, keys = ["retention", "retention_low", "retention_high"], ["seed", "condition"]
+    ours, theirs = (retained[retained.method == name].set_index(keys)[values] for name in (method, other))
+    both = ours.index.intersection(theirs.index)
+    if both.empty:
+        raise ValueError(f"{method} and {other} have no seed and factor of style in common.")
+    ours, theirs = (side.loc[both].groupby("seed").mean() for side in (ours, theirs))
+    found = statistics.paired_difference(ours.retention, theirs.retention)
+    if len(ours) == 1:
+        found |= {"ci_low": (ours.retention_low - theirs.retention_high).item(), "ci_high": (ours.retention_high - theirs.retention_low).item()}
+    return found

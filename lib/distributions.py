@@ -9,7 +9,7 @@ Power Spherical has g(t) = log(1 + t), von Mises-Fisher g(t) = t; κ = 0 is the 
 All densities are with respect to surface area and all logarithms are natural (nats).
 
 Precision: of these two, terms of one number per element (cosine, log M, entropy) are computed in float64 and cast back, because lgamma loses
-digits by cancellation in float32 for large D and κ; near the uniform, where log M is near zero, its absolute error is below 1e-12 (D up to
+digits by cancellation in float32 for large D and κ; near the uniform, where log M is near zero, its absolute error is below 1e-11 (D up to
 4096). Half-precision directions are cast up to float32 first, and everything is elementwise operations and sums, which autocast leaves in the
 precision of their arguments; DirectionalStudentT is computed in that precision throughout.
 """

@@ -466,22 +466,6 @@ def in_percent(rows: pd.DataFrame) -> pd.DataFrame:
     return rows.assign(percent=100 * rows.value, percent_low=100 * rows.ci_low, percent_high=100 * rows.ci_high)
 
 
-def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """Metrics rows (value, ci_low, ci_high, n, one a seed) in per cent over seeds: a row for every value of ``keys``.
-
-    Columns: keys, percent (mean), standard_error, ci_low, ci_high, seeds, n. The interval reaches from the lowest to the highest end of any seed's
-    own over images; where these have none, as a clustering's, it is Student's t over seeds (NaN for one seed).
-    """
-    found = []
-    for key, part in rows.groupby(list(keys), sort=False):
-        mean = measures.mean_over_seeds(100 * part.value)
-        if part.ci_low.notna().all():
-            mean |= {"ci_low": 100 * part.ci_low.min(), "ci_high": 100 * part.ci_high.max()}
-        named = dict(zip(keys, key, strict=True)) | {"percent": mean.pop("mean"), "standard_error": 100 * part.value.sem()}
-        found.append(named | mean | {"n": int(part.n.max())})
-    return pd.DataFrame(found)
-
-
 OOD_MEASURES = {
     "ood_auroc": measures.auroc, "ood_fpr95": measures.fpr_at_95_tpr, "ood_average_precision": measures.average_precision,
 }  # fmt: skip

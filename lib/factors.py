@@ -15,7 +15,7 @@ import pandas as pd
 import scipy
 
 from lib import artifacts, data, evaluation, protocol, settings
-from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix, paired_difference
+from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -147,25 +147,6 @@ def retentions(probed: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     for column, end in {"retention": "skill", "retention_low": "ci_low", "retention_high": "ci_high"}.items():
         wide[column] = [retention(*values) for values in wide[[end, "pixels", "chance"]].itertuples(index=False)]
     return wide.drop(columns=["ci_low", "ci_high"])
-
-
-def paired_retention(retained: pd.DataFrame, method: str, other: str) -> dict[str, float]:
-    """Retention by one method minus that by another, mean over the factors of both, paired by seed: difference, ci_low, ci_high (95 %), seeds.
-
-    retained: rows of ``retentions`` on one set. The interval is Student's t over seeds. For one seed it is over images: the ends of the two probes'
-    intervals crosswise, mean over factors, which is wider than the interval of the difference would be. ValueError for methods without a seed and
-    a factor in common.
-    """
-    values, keys = ["retention", "retention_low", "retention_high"], ["seed", "condition"]
-    ours, theirs = (retained[retained.method == name].set_index(keys)[values] for name in (method, other))
-    both = ours.index.intersection(theirs.index)
-    if both.empty:
-        raise ValueError(f"{method} and {other} have no seed and factor of style in common.")
-    ours, theirs = (side.loc[both].groupby("seed").mean() for side in (ours, theirs))
-    found = paired_difference(ours.retention, theirs.retention)
-    if len(ours) == 1:
-        found |= {"ci_low": (ours.retention_low - theirs.retention_high).item(), "ci_high": (ours.retention_high - theirs.retention_low).item()}
-    return found
 
 
 def retention_difference(told: Sequence[tuple[np.ndarray, ...]], scales: Sequence[float], draws: int = 2000) -> dict[str, float]:

@@ -30,7 +30,8 @@ from PIL import Image as Picture
 from PIL import ImageChops
 
 from lib import artifacts
-from lib.uncertainty import confidence_bins, confidence_calibration_error, mean_over_seeds, risk_coverage_curve, roc_curve
+from lib.statistics import mean_over_seeds
+from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_coverage_curve, roc_curve
 
 COLUMN, TEXT, PAGE, SQUARE = (3.25, 2.0), (5.5, 2.0), (6.875, 2.2), (2.6, 2.6)  # width, height of one row of panels
 TILE, GAP = 0.5, 1 / 150

@@ -85,7 +85,8 @@ def _part_of_profile(profile: str, kind: str, name: str | None) -> dict:
 
 
 def resolve(method: str, profile: str, **parameters) -> dict:
-    """Settings of one run: recipe <- profile <- the data set's table in recipe, in profile <- the method's in profile <- ``parameters``.
+    """Settings of one run: recipe <- profile <- the data set's table in recipe, in profile <- the method's in profile, and its own for the data set
+    <- ``parameters``.
 
     One class of a data set has that set's tables. What a recipe ``keeps``, the profile's own table does not change: an optimiser's learning rate
     means nothing to another optimiser.
@@ -93,11 +94,13 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
     whole, base = _whole_recipe(method), recipe(method)
-    own = _part_of_profile(profile, "methods", method)
+    own = dict(_part_of_profile(profile, "methods", method))
+    own_sets = own.pop("datasets", {})
     budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
     of_set = ONE_CLASS.sub(r"\g<name>", dataset or "")
     budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(profile, "datasets", of_set)
+    own |= own_sets.get(of_set, {})
     if base.get("epochs") == 0:
         budget.pop("epochs", None)
     _check_profile(profile, budget | own, DEFAULTS | base)

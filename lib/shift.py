@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lib import artifacts, augmentations, evaluation, protocol, uncertainty
+from lib import artifacts, augmentations, evaluation, protocol
 from lib import settings as resolution
 from lib.image_sets import ImageSet, to_bytes
 
@@ -162,34 +162,6 @@ def store_outside_scores(run: protocol.Run) -> None:
 def outside(settings: dict) -> str:
     """The other set that runs are compared on: the first near one of the profile, or where it has none the first far one."""
     return [*settings["ood_near"], *settings["ood_far"]][0]
-
-
-def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str, tuple[str, str]], shown: pd.DataFrame, draws: int) -> pd.DataFrame:
-    """AUROC for other data sets of the likelihood of method ``own`` minus that of each rival, in points.
-
-    runs: measured runs, of one data set. rivals: method and score by name. shown: AUROC by columns name (``name`` is the likelihood; rivals without
-    "its "), evaluated_on, value, ci_low, ci_high, seed. Where every seed's scores are stored by image (store_outside_scores) the interval is the
-    hierarchical bootstrap's, paired by image; elsewhere it reaches between the opposite ends of both, and n is NaN. Columns: method, minus, on,
-    auroc_minus, difference, ci_low, ci_high, seeds, n.
-    """
-    other = outside(runs[0])
-    tables = [artifacts.stored_scores(run["profile"], resolution.run_name(run), f"{other}_outside") for run in runs]
-    held, rows = {(run["method"], run["seed"]): table for run, table in zip(runs, tables, strict=True) if table}, []
-
-    def by_seed(method: str, score: str) -> dict[int, list[np.ndarray]]:
-        return {seed: [table[score], table["outside"]] for (stored, seed), table in held.items() if stored == method}
-
-    likely, seeds = by_seed(own, "negative_log_likelihood"), {run["seed"] for run in runs if run["method"] == own}
-    for on in dict.fromkeys(shown.evaluated_on):
-        ends = shown[shown.evaluated_on == on].groupby("name").agg(**evaluation.OVER_SEEDS)
-        for rival in [rival for rival in rivals if rival.removeprefix("its ") in ends.index]:
-            first, second = ends.loc[name], ends.loc[rival.removeprefix("its ")]
-            found = {"difference": 100 * (first.value - second.value), "seeds": int(min(first.seeds, second.seeds)), "n": np.nan}
-            found |= {"ci_low": 100 * (first.ci_low - second.ci_high), "ci_high": 100 * (first.ci_high - second.ci_low)}
-            if on == other and likely.keys() == seeds and (stored := by_seed(*rivals[rival])).keys() >= seeds:
-                found = uncertainty.hierarchical_difference(lambda *arrays: 100 * uncertainty.auroc(*arrays), likely, stored, draws)
-            rows.append({"method": own, "minus": rival, "on": on, "auroc_minus": second.value} | found)
-    return pd.DataFrame(rows)
 
 
 def measure_other_scores(run: protocol.Run, notebook: str) -> None:

@@ -1,12 +1,11 @@
-"""How good an uncertainty is: ranking, selective prediction, calibration, and the intervals and tests that go with them.
+"""How good an uncertainty is: ranking, selective prediction, calibration, and the bootstrap over images that goes with them.
 
 Raw scores are compared by order in float64 and are never squashed, so that a concentration of 1e6 ranks as well as one of 1e-3
 (torchmetrics' AUROC sends scores outside [0, 1] through a sigmoid and would tie them all). `uncertainty` means higher = less certain.
 Inputs are NumPy arrays with one row per image; NaN, unequal lengths, empty input and a single class are ValueErrors.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy
@@ -19,7 +18,7 @@ class UndefinedStatistic(ValueError):
     """The statistic has no value on these data: one class alone is present, or nothing varies; bootstrap draws that hit this are drawn again."""
 
 
-def _binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive")) -> tuple[np.ndarray, np.ndarray]:
+def binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive")) -> tuple[np.ndarray, np.ndarray]:
     score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive)
     if score.ndim != 1 or score.shape != positive.shape:
         raise ValueError(f"{names[0]} and {names[1]} must both be [N], got shapes {score.shape} and {positive.shape}; flatten them.")
@@ -61,25 +60,25 @@ def _cumulative_counts(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndar
 
 def auroc(score: ArrayLike, positive: ArrayLike) -> float:
     """P(score of a positive > score of a negative) + ½ P(tie), the area under the ROC curve (Hanley & McNeil 1982). Both: [N]."""
-    true, false, _ = _cumulative_counts(*_binary(score, positive))
+    true, false, _ = _cumulative_counts(*binary(score, positive))
     return float(np.sum(np.diff(false) * (true[1:] + true[:-1])) / (2 * true[-1] * false[-1]))
 
 
 def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """False-positive rate, true-positive rate and threshold (positive: score >= threshold), from (0, 0, inf) to (1, 1, min score)."""
-    true, false, threshold = _cumulative_counts(*_binary(score, positive))
+    true, false, threshold = _cumulative_counts(*binary(score, positive))
     return false / false[-1], true / true[-1], np.append(np.inf, threshold)
 
 
 def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
     """Σ (recall_t - recall_{t-1}) precision_t over distinct thresholds, without interpolation. score, positive: [N]."""
-    true, false, _ = _cumulative_counts(*_binary(score, positive))
+    true, false, _ = _cumulative_counts(*binary(score, positive))
     return float(np.sum(np.diff(true) / true[-1] * true[1:] / (true[1:] + false[1:])))
 
 
 def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
     """False-positive rate at the highest threshold that finds at least 95 % of the positives (no interpolation). score, positive: [N]."""
-    true, false, _ = _cumulative_counts(*_binary(score, positive))
+    true, false, _ = _cumulative_counts(*binary(score, positive))
     return float(false[np.argmax(true / true[-1] >= 0.95)] / false[-1])
 
 
@@ -88,7 +87,7 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
 
 def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Errors among the k most certain images for k = 1 … N, in expectation over a random order within ties: [N]."""
-    uncertainty, correct = _binary(uncertainty, correct, ("uncertainty", "correct"))
+    uncertainty, correct = binary(uncertainty, correct, ("uncertainty", "correct"))
     wrong, right, _ = _cumulative_counts(uncertainty, ~correct)  # among the least certain
     kept, errors = correct.size - (wrong + right)[::-1], wrong[-1] - wrong[::-1]
     # k of m tied images with e errors hold e·k/m errors in expectation: linear between the ends of the tied groups.
@@ -249,14 +248,14 @@ def effective_rank(features: ArrayLike) -> float:
 # ---------------------------------------------------------------------------------------------------- intervals and tests
 
 
-def _check_draws(draws: int) -> None:
+def check_draws(draws: int) -> None:
     if draws < 1:
         raise ValueError(f"draws must be >= 1, got {draws}.")
 
 
-def _defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> np.ndarray:
+def defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> np.ndarray:
     """That many results of draw(), drawn again where it is undefined, or NaN where the estimate is not: [B, ...]."""
-    _check_draws(draws)
+    check_draws(draws)
     values, undefined, expected = [], 0, ~np.isnan(estimate)
     while len(values) < draws:
         try:
@@ -271,17 +270,17 @@ def _defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> 
     return np.asarray(values)
 
 
-def _percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def _check_level(level: float) -> None:
+def check_level(level: float) -> None:
     if not 0 < level < 1:
         raise ValueError(f"level must be in (0, 1), got {level}.")
 
 
-def _columns(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
+def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
     """Arrays of one length, and an order of rows that sorts the first: a resample taken in that order is cheap to rank."""
     arrays = [np.asarray(array) for array in arrays]
     if not arrays or any(array.ndim == 0 or len(array) != len(arrays[0]) for array in arrays) or len(arrays[0]) == 0:
@@ -303,229 +302,40 @@ def bootstrap_interval(
     of rows. Draws on which it raises UndefinedStatistic (a single class) or is NaN (no variance) are drawn again; more of these than `draws` is
     an error. A statistic that is NaN on all images has the interval (NaN, NaN).
     """
-    _check_level(level)
-    arrays, order = _columns(arrays)
+    check_level(level)
+    arrays, order = with_order(arrays)
     estimate = statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
     generator = np.random.default_rng(seed)
-    drawn = _defined(lambda: _resampled(statistic, arrays, order, _image_counts(generator, len(order))), draws, estimate)
-    return _percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0), level)
+    drawn = defined(lambda: resampled(statistic, arrays, order, image_counts(generator, len(order))), draws, estimate)
+    return percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0), level)
 
 
-def _image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
+def image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
     """How often each image is in a resample: [N]."""
     return np.bincount(generator.integers(size, size=size), minlength=size)
 
 
-def _resampled(statistic: Callable, arrays: list[np.ndarray], order: np.ndarray, counts: np.ndarray) -> ArrayLike:
+def resampled(statistic: Callable, arrays: list[np.ndarray], order: np.ndarray, counts: np.ndarray) -> ArrayLike:
     rows = np.repeat(order, counts[order])
     return statistic(*(array[rows] for array in arrays))
 
 
-def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap (low, high) over seeds, then images, of the mean over seeds of the statistic, 95 %.
-
-    Each argument is a list with one array per seed: hierarchical_interval(auroc, [score_0, score_1], [correct_0, correct_1]); row i is the same
-    image for every seed. The statistic is taken within a seed, so scores of different scale are never pooled. With three seeds the spread between
-    seeds is underestimated by a factor of about sqrt(2/3), as by any bootstrap of three.
-    """
-    if not per_seed or len({len(arrays) for arrays in per_seed}) != 1 or len(per_seed[0]) == 0:
-        raise ValueError(f"pass lists with one array per seed, all of one length >= 1, got lengths {[len(arrays) for arrays in per_seed]}.")
-    return _percentiles(hierarchical_draws(statistic, [list(zip(*per_seed, strict=True))], draws)[1])
-
-
-def hierarchical_draws(
-    statistic: Callable[..., ArrayLike], methods: Sequence[Sequence[Sequence[ArrayLike]]], draws: int = 2000, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """Estimates [M, ...] and bootstrap draws [B, M, ...] of the mean over seeds of a statistic of M methods, paired by image.
-
-    methods: for each method a list over its seeds of the arrays that the statistic takes, row i the same image everywhere; the statistic is a
-    number or an array of numbers (several scores of one method). A draw resamples images once for all methods, then each method's own seeds,
-    whose number may differ: a method of one seed has no spread over seeds in it. The difference of two columns is a draw of the paired difference.
-    """
-    prepared = [[_columns(arrays) for arrays in per_seed] for per_seed in methods]
-    sizes = {len(order) for per_seed in prepared for _, order in per_seed}
-    if len(sizes) != 1 or not all(prepared):
-        raise ValueError(f"pass at least one method and one seed of each, all on the same test images, got {sorted(sizes)} images.")
-    estimates = [np.mean([statistic(*arrays) for arrays, _ in per_seed], axis=0) for per_seed in prepared]
-    generator, (size,) = np.random.default_rng(seed), sizes
-
-    def mean_over_drawn_seeds(per_seed: list, counts: np.ndarray) -> np.ndarray:
-        drawn = generator.integers(len(per_seed), size=len(per_seed))
-        return np.mean([_resampled(statistic, *per_seed[chosen], counts) for chosen in drawn], axis=0)
-
-    def draw() -> list[np.ndarray]:
-        counts = _image_counts(generator, size)
-        return [mean_over_drawn_seeds(per_seed, counts) for per_seed in prepared]
-
-    estimates = np.asarray(estimates, dtype=np.float64)
-    return estimates, _defined(draw, draws, estimates)
-
-
-def hierarchical_difference(
-    statistic: Callable[..., float], first: Mapping[int, Sequence[ArrayLike]], second: Mapping[int, Sequence[ArrayLike]], draws: int = 2000
-) -> dict[str, float]:
-    """statistic(*first) - statistic(*second), mean over seeds, with the interval of hierarchical_interval: paired by seed and by image.
-
-    first, second: by seed the arrays that the statistic takes, all of the same images in the same order; seeds that one alone has are left out.
-    Returns difference, ci_low, ci_high, seeds and n (images).
-    """
-    both = sorted(set(first) & set(second))
-    if not both:
-        raise ValueError(f"the two have no seed in common: {sorted(first)} and {sorted(second)}; train one more.")
-    arity = len(first[both[0]])
-
-    def gap(*arrays: np.ndarray) -> float:
-        return statistic(*arrays[:arity]) - statistic(*arrays[arity:])
-
-    per_seed = [(*first[seed], *second[seed]) for seed in both]
-    (mean,), drawn = hierarchical_draws(gap, [per_seed], draws)
-    low, high = _percentiles(drawn)
-    return {"difference": float(mean), "ci_low": low, "ci_high": high, "seeds": len(both), "n": len(per_seed[0][0])}
-
-
-def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:
-    """Two-sided p-value of AUROC = 0.5: the share of label permutations at least as far from 0.5, counting the observed one."""
-    score, positive = _binary(score, positive)
-    _check_draws(draws)
-    ranks = scipy.stats.rankdata(score)
-    generator, count = np.random.default_rng(seed), positive.sum()
-    expected = count * (ranks.size + 1) / 2
-    # Rank sums are multiples of ½, exact in float64, so "at least as far" needs no tolerance.
-    distances = np.array([abs(generator.permutation(ranks)[:count].sum() - expected) for _ in range(draws)])
-    return float((1 + np.sum(distances >= abs(ranks[positive].sum() - expected))) / (1 + draws))
-
-
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation of two [N], N >= 2, row by row; NaN where one of the two is constant."""
-    first, second = _paired(_sample(first, "first"), _sample(second, "second"))
+    first, second = paired(sample(first, "first"), sample(second, "second"))
     return float(scipy.stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
 
 
-class TestResult(NamedTuple):
-    """A two-sided t-test: statistic, p-value, mean of first minus mean of second, and that difference's 95 % confidence interval."""
-
-    __test__ = False  # not a test case, whatever its name suggests to pytest
-
-    statistic: float
-    p_value: float
-    mean_difference: float
-    ci_low: float
-    ci_high: float
-
-
-def _sample(values: ArrayLike, name: str) -> np.ndarray:
+def sample(values: ArrayLike, name: str) -> np.ndarray:
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
         raise ValueError(f"{name} must be [N] with N >= 2 finite values, got shape {values.shape}.")
     return values
 
 
-def is_constant(values: ArrayLike) -> bool:
-    """Whether values [N] differ by rounding alone."""
-    return np.ptp(values) <= ROUNDING * np.abs(values).max()
-
-
-def _paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     if first.shape != second.shape:
         raise ValueError(f"first and second must be paired row by row, got shapes {first.shape} and {second.shape}.")
     return first, second
 
 
-def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
-    """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947). first: [N], second: [M]."""
-    first, second = _sample(first, "first"), _sample(second, "second")
-    if is_constant(first) and is_constant(second):
-        raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
-    result = scipy.stats.ttest_ind(first, second, equal_var=False)
-    low, high = result.confidence_interval(0.95)
-    return TestResult(*map(float, (result.statistic, result.pvalue, first.mean() - second.mean(), low, high)))
-
-
-def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
-    """Paired t-test of equal means; row i of both [N] is the same image."""
-    first, second = _paired(_sample(first, "first"), _sample(second, "second"))
-    if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
-        raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
-    result = scipy.stats.ttest_rel(first, second)
-    low, high = result.confidence_interval(0.95)
-    return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
-
-
-def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
-    """Mean of one value [N] a seed with Student's 95 % interval (NaN for one seed): mean, ci_low, ci_high, seeds."""
-    values = np.asarray(values, float)
-    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
-        raise ValueError(f"values must be [N] with N >= 1 finite numbers, one a seed, got {values}.")
-    mean = values.mean()
-    half = scipy.stats.t.isf(0.025, len(values) - 1) * scipy.stats.sem(values) if len(values) > 1 else np.nan
-    return {"mean": float(mean), "ci_low": float(mean - half), "ci_high": float(mean + half), "seeds": len(values)}
-
-
-def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
-    """mean_over_seeds of first minus second [N], row i of both of the same seed; its mean is called difference."""
-    first, second = _paired(np.asarray(first, float), np.asarray(second, float))
-    found = mean_over_seeds(first - second)
-    return {"difference": found.pop("mean")} | found
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm-adjusted p-values [M] in the given order: running maximum of (M - rank) p, at most 1 (Holm 1979)."""
-    p_values = np.asarray(p_values, dtype=np.float64)
-    if p_values.ndim != 1 or p_values.size == 0 or not ((p_values >= 0) & (p_values <= 1)).all():
-        raise ValueError(f"p_values must be [M] with M >= 1 numbers in 0 … 1, got {p_values}.")
-    order = np.argsort(p_values, kind="stable")
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * np.arange(p_values.size, 0, -1)))
-    return adjusted
-
-
-def _estimates_and_draws(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    estimates, draws = np.asarray(estimates, dtype=np.float64), matrix(draws, "draws").astype(np.float64)
-    if estimates.ndim != 1 or draws.shape[1:] != estimates.shape or len(draws) < 2 or not np.isfinite(estimates).all():
-        raise ValueError(f"estimates must be [M], finite, and draws [B, M] with B >= 2, got shapes {estimates.shape} and {draws.shape}.")
-    return estimates, draws
-
-
-def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
-    """Two-sided p-values [M] of "the quantity is zero": the share of draws at least as far from the estimate as that is from zero.
-
-    (1 + #{|draw - estimate| >= |estimate|})/(1 + B), Davison & Hinkley 1997, section 4.4, with the draws recentred on the null. estimates: [M],
-    draws: [B, M].
-    """
-    estimates, draws = _estimates_and_draws(estimates, draws)
-    return (1 + np.sum(np.abs(draws - estimates) >= np.abs(estimates), axis=0)) / (1 + len(draws))
-
-
-def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """(low [M], high [M]) that hold all M quantities at once with probability `level`: estimate ± c·se.
-
-    se: standard deviation of a quantity's draws [B, M]; c: the `level` quantile over draws of max_m |draw_m - estimate_m|/se_m (the maximum
-    statistic; Romano & Wolf 2005, Montiel Olea & Plagborg-Møller 2019). Draws of all quantities must come from one resample where the quantities
-    depend on each other. A quantity that no draw changes has an interval of no width.
-    """
-    estimates, draws = _estimates_and_draws(estimates, draws)
-    _check_level(level)
-    error = draws.std(axis=0, ddof=1)
-    away = np.abs(draws - estimates)
-    constant = away.max(axis=0) <= 1e-12 * np.maximum(1, np.abs(estimates))  # rounding is no spread
-    largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
-    half = np.quantile(largest, level) * error
-    return estimates - half, estimates + half
-
-
-def rank_intervals(count: int, low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest rank (best [M], worst [M]) that M = count methods can have; rank 1 is the largest quantity.
-
-    low, high [M (M - 1)/2]: simultaneous intervals of first minus second for all pairs in the order of itertools.combinations. best = 1 + the number
-    of methods that are surely larger (the interval of the difference lies above zero), worst = M - the number that are surely smaller (Mogstad,
-    Romano, Shaikh & Wilhelm 2024). If the intervals hold all differences at once with 95 %, so do the rank intervals all ranks; methods of equal
-    truth share the ranks between them.
-    """
-    low, high = np.asarray(low, dtype=np.float64), np.asarray(high, dtype=np.float64)
-    pairs = (count * (count - 1) // 2,)
-    if count < 1 or low.shape != pairs or high.shape != pairs or not (low <= high).all():
-        raise ValueError(f"{count} methods need {pairs[0]} intervals with low <= high, got shapes {low.shape} and {high.shape}, or NaN.")
-    first, second = np.triu_indices(count, 1)
-    larger = np.zeros((count, count), dtype=bool)  # [i, j]: method i is surely larger than method j
-    larger[first, second], larger[second, first] = low > 0, high < 0
-    return 1 + larger.sum(axis=0), count - larger.sum(axis=1)

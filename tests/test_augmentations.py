@@ -367,6 +367,15 @@ def test_the_second_view_has_the_recipes_own_parameters(monkeypatch):
     ]  # fmt: skip
 
 
+def test_dinos_low_resolution_views_have_crops_and_blur_of_their_own(monkeypatch):
+    drawn, draw = [], aug.draw
+    monkeypatch.setattr(aug, "draw", lambda *arguments: drawn.append((arguments[0], arguments[3])) or draw(*arguments))
+    aug.make_views(photos(4), {"augmentation": "dino", "image_size": 16, "local_size": 8, "local_views": 3}, generator())
+    assert [(count, parts["scale"], parts["blur"], parts["solarise"]) for count, parts in drawn] == [
+        (4, (0.4, 1.0), 1.0, 0.0), (4, (0.4, 1.0), 0.1, 0.2), (12, (0.05, 0.4), 0.5, 0.0),
+    ]  # fmt: skip
+
+
 def test_unknown_recipe_is_an_error():
     with pytest.raises(ValueError, match="Unknown augmentation recipe 'none'; choose one of .*'simsiam'"):
         aug.recipe("none")

@@ -9,7 +9,7 @@ import scipy
 import torch
 from PIL import Image
 
-from lib import artifacts, benchmark, evaluation, image_scores, methods, protocol, uncertainty
+from lib import artifacts, benchmark, evaluation, image_scores, methods, protocol, statistics, uncertainty
 from lib import settings as resolution
 from lib.image_sets import ImageSet
 
@@ -169,7 +169,7 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     seeds = values[(values.measure == "knn_accuracy") & (values.score == "uncertainty")].astype({"value": float}).groupby("method").value
     names = zip(pairs.method, pairs.minus_method, strict=True)
     welch = [scipy.stats.ttest_ind(*map(seeds.get_group, pair), equal_var=False).pvalue for pair in names]
-    assert pairs.p_seeds.tolist() == pytest.approx(uncertainty.holm(welch).tolist())
+    assert pairs.p_seeds.tolist() == pytest.approx(statistics.holm(welch).tolist())
     assert (pairwise.p_seeds[pairwise.measure == "far_ood_auroc"] == 1).all()
 
 

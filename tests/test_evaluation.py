@@ -11,7 +11,7 @@ from sklearn.metrics import top_k_accuracy_score
 from timm.optim import Lars
 from torch import nn
 
-from lib import evaluation, training, uncertainty
+from lib import evaluation, statistics, training, uncertainty
 from lib.artifacts import write_npz
 from lib.data import ImageSet
 
@@ -577,10 +577,10 @@ def test_fine_tuning_refuses_bad_input():
 def test_percent_over_seeds_holds_every_seeds_interval_or_is_students():
     rows = pd.DataFrame({"method": list("aaab"), "kind": "knn", "value": [0.5, 0.6, 0.7, 0.9], "ci_low": [0.4, 0.5, 0.6, 0.8],
                          "ci_high": [0.6, 0.7, 0.8, 0.95], "n": 10})  # fmt: skip
-    table = evaluation.percent_over_seeds(rows, "method", "kind").set_index("method")
+    table = statistics.percent_over_seeds(rows, "method", "kind").set_index("method")
     assert table.percent.to_list() == pytest.approx([60, 90]) and table.seeds.to_list() == [3, 1]
     assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx([40, 80])
     assert table.standard_error["a"] == pytest.approx(10 / 3**0.5)
-    bare = evaluation.percent_over_seeds(rows.assign(ci_low=np.nan), "method", "kind").set_index("method")
+    bare = statistics.percent_over_seeds(rows.assign(ci_low=np.nan), "method", "kind").set_index("method")
     assert bare.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(stats.t.interval(0.95, 2, 60, 10 / 3**0.5))
     assert np.isnan(bare.ci_low["b"])

@@ -13,7 +13,7 @@ from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
 
-from lib import artifacts, data, factors, protocol
+from lib import artifacts, comparisons, data, factors, protocol
 
 
 def rings(n=1500, seed=0):
@@ -145,16 +145,16 @@ def test_retention_is_paired_by_seed_and_one_seed_has_the_interval_of_its_images
     rows += probes("simclr", 3, {"colour": 0.2, "turn": 0.2})  # without a partner
     found = factors.retentions(pd.DataFrame(rows), ["method", "seed", "set", "condition"])
     per_seed = [less * (1 / 0.5 + 1 / 0.4) / 2 for less in (0.1, 0.2, 0.3)]
-    paired = factors.paired_retention(found, "simvae", "simclr")
+    paired = comparisons.paired_retention(found, "simvae", "simclr")
     reference = scipy.stats.ttest_1samp(per_seed, 0).confidence_interval()
     assert paired["difference"] == pytest.approx(np.mean(per_seed)) and paired["seeds"] == 3
     assert (paired["ci_low"], paired["ci_high"]) == pytest.approx((reference.low, reference.high))
-    single = factors.paired_retention(found[found.seed == 1], "simvae", "simclr")
+    single = comparisons.paired_retention(found[found.seed == 1], "simvae", "simclr")
     assert single["difference"] == pytest.approx(per_seed[1]) and single["seeds"] == 1
-    fewer = factors.paired_retention(found[(found.method == "simvae") | (found.condition == "turn")], "simvae", "simclr")
+    fewer = comparisons.paired_retention(found[(found.method == "simvae") | (found.condition == "turn")], "simvae", "simclr")
     assert fewer["difference"] == pytest.approx(0.2 / 0.4), "of the factors of both alone"
     with pytest.raises(ValueError, match="simvae and simclr have no seed and factor"):
-        factors.paired_retention(found[(found.method == "simvae") ^ (found.seed == 1)], "simvae", "simclr")
+        comparisons.paired_retention(found[(found.method == "simvae") ^ (found.seed == 1)], "simvae", "simclr")
     wide = (0.04 + 0.05) / 2 * 2  # half a width of each, mean over factors
     assert (single["ci_low"], single["ci_high"]) == pytest.approx((per_seed[1] - wide, per_seed[1] + wide))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.distributions import kl_divergence
 from torch.nn import functional as F
 
-from lib import losses
+from lib import losses, statistics
 from lib import uncertainty as u
 from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher, best_concentration
 
@@ -428,5 +428,5 @@ def test_bootstrap_intervals_hold_a_constant_and_lie_within_the_data(count, cons
     low, high = u.bootstrap_interval(np.mean, values, draws=50, level=level, seed=seed)
     assert values.min() <= low <= high <= values.max()
     assert u.bootstrap_interval(np.mean, np.full(count, constant), draws=20) == pytest.approx((constant, constant), rel=1e-12, abs=1e-9)
-    adjusted = u.holm(np.abs(values) / (1 + np.abs(values)))
+    adjusted = statistics.holm(np.abs(values) / (1 + np.abs(values)))
     assert ((adjusted >= np.abs(values) / (1 + np.abs(values)) - 1e-15) & (adjusted <= 1)).all()

@@ -83,7 +83,8 @@ def test_profiles_and_experiments_name_only_what_there_is(profile):
     known = {*settings.DEFAULTS, *settings.NOT_TRAINED_WITH, "dataset", "inherits"}.union(*(settings.recipe(method) for method in METHODS))
     own = settings.read("profiles")[profile]
     tables = [settings.profile_settings(profile), *own.get("methods", {}).values(), *own.get("datasets", {}).values()]
-    assert set().union(*tables) <= known
+    by_set = [table for method in own.get("methods", {}).values() for table in method.get("datasets", {}).values()]
+    assert set().union(*tables, *by_set) - {"datasets"} <= known
     listed = settings.runs(profile) + settings.tuning_runs(profile)
     assert all(run["epochs"] == 0 for run in listed if settings.recipe(run["method"])["epochs"] == 0)  # a reference row is not trained
     names = [run_name(run) for run in listed]
@@ -209,6 +210,36 @@ def test_every_profile_has_what_the_notebooks_on_vje_read(profile):
 def test_one_class_has_the_settings_of_its_set():
     whole, single = (settings.resolve("vje", "paper", dataset=name) for name in ("cifar10", "cifar10_class_3"))
     assert single == whole | {"dataset": "cifar10_class_3"} and whole["image_size"] == 32 != settings.resolve("vje", "paper")["image_size"]
+
+
+def test_a_recipe_that_a_claim_is_compared_with_is_what_profile_paper_trains():
+    """The ledger reads the recipe; a table of the profile must not give its runs other values. Only a representation's length is by data set."""
+    from lib import claims
+
+    published = {part["recipe"]: set(part["published"]) for claim in claims.claims().values() for part in claim["parts"] if "recipe" in part}
+    usual = [run for run in settings.runs("paper") if run["method"] in published and settings.is_usual(run)]
+    assert {"simvae", "simclr_latent", "vi_simsiam_2022", "prosmin"} <= {run["method"] for run in usual}
+    for run in usual:
+        own = settings.recipe(run["method"])
+        for name in published[run["method"]] & own.keys() - {"representation"}:
+            assert run[name] == own[name], (settings.run_name(run), name)
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("simvae", {"augmentation": "simvae_colour", "epochs": 400}), ("cr_vae", {"augmentation": "simvae_colour", "epochs": 400}),
+        ("simclr_latent", {"augmentation": "simvae_colour", "epochs": 600, "projector_layers": 2, "dimension": 128}),
+        ("moco_latent", {"projector_layers": 1, "dimension": 128}), ("moco_v2_latent", {"projector_layers": 2, "dimension": 128}),
+        ("vicreg_latent", {"projector_layers": 3, "dimension": 8192}), ("random_latent", {"augmentation": "simvae_colour", "epochs": 0}),
+        # SimSiam, App. D: 0.03 for 256 images
+        ("simsiam", {"learning_rate": 0.03 * 512 / 256, "batch_size": 512, "weight_decay": 5e-4, "projector_layers": 2, "epochs": 800}),
+        ("barlow_twins", {"projector_layers": 3, "dimension": 8192}),
+    ],
+)  # fmt: skip
+def test_profile_paper_has_the_methods_own_settings_on_cifar10(method, expected):
+    resolved = settings.resolve(method, "paper", dataset="cifar10")
+    assert {name: resolved[name] for name in expected} == pytest.approx(expected)
 
 
 def test_papers_choose_runs():

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import artifacts, data, protocol, settings, shift, training, uncertainty
+from lib import artifacts, comparisons, data, protocol, settings, shift, training, uncertainty
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_differences_outside_are_paired_where_every_seed_is_stored_and_bounds_el
     shown = pd.DataFrame(rows)
 
     def asked():
-        return shift.differences_outside(runs, "vje", "likelihood", {"VI-SimSiam, −κ": ("vi_simsiam", "uncertainty")}, shown, 50).iloc[0]
+        return comparisons.differences_outside(runs, "vje", "likelihood", {"VI-SimSiam, −κ": ("vi_simsiam", "uncertainty")}, shown, 50).iloc[0]
 
     by_seed = shown.pivot_table(index="name", columns="seed", values="value")
     gap = 100 * (by_seed.loc["likelihood"] - by_seed.loc["VI-SimSiam, −κ"]).mean()
