@@ -2,7 +2,6 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -11,7 +10,7 @@ from sklearn.metrics import top_k_accuracy_score
 from timm.optim import Lars
 from torch import nn
 
-from lib import evaluation, statistics, training, uncertainty
+from lib import evaluation, training, uncertainty
 from lib.artifacts import write_npz
 from lib.data import ImageSet
 
@@ -572,15 +571,3 @@ def test_fine_tuning_refuses_bad_input():
             tuned(labelled, test, **change)
     with pytest.raises(training.TrainingStopped, match="lower learning_rate"):
         tuned(labelled, test, learning_rate=1e30)
-
-
-def test_percent_over_seeds_holds_every_seeds_interval_or_is_students():
-    rows = pd.DataFrame({"method": list("aaab"), "kind": "knn", "value": [0.5, 0.6, 0.7, 0.9], "ci_low": [0.4, 0.5, 0.6, 0.8],
-                         "ci_high": [0.6, 0.7, 0.8, 0.95], "n": 10})  # fmt: skip
-    table = statistics.percent_over_seeds(rows, "method", "kind").set_index("method")
-    assert table.percent.to_list() == pytest.approx([60, 90]) and table.seeds.to_list() == [3, 1]
-    assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx([40, 80])
-    assert table.standard_error["a"] == pytest.approx(10 / 3**0.5)
-    bare = statistics.percent_over_seeds(rows.assign(ci_low=np.nan), "method", "kind").set_index("method")
-    assert bare.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(stats.t.interval(0.95, 2, 60, 10 / 3**0.5))
-    assert np.isnan(bare.ci_low["b"])

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import artifacts, comparisons, data, protocol, settings, shift, training, uncertainty
+from lib import artifacts, data, protocol, settings, shift, training, uncertainty
 
 
 @pytest.fixture
@@ -176,32 +176,3 @@ def test_prosmin_is_compared_on_its_own_backbone_alone():
     backbones = {"prosmin": "resnet18", "dino": "resnet18", "moco_v3": "vit", "prosmin_vit": "vit", "dino_vit": "vit", "simsiam": "resnet18"}
     assert shift.pairs(backbones) == [("prosmin", "dino"), ("prosmin_vit", "moco_v3"), ("prosmin_vit", "dino_vit")]
     assert shift.pairs({"dino": "vit"}) == []
-
-
-def test_differences_outside_are_paired_where_every_seed_is_stored_and_bounds_elsewhere(results):
-    runs = [settings.resolve(method, "smoke", seed=seed) for method in ("vi_simsiam", "vje") for seed in (0, 1)]
-    on, generator = shift.outside(runs[0]), np.random.default_rng(0)
-    names = {"vje": "likelihood", "vi_simsiam": "VI-SimSiam, −κ"}
-    rows, stored = [], {}
-    for run in runs:
-        foreign = np.repeat([False, True], 60)
-        score = foreign * (1.0 if run["method"] == "vje" else 0.2) + generator.normal(size=120)
-        stored[run["method"], run["seed"]] = {"negative_log_likelihood" if run["method"] == "vje" else "uncertainty": score, "outside": foreign}
-        value = uncertainty.auroc(score, foreign)
-        row = {"name": names[run["method"]], "evaluated_on": on, "seed": run["seed"], "n": 120}
-        rows.append(row | {"value": value, "ci_low": value - 0.1, "ci_high": value + 0.1})
-    shown = pd.DataFrame(rows)
-
-    def asked():
-        return comparisons.differences_outside(runs, "vje", "likelihood", {"VI-SimSiam, −κ": ("vi_simsiam", "uncertainty")}, shown, 50).iloc[0]
-
-    by_seed = shown.pivot_table(index="name", columns="seed", values="value")
-    gap = 100 * (by_seed.loc["likelihood"] - by_seed.loc["VI-SimSiam, −κ"]).mean()
-    for count, run in enumerate(runs):
-        bound = asked()
-        assert np.isnan(bound.n) and bound.difference == pytest.approx(gap) and bound.seeds == 2, f"{count} of 4 runs are stored"
-        ends = shown.groupby("name").agg(low=("ci_low", "min"), high=("ci_high", "max"))
-        assert bound.ci_low == pytest.approx(100 * (ends.low["likelihood"] - ends.high["VI-SimSiam, −κ"]))
-        artifacts.write_scores("smoke", settings.run_name(run), f"{on}_outside", stored[run["method"], run["seed"]])
-    paired = asked()
-    assert paired.n == 120 and paired.difference == pytest.approx(gap, abs=0.5) and paired.ci_low > bound.ci_low and paired.ci_high < bound.ci_high

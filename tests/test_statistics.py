@@ -3,6 +3,7 @@
 from itertools import combinations
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 from test_uncertainty import sample
@@ -258,3 +259,15 @@ def test_a_recentred_difference_lies_around_the_difference_of_all_images():
     assert plain["difference"] == moved["difference"] == pytest.approx(estimate)
     assert moved["ci_low"] - plain["ci_low"] == pytest.approx(estimate - drawn.mean()) == pytest.approx(moved["ci_high"] - plain["ci_high"])
     assert abs(estimate - drawn.mean()) > 1e-3
+
+
+def test_percent_over_seeds_holds_every_seeds_interval_or_is_students():
+    rows = pd.DataFrame({"method": list("aaab"), "kind": "knn", "value": [0.5, 0.6, 0.7, 0.9], "ci_low": [0.4, 0.5, 0.6, 0.8],
+                         "ci_high": [0.6, 0.7, 0.8, 0.95], "n": 10})  # fmt: skip
+    table = statistics.percent_over_seeds(rows, "method", "kind").set_index("method")
+    assert table.percent.to_list() == pytest.approx([60, 90]) and table.seeds.to_list() == [3, 1]
+    assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx([40, 80])
+    assert table.standard_error["a"] == pytest.approx(10 / 3**0.5)
+    bare = statistics.percent_over_seeds(rows.assign(ci_low=np.nan), "method", "kind").set_index("method")
+    assert bare.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(stats.t.interval(0.95, 2, 60, 10 / 3**0.5))
+    assert np.isnan(bare.ci_low["b"])
