@@ -28,9 +28,10 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parent.parent
-RESULTS = Path(os.environ.get("RESULTS_DIR", ROOT / "results"))
+RESULTS = ROOT / (os.environ.get("RESULTS_DIR") or "results")  # a relative one is below the repository, wherever a kernel was started
 
 UNFINISHED = ".unfinished-"  # starts the name of a folder in which a file is being written
+WRITING = 7 * 86_400  # seconds that a job of one notebook may take, whose page is being written all the while
 FREE_BYTES = 50_000_000  # below this much free space nothing is begun
 NEXT_STEP = "Free space or make it writable, or choose another folder (RESULTS_DIR); what is done stays done: call the same command again."
 
@@ -98,10 +99,10 @@ def atomic_path(path: Path):
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove below ``folder`` what killed writers left; what changed in the last hour may still be written by somebody."""
+    """Remove below ``folder`` what killed writers left; what began within WRITING seconds may still be written by somebody."""
     for left in list(folder.rglob(f"{UNFINISHED}*")):
         with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > 3600:
+            if time.time() - left.stat().st_mtime > WRITING:
                 shutil.rmtree(left, ignore_errors=True)
 
 

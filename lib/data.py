@@ -132,7 +132,7 @@ DATASETS = {
 
 # ------------------------------------------------------------------------------------------------------------ finding a set
 def default_data_dir() -> Path:
-    return Path(os.environ.get("DATA_DIR") or ROOT / "data")
+    return ROOT / (os.environ.get("DATA_DIR") or "data")  # a relative one is below the repository
 
 
 def load(
@@ -272,7 +272,12 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
         return None
     if reasons:
         warnings.warn(f"{reasons[-1]}; fetching {name} again.", stacklevel=5)
-    with _staging(root, name) as staging:
+    with contextlib.ExitStack() as stack:
+        try:
+            staging = stack.enter_context(_staging(root, name))
+        except OSError as error:
+            reasons.append(f"DATA_DIR is {root}, which cannot be written ({artifacts.one_line(error)}).")
+            return None
         # Another job may have fetched it while this one waited for the lock.
         if (found := in_place()) is not None:
             return found

@@ -179,11 +179,15 @@ class ImageSet:
 
     @cached_property
     def checksum(self) -> str:
-        """First 16 hex digits of SHA-256 over shape, images and labels; for files over their relative names, sizes and labels."""
+        """First 16 hex digits of SHA-256 over shape, images and labels; for files over their relative names, sizes and labels, and over what they
+        hold where all of them take at most RESIDENT_BYTES."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         if isinstance(self.images, LazyImages):
-            for file in self.images.files:
-                digest.update(f"{file.relative_to(self.images.root).as_posix()}\0{file.stat().st_size}\0".encode())
+            sizes = [file.stat().st_size for file in self.images.files]
+            read = sum(sizes) <= RESIDENT_BYTES
+            for file, size in zip(self.images.files, sizes, strict=True):
+                digest.update(f"{file.relative_to(self.images.root).as_posix()}\0{size}\0".encode())
+                digest.update(file.read_bytes() if read else b"")
         else:
             digest.update(np.ascontiguousarray(self.images))
         digest.update(np.ascontiguousarray(self.labels))

@@ -12,7 +12,6 @@ import numpy as np
 import pandas as pd
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from scipy.sparse import coo_matrix, csgraph
 from torch.nn import functional as F
 
 from lib import image_sets, training
@@ -150,19 +149,19 @@ def near_duplicates(images: np.ndarray) -> pd.DataFrame:
     structure = (small - colour[..., None, None]).flatten(1)
     flat = structure.std(1) < FLAT
     unit = F.normalize(structure, dim=1) * ~flat[:, None]
-    found = []
+    group, best = np.arange(len(unit)), np.full(len(unit), -np.inf)  # the group by its first image; pairs are not kept, as n alike images have n²
     for start in range(0, len(unit), 1024):
         rows = slice(start, start + 1024)
         similarity = unit[rows] @ unit.T
         same = flat[rows, None] & flat & (torch.cdist(colour[rows], colour, p=torch.inf) <= FLAT)
-        first, second = ((similarity >= ALIKE) | same).nonzero(as_tuple=True)
-        value = torch.where(same, 1.0, similarity)[first, second]
-        pair = start + first != second
-        found.append(torch.stack([start + first[pair], second[pair], value[pair].double()]).numpy())
-    first, second, value = np.concatenate(found, axis=1)
-    first, second = first.astype(int), second.astype(int)
-    component = csgraph.connected_components(coo_matrix((np.ones(len(first)), (first, second)), (len(unit),) * 2), directed=False)[1]
-    best = pd.Series(value).groupby(first).max()
-    groups = pd.DataFrame({"group": component[best.index], "index": best.index, "similarity": best.to_numpy().clip(max=1)})
-    groups["group"] = pd.factorize(groups.group)[0] + 1  # numbered by their first image
+        similarity[same] = 1.0
+        similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf  # with itself
+        largest, alike = similarity.max(1).values, similarity >= ALIKE
+        best[rows] = np.where(largest >= ALIKE, largest, -np.inf)
+        for row in alike.any(1).nonzero().flatten().tolist():
+            joined = np.unique(group[np.append(alike[row].numpy().nonzero()[0], start + row)])
+            if len(joined) > 1:
+                group[np.isin(group, joined)] = joined[0]
+    index = np.flatnonzero(best >= ALIKE)
+    groups = pd.DataFrame({"group": pd.factorize(group[index])[0] + 1, "index": index, "similarity": best[index].clip(max=1)})
     return groups.sort_values(["group", "index"], ignore_index=True)

@@ -130,11 +130,7 @@ class Run:
 
     def test(self) -> data.ImageSet:
         test = self.other(self.settings["dataset"])
-        if unlike := set(test.classes) ^ set(self.train.classes):
-            raise ValueError(
-                f"Train and test of {self.settings['dataset']} differ in the classes {sorted(unlike)[:5]}, so that their numbers mean different "
-                "things; give both splits the same folders, or the same classes in their files."
-            )
+        check_classes(self.train, test)
         return test
 
     def other(self, name: str) -> data.ImageSet:
@@ -172,6 +168,21 @@ class Run:
         artifacts.write_metrics(self.profile, name, self.name, frame)
         artifacts.write_stamp(_measured_stamp(self, name))
         return frame
+
+
+def check_classes(train: data.ImageSet, test: data.ImageSet) -> None:
+    """ValueError where the two splits do not have the same classes."""
+    if unlike := set(test.classes) ^ set(train.classes):
+        raise ValueError(
+            f"Train and test of {train.name} differ in the classes {sorted(unlike)[:5]}, so that their numbers mean different "
+            "things; give both splits the same folders, or the same classes in their files."
+        )
+
+
+def check_several(images: data.ImageSet) -> None:
+    """ValueError where a set has one class."""
+    if len(images.classes) == 1:
+        raise ValueError(f"{images.title} has one class, {images.classes[0]!r}, so there is nothing to tell apart: give labels of two or more.")
 
 
 def metrics(runs: list[dict]) -> pd.DataFrame:
@@ -272,10 +283,13 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
         further = {*run["ood_near"], *run["ood_far"]} - needed  # whether a run is asked about them takes a look at all that its profile lists
         if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _is_graded(run):
             needed |= further
-    reasons = []
+    reasons, trained = [], {run["dataset"] for run in runs}
     for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):
         try:
-            data.load(name, "test", image_size=8)  # any size: it is not kept
+            test = data.load(name, "test", image_size=8)  # any size: it is not kept
+            if name not in data.DATASETS and name in trained:  # a set of one's own
+                check_classes(train := data.load(name, "train", image_size=8), test)
+                check_several(train)
         except (FileNotFoundError, ValueError) as error:
             reasons.append(str(error))
     return reasons
@@ -303,7 +317,7 @@ def _one_class_detection(run: Run) -> list[dict]:
     """
     single = resolution.ONE_CLASS.fullmatch(run.settings["dataset"])
     if not single:
-        raise ValueError(f"{run.train.title} has one class, {run.train.classes[0]!r}, so there is nothing to tell apart: give labels of two or more.")
+        check_several(run.train)
     test = data.load(single["name"], "test", image_size=run.settings["image_size"])
     known, asked = (run.ask(images, getattr(run.method, "uncertainties", None)) for images in (run.train, test))
     scores = evaluation.unsupervised_uncertainties(known, asked) | {name: asked[name] for name in evaluation.native_scores(asked)}

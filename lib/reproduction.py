@@ -37,6 +37,7 @@ sys.modules.setdefault("rfc3987_syntax", None)
 NOTEBOOKS = artifacts.ROOT / "notebooks"
 START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
 THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
+JOB_BYTES = 3 * 2**29  # of memory that a job at once may take; profile quick's largest, with another, took 2.8 GiB
 INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
 PAPERS = ("all", *settings.PAPERS)
@@ -324,9 +325,15 @@ def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
     return options
 
 
+def usable_cores() -> int:
+    """Cores that this process may use, but no more than there is memory for that many jobs (JOB_BYTES); at least one."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // JOB_BYTES))
+
+
 def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0) -> int:
     """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's exit status."""
-    cores = max(1, cores or os.cpu_count() or 1)
+    cores = max(1, cores or usable_cores())
     where = executor_options(executor, cores, gpus)
     listed = jobs(profile, paper)
     by_name = {job.name: job for job in listed}
@@ -496,6 +503,10 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     command = [sys.executable, "-m", "lib.reproduction", "--notebook", name, "--profile", profile, "--params", text]
     log_path, page = output / "log.txt", output / "index.html"
     output.mkdir(parents=True, exist_ok=True)
+    scored = output / "scored_folder.txt"
+    if scored.exists() and (other := scored.read_text()) != str(folder):
+        raise ValueError(f"{output} holds the results of {other}: give another place, OUT=folder, or remove it first.")
+    artifacts.write_text(scored, str(folder))
     before = page.stat().st_mtime_ns if page.exists() else 0
     print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
     with artifacts.exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."), open(log_path, "w") as log:

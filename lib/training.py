@@ -272,7 +272,10 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
 
 def _steps_per_epoch(images: data.ImageSet, batch_size: int) -> int:
     if len(images) < batch_size:
-        raise ValueError(f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}; lower batch_size.")
+        raise ValueError(
+            f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}: give more images, or a smaller batch_size "
+            f"for this set in settings/profiles.toml, [<profile>.datasets.{images.name}]."
+        )
     return len(images) // batch_size
 
 

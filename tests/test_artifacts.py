@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 import zipfile
 
 import numpy as np
@@ -90,6 +91,7 @@ def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
         folder.mkdir(parents=True)
         (folder / "half.csv").touch()
     os.utime(old, (0, 0))
+    os.utime(new, (time.time() - 86_400,) * 2)  # a long training's page, whose folder was made a day ago
     artifacts.remove_unfinished(tmp_path)
     assert not old.exists() and (new / "half.csv").exists()
 

@@ -35,6 +35,7 @@ from lib import (
     protocol,
     reproduction,
     settings,
+    statistics,
     training,
 )
 from lib import uncertainty as measures
@@ -422,8 +423,8 @@ CASES = {
         given(own_images.check_encoder, "../vi_simsiam"), r"no committed encoder '../vi_simsiam' .*choose one of \['vi_simsiam'\]", None),
     # training
     "batch larger than the data": (
-        train(batch_size=2000), r"digits \(768 images\) has 768 images, fewer than one batch of 2000; lower batch_size", None),
-    "few images": (train(train_images=100), r"digits \(100 images\) has 100 images, fewer than one batch of 128; lower batch_size", None),
+        train(batch_size=2000), r"digits \(768 images\) has 768 images, fewer than one batch of 2000: give more images", None),
+    "few images": (train(train_images=100), r"digits \(100 images\) has 100 images, fewer than one batch of 128: give more images", None),
     "split unknown to training": (train(split="test"), "Unknown split 'test'; a run trains on 'train' or on 'fit'", None),
     "optimiser unknown": (train(optimizer="lion"), "Unknown optimizer 'lion'; choose 'sgd'", None),
     "schedule unknown": (train(schedule="step"), "Unknown schedule 'step'; choose 'cosine' or 'constant'", None),
@@ -536,7 +537,7 @@ CASES = {
         given(losses.scoring_rule_loss, torch.ones(2, 4, 2), torch.ones(4, 2), kernel="enrgy"), r"Unknown kernel 'enrgy'; choose one of \['crps'",
         None),
     "seeds of one method alone": (
-        given(measures.hierarchical_difference, measures.auroc, {0: [SCORES, RIGHT]}, {1: [SCORES, RIGHT]}), r"no seed in common: \[0\] and \[1\]",
+        given(statistics.hierarchical_difference, measures.auroc, {0: [SCORES, RIGHT]}, {1: [SCORES, RIGHT]}), r"no seed in common: \[0\] and \[1\]",
         None),
     "a measure of one class": (given(measures.auroc, SCORES, RIGHT * 0), "positive holds a single class .False for all 6.", None),
     "a measure of NaN": (given(measures.aurc, SCORES * np.nan, RIGHT), "uncertainty has 6 NaN of 6; .*find where it comes from", None),

@@ -696,7 +696,7 @@ def test_subset_is_named_as_one(folder_set):
     assert some.checksum != folder_set.checksum
 
 
-def test_checksum_sees_every_change(folder_set):
+def test_checksum_sees_every_change(folder_set, monkeypatch):
     images, labels = pixels(), np.array([0, 1, 0, 1, 0, 1])
     base = ImageSet("x", "train", images, labels, ["a", "b"])
     changed = images.copy()
@@ -709,6 +709,14 @@ def test_checksum_sees_every_change(folder_set):
     root = folder_set.images.root
     assert image_folder(root).checksum == first and image_folder(root, 5).checksum != first
     assert image_folder(shutil.copytree(root, root.with_name("moved"))).checksum == first
+    other = shutil.copytree(root, root.with_name("mended"))
+    content = bytearray((other / "a/00.png").read_bytes())
+    content[-20] ^= 1
+    (other / "a/00.png").write_bytes(content)
+    assert image_folder(other).checksum != first, "of the same size, with other content"
+    monkeypatch.setattr(image_sets, "RESIDENT_BYTES", 1)
+    assert image_folder(other).checksum == image_folder(root).checksum, "sets that are not held in memory are told by names and sizes"
+    monkeypatch.undo()
     write_image(root / "a/extra.png", (10, 10))
     assert image_folder(root).checksum != first
     (root / "a/extra.png").rename(root / "b/extra.png")
@@ -873,3 +881,13 @@ def test_a_sample_of_a_set_stored_class_by_class_holds_all_classes():
     np.testing.assert_array_equal(ordered.labels[ordered.places(100)], some.labels)
     part = ordered.subset(range(60, 240))  # places are within the part, not within the set that it is of
     np.testing.assert_array_equal(part.labels[part.places(50)], part.sample(50).labels)
+
+
+def test_a_data_folder_that_cannot_be_written_is_a_reason_among_others(tmp_path, monkeypatch):
+    def refused(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr(data.artifacts, "exclusive", refused)
+    monkeypatch.setattr(data, "DEBIAN", {})
+    with pytest.raises(FileNotFoundError, match="DATA_DIR is .* which cannot be written .*Permission denied"):
+        data.load("mnist", data_dir=tmp_path)

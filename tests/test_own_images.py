@@ -11,9 +11,10 @@ import pandas as pd
 import pytest
 import scipy
 from PIL import Image, PngImagePlugin
+from scipy.sparse import coo_matrix, csgraph
 from sklearn.datasets import load_sample_images
 
-from lib import artifacts, data, encoders, methods, own_files, own_images, training
+from lib import artifacts, data, encoders, methods, own_files, own_images, reproduction, training
 
 FOLDERS = ["<script>alert(1)<", "$x^2$ & co", "deep/er/est", "日本 photos", "a folder with a rather long name of its own"]
 HOSTILE = '<img src=x onerror="alert(1)">'
@@ -218,6 +219,23 @@ def test_plain_images_are_alike_by_their_colour(surveyed):
     assert own_images.near_duplicates(noise).empty
 
 
+def test_groups_are_what_pairs_connect_in_any_order_of_the_images():
+    """Chains of images, each of which is like its neighbours alone, against a search of the graph of all pairs."""
+    generator = np.random.default_rng(0)
+    ends = generator.normal(size=(3, 2, 16 * 16 * 3))
+    chains = [np.cos(angle) * one + np.sin(angle) * other for one, other in ends for angle in np.linspace(0, 1.4, 12)]
+    small = np.stack([*chains, *generator.normal(size=(6, 16 * 16 * 3))]).reshape(-1, 16, 16, 3)[generator.permutation(42)]
+    images = np.kron(np.clip(128 + 30 * small, 0, 255).astype(np.uint8), np.ones((1, 2, 2, 1), np.uint8))
+    structure = images[:, ::2, ::2].astype(float)
+    structure = (structure - structure.mean((1, 2), keepdims=True)).reshape(len(images), -1)
+    alike = np.corrcoef(structure) >= own_files.ALIKE
+    np.fill_diagonal(alike, False)
+    graph = csgraph.connected_components(coo_matrix(alike), directed=False)[1]
+    found = own_images.near_duplicates(images)
+    expected = {frozenset(np.flatnonzero(graph == label)) for label in set(graph[alike.any(1)])}
+    assert {frozenset(part["index"]) for _, part in found.groupby("group")} == expected and 0 < len(expected)
+
+
 def test_few_images_are_an_error_before_any_training(tmp_path):
     for place, image in enumerate(crops(own_images.FEWEST - 1)):
         Image.fromarray(image).save(tmp_path / f"{place}.png")
@@ -398,6 +416,17 @@ def test_what_cannot_be_scored_is_said_at_once(arguments, message, tmp_path):
     filled = [argument.format(images=tmp_path / "images") for argument in arguments]
     done = subprocess.run([sys.executable, "-m", "lib.reproduction", *filled], cwd=artifacts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_results_of_another_folder_are_not_overwritten(tmp_path):
+    for year in ("2023", "2024"):
+        (tmp_path / year / "photos").mkdir(parents=True)
+    output = tmp_path / "results"
+    output.mkdir()
+    (output / "scored_folder.txt").write_text(str(tmp_path / "2023" / "photos"))
+    with pytest.raises(ValueError, match="holds the results of .*2023/photos: give another place, OUT=folder"):
+        reproduction.score(str(tmp_path / "2024" / "photos"), "smoke", out=str(output))
+    assert (output / "scored_folder.txt").read_text().endswith("2023/photos")
 
 
 def test_make_score_without_images_says_how_to_call_it():

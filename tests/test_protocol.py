@@ -281,6 +281,13 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     assert protocol.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == [] == protocol.missing_sets([])
     monkeypatch.setattr(protocol, "_is_graded", lambda settings: False)
     assert protocol.missing_sets([run]) == []
+    for split, labels in (("train", [0, 1, 2]), ("test", [0, 1])):
+        pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
+        artifacts.write_npz(tmp_path / "nothing" / "mine" / f"{split}.npz", images=pixels, labels=np.array(labels))
+    assert "differ in the classes ['2']" in protocol.missing_sets([run | {"dataset": "mine"}])[0]
+    for split in ("train", "test"):
+        artifacts.write_npz(tmp_path / "nothing" / "mine" / f"{split}.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.zeros(3, int))
+    assert "has one class, '0'" in protocol.missing_sets([run | {"dataset": "mine"}])[0]
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
 
 

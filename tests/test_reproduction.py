@@ -225,3 +225,14 @@ def test_sets_that_cannot_be_had_are_those_of_the_runs_of_waiting_jobs(monkeypat
     monkeypatch.setattr(protocol, "missing_sets", lambda runs: [run["method"] for run in runs])
     waiting = [reproduction.Job("one", "10_pretraining", {"profile": "smoke", "runs": "simclr-digits-e1-seed0 random-digits-e0-seed0"})]
     assert reproduction._not_to_be_had([*waiting, reproduction.Job("two", "00_start_here", {"profile": "smoke"})]) == ["simclr", "random"]
+
+
+def test_jobs_at_once_are_what_cores_and_memory_allow(monkeypatch):
+    monkeypatch.setattr(reproduction.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    memory = {"SC_PHYS_PAGES": 4 * 2**30 // 4096, "SC_PAGE_SIZE": 4096}
+    monkeypatch.setattr(reproduction.os, "sysconf", memory.__getitem__)
+    assert reproduction.usable_cores() == 4 * 2**30 // reproduction.JOB_BYTES == 2
+    monkeypatch.setattr(reproduction.os, "sched_getaffinity", lambda _: {3}, raising=False)
+    assert reproduction.usable_cores() == 1
+    memory["SC_PHYS_PAGES"] = 1
+    assert reproduction.usable_cores() == 1

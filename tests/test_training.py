@@ -304,7 +304,7 @@ def test_a_real_collapse_is_seen(monkeypatch):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"batch_size": 161}, "digits .160 images. has 160 images, fewer than one batch of 161; lower batch_size"),
+        ({"batch_size": 161}, "digits .160 images. has 160 images, fewer than one batch of 161: give more images, or a smaller batch_size"),
         ({"augmentation": "none"}, "Unknown augmentation recipe 'none'"),
         ({"precision": "float16"}, "Unknown precision 'float16'"),
         ({"schedule": "linear"}, "Unknown schedule 'linear'"),
