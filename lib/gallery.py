@@ -460,8 +460,8 @@ def _hours() -> str:
 
 
 def deviations() -> str:
-    """results/DEVIATIONS.md: where we differ from the papers, as notebooks and docstrings say it where they do."""
-    collected = "Collected from the notebooks and from the docstrings of `lib`, where each stands beside what it is about."
+    """results/DEVIATIONS.md: where we differ from the papers, as notebooks, recipes and docstrings say it where they do."""
+    collected = "Collected from the notebooks, the recipes and the docstrings of `lib`, where each stands beside what it is about."
     parts = ["# Deviations from the papers", "", collected, "", "## Notebooks", ""]
     for path in sorted((artifacts.ROOT / "notebooks").glob("*.ipynb")):
         texts = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
@@ -471,7 +471,10 @@ def deviations() -> str:
     for path in sorted((artifacts.ROOT / "lib").rglob("*.py")):
         module = ".".join(path.relative_to(artifacts.ROOT).with_suffix("").parts)
         rows += [[f"`{module}.{name}`", text] for name, text in _said_to_deviate(ast.parse(path.read_text()))]
-    return "\n".join([*parts, "## Code", "", markdown_table(rows), ""])
+    recipes = re.findall(r"^\[(\w+)\]\n((?:#[^\n]*\n)+)", (artifacts.ROOT / "settings" / "recipes.toml").read_text(), re.M)
+    said = [(name, re.search(r"\bDeviations?: (.*)", " ".join(comment.replace("#", "").split()))) for name, comment in recipes]
+    unlike = [["recipe", "deviation"], *([f"`{name}`", found[1].replace("|", r"\|")] for name, found in said if found)]
+    return "\n".join([*parts, "## Recipes", "", markdown_table(unlike), "", "## Code", "", markdown_table(rows), ""])
 
 
 def _said_to_deviate(tree: ast.AST, within: str = "") -> list[tuple[str, str]]:

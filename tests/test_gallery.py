@@ -623,13 +623,16 @@ def test_uncommitted_changes_are_not_published(publishable, monkeypatch):
 
 
 # ---------------------------------------------------------------------------------------------------------------- deviations
-def test_the_page_of_deviations_is_what_notebooks_and_docstrings_say():
+def test_the_page_of_deviations_is_what_notebooks_recipes_and_docstrings_say():
     page = gallery.deviations()
     assert (artifacts.ROOT / "results" / "DEVIATIONS.md").read_text() == page, "build a gallery anew: python -m lib.gallery standard"
     for path in (artifacts.ROOT / "notebooks").glob("*.ipynb"):
         if "## Deviations" in path.read_text():
             assert f"### [{path.stem}](../notebooks/{path.name})\n\n- " in page
-    own = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `")]
+    own = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `lib.")]
+    recipes = [line.split("`")[1] for line in page.split("## Recipes")[1].split("## Code")[0].splitlines() if line.startswith("| `")]
+    assert len(recipes) == (artifacts.ROOT / "settings" / "recipes.toml").read_text().count("Deviation:") and {"simclr", "moco_v3"} <= set(recipes)
+    assert "on CIFAR-10 App. B.9 has a temperature of 0.5; the projector's hidden layer" in page
     assert {"lib.losses.simvae_loss", "lib.methods.simsiam.VISimSiam", "lib.networks.to_concentration"} <= set(own) and len(set(own)) == len(own)
 
 
