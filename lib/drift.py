@@ -2,7 +2,8 @@
 
 settings/expected_<profile>.csv holds them, accepted once from runs that were looked at. On one machine with the same versions the same seed gives the
 same numbers; across machines the order of summation differs, trainings part ways after some steps, and a number may move as far as between two
-seeds. The tolerances allow that and no more: a wrong loss, augmentation, split or measure moves numbers further.
+seeds. The tolerances allow that and no more: a wrong loss, augmentation, split or measure moves numbers further. A processor with bfloat16 trains in
+another precision than one without, from the first step on: numbers of such runs may move OTHER_PRECISION times as far.
 
     python -m lib.drift quick             compare what is stored with what is expected
     python -m lib.drift quick --accept    take what is stored as what is expected from now on
@@ -28,6 +29,7 @@ TOLERANCES = {
     "aurc": (0.15, 0.0),  # it moves with the accuracy and with the order of the images: by more than either
 }  # fmt: skip
 SAMPLING = 2.0
+OTHER_PRECISION = 2.0
 REMEDY = "If a change was meant to move them, look at the figures, then accept: python -m lib.drift {profile} --accept"
 
 
@@ -54,6 +56,11 @@ def tolerance(metrics: pd.DataFrame) -> np.ndarray:
     return np.maximum(floor, share * metrics.value.abs().to_numpy(float)) + SAMPLING * half
 
 
+def _precisions(profile: str) -> dict[str, str]:
+    """What the stored runs were trained in, by their hash."""
+    return {config["run_hash"]: config["precision"] for config in artifacts.run_configs(profile).values() if "precision" in config}
+
+
 def accept(profile: str) -> Path:
     """Write the stored numbers of a profile as the expected ones; FileNotFoundError where there are none."""
     rows = gated(artifacts.read_metrics(profile))
@@ -61,26 +68,31 @@ def accept(profile: str) -> Path:
         raise FileNotFoundError(f"Profile {profile!r} has no stored metrics: run make reproduce PROFILE={profile} first.")
     if rows.value.isna().any():
         raise ValueError(f"Not a number cannot be expected: {rows[rows.value.isna()][KEYS].iloc[0].to_dict()}.")
-    table = rows.assign(tolerance=tolerance(rows).round(4))[[*KEYS, "value", "tolerance"]]
+    rows = rows.assign(tolerance=tolerance(rows).round(4), precision=rows.run_hash.map(_precisions(profile)))
+    table = rows[[*KEYS, "value", "tolerance", "precision"]]
     artifacts.write_csv(expected_path(profile), table.sort_values(KEYS))
     return expected_path(profile)
 
 
 def compare(profile: str, whole: bool = True) -> pd.DataFrame:
-    """Expected and stored numbers side by side: KEYS, value, tolerance, stored, difference, within.
+    """Expected and stored numbers side by side: KEYS, value, tolerance, precision, stored, trained_in, difference, within.
 
+    Where a run was trained in another precision than the expected one, its tolerance is OTHER_PRECISION times as large.
     A number that is not a number, one that was expected and is not there, and with it one that nobody expected, are not within. whole: False
     leaves out expected numbers of runs that have no stored metrics at all (a part of the companion was run).
     """
     text = {key: str for key in KEYS if key != "seed"}
     expected = pd.read_csv(expected_path(profile), dtype=text).fillna({key: "" for key in text})
-    stored = gated(artifacts.read_metrics(profile))[[*KEYS, "value"]].rename(columns={"value": "stored"})
-    stored = stored.astype(text)
+    expected = expected.reindex(columns=[*KEYS, "value", "tolerance", "precision"])  # older files have no precision
+    stored = gated(artifacts.read_metrics(profile))
+    stored = stored.assign(trained_in=stored.run_hash.map(_precisions(profile)), stored=stored.value)[[*KEYS, "stored", "trained_in"]].astype(text)
     stored["seed"] = stored.seed.astype(int)
     run = ["method", "trained_on", "variant", "seed"]
     if not whole:
         expected = expected.merge(stored[run].drop_duplicates(), on=run)
     table = expected.merge(stored, on=KEYS, how="outer")
+    other = table.precision.notna() & table.trained_in.notna() & (table.precision != table.trained_in)
+    table["tolerance"] *= np.where(other, OTHER_PRECISION, 1.0)
     table["difference"] = table.stored - table.value
     return table.assign(within=(table.difference.abs() <= table.tolerance))
 
@@ -90,6 +102,9 @@ def report(table: pd.DataFrame, profile: str) -> str:
     share = (table.difference.abs() / table.tolerance).groupby(table.metric).max()
     lines = [f"Drift: {table.within.sum()} of {len(table)} numbers are as expected, within their tolerances."]
     lines += [f"  {name:18} moved by at most {100 * worst:3.0f} % of its tolerance" for name, worst in share.items() if np.isfinite(worst)]
+    if len(apart := table[(table.precision != table.trained_in) & table.precision.notna() & table.trained_in.notna()]):
+        pairs = " and ".join(f"{one}, expected in {other}" for one, other in apart[["trained_in", "precision"]].drop_duplicates().to_numpy())
+        lines.append(f"  {len(apart)} are of runs trained in {pairs}: their tolerances are {OTHER_PRECISION:g} times as large.")
     for row in table[~table.within].itertuples():
         name = " ".join(filter(None, [row.method, row.variant, f"seed {row.seed}", row.evaluated_on, row.classifier, row.score, row.metric]))
         lines.append(f"  {name}: expected {row.value:.4g} ± {row.tolerance:.2g}, stored {row.stored:.4g}")

@@ -53,6 +53,21 @@ def test_what_moves_too_far_is_reported(expected, move, reported):
     assert ("simsiam e1 seed 0 digits linear accuracy: expected 0.8 ± 0.16, stored" in said) == reported
 
 
+@pytest.mark.parametrize(
+    "trained_in, move, reported", [("float32", 0.161, True), ("bf16", 0.161, False), ("bf16", 0.319, False), ("bf16", 0.321, True)]
+)
+def test_a_run_in_another_precision_may_move_twice_as_far(expected, monkeypatch, trained_in, move, reported):
+    rows = [row | {"run_hash": f"of seed {row['seed']}"} for row in (ROW, RANK, OTHER)]
+    monkeypatch.setattr(drift, "_precisions", lambda profile: {"of seed 0": "float32", "of seed 1": "float32"})
+    expected(*rows)
+    drift.accept("smoke")
+    monkeypatch.setattr(drift, "_precisions", lambda profile: {"of seed 0": trained_in, "of seed 1": "float32"})
+    expected(rows[0] | {"value": 0.8 - move}, *rows[1:])
+    assert outside() == [("accuracy", 0)] * reported
+    said = drift.report(drift.compare("smoke"), "smoke")
+    assert ("2 are of runs trained in bf16, expected in float32: their tolerances are 2 times as large" in said) == (trained_in == "bf16")
+
+
 def test_what_is_missing_or_new_is_reported(expected):
     expected(ROW, OTHER)
     assert outside() == [("effective_rank", 0)]
