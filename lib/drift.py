@@ -75,9 +75,9 @@ def accept(profile: str) -> Path:
 
 
 def compare(profile: str, whole: bool = True) -> pd.DataFrame:
-    """Expected and stored numbers side by side: KEYS, value, tolerance, precision, stored, trained_in, difference, within.
+    """Expected and stored numbers side by side: KEYS, value, tolerance, precision, stored, trained_in, unlike, difference, within.
 
-    Where a run was trained in another precision than the expected one, its tolerance is OTHER_PRECISION times as large.
+    unlike: whether a run was trained in another precision than the expected one; then its tolerance is OTHER_PRECISION times as large.
     A number that is not a number, one that was expected and is not there, and with it one that nobody expected, are not within. whole: False
     leaves out expected numbers of runs that have no stored metrics at all (a part of the companion was run).
     """
@@ -91,8 +91,8 @@ def compare(profile: str, whole: bool = True) -> pd.DataFrame:
     if not whole:
         expected = expected.merge(stored[run].drop_duplicates(), on=run)
     table = expected.merge(stored, on=KEYS, how="outer")
-    other = table.precision.notna() & table.trained_in.notna() & (table.precision != table.trained_in)
-    table["tolerance"] *= np.where(other, OTHER_PRECISION, 1.0)
+    table["unlike"] = table.precision.notna() & table.trained_in.notna() & (table.precision != table.trained_in)
+    table["tolerance"] *= np.where(table.unlike, OTHER_PRECISION, 1.0)
     table["difference"] = table.stored - table.value
     return table.assign(within=(table.difference.abs() <= table.tolerance))
 
@@ -102,9 +102,10 @@ def report(table: pd.DataFrame, profile: str) -> str:
     share = (table.difference.abs() / table.tolerance).groupby(table.metric).max()
     lines = [f"Drift: {table.within.sum()} of {len(table)} numbers are as expected, within their tolerances."]
     lines += [f"  {name:18} moved by at most {100 * worst:3.0f} % of its tolerance" for name, worst in share.items() if np.isfinite(worst)]
-    if len(apart := table[(table.precision != table.trained_in) & table.precision.notna() & table.trained_in.notna()]):
-        pairs = " and ".join(f"{one}, expected in {other}" for one, other in apart[["trained_in", "precision"]].drop_duplicates().to_numpy())
-        lines.append(f"  {len(apart)} are of runs trained in {pairs}: their tolerances are {OTHER_PRECISION:g} times as large.")
+    if table.unlike.any():
+        found = table.loc[table.unlike, ["trained_in", "precision"]].drop_duplicates().to_numpy()
+        pairs = " and ".join(f"{trained_in}, expected in {precision}" for trained_in, precision in found)
+        lines.append(f"  {table.unlike.sum()} are of runs trained in {pairs}: their tolerances are {OTHER_PRECISION:g} times as large.")
     for row in table[~table.within].itertuples():
         name = " ".join(filter(None, [row.method, row.variant, f"seed {row.seed}", row.evaluated_on, row.classifier, row.score, row.metric]))
         lines.append(f"  {name}: expected {row.value:.4g} ± {row.tolerance:.2g}, stored {row.stored:.4g}")

@@ -149,15 +149,14 @@ def near_duplicates(images: np.ndarray) -> pd.DataFrame:
     structure = (small - colour[..., None, None]).flatten(1)
     flat = structure.std(1) < FLAT
     unit = F.normalize(structure, dim=1) * ~flat[:, None]
-    group, best = np.arange(len(unit)), np.full(len(unit), -np.inf)  # the group by its first image; pairs are not kept, as n alike images have n²
+    group, best = np.arange(len(unit)), np.empty(len(unit))  # the group by its first image; pairs are not kept, as n alike images have n²
     for start in range(0, len(unit), 1024):
         rows = slice(start, start + 1024)
         similarity = unit[rows] @ unit.T
         same = flat[rows, None] & flat & (torch.cdist(colour[rows], colour, p=torch.inf) <= FLAT)
         similarity[same] = 1.0
         similarity[torch.arange(len(similarity)), torch.arange(start, start + len(similarity))] = -torch.inf  # with itself
-        largest, alike = similarity.max(1).values, similarity >= ALIKE
-        best[rows] = np.where(largest >= ALIKE, largest, -np.inf)
+        best[rows], alike = similarity.max(1).values, similarity >= ALIKE
         for row in alike.any(1).nonzero().flatten().tolist():
             joined = np.unique(group[np.append(alike[row].numpy().nonzero()[0], start + row)])
             if len(joined) > 1:

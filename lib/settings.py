@@ -78,9 +78,9 @@ def _over(below: dict, above: dict) -> dict:
     return below | {key: _over(below.get(key, {}), value) if isinstance(value, dict) else value for key, value in above.items()}
 
 
-def _part_of_profile(profile: str, kind: str, name: str | None) -> dict:
-    """What a profile says of one of its "methods" or "datasets"; most have no table."""
-    tables = _choose(read("profiles"), profile, "profile").get(kind, {})
+def _part_of_profile(profile: str, kind: str, name: str | None, tables: dict | None = None) -> dict:
+    """What a profile, or ``tables`` of one of its methods, says of one of its "methods" or "datasets"; most have no table."""
+    tables = _choose(read("profiles"), profile, "profile").get(kind, {}) if tables is None else tables
     return _inherited(tables, name, f"{kind.removesuffix('s')} of profile {profile!r}", "profiles") if name in tables else {}
 
 
@@ -100,7 +100,7 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
     of_set = ONE_CLASS.sub(r"\g<name>", dataset or "")
     budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(profile, "datasets", of_set)
-    own |= own_sets.get(of_set, {})
+    own |= _part_of_profile(profile, "datasets", of_set, own_sets)
     if base.get("epochs") == 0:
         budget.pop("epochs", None)
     _check_profile(profile, budget | own, DEFAULTS | base)
