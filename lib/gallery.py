@@ -36,7 +36,8 @@ CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_hol
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-PLAIN = ("o", "sa", "w")  # operators, prefixes of strings, white space: half of all spans of highlighted code, which reads as well without
+# Operators, numbers, braces and prefixes of strings, names of modules and builtins, white space: most spans of code, which reads as well without.
+PLAIN = ("o", "mi", "mf", "si", "se", "sa", "nb", "bp", "w")
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
