@@ -34,7 +34,8 @@ for job in JOBS.values():
         # Most notebooks wait for all networks; those that need none fill the cores beside and after them.
         priority: int(job.notebook == reproduction.artifacts.MEASURED_BY)
         resources:
-            mem_mb=6000,
+            # A cluster ends what goes beyond them, and the next attempt goes on from the checkpoint.
+            mem_mb=lambda wildcards, attempt: 6000 * 2 ** (attempt - 1),
             runtime=600,
             gpu=GPUS if job.notebook in reproduction.ON_GPU else 0,
         params:

@@ -38,6 +38,7 @@ NOTEBOOKS = artifacts.ROOT / "notebooks"
 START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
 THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
 JOB_BYTES = 3 * 2**29  # of memory that a job at once may take; profile quick's largest, with another, took 2.8 GiB
+RETRIES = 2  # of a job on a cluster: each has twice the memory of the one before, and as much time again
 INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
 PAPERS = ("all", *settings.PAPERS)
@@ -314,7 +315,7 @@ def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
     if not executor:
         return ["--cores", str(cores)]
     # A file written on another machine may be seen late here; what a job printed there is shown in the log here when it fails.
-    options = ["--executor", executor, "--jobs", str(cores), "--latency-wait", "60", "--show-failed-logs"]
+    options = ["--executor", executor, "--jobs", str(cores), "--latency-wait", "60", "--show-failed-logs", "--retries", str(RETRIES)]
     if executor == "slurm":
         if not shutil.which("sbatch"):
             raise FileNotFoundError("EXECUTOR=slurm found no sbatch on the PATH: call it where you submit jobs, or leave EXECUTOR out to run here.")

@@ -29,7 +29,8 @@ start() {
     [[ $gpus =~ ^[0-9]+$ ]] || fail "GPUS is '$gpus'; it must be a whole number, 0 or more."
     test ! -e "$folder/slurm.conf" || fail "$folder already holds a cluster; stop it, or take another folder."
     mkdir -p "$folder/bin" "$folder/state" "$folder/spool"
-    user=$(id -un) name=$(hostname -s) node=$(slurmd -C | sed -n 's/^NodeName=[^ ]* //p')
+    # More memory than this machine may have, since the last attempt at a job that fails asks for four times as much as it needs.
+    user=$(id -un) name=$(hostname -s) node=$(slurmd -C | sed -n 's/^NodeName=[^ ]* //p' | sed 's/RealMemory=[0-9]*/RealMemory=32000/')
 
     # Without cgroups, which a container may not change; on the loopback address only; finished jobs stay listed for a day.
     cat >"$folder/slurm.conf" <<CONF
@@ -50,6 +51,7 @@ SlurmctldLogFile=$folder/slurmctld.log
 SlurmdLogFile=$folder/slurmd.log
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
+SlurmdParameters=config_overrides
 JobAcctGatherType=jobacct_gather/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory

@@ -200,7 +200,8 @@ def test_snakemake_plans_every_job(tmp_path, monkeypatch):
     assert set(reproduction.ON_GPU) < {job.notebook for job in listed}
     for job in listed:
         resources = planned[reproduction.rule_name(job)].split(", ")
-        assert f"gpu={2 if job.notebook in reproduction.ON_GPU else 0}" in resources and "slurm_partition=other" in resources
+        asked = {f"gpu={2 if job.notebook in reproduction.ON_GPU else 0}", "mem_mb=6000", "runtime=600"}
+        assert asked | {"slurm_partition=other"} <= set(resources)
     calls = [shlex.split(line) for line in re.findall(r"^Shell command: (?!None$)(.+)", done.stdout, re.MULTILINE)]
     monkeypatch.setattr(artifacts, "RESULTS", results)
     by_name = {job.name: job for job in listed}

@@ -35,8 +35,8 @@ def reproduce(path, gpus, **variables):
 
 
 def submitted(path):
-    """What Slurm itself remembers of all its jobs: (rule, state, requested GPUs)."""
-    command = ["squeue", "--states=all", "--noheader", "--sort=i", "--Format=Comment:|,State:|,tres-per-job:|"]
+    """What Slurm itself remembers of all its jobs: (rule, state, requested GPUs, memory)."""
+    command = ["squeue", "--states=all", "--noheader", "--sort=i", "--Format=Comment:|,State:|,tres-per-job:|,MinMemory:|"]
     done = subprocess.run(command, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=True)
     return [tuple(line.strip("|").split("|")) for line in done.stdout.splitlines()]
 
@@ -46,8 +46,8 @@ def test_reproduce_on_slurm_fails_with_a_name_then_continues_then_has_nothing_to
     blocked.mkdir(parents=True)
     failed = reproduce(cluster, gpus=1)
     assert failed.returncode == 1 and "10_pretraining--all failed: " in failed.stdout, failed.stdout
-    failure = ("rule_10_pretraining__all", "FAILED", "gres:gpu:1")
-    assert [job for job in submitted(cluster) if job[1] != "COMPLETED"] == [failure]
+    failures = [("rule_10_pretraining__all", "FAILED", "gres:gpu:1", memory) for memory in ("6000M", "12000M", "24000M")]
+    assert [job for job in submitted(cluster) if job[1] != "COMPLETED"] == failures
 
     blocked.rmdir()
     done = reproduce(cluster, gpus=1)
@@ -56,10 +56,10 @@ def test_reproduce_on_slurm_fails_with_a_name_then_continues_then_has_nothing_to
     assert all(reproduction.stamp(job, listed).exists() for job in listed.values())
     ran = submitted(cluster)
     expected = {
-        (f"rule_{reproduction.rule_name(job)}", "COMPLETED", "gres:gpu:1" if job.notebook in reproduction.ON_GPU else "N/A")
+        (f"rule_{reproduction.rule_name(job)}", "COMPLETED", "gres:gpu:1" if job.notebook in reproduction.ON_GPU else "N/A", "6000M")
         for job in listed.values()
     }
-    assert sorted(ran) == sorted([failure, *expected])
+    assert sorted(ran) == sorted([*failures, *expected])
 
     again = reproduce(cluster, gpus=1)
     assert again.returncode == 0 and f"{len(listed)} already done" in again.stdout
