@@ -6,7 +6,7 @@ that a sentence that changes here makes no measure old.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -138,28 +138,17 @@ def is_evidence(found: pd.DataFrame) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------------- differences
-def apart(statistic: Callable, first: Mapping[int, Sequence], second: Mapping[int, Sequence], draws: int, recentred: bool = False) -> dict:
-    """statistics.hierarchical_difference with t_low and t_high: Student's t interval of the seeds' own differences, NaN of one seed.
-
-    A bootstrap of three seeds underestimates what seeds vary by; a t interval of three can be too wide. Where they disagree nothing is settled.
-    """
-    both = sorted(set(first) & set(second))
-    found = statistics.hierarchical_difference(statistic, first, second, draws, recentred)
-    over = statistics.paired_difference(*([statistic(*of[seed]) for seed in both] for of in (first, second)))
-    return found | {"t_low": over["ci_low"], "t_high": over["ci_high"]}
-
-
 def points_apart(first: Mapping[int, Mapping], second: Mapping[int, Mapping], column: str, draws: int, factor: float = 100.0) -> dict:
-    """``apart`` of the means of one stored score, times ``factor``; first, second: seed -> stored scores."""
+    """``statistics.hierarchical_difference`` of the means of one stored score, times ``factor``; first, second: seed -> stored scores."""
     sides = ({seed: [factor * scores[column].astype(np.float64)] for seed, scores in of.items()} for of in (first, second))
-    return apart(np.mean, *sides, draws)
+    return statistics.hierarchical_difference(np.mean, *sides, draws)
 
 
 def paired_differences(listed: list[dict], pairs: Sequence[tuple[str, str]], columns: dict[str, tuple[str, float]], draws: int) -> pd.DataFrame:
     """Mean of what is stored of each test image, of the first method of a pair minus the second: paired by seed and by image.
 
     listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor). Returns method, minus, measure and what
-    ``apart`` says, a row for each pair and measure.
+    ``points_apart`` says, a row for each pair and measure.
     """
     stored: dict[str, dict] = {name: {} for pair in pairs for name in pair}  # method -> seed -> scores
     for run in [run for run in listed if run["method"] in stored]:
@@ -193,7 +182,7 @@ def over_classes(percent: pd.DataFrame, names: Mapping[tuple[str, str], str]) ->
 
 
 def told_over_seeds(difference) -> str:
-    """Whether the seeds alone settle a difference: t_low and t_high of ``apart``, in points, in words."""
+    """Whether the seeds alone settle a difference: t_low and t_high of ``points_apart``, in words."""
     if difference.seeds < 2:
         return "one seed, open"
     settled = "settled" if difference.t_low > 0 or difference.t_high < 0 else "open"
@@ -203,7 +192,7 @@ def told_over_seeds(difference) -> str:
 def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> pd.DataFrame:
     """Accuracy of ``method`` minus that of each other with a seed in common, in points: paired by seed and by image.
 
-    stored: as factors.content_scores. A row for each data set, other method and classifier, with what ``apart`` says.
+    stored: as factors.content_scores. A row for each data set, other method and classifier, with what ``points_apart`` says.
     """
     rows = []
     for dataset, by_method in stored.items():
@@ -268,7 +257,7 @@ def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str,
             found = {"difference": 100 * (first.value - second.value), "seeds": int(min(first.seeds, second.seeds)), "n": np.nan}
             found |= {"ci_low": 100 * (first.ci_low - second.ci_high), "ci_high": 100 * (first.ci_high - second.ci_low)}
             if on == other and likely.keys() == seeds and (stored := by_seed(*rivals[rival])).keys() >= seeds:
-                found = apart(lambda *arrays: 100 * uncertainty.auroc(*arrays), likely, stored, draws)
+                found = statistics.hierarchical_difference(lambda *arrays: 100 * uncertainty.auroc(*arrays), likely, stored, draws)
             rows.append({"method": own, "minus": rival, "on": on, "auroc_minus": second.value} | found)
     return pd.DataFrame(rows)
 

@@ -186,15 +186,6 @@ def test_differences_over_classes_say_where_nothing_was_learned():
     assert comparisons.over_classes(pd.DataFrame(), {}).empty
 
 
-def test_seeds_alone_stand_beside_the_bootstrap():
-    sides = [{seed: [level + np.arange(4.0)] for seed, level in enumerate(levels)} for levels in ([3.0, 5.0, 9.0], [1.0, 2.0, 3.0])]
-    found, gap = comparisons.apart(np.mean, *sides, 200), np.array([2.0, 3.0, 6.0])
-    assert found["difference"] == pytest.approx(gap.mean())
-    assert (found["t_low"], found["t_high"]) == pytest.approx(stats.t.interval(0.95, 2, gap.mean(), stats.sem(gap)))
-    alone = comparisons.apart(np.mean, *({0: side[0]} for side in sides), 200)
-    assert np.isnan([alone["t_low"], alone["t_high"]]).all()
-
-
 def test_differences_outside_are_paired_where_every_seed_is_stored_and_bounds_elsewhere(tmp_path, monkeypatch):
     monkeypatch.setattr(artifacts, "RESULTS", tmp_path / "results")
     runs = [resolution.resolve(method, "smoke", seed=seed) for method in ("vi_simsiam", "vje") for seed in (0, 1)]

@@ -246,6 +246,15 @@ def test_a_hierarchical_difference_is_paired_by_seed_and_image():
         statistics.hierarchical_difference(np.mean, by_seed[0], {3: theirs[0]})
 
 
+def test_seeds_alone_stand_beside_the_bootstrap():
+    sides = [{seed: [level + np.arange(4.0)] for seed, level in enumerate(levels)} for levels in ([3.0, 5.0, 9.0], [1.0, 2.0, 3.0])]
+    found, gap = statistics.hierarchical_difference(np.mean, *sides, 200), np.array([2.0, 3.0, 6.0])
+    assert found["difference"] == pytest.approx(gap.mean())
+    assert (found["t_low"], found["t_high"]) == pytest.approx(stats.t.interval(0.95, 2, gap.mean(), stats.sem(gap)))
+    alone = statistics.hierarchical_difference(np.mean, *({0: side[0]} for side in sides), 200)
+    assert np.isnan([alone["t_low"], alone["t_high"]]).all()
+
+
 def test_a_recentred_difference_lies_around_the_difference_of_all_images():
     """The ECE of a resample is larger than that of the images, the more so the fewer of them are wrong: by hand, the draws moved to the estimate."""
     generator = np.random.default_rng(0)
