@@ -278,7 +278,10 @@ def _said_by(error: Exception) -> str:
 
 
 def clean_metadata(path: Path) -> None:
-    """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML."""
+    """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML.
+
+    A row of a table is a line: with one for each cell, tables of HTML would take a tenth of all notebooks for quotes and spaces.
+    """
     import nbformat  # slow to import
 
     notebook = nbformat.read(path, as_version=4)
@@ -288,6 +291,7 @@ def clean_metadata(path: Path) -> None:
         for output in cell.get("outputs", ()):
             if "text/html" in output.get("data", {}):
                 output["data"].pop("text/plain", None)
+                output["data"]["text/html"] = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)", "", output["data"]["text/html"])
     text = re.sub("(?m)^ +", "", nbformat.writes(notebook))  # the spaces before its lines are a fourteenth of the file
     artifacts.write_text(path, text.replace(str(artifacts.ROOT) + "/", "") + "\n")
 

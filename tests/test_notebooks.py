@@ -103,6 +103,7 @@ def test_every_notebook_was_executed(smoke):
         assert not [data for data in shown if data.get("text/plain", "").startswith("<Figure")], f"{path.stem} shows a figure as text alone"
         assert path.with_suffix(".html").exists() and path.stat().st_size < 1_000_000
         assert str(artifacts.ROOT) + "/" not in path.read_text(), "an executed notebook names a path of this machine"
+        assert not re.search(r'^"\s*<td', path.read_text(), re.MULTILINE), "a row of a table is a line"
 
 
 def test_every_figure_is_complete(smoke):
