@@ -37,7 +37,7 @@ def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) ->
 
 
 def side(row, better_high: bool = True, published: bool = False) -> str:
-    """Which of two methods is ahead, in words: of a difference with the fields difference, ci_low, ci_high and seeds.
+    """Which of two methods is ahead, in words: of a difference as statistics.hierarchical_difference has it.
 
     published: whether the paper has this comparison; all of its own have ProSMin ahead. The interval of one seed is over images alone.
     """
@@ -45,7 +45,8 @@ def side(row, better_high: bool = True, published: bool = False) -> str:
         return "the two are not told apart"
     ahead = (row.difference > 0) == better_high
     where = " on these images" if row.seeds < 2 else ""
-    return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published
+    alone = ", which Student's t over the seeds alone leaves open" if row.t_low <= 0 <= row.t_high else ""
+    return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published + alone
 
 
 @cache

@@ -93,8 +93,11 @@ def test_corruption_errors_are_the_runs_own_with_intervals_over_images():
     ],
 )  # fmt: skip
 def test_a_difference_in_words(low, high, seeds, better_high, published, said):
-    row = pd.Series({"difference": (low + high) / 2, "ci_low": low, "ci_high": high, "seeds": seeds})
+    row = pd.Series({"difference": (low + high) / 2, "ci_low": low, "ci_high": high, "seeds": seeds, "t_low": np.nan, "t_high": np.nan})
     assert shift.side(row, better_high, published) == said
+    wide = row.copy()
+    wide[["t_low", "t_high"]] = -9, 9
+    assert shift.side(wide, better_high, published) == said + ", which Student's t over the seeds alone leaves open" * (low > 0 or high < 0)
 
 
 def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
