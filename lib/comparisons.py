@@ -181,11 +181,29 @@ def over_classes(percent: pd.DataFrame, names: Mapping[tuple[str, str], str]) ->
     return pd.DataFrame(rows, columns=columns).rename(columns={"seeds": "n"}).assign(seeds=1)
 
 
+def open_over_seeds(difference) -> bool:
+    """Whether Student's t interval over the seeds alone (t_low, t_high) includes zero; False where there is none, of one seed."""
+    return bool(difference.t_low <= 0 <= difference.t_high)
+
+
+def side(difference, better_high: bool = True, published: bool = False) -> str:
+    """Which of two methods is ahead, in words: of a difference as statistics.hierarchical_difference has it.
+
+    published: whether the paper has this comparison; all of its own have ProSMin ahead. The interval of one seed is over images alone.
+    """
+    if difference.ci_low <= 0 <= difference.ci_high:
+        return "the two are not told apart"
+    ahead = (difference.difference > 0) == better_high
+    where = " on these images" if difference.seeds < 2 else ""
+    alone = ", which Student's t over the seeds alone leaves open" * open_over_seeds(difference)
+    return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published + alone
+
+
 def told_over_seeds(difference) -> str:
     """Whether the seeds alone settle a difference: t_low and t_high of ``points_apart``, in words."""
     if difference.seeds < 2:
         return "one seed, open"
-    settled = "settled" if difference.t_low > 0 or difference.t_high < 0 else "open"
+    settled = "open" if open_over_seeds(difference) else "settled"
     return f"by a paired t-test over the {difference.seeds} seeds alone [{difference.t_low:+.1f}, {difference.t_high:+.1f}], {settled}"
 
 

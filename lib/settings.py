@@ -78,10 +78,9 @@ def _over(below: dict, above: dict) -> dict:
     return below | {key: _over(below.get(key, {}), value) if isinstance(value, dict) else value for key, value in above.items()}
 
 
-def _part_of_profile(profile: str, kind: str, name: str | None, tables: dict | None = None) -> dict:
-    """What a profile, or ``tables`` of one of its methods, says of one of its "methods" or "datasets"; most have no table."""
-    tables = _choose(read("profiles"), profile, "profile").get(kind, {}) if tables is None else tables
-    return _inherited(tables, name, f"{kind.removesuffix('s')} of profile {profile!r}", "profiles") if name in tables else {}
+def _part_of_profile(tables: dict, name: str | None, what: str) -> dict:
+    """One of the tables of methods or of data sets in a profile, over those it inherits from; empty for the most, which have none."""
+    return _inherited(tables, name, what, "profiles") if name in tables else {}
 
 
 def resolve(method: str, profile: str, **parameters) -> dict:
@@ -94,13 +93,15 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
     whole, base = _whole_recipe(method), recipe(method)
-    own = dict(_part_of_profile(profile, "methods", method))
+    of_profile = _choose(read("profiles"), profile, "profile")
+    own = dict(_part_of_profile(of_profile.get("methods", {}), method, f"method of profile {profile!r}"))
     own_sets = own.pop("datasets", {})
     budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
     of_set = ONE_CLASS.sub(r"\g<name>", dataset or "")
-    budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(profile, "datasets", of_set)
-    own |= _part_of_profile(profile, "datasets", of_set, own_sets)
+    data_set = f"dataset of profile {profile!r}"
+    budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(of_profile.get("datasets", {}), of_set, data_set)
+    own |= _part_of_profile(own_sets, of_set, data_set)
     if base.get("epochs") == 0:
         budget.pop("epochs", None)
     _check_profile(profile, budget | own, DEFAULTS | base)

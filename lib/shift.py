@@ -36,19 +36,6 @@ def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) ->
     return [(name, other) for name in ours for other in others if backbones.get(other) == backbones[name]]
 
 
-def side(row, better_high: bool = True, published: bool = False) -> str:
-    """Which of two methods is ahead, in words: of a difference as statistics.hierarchical_difference has it.
-
-    published: whether the paper has this comparison; all of its own have ProSMin ahead. The interval of one seed is over images alone.
-    """
-    if row.ci_low <= 0 <= row.ci_high:
-        return "the two are not told apart"
-    ahead = (row.difference > 0) == better_high
-    where = " on these images" if row.seeds < 2 else ""
-    alone = ", which Student's t over the seeds alone leaves open" if row.t_low <= 0 <= row.t_high else ""
-    return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published + alone
-
-
 @cache
 def _transforms() -> dict[str, type]:
     from torch_uncertainty.transforms.corruption import corruption_transforms  # slow to import

@@ -30,7 +30,7 @@ start() {
     test ! -e "$folder/slurm.conf" || fail "$folder already holds a cluster; stop it, or take another folder."
     mkdir -p "$folder/bin" "$folder/state" "$folder/spool"
     # More memory than this machine may have, since the last attempt at a job that fails asks for four times as much as it needs.
-    user=$(id -un) name=$(hostname -s) node=$(slurmd -C | sed -n 's/^NodeName=[^ ]* //p' | sed 's/RealMemory=[0-9]*/RealMemory=32000/')
+    user=$(id -un) name=$(hostname -s) node=$(slurmd -C | sed -n 's/RealMemory=[0-9]*/RealMemory=32000/; s/^NodeName=[^ ]* //p')
 
     # Without cgroups, which a container may not change; on the loopback address only; finished jobs stay listed for a day.
     cat >"$folder/slurm.conf" <<CONF

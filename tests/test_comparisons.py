@@ -160,6 +160,22 @@ def test_the_share_of_a_gap_that_a_method_closes():
     assert comparisons.content_gaps({}, "simvae", generative, predictive, 10).columns[6] == "share"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "seeds", "better_high", "published", "said"),
+    [
+        (-1, 2, 1, True, True, "the two are not told apart"), (1, 2, 3, True, False, "ahead"),
+        (1, 2, 1, True, True, "ahead on these images, as published"), (1, 2, 1, False, False, "behind on these images"),
+        (-2, -1, 2, False, True, "ahead, as published"), (-2, -1, 2, True, True, "behind, the other way round"),
+    ],
+)  # fmt: skip
+def test_a_difference_in_words(low, high, seeds, better_high, published, said):
+    row = pd.Series({"difference": (low + high) / 2, "ci_low": low, "ci_high": high, "seeds": seeds, "t_low": np.nan, "t_high": np.nan})
+    assert comparisons.side(row, better_high, published) == said
+    wide = row.copy()
+    wide[["t_low", "t_high"]] = -9, 9
+    assert comparisons.side(wide, better_high, published) == said + ", which Student's t over the seeds alone leaves open" * (low > 0 or high < 0)
+
+
 def test_seeds_alone_settle_a_difference_where_their_interval_excludes_zero():
     told = [
         comparisons.told_over_seeds(SimpleNamespace(seeds=seeds, t_low=low, t_high=high))

@@ -84,22 +84,6 @@ def test_corruption_errors_are_the_runs_own_with_intervals_over_images():
     assert found.mce_low[0] < 60 < found.mce_high[0] < 65 and found.corrupted.tolist() == pytest.approx([70, 50], abs=1)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "seeds", "better_high", "published", "said"),
-    [
-        (-1, 2, 1, True, True, "the two are not told apart"), (1, 2, 3, True, False, "ahead"),
-        (1, 2, 1, True, True, "ahead on these images, as published"), (1, 2, 1, False, False, "behind on these images"),
-        (-2, -1, 2, False, True, "ahead, as published"), (-2, -1, 2, True, True, "behind, the other way round"),
-    ],
-)  # fmt: skip
-def test_a_difference_in_words(low, high, seeds, better_high, published, said):
-    row = pd.Series({"difference": (low + high) / 2, "ci_low": low, "ci_high": high, "seeds": seeds, "t_low": np.nan, "t_high": np.nan})
-    assert shift.side(row, better_high, published) == said
-    wide = row.copy()
-    wide[["t_low", "t_high"]] = -9, 9
-    assert shift.side(wide, better_high, published) == said + ", which Student's t over the seeds alone leaves open" * (low > 0 or high < 0)
-
-
 def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
     runs = [settings.resolve(name, "smoke", train_images=256) | {"condition_images": 8} for name in ("prosmin", "random")]
     for run in runs:
