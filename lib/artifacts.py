@@ -41,6 +41,7 @@ METRIC_COLUMNS = [
 ]  # fmt: skip
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
+HALF = 1e-3  # of its size: twice what float16 rounds off
 SIGNIFICANT_BITS = 16  # of a stored score
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
@@ -284,8 +285,9 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
 
     An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
     with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Where a prediction is right is
-    stored as "linear_prediction == label". Of float32 the last of four bytes is rounded off, which leaves 16 significant bits, unless the values
-    differ by so little of their size that their order would suffer.
+    stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
+    largest softmax. Of float32 the last of four bytes is rounded off, which leaves 16 significant bits, unless the values differ by so little of
+    their size that their order would suffer.
     """
     stored: dict[str, np.ndarray] = {}
     for name, values in arrays.items():
@@ -293,6 +295,11 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
             values = values[:0]
         stored[name] = np.asarray(_repeated(values, stored) or _derived(name, values, arrays) or values)
     stored = {name: _rounded(values) for name, values in stored.items()}
+    for name in [name for name in stored if name.endswith("_nll") and set(_behind_nll(name)) <= set(stored)]:
+        implied = _nll_where_right(name, {**arrays, _behind_nll(name)[0]: stored[_behind_nll(name)[0]]})
+        known = ~np.isnan(implied)
+        if np.allclose(implied[known], stored[name][known], rtol=HALF, atol=HALF / 10):
+            stored[name] = stored[name][~known]
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
 
 
@@ -320,6 +327,19 @@ def _derived(name: str, values: np.ndarray, arrays: dict[str, np.ndarray]) -> st
     return prediction + RIGHT if same else ""
 
 
+def _behind_nll(name: str) -> tuple[str, str, str]:
+    """The arrays that say what a classifier's NLL is where it is right."""
+    classifier = name.removesuffix("_nll")
+    return f"{classifier}_max_softmax", f"{classifier}_prediction", "label"
+
+
+def _nll_where_right(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
+    """Minus the log of the largest softmax where the prediction is right, NaN elsewhere."""
+    largest, prediction, label = (arrays[need] for need in _behind_nll(name))
+    with np.errstate(divide="ignore"):
+        return np.where(prediction == label, -np.log(largest.astype(np.float64)), np.nan).astype(np.float16)
+
+
 def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """The arrays that ``write_scores`` was given."""
     path = scores_path(profile, run, evaluated_on)
@@ -335,6 +355,10 @@ def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...
             other = values.item().removeprefix("-")
             same = _complete(path, arrays, (other,))[other]
             arrays[name] = -same if values.item().startswith("-") else same.copy()
+    for name in [name for name in arrays if name.endswith("_nll") and len(arrays[name]) < max(map(len, arrays.values()))]:
+        whole = _nll_where_right(name, _complete(path, arrays, _behind_nll(name)))
+        whole[np.isnan(whole)] = arrays[name]
+        arrays[name] = whole
     if "index" in arrays and not len(arrays["index"]):
         arrays["index"] = np.arange(max(map(len, arrays.values())), dtype=arrays["index"].dtype)
     return arrays

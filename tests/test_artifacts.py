@@ -262,6 +262,38 @@ def test_which_predictions_are_right_is_stored_in_words_and_read_in_full():
     assert all(np.array_equal(read[name], scores[name]) for name in scores)
 
 
+def _classified(images: int = 300) -> dict[str, np.ndarray]:
+    """Scores of a random classifier that is right of about half of the images."""
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.full(3, 0.3), size=images).astype(np.float32)
+    label = np.array([rng.choice(3, p=row / row.sum()) for row in probabilities.astype(float)], np.int16)
+    scores = {"label": label, "linear_prediction": probabilities.argmax(1).astype(np.int16), "linear_max_softmax": probabilities.max(1)}
+    return scores | {"linear_nll": -np.log(probabilities[np.arange(images), label]).astype(np.float16)}
+
+
+def test_an_nll_is_stored_where_the_prediction_is_wrong_and_read_in_full():
+    """Where it is right the largest softmax says it; an NLL of another kind, after a temperature say, is kept whole."""
+    scores = _classified()
+    scores |= {"knn_nll": 2 * scores["linear_nll"], "knn_prediction": scores["linear_prediction"], "knn_max_softmax": scores["linear_max_softmax"] + 1e-4}
+    artifacts.write_scores("smoke", "run", "digits", scores)
+    stored, wrong = read_npz(artifacts.scores_path("smoke", "run", "digits")), scores["linear_prediction"] != scores["label"]
+    assert np.array_equal(stored["linear_nll"], scores["linear_nll"][wrong]) and 50 < wrong.sum() < 250
+    assert np.array_equal(stored["knn_nll"], scores["knn_nll"])
+    read = artifacts.read_scores("smoke", "run", "digits")
+    assert list(read) == list(scores) and all(read[name].dtype == scores[name].dtype for name in scores)
+    assert np.array_equal(read["linear_nll"][wrong], scores["linear_nll"][wrong])
+    assert np.allclose(read["linear_nll"], scores["linear_nll"], rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("missing", ["linear_max_softmax", "linear_prediction"])
+def test_a_short_nll_without_its_source_is_named(missing):
+    artifacts.write_scores("smoke", "run", "digits", _classified())
+    path = artifacts.scores_path("smoke", "run", "digits")
+    artifacts.write_npz(path, **{name: values for name, values in read_npz(path).items() if name != missing})
+    with pytest.raises(ValueError, match=f"run--digits.npz lacks .'{missing}'"):
+        artifacts.read_scores("smoke", "run", "digits")
+
+
 @pytest.mark.parametrize("missing", ["feature_norm", "linear_prediction", "label"])
 def test_an_array_whose_source_is_missing_is_named(missing):
     path = artifacts.scores_path("smoke", "run", "digits")
