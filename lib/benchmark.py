@@ -19,6 +19,7 @@ SCORES = {
     "uncertainty": "own", "feature_norm": "feature norm", "knn_distance": "k-NN distance", "max_softmax": "max softmax",
     "image_entropy": "image entropy", "file_size": "file size",
 }  # fmt: skip
+CERTAINTIES = ("feature_norm", "max_softmax")  # of these scores, those that fall with the uncertainty, so that minus one is meant
 # what a method says besides its own uncertainty -> its name; the metrics where its paper's notebook left how well it tells foreign images apart
 SECOND = {"negative_log_likelihood": "negative log-likelihood", "target_energy": "energy of the target"}
 SECOND_IN = ("60_vje_likelihood-ood", "50_prosmin_calibration_and_shift-ood")
@@ -231,6 +232,7 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
     kinds = ["without labels", "with labels", "a method's own"]
     own = (found.score == "uncertainty") & (found.uncertainty != methods.TRIVIAL[1])
     names = found.score.replace("uncertainty", "feature_norm").map(SCORES | SECOND).mask(own, found.uncertainty)
+    names = ("-" + names).where(names.isin([SCORES[name] for name in CERTAINTIES]), names)
     kind = np.where(found.score == "max_softmax", kinds[1], kinds[0])
     found = found.assign(use=found.measure.map(uses), score=names, kind=kind, own=own | found.score.isin(SECOND))
     found = pd.concat([found, found[found.own].assign(kind=kinds[2])])

@@ -318,7 +318,8 @@ def decide(
 
         reach = stats.t.ppf(0.975, PUBLISHED_RUNS - 1) * max(part["error"], _half_digit(part["error"])) if "error" in part else 0.0
         if outside <= reach:
-            reason = f"the published value lies outside our interval, but its own, ±{reach:.2g}, reaches ours, {seeds}"
+            where = {1: "", 0: f"our interval {INCLUDES}, ", -1: "our interval lies on the other side of the bound, "}[holds]
+            reason = f"{where}the published value lies outside our interval, but its own, ±{reach:.2g}, reaches ours, {seeds}"
             return (SAME if holds > 0 else NOT_REPRODUCED), reason
         return CONTRADICTED, f"the published value lies outside our interval, {seeds}"
     return {1: REPRODUCED, 0: NOT_REPRODUCED, -1: CONTRADICTED}[holds], f"our interval{'' if holds else ' ' + INCLUDES}, {seeds}"
@@ -447,17 +448,21 @@ def is_unsettled(reason: str) -> bool:
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, whether it is
-    inconclusive (not reproduced, and no interval lies on the other side), whether it has the same direction by an interval that its seeds alone do
-    not settle (unsettled), and whether a verdict about data rests on fewer than SEEDS seeds in a part (few_seeds)."""
+    inconclusive (not reproduced, and no interval lies on the other side), whether it rests on intervals that their seeds alone do not settle (unsettled:
+    one part of the same direction; of what is not reproduced each part that fails, and is not inconclusive), and whether a verdict about data rests on
+    fewer than SEEDS seeds in a part (few_seeds)."""
     rows = []
     for name, parts in table.groupby("id", sort=False):
         own = parts[~parts.part.str.contains(BEYOND, regex=False)]
         tested = own[~own.verdict.isin([NOT_TESTED, NOT_TESTABLE])]
         worst = min((tested if len(tested) else own).verdict, key=ORDER.index)
-        inconclusive = worst == NOT_REPRODUCED and tested[tested.verdict == NOT_REPRODUCED].reason.map(settles_nothing).all()
+        deciding = tested[tested.verdict == worst].reason
+        nothing, open_ = deciding.map(settles_nothing).astype(bool), deciding.map(is_unsettled).astype(bool)
+        inconclusive = worst == NOT_REPRODUCED and nothing.all()
+        unsettled = (worst == SAME and open_.any()) or (worst == NOT_REPRODUCED and open_.any() and (nothing | open_).all())
         first = parts.iloc[0]
         rows.append({"id": name, "paper": first.paper, "where": first["where"], "statement": first.statement, "kind": first.kind, "verdict": worst,
                      "parts": len(own), "parts_tested": len(tested), "inconclusive": inconclusive,
-                     "unsettled": worst == SAME and tested[tested.verdict == SAME].reason.map(is_unsettled).any(),
+                     "unsettled": unsettled,
                      "few_seeds": worst in (SAME, NOT_REPRODUCED) and tested.seeds.min() < SEEDS})  # fmt: skip
     return pd.DataFrame(rows)

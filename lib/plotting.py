@@ -40,6 +40,7 @@ FEWEST_IN_BIN = 50  # images of a reliability diagram's bin whose accuracy is wo
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 NOTEBOOK_DPI = 120  # of the pictures in executed notebooks
+MOST_PIXELS = 4000  # of a picture from top to bottom: a longer page is drawn coarser than the style says
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
 
@@ -252,6 +253,8 @@ def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
     with plt.style.context(artifacts.ROOT / "figures" / "style.mplstyle"), without_layout_tables():
         try:
             figure.dpi = dpi or plt.rcParams["savefig.dpi"]
+            if kind == "png":
+                figure.dpi = min(figure.dpi, MOST_PIXELS // figure.get_figheight())
             drawn = CANVASES[kind](figure)
             if kind == "png":
                 drawn.draw()

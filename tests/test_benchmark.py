@@ -271,7 +271,7 @@ def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_
     frame = pd.concat([frame.assign(measure=measure) for measure in ("far_ood_auroc", "near_ood_auroc", "linear_accuracy")])
     found = benchmark.advice(frame.assign(ci_low=0.0, ci_high=1.0, seeds=3), top=2)
     assert found.use.tolist() == ["near OOD"] * 4 + ["far OOD"] * 4
-    assert found.score.tolist() == ["feature norm", "-κ", "max softmax", "-κ"] * 2
+    assert found.score.tolist() == ["-feature norm", "-κ", "-max softmax", "-κ"] * 2
     assert found.kind.tolist() == ["without labels", "without labels", "with labels", "a method's own"] * 2
 
 
@@ -310,7 +310,7 @@ def test_advice_has_what_a_method_says_besides_its_uncertainty_and_what_follows_
     assert found[["use", "kind", "score", "method"]].to_numpy().tolist() == [
         ["far OOD", "without labels", "negative log-likelihood", "vje"], ["far OOD", "without labels", "mean log v", "vje"],
         ["far OOD", "a method's own", "negative log-likelihood", "vje"], ["far OOD", "a method's own", "mean log v", "vje"],
-        ["how far blurred", "without labels", "feature norm", "simclr"], ["how far blurred", "without labels", "mean log v", "vje"],
+        ["how far blurred", "without labels", "-feature norm", "simclr"], ["how far blurred", "without labels", "mean log v", "vje"],
         ["how far blurred", "a method's own", "mean log v", "vje"],
     ]  # fmt: skip
 

@@ -327,6 +327,11 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
     told = ["our interval lies there", f"3 seeds ({claims.UNSETTLED}: -1 to 1)", "", "", ""]
     weak = claims.verdicts(parts.assign(verdict=[SAME, SAME, NOT_TESTED, NOT_TESTED, claims.DEVIATES], reason=told)).set_index("id")
     assert weak.unsettled.to_dict() == {"A": True, "B": False, "C": False} and not combined.unsettled.any()
+    against = [f"our interval lies on the other side, 3 seeds ({claims.UNSETTLED}: -1 to 1)", parts.reason[1], "", "", ""]
+    for reasons, expected in ((against, True), (against[:1] + ["our interval lies on the other side"] + against[2:], False)):
+        failing = parts.assign(verdict=[NOT_REPRODUCED, NOT_REPRODUCED, NOT_TESTED, NOT_TESTED, claims.DEVIATES], reason=reasons)
+        weak = claims.verdicts(failing).set_index("id")
+        assert weak.unsettled["A"] == expected and not weak.inconclusive["A"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- runs

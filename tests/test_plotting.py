@@ -70,6 +70,12 @@ def test_five_files_with_provenance(tmp_path):
     assert (width, height) == (975, 600)  # 3.25 x 2.0 in at 300 dpi: exactly the size asked for
 
 
+def test_a_long_page_is_drawn_coarser():
+    figure, _ = plt.subplots(figsize=(2, 20))
+    picture = Image.open(io.BytesIO(plotting._render(figure, "png")))
+    assert picture.size == (400, plotting.MOST_PIXELS) and picture.info["dpi"] == pytest.approx((200, 200), abs=1) and figure.dpi != 200
+
+
 def test_saving_leaves_a_figure_without_layout_engine_as_it_is(recwarn):
     figure = plotting.image_grid(np.zeros((1, 2, 8, 8), np.uint8))
     before = [ax.get_position().bounds for ax in figure.axes]
