@@ -448,9 +448,9 @@ def is_unsettled(reason: str) -> bool:
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, whether it is
-    inconclusive (not reproduced, and no interval lies on the other side), whether it rests on intervals that their seeds alone do not settle (unsettled:
-    one part of the same direction; of what is not reproduced each part that fails, and is not inconclusive), and whether a verdict about data rests on
-    fewer than SEEDS seeds in a part (few_seeds)."""
+    inconclusive (not reproduced, and no interval lies on the other side), whether it rests on intervals that their seeds alone do not settle
+    (unsettled: one part of the same direction; of what is not reproduced each part that fails, and is not inconclusive), and whether a verdict about
+    data rests on fewer than SEEDS seeds in a part (few_seeds)."""
     rows = []
     for name, parts in table.groupby("id", sort=False):
         own = parts[~parts.part.str.contains(BEYOND, regex=False)]

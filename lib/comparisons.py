@@ -257,8 +257,8 @@ def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str,
 
     runs: measured runs, of one data set. rivals: method and score by name. shown: AUROC by columns name (``name`` is the likelihood; rivals without
     "its "), evaluated_on, value, ci_low, ci_high, seed. Where every seed's scores are stored by image (store_outside_scores) the interval is the
-    hierarchical bootstrap's, paired by image; elsewhere it reaches between the opposite ends of both, and n is NaN. Columns: method, minus, on,
-    auroc_minus, difference, ci_low, ci_high, seeds, n, t_low, t_high.
+    hierarchical bootstrap's, paired by image; elsewhere it reaches between the opposite ends of both, and n is NaN. t_low, t_high: Student's t over
+    the seeds alone, which can be wider than either. Columns: method, minus, on, auroc_minus, difference, ci_low, ci_high, seeds, n, t_low, t_high.
     """
     other = shift.outside(runs[0])
     tables = [artifacts.stored_scores(run["profile"], resolution.run_name(run), f"{other}_outside") for run in runs]
@@ -270,10 +270,14 @@ def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str,
     likely, seeds = by_seed(own, "negative_log_likelihood"), {run["seed"] for run in runs if run["method"] == own}
     for on in dict.fromkeys(shown.evaluated_on):
         ends = shown[shown.evaluated_on == on].groupby("name").agg(**evaluation.OVER_SEEDS)
+        each = 100 * shown[shown.evaluated_on == on].pivot_table(index="name", columns="seed", values="value")
         for rival in [rival for rival in rivals if rival.removeprefix("its ") in ends.index]:
             first, second = ends.loc[name], ends.loc[rival.removeprefix("its ")]
             found = {"difference": 100 * (first.value - second.value), "seeds": int(min(first.seeds, second.seeds)), "n": np.nan}
             found |= {"ci_low": 100 * (first.ci_low - second.ci_high), "ci_high": 100 * (first.ci_high - second.ci_low)}
+            if len(common := each.loc[[name, rival.removeprefix("its ")]].dropna(axis=1).T):
+                over = statistics.paired_difference(*common.to_numpy().T)
+                found |= {"t_low": over["ci_low"], "t_high": over["ci_high"]}
             if on == other and likely.keys() == seeds and (stored := by_seed(*rivals[rival])).keys() >= seeds:
                 found = statistics.hierarchical_difference(lambda *arrays: 100 * uncertainty.auroc(*arrays), likely, stored, draws)
             rows.append({"method": own, "minus": rival, "on": on, "auroc_minus": second.value} | found)
