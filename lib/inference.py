@@ -71,14 +71,14 @@ def _uniform_on_sphere(output: Tensor) -> HypersphericalUniform:
     return HypersphericalUniform(output.shape[-1], dtype=output.dtype, device=output.device)
 
 
-_COSINE, _CONSTANT = "z_j · z_i (Eq. 22)", "constant"
+_COSINE, _CONSTANT = "g_j · f_i (Eq. 22)", "constant"
 READINGS = {
     "simsiam": Reading(_uniform_on_sphere, point_mass, von_mises_fisher, _COSINE, "predictor (Claim 4.4)", _CONSTANT),
     "directpred": Reading(_uniform_on_sphere, point_mass, von_mises_fisher, _COSINE, "predictor set to U sqrt(Λ) U' (Eq. 23)", _CONSTANT),
     "simclr": Reading(_uniform_on_sphere, point_mass, von_mises_fisher, _COSINE, "in the loss: denominator (Eq. 26)", _CONSTANT),
     "dino": Reading(uniform_on_vertices, softmax, softmax, "Σ P_i log P_j (Eq. 30)", "centring (Claim 4.8)", "sharpening (Claim 4.9)"),
     "vi_simsiam": Reading(
-        _uniform_on_sphere, point_mass, power_spherical, "log C(κ_j) + κ_j log(1 + z_j · z_i) (Eq. 33)", "predictor (Claim 4.4)", _CONSTANT
+        _uniform_on_sphere, point_mass, power_spherical, "log C(κ_j) + κ_j log(1 + μ_j · z_i) (Eq. 33)", "predictor (Claim 4.4)", _CONSTANT
     ),
 }  # fmt: skip
 
