@@ -280,3 +280,13 @@ def test_percent_over_seeds_holds_every_seeds_interval_or_is_students():
     bare = statistics.percent_over_seeds(rows.assign(ci_low=np.nan), "method", "kind").set_index("method")
     assert bare.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(stats.t.interval(0.95, 2, 60, 10 / 3**0.5))
     assert np.isnan(bare.ci_low["b"])
+
+
+def test_a_seed_reaches_as_far_as_two_runs_of_one_distribution_differ():
+    """Of three values known, two others of the same distribution differ by less in 95 of 100 cases; by less than their range in seven of ten."""
+    draws = np.random.default_rng(0).normal(size=(4000, 5))
+    reach = np.array([statistics.reach_of_a_seed(row[:3]) for row in draws])
+    apart = np.abs(draws[:, 3] - draws[:, 4])
+    assert np.mean(apart <= reach) == pytest.approx(0.95, abs=0.012)
+    assert np.mean(apart <= np.ptp(draws[:, :3], axis=1)) == pytest.approx(0.7, abs=0.05)
+    assert np.isnan(statistics.reach_of_a_seed([1.0]))
