@@ -189,7 +189,7 @@ def _screen_size(picture: Path) -> tuple[int, int]:
 
 
 def _figure(path: Path, profile: str) -> dict:
-    from lib.plotting import split_caption  # slow to import, and a page of a notebook needs none of it
+    from lib.plotting import closing_sentence, split_caption  # slow to import, and a page of a notebook needs none of it
 
     record = artifacts.read_json(path, FIGURE_KEYS)
     picture = path.with_suffix(".png")
@@ -203,7 +203,7 @@ def _figure(path: Path, profile: str) -> dict:
     return record | {
         "number": path.stem[:2],
         "claim": claim,
-        "rest": rest,
+        "rest": rest.removesuffix(closing_sentence(record["id"], record["notebook"])).rstrip(),  # links to both stand below
         "width": width,
         "height": height,
         "files": {kind: quote(files[kind]) for kind in ("png", *VECTORS, "csv", "json") if kind in files},

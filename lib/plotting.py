@@ -127,6 +127,11 @@ def split_caption(caption: str) -> tuple[str, str]:
 # ---------------------------------------------------------------------------------------------------------------- saving
 
 
+def closing_sentence(id: str, notebook: str) -> str:
+    """What every stored caption ends with."""
+    return f"Drawn by {notebook}, data in {id}.csv."
+
+
 def save_figure(
     figure: Figure, id: str, *, caption: str, alt: str, data: pd.DataFrame, profile: str, notebook: str, claims=(), inputs=()
 ) -> None:
@@ -137,7 +142,7 @@ def save_figure(
     claims: ids in settings/claims.toml. inputs: the files that were read, stored with their hashes.
     Dates are left out of all formats, so the same data drawn with the same matplotlib give the same bytes.
     """
-    caption = f"{' '.join(caption.split())} Drawn by {notebook}, data in {id}.csv." if caption.strip() else ""
+    caption = f"{' '.join(caption.split())} {closing_sentence(id, notebook)}" if caption.strip() else ""
     _check_record(id, caption, alt, data, notebook)
     _settle(figure, id)
     pictures = {kind: _render(figure, kind) for kind in CANVASES}
