@@ -265,7 +265,7 @@ def write_metrics(profile: str, notebook: str, run: str, rows: list[dict] | pd.D
     twice = frame[frame.duplicated(METRIC_KEYS, keep=False)]
     if len(twice):
         raise ValueError(f"Metrics rows of {run} name the same quantity twice: {twice[METRIC_KEYS].head(2).to_dict('records')}.")
-    write_csv(metrics_path(profile, notebook, run), frame, digits=7)
+    write_csv(metrics_path(profile, notebook, run), frame, digits=5)
 
 
 def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFrame:
