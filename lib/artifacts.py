@@ -41,6 +41,7 @@ METRIC_COLUMNS = [
 ]  # fmt: skip
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
+METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
 HALF = 1e-3  # of its size: twice what float16 rounds off
 SIGNIFICANT_BITS = 16  # of a stored score
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
@@ -265,7 +266,7 @@ def write_metrics(profile: str, notebook: str, run: str, rows: list[dict] | pd.D
     twice = frame[frame.duplicated(METRIC_KEYS, keep=False)]
     if len(twice):
         raise ValueError(f"Metrics rows of {run} name the same quantity twice: {twice[METRIC_KEYS].head(2).to_dict('records')}.")
-    write_csv(metrics_path(profile, notebook, run), frame, digits=5)
+    write_csv(metrics_path(profile, notebook, run), frame, digits=METRIC_DIGITS)
 
 
 def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFrame:
