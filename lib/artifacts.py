@@ -296,8 +296,8 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
             values = values[:0]
         stored[name] = np.asarray(_repeated(values, stored) or _derived(name, values, arrays) or values)
     stored = {name: _rounded(values) for name, values in stored.items()}
-    for name in [name for name in stored if name.endswith("_nll") and set(_behind_nll(name)) <= set(stored)]:
-        implied = _nll_where_right(name, {**arrays, _behind_nll(name)[0]: stored[_behind_nll(name)[0]]})
+    for name in [name for name in arrays if name.endswith("_nll") and set(_behind_nll(name)) <= set(arrays)]:
+        implied = _nll_where_right(name, arrays)
         known = ~np.isnan(implied)
         if np.allclose(implied[known], stored[name][known], rtol=HALF, atol=HALF / 10):
             stored[name] = stored[name][~known]

@@ -15,6 +15,7 @@ from lib import artifacts, evaluation, protocol, shift, statistics, uncertainty
 from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
+LEFT_OPEN = ", which Student's t over the seeds alone leaves open"  # said behind a verdict of a bootstrap
 NEAR = 0.002  # an end of an AUROC's bootstrap interval that is nearer to zero may cross it with other draws
 
 def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
@@ -195,8 +196,8 @@ def side(difference, better_high: bool = True, published: bool = False) -> str:
         return "the two are not told apart"
     ahead = (difference.difference > 0) == better_high
     where = " on these images" if difference.seeds < 2 else ""
-    alone = ", which Student's t over the seeds alone leaves open" * open_over_seeds(difference)
-    return ("ahead" if ahead else "behind") + where + (", as published" if ahead else ", the other way round") * published + alone
+    against = (", as published" if ahead else ", the other way round") * published
+    return ("ahead" if ahead else "behind") + where + against + LEFT_OPEN * open_over_seeds(difference)
 
 
 def told_over_seeds(difference) -> str:

@@ -429,14 +429,16 @@ def _advice() -> list[list]:
 
 def _advice_caption() -> str:
     """What the advice is of, in words."""
+    from lib import claims as ledger  # it imports torch
+
     sets = settings.profile_settings(EVIDENCE)
     near, far = ", ".join(sets["ood_near"]), ", ".join(sets["ood_far"])
     path = artifacts.results_dir(EVIDENCE) / "tables" / "80_benchmark.csv"
     rows = artifacts.read_csv(path).query("measure == 'corruption_spearman' and value.notna()") if path.exists() else pd.DataFrame({"seeds": []})
     return (
         "Means over seeds, and from the lowest to the highest end of any seed's 95 % interval over images: AUROC, and of “how far” the rank "
-        f"correlation ρ with the severity; of corruptions {(rows.seeds >= 3).sum()} of {len(rows)} networks have three seeds. No tests: what one "
-        f"seed has is unconfirmed. Near OOD: {near}; far OOD: {far}; against {sets['dataset']}. k-NN distance: mean cosine distance to the nearest "
+        f"correlation ρ with the severity; of corruptions {(rows.seeds >= ledger.SEEDS).sum()} of {len(rows)} networks have three seeds. No tests: "
+        f"what one seed has is unconfirmed. Near OOD: {near}; far OOD: {far}; against {sets['dataset']}. k-NN distance: mean cosine distance to the nearest "
         "training images, in features. A method's own: what it says of an image beside the scores that any network has. The ranks of notebook 80 "
         "are of one score a method that was fixed before the runs (the feature norm, where it has none of its own) and of methods with three seeds."
     )

@@ -159,10 +159,8 @@ def reach_of_a_seed(values: ArrayLike) -> float:
 
     NaN for one value. The range of three values is no such bound: a difference of two others exceeds it in three of ten cases.
     """
-    values = np.asarray(values, float)
-    if len(values) < 2:
-        return np.nan
-    return float(scipy.stats.t.ppf(0.975, len(values) - 1) * np.sqrt(2) * values.std(ddof=1))
+    found = mean_over_seeds(values)
+    return (found["ci_high"] - found["mean"]) * np.sqrt(2 * found["seeds"])
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:

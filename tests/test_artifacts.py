@@ -275,7 +275,7 @@ def test_an_nll_is_stored_where_the_prediction_is_wrong_and_read_in_full():
     """Where it is right the largest softmax says it; an NLL of another kind, after a temperature say, is kept whole."""
     scores = _classified()
     scores |= {"knn_nll": 2 * scores["linear_nll"], "knn_prediction": scores["linear_prediction"]}
-    scores |= {"knn_max_softmax": scores["linear_max_softmax"] + 1e-4}
+    scores |= {"knn_max_softmax": scores["linear_max_softmax"].copy()}  # stored as the other's name
     artifacts.write_scores("smoke", "run", "digits", scores)
     stored, wrong = read_npz(artifacts.scores_path("smoke", "run", "digits")), scores["linear_prediction"] != scores["label"]
     assert np.array_equal(stored["linear_nll"], scores["linear_nll"][wrong]) and 50 < wrong.sum() < 250

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.stats
 from scipy import stats
 
 from lib import artifacts, comparisons, protocol, shift, uncertainty
@@ -228,7 +227,7 @@ def test_differences_outside_are_paired_where_every_seed_is_stored_and_bounds_el
         assert np.isnan(bound.n) and bound.difference == pytest.approx(gap) and bound.seeds == 2, f"{count} of 4 runs are stored"
         ends = shown.groupby("name").agg(low=("ci_low", "min"), high=("ci_high", "max"))
         assert bound.ci_low == pytest.approx(100 * (ends.low["likelihood"] - ends.high["VI-SimSiam, −κ"]))
-        half = scipy.stats.t.ppf(0.975, 1) * (100 * (by_seed.loc["likelihood"] - by_seed.loc["VI-SimSiam, −κ"])).sem()
+        half = stats.t.ppf(0.975, 1) * (100 * (by_seed.loc["likelihood"] - by_seed.loc["VI-SimSiam, −κ"])).sem()
         assert (bound.t_low, bound.t_high) == pytest.approx((gap - half, gap + half))
         artifacts.write_scores("smoke", resolution.run_name(run), f"{on}_outside", stored[run["method"], run["seed"]])
     paired = asked()
