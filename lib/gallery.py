@@ -439,8 +439,9 @@ def _advice_caption() -> str:
         "Means over seeds, and from the lowest to the highest end of any seed's 95 % interval over images: AUROC, and of “how far” the rank "
         f"correlation ρ with the severity; of corruptions {(rows.seeds >= ledger.SEEDS).sum()} of {len(rows)} networks have three seeds. No tests: "
         f"what one seed has is unconfirmed. Near OOD: {near}; far OOD: {far}; against {sets['dataset']}. k-NN distance: mean cosine distance to the "
-        "nearest training images, in features. A method's own: what it says of an image beside the scores that any network has. The ranks of notebook "
-        "80 are of one score a method that was fixed before the runs (the feature norm, where it has none of its own) and of methods with three seeds."
+        "nearest training images, in features. A method's own: what it says of an image beside the scores that any network has. The ranks of "
+        "notebook 80 are of one score a method that was fixed before the runs (the feature norm, where it has none of its own) and of methods with "
+        "three seeds."
     )
 
 
