@@ -55,7 +55,8 @@ class Printed(float):
 
 class Found(NamedTuple):
     """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs, runs and Student's t
-    interval over the seeds alone if stored; idle: whether of the two runs that it compares neither is surely above the untrained network."""
+    interval over the seeds alone if stored; idle: whether of the two runs that it compares neither is surely above the untrained network;
+    repetition: what training one such run again moved it by, if that was tried."""
 
     value: float
     low: float
@@ -68,6 +69,7 @@ class Found(NamedTuple):
     t_low: float = np.nan
     t_high: float = np.nan
     idle: bool = False
+    repetition: float = np.nan
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is claimed
@@ -80,6 +82,9 @@ def claims() -> dict[str, dict]:
             raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
         shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unlike", "over") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
+        for part in parts:
+            if "unlike" in part:
+                part["unlike"] = ", ".join(dict.fromkeys(of["unlike"] for of in (claim, part) if "unlike" in of))
         if "recipe" in claim:  # a claim of one recipe is a part of its own
             parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
         for part in parts:
@@ -158,7 +163,7 @@ def _in_table(query: dict, profile: str) -> Found | None:
         raise ValueError(f"Table {query['table']} has a row without its runs or seeds, which answers {query}; draw its notebook again.")
     known = row.get("commit", ""), row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
     weak = set(str(row.get("not_above_untrained")).split())
-    known += (bool(row.get("idle", "first" in row and {*row["first"].split(), *row["second"].split()} <= weak)),)
+    known += (bool(row.get("idle", "first" in row and {*row["first"].split(), *row["second"].split()} <= weak)), row.get("repetition", np.nan))
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)
 
 
@@ -351,6 +356,8 @@ def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> 
         lacking.append(f"a learning rate of {' and '.join(given)} that no whole search has chosen")
     if found.seeds < SEEDS and part.get("about") != "cost":
         lacking.append("too few seeds")
+    if abs(found.value) < found.repetition:
+        lacking.append("a difference smaller than that of a run from its repetition in another precision")
     if "unlike" in part:
         lacking.append(part["unlike"])
     return ", ".join(lacking)

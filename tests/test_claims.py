@@ -191,6 +191,22 @@ def test_a_reason_names_the_claimed_side_and_what_seeds_alone_would_say():
     assert "(claimed: within 0.3 of 0.2)" in claims.decide(level, "number", Found(0.2, 0.1, 0.3, 10, 3, ""), "standard")[1]
 
 
+def test_a_difference_smaller_than_that_of_a_repetition_reproduces_nothing(monkeypatch):
+    monkeypatch.setattr(resolution, "resolve", lambda *_, **__: {"dataset": "imagenet100", "epochs": 50, "backbone": "resnet18"})
+    monkeypatch.setattr(claims, "_unsearched", lambda profile, results: ())
+    found = Found(-0.2, -0.3, -0.1, 10, 3, "")
+    below = OWN | {"rule": {"below": 0}}
+    assert claims.decide(below, "direction", found._replace(repetition=0.19), "standard")[0] == REPRODUCED
+    verdict, reason = claims.decide(below, "direction", found._replace(repetition=0.21), "standard")
+    assert verdict == SAME and reason.endswith("a difference smaller than that of a run from its repetition in another precision")
+
+
+def test_what_a_part_has_unlike_is_added_to_what_its_claim_has(monkeypatch):
+    parts = [{"name": "p", "why": "no data", "unlike": "one seed"}, {"name": "q", "why": "no data"}]
+    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": {"kind": "number", "unlike": "other views", "parts": parts}})
+    assert [part["unlike"] for part in claims.claims.__wrapped__()["X-1"]["parts"]] == ["other views, one seed", "other views"]
+
+
 @pytest.mark.parametrize(
     ("printed", "expected"),
     [(98.4, 0.05), (0.029, 0.0005), (90, 0.5), ({"of": 90.7, "minus": 88.25}, 0.055), ({"of": 2.0, "over": 4.0}, 0.5 * (0.025 + 0.0125))],
