@@ -288,7 +288,8 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
     with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Where a prediction is right is
     stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
-    largest softmax. Of float32 14 significant bits are kept, of a softmax 16, unless the values differ by so little of their size that their order would suffer.
+    largest softmax. Of float32 14 significant bits are kept, of a softmax 16, unless the values differ by so little of their size that their
+    order would suffer.
     """
     stored: dict[str, np.ndarray] = {}
     for name, values in arrays.items():
