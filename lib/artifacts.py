@@ -43,8 +43,7 @@ METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
 METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
 HALF = 1e-3  # of its size: twice what float16 rounds off
-SIGNIFICANT_BITS = 14  # of a stored score: an AUROC of ten thousand images moves in its fifth digit
-SOFTMAX_BITS = 16  # of a largest softmax, whose log is a likelihood
+SIGNIFICANT_BITS = {"": 14, "_max_softmax": 16, "_brier": 8}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
@@ -288,15 +287,15 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
     with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Where a prediction is right is
     stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
-    largest softmax. Of float32 14 significant bits are kept, of a softmax 16, unless the values differ by so little of their size that their
-    order would suffer.
+    largest softmax. Of a float 14 significant bits are kept at most, of a softmax 16, of a Brier score, read for its mean, 8, unless the
+    values differ by so little of their size that their order would suffer.
     """
     stored: dict[str, np.ndarray] = {}
     for name, values in arrays.items():
         if name == "index" and np.array_equal(values, np.arange(len(values))):
             values = values[:0]
         stored[name] = np.asarray(_repeated(values, stored) or _derived(name, values, arrays) or values)
-    stored = {name: _rounded(values, SOFTMAX_BITS if name.endswith("_max_softmax") else SIGNIFICANT_BITS) for name, values in stored.items()}
+    stored = {name: _rounded(name, values) for name, values in stored.items()}
     for name in [name for name in arrays if name.endswith("_nll") and set(_behind_nll(name)) <= set(arrays)]:
         implied = _nll_where_right(name, arrays)
         known = ~np.isnan(implied)
@@ -305,11 +304,12 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
 
 
-def _rounded(values: np.ndarray, bits: int) -> np.ndarray:
-    if values.dtype != np.float32 or not values.std() > np.abs(values).max(initial=0) / 100:  # not so of NaN or of nothing
+def _rounded(name: str, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind != "f" or values.itemsize > 4 or not values.std() > np.abs(values).max(initial=0) / 100:  # not so of NaN or of nothing
         return values
-    fraction, exponent = np.frexp(values)
-    return np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent)
+    bits = next(bits for end, bits in reversed(SIGNIFICANT_BITS.items()) if name.endswith(end))
+    fraction, exponent = np.frexp(values.astype(np.float32))
+    return np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent).astype(values.dtype)
 
 
 def _repeated(values: np.ndarray, earlier: dict[str, np.ndarray]) -> str:

@@ -32,6 +32,7 @@ PUBLISHED_RUNS = 3  # behind every published standard error
 ALONE = " (its interval is over images alone)"  # said of one seed, where nothing else varies
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
 UNSETTLED = "Student's t over them alone includes the bound"  # said of seeds so few, or so unlike, that by them alone nothing is settled
+REPEATED = "a difference smaller than that of a run from its repetition in another precision"
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
@@ -357,7 +358,7 @@ def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> 
     if found.seeds < SEEDS and part.get("about") != "cost":
         lacking.append("too few seeds")
     if abs(found.value) < found.repetition:
-        lacking.append("a difference smaller than that of a run from its repetition in another precision")
+        lacking.append(REPEATED)
     if "unlike" in part:
         lacking.append(part["unlike"])
     return ", ".join(lacking)
@@ -449,8 +450,8 @@ def settles_nothing(reason: str) -> bool:
 
 
 def is_unsettled(reason: str) -> bool:
-    """Whether a part's interval lies on one side of the bound, and that of its seeds alone does not."""
-    return UNSETTLED in reason
+    """Whether a part's interval lies on one side of the bound, and that of its seeds alone does not, or a repetition moved a run by more."""
+    return UNSETTLED in reason or REPEATED in reason
 
 
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
