@@ -553,8 +553,8 @@ def write_data_page(path: Path) -> None:
     text = (
         "# Data\n\nThe sets the companion knows by name, under whose terms, and which were used for the stored results. None is part of this\n"
         "repository: each is found in `DATA_DIR` or fetched. A set of your own needs no entry here; see `lib/data.py`.\n\n"
-        "A checksum is of the images in their order. The results in this repository are of npz files: of cifar10 the official images in another order\n"
-        "(\"the first\" test images are others than torchvision's), of cifar100 5,000 of the test images.\n\n"
+        "A checksum is of the images in their order. The results in this repository are of npz files: of cifar10 the official images in another\n"
+        "order (\"the first\" test images are others than torchvision's), of cifar100 5,000 of the test images.\n\n"
     )
     artifacts.write_text(path, text + artifacts.markdown_table([table.columns, *table.itertuples(index=False)]) + "\n")
 
