@@ -2,7 +2,8 @@
 
 Raw scores are compared by order in float64 and are never squashed, so that a concentration of 1e6 ranks as well as one of 1e-3
 (torchmetrics' AUROC sends scores outside [0, 1] through a sigmoid and would tie them all). `uncertainty` means higher = less certain.
-Inputs are NumPy arrays with one row per image; NaN, unequal lengths, empty input and a single class are ValueErrors.
+Inputs are NumPy arrays with one row per image; NaN, unequal lengths and empty input are ValueErrors, and so is a single class where it leaves a
+measure without value: not of risk-coverage curves.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ class UndefinedStatistic(ValueError):
     """The statistic has no value on these data: one class alone is present, or nothing varies; bootstrap draws that hit this are drawn again."""
 
 
-def binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive")) -> tuple[np.ndarray, np.ndarray]:
+def binary(
+    score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive"), both: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """score float64 [N] and positive bool [N]; ValueError for what is no such pair, UndefinedStatistic for a single class if ``both`` are needed."""
     score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive)
     if score.ndim != 1 or score.shape != positive.shape:
         raise ValueError(f"{names[0]} and {names[1]} must both be [N], got shapes {score.shape} and {positive.shape}; flatten them.")
@@ -30,7 +34,7 @@ def binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("sco
         if not np.isin(positive, (0, 1)).all():
             raise ValueError(f"{names[1]} must be boolean or 0/1, got {np.unique(positive)[:4]}; compare labels and predictions first.")
         positive = positive.astype(bool)
-    if positive.all() or not positive.any():
+    if both and (positive.all() or not positive.any()):
         raise UndefinedStatistic(f"{names[1]} holds a single class ({positive[0]} for all {positive.size}), so there is nothing to rank.")
     return score, positive
 
@@ -87,7 +91,7 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
 
 def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Errors among the k most certain images for k = 1 … N, in expectation over a random order within ties: [N]."""
-    uncertainty, correct = binary(uncertainty, correct, ("uncertainty", "correct"))
+    uncertainty, correct = binary(uncertainty, correct, ("uncertainty", "correct"), both=False)
     wrong, right, _ = _cumulative_counts(uncertainty, ~correct)  # among the least certain
     kept, errors = correct.size - (wrong + right)[::-1], wrong[-1] - wrong[::-1]
     # k of m tied images with e errors hold e·k/m errors in expectation: linear between the ends of the tied groups.

@@ -437,6 +437,8 @@ def test_battery_gives_nan_where_every_prediction_is_right():
     rows, _ = evaluation.battery(train, test, "blobs", draws=10)
     assert find(rows, metric="accuracy", classifier="linear")["value"] == 1
     assert np.isnan(find(rows, metric="correctness_auroc", classifier="linear", score="uncertainty")["value"])
+    risk = find(rows, metric="aurc", classifier="linear", score="uncertainty")
+    assert risk["value"] == risk["ci_low"] == risk["ci_high"] == 0
 
 
 def test_severity_correlation_against_scipy():

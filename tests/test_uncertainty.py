@@ -345,9 +345,18 @@ def test_scores_without_an_answer_are_errors(measure):
         measure(score[:0], positive[:0])
     with pytest.raises(ValueError, match="0/1"):
         measure(score, np.arange(20))
-    for single in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool)):
+    for single in (np.ones(20, dtype=bool), np.zeros(20, dtype=bool)) if measure in RANKED else ():
         with pytest.raises(ValueError, match="single class"):
             measure(score, single)
+
+
+def test_selective_risks_are_defined_where_all_are_right_or_all_are_wrong():
+    uncertainty, right = np.arange(20.0), np.ones(20, dtype=bool)
+    assert [measure(uncertainty, right) for measure in (u.aurc, u.excess_aurc, u.augrc)] == [0, 0, 0]
+    assert [measure(uncertainty, ~right) for measure in (u.aurc, u.excess_aurc, u.augrc)] == [1, 0, pytest.approx(21 / 40)]
+    one_wrong = np.arange(20) == 7  # a third of the resamples holds no error: they count
+    for measure in (u.aurc, u.augrc):
+        assert u.bootstrap_interval(measure, uncertainty, ~one_wrong, draws=100)[0] == 0
 
 
 @pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error])
