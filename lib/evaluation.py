@@ -451,10 +451,20 @@ def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
     return pd.DataFrame(values, columns=METRIC_COLUMNS)
 
 
-def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 2000) -> dict[str, float]:
-    """Columns value, ci_low and ci_high of a row for metrics_rows: the statistic of arrays [N], and its 95 % bootstrap interval over images."""
-    low, high = measures.bootstrap_interval(statistic, *arrays, draws=draws)
-    return {"value": statistic(*arrays), "ci_low": low, "ci_high": high}
+def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 2000, recentred: bool = False) -> dict[str, float]:
+    """Columns value, ci_low and ci_high of a row for metrics_rows: the statistic of arrays [N], and its 95 % bootstrap interval over images.
+
+    NaN is what is undefined: the value where only one class occurs, the interval there, of too few images to resample, and of no draws.
+    recentred: as in uncertainty.bootstrap_interval.
+    """
+    found = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
+    try:
+        found["value"] = float(statistic(*arrays))
+        if draws:
+            found["ci_low"], found["ci_high"] = measures.bootstrap_interval(statistic, *arrays, draws=draws, recentred=recentred)
+    except measures.UndefinedStatistic:
+        pass  # said in the docstring
+    return found
 
 
 # For groupby().agg of metrics rows: the mean over seeds, and an interval that holds every seed's own.
@@ -507,15 +517,7 @@ def battery(
 
     def add(metric, statistic, *arrays, condition="clean", classifier="", score="", on=evaluated_on, draws=few):
         row = {"evaluated_on": on, "condition": condition, "classifier": classifier, "score": score, "metric": metric, "n": len(arrays[0])}
-        row |= {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
-        try:
-            row["value"] = float(statistic(*arrays))
-            if draws:
-                interval = measures.bootstrap_interval(statistic, *arrays, draws=draws, recentred=metric.startswith("ece"))
-                row["ci_low"], row["ci_high"] = interval
-        except measures.UndefinedStatistic:
-            pass  # said in the docstring: such a row is NaN
-        rows.append(row)
+        rows.append(row | with_interval(statistic, *arrays, draws=draws, recentred=metric.startswith("ece")))
 
     def describe(embedded, condition, on=evaluated_on):
         for name in ["uncertainty", *native_scores(embedded)]:

@@ -28,8 +28,8 @@ def store(method, seed):
     run = resolution.resolve(method, "standard", seed=seed)
     name, generator = resolution.run_name(run), np.random.default_rng([len(method), seed])
     correct = np.arange(N) % 10 < 10 * ACCURACY[method]
-    own = generator.normal(size=N) - (2.0 if method == "vi_simsiam" else 0.3) * correct
-    arrays = {"index": np.arange(N), "linear_correct": correct, "knn_correct": correct, "uncertainty": own.astype(np.float32)}
+    own = (generator.normal(size=N) - (2.0 if method == "vi_simsiam" else 0.3) * correct).astype(np.float32)
+    arrays = {"index": np.arange(N), "linear_correct": correct, "knn_correct": correct, "uncertainty": own}
     arrays |= {"feature_norm": -own if method != "vi_simsiam" else generator.normal(size=N), "knn_distance": generator.normal(size=N)}
     arrays["linear_max_softmax"] = np.where(correct, 0.9, 0.5) + 0.01 * generator.random(N)
     artifacts.write_scores("standard", name, "cifar10", arrays)
@@ -113,6 +113,13 @@ def test_numbers_are_means_over_seeds_with_the_widest_of_their_intervals(stored)
     run = resolution.resolve("simclr", "standard", seed=0)
     expected = [uncertainty.auroc(-benchmark.scores(run | {"seed": seed})["file_size"], np.arange(N) % 10 < 7.5) for seed in range(2)]
     assert table.value[("simclr", "file_size", "knn_correctness_auroc")] == pytest.approx(np.mean(expected))
+
+
+def test_a_run_without_error_has_no_correctness_auroc_and_stops_nothing(stored, monkeypatch):
+    right = np.ones(N, bool)
+    monkeypatch.setattr(benchmark, "scores", lambda run: {"file_size": np.arange(N), "linear_correct": right, "knn_correct": ~right})
+    found = benchmark._further_correctness(resolution.resolve("simclr", "standard"))
+    assert len(found) == 2 and found[["value", "ci_low", "ci_high"]].isna().all(axis=None)
 
 
 def test_what_is_missing_says_why(stored):

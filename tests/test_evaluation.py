@@ -432,6 +432,14 @@ def test_rows_have_the_columns_of_the_tidy_format_and_name_nothing_twice(measure
         evaluation.metrics_rows([{"metrics": "x"}])
 
 
+def test_what_is_undefined_is_nan_and_without_draws_there_is_no_interval():
+    score, right = np.arange(20.0), np.ones(20, bool)
+    for found in (evaluation.with_interval(uncertainty.auroc, score, right, draws=10), evaluation.with_interval(np.mean, score, draws=0)):
+        assert list(found) == ["value", "ci_low", "ci_high"] and np.isnan([found["ci_low"], found["ci_high"]]).all()
+    assert np.isnan(evaluation.with_interval(uncertainty.auroc, score, right, draws=10)["value"])
+    assert evaluation.with_interval(np.mean, score, draws=0)["value"] == 9.5
+
+
 def test_battery_gives_nan_where_every_prediction_is_right():
     train, test = clusters(200, 1, spread=0.01), clusters(60, 2, spread=0.01)
     rows, _ = evaluation.battery(train, test, "blobs", draws=10)
