@@ -138,7 +138,10 @@ class Run:
         return data.load(name, "test", image_size=self.settings["image_size"])
 
     def embed(self, images: data.ImageSet, condition: str = "clean", transform: Callable | None = None) -> evaluation.Embedded:
-        """Everything the run says of ``images`` under ``condition``; ``transform`` says what the condition does to a batch."""
+        """Everything the run says of ``images`` under ``condition``; ``transform`` says what the condition does to a batch.
+
+        A part of a set has a file of its own beside the whole's; of parts of one size under one condition the latest is stored.
+        """
         fitted = fit(self.settings, self.channels)
         full = fitted if transform is None else lambda batch: transform(fitted(batch))
 
@@ -147,7 +150,7 @@ class Run:
 
         if self.settings["method"] == "raw_pixels":
             return compute()
-        path = artifacts.run_dir(self.profile, self.name) / "embeddings" / f"{images.name}-{images.split}-{condition}.npz"
+        path = artifacts.run_dir(self.profile, self.name) / "embeddings" / f"{images.name}-{images.split}-{len(images)}-{condition}.npz"
         key = {"run": self.hash, "data": images.checksum, "condition": condition, "code": artifacts.code_hash(MEASURING)}
         return evaluation.embed_cached(path, key, compute)
 

@@ -509,8 +509,8 @@ CASES = {
         lambda place: artifacts.write_scores("smoke", NAME, "digits", {"index": np.arange(2)})),
     "half of an embedding": (
         lambda place: (run := protocol.Run(FINISHED)).embed(run.test()),
-        "digits-test-clean.npz is truncated or not an npz file .*; delete it and run the job",
-        written(b"PK\x03\x04", *RUNS, NAME, "embeddings", "digits-test-clean.npz")),
+        "digits-test-359-clean.npz is truncated or not an npz file .*; delete it and run the job",
+        written(b"PK\x03\x04", *RUNS, NAME, "embeddings", "digits-test-359-clean.npz")),
     "a battery of one class": (
         lambda place: protocol.measure(protocol.Run(settings.resolve("random", "smoke", dataset="mine"))),
         r"mine \(8 images\) has one class, 'cat', so there is nothing to tell apart: give labels of two or more",

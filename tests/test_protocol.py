@@ -71,7 +71,7 @@ def test_embed_answers_from_its_store(run, monkeypatch):
     test = run.test().subset(range(30))
     first = run.embed(test, "kept")
     assert first["features"].shape == (30, 16) and np.array_equal(first["uncertainty"], -first["kappa"])
-    path = artifacts.run_dir("smoke", run.name) / "embeddings" / "digits-test-kept.npz"
+    path = artifacts.run_dir("smoke", run.name) / "embeddings" / "digits-test-30-kept.npz"
     assert path.exists()
     with torch.no_grad():
         expected = run.method.embed(test.batch(np.arange(30)).float() / 255)
@@ -84,10 +84,14 @@ def test_embed_answers_from_its_store(run, monkeypatch):
     assert np.array_equal(run.embed(test, "kept")["features"], first["features"]) and not computed
     other = run.embed(run.test().subset(range(1, 31)), "kept")  # other images under the same name
     assert len(computed) == 1 and not np.array_equal(other["features"], first["features"])
+    for images in 2 * [run.test(), run.test().sample(40)]:
+        run.embed(images, "kept")
+    assert len(computed) == 3, "a set and a sample of it are stored side by side"
+    computed.clear()
     monkeypatch.setattr(run, "hash", "another")  # other weights
     monkeypatch.setattr(training, "is_finished", lambda *_: True)
     run.embed(run.test().subset(range(1, 31)), "kept")
-    assert len(computed) == 2
+    assert len(computed) == 1
 
 
 def test_embed_applies_the_condition_after_fitting(run):
