@@ -120,9 +120,10 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
 
 
 def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """nll and ece of class probabilities [N, C]."""
+    """nll and ece of class probabilities [N, C], stored in float32: what that rounds to 0 counts as its smallest number, so that nll is finite."""
+    probabilities = np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)
     measured = {"nll": uncertainty.negative_log_likelihood, "ece": uncertainty.expected_calibration_error}
-    return {name: measure(probabilities.astype(np.float64), labels) for name, measure in measured.items()}
+    return {name: measure(probabilities, labels) for name, measure in measured.items()}
 
 
 def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:

@@ -96,6 +96,11 @@ def test_a_rate_that_diverges_is_the_worst_of_its_search_and_ends_nothing(run, m
     assert fine_tuning.search_rate(run, run.train, 8, 0.05) == {0.01: 1.0, 0.3: 0.0}
 
 
+def test_a_probability_that_rounds_to_nothing_has_a_finite_nll():
+    measured = fine_tuning._calibration(np.array([[1, 0, 0], [0.5, 0.5, 0]], np.float32), np.array([1, 0]))
+    assert measured["nll"] == pytest.approx((126 * np.log(2) + np.log(2)) / 2) and measured["ece"] == pytest.approx(0.75)
+
+
 def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "settings", run.settings | FEW | {"seed": 3})
