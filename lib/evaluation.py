@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from lib import augmentations, training
 from lib import uncertainty as measures
-from lib.artifacts import METRIC_COLUMNS, read_npz, write_npz
+from lib.artifacts import read_npz, write_npz
 from lib.image_sets import choose_per_class
 from lib.methods.common import checked
 
@@ -437,22 +437,8 @@ def native_scores(embedded: Embedded) -> list[str]:
     return [name for name, values in embedded.items() if values.ndim == 1 and name not in ("uncertainty", "label")]
 
 
-def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
-    """Tidy rows with exactly the columns METRIC_COLUMNS: each dict of `values` joined with what is the same for all (method, seed, …).
-
-    Text that is absent is "", a number that is absent NaN; an unknown column is an error.
-    """
-    rows = [identity | row for row in values]
-    unknown = {name for row in rows for name in row} - set(METRIC_COLUMNS)
-    if unknown:
-        raise ValueError(f"unknown metric columns {sorted(unknown)}; the columns are {', '.join(METRIC_COLUMNS)}.")
-    numbers = ("value", "ci_low", "ci_high", "n", "seed")
-    values = [[row.get(name, np.nan if name in numbers else "") for name in METRIC_COLUMNS] for row in rows]
-    return pd.DataFrame(values, columns=METRIC_COLUMNS)
-
-
 def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 2000, recentred: bool = False) -> dict[str, float]:
-    """Columns value, ci_low and ci_high of a row for metrics_rows: the statistic of arrays [N], and its 95 % bootstrap interval over images.
+    """Columns value, ci_low and ci_high of a metrics row: the statistic of arrays [N], and its 95 % bootstrap interval over images.
 
     NaN is what is undefined: the value where only one class occurs, the interval there, of too few images to resample, and of no draws.
     recentred: as in uncertainty.bootstrap_interval.
@@ -482,7 +468,7 @@ OOD_MEASURES = {
 
 
 def ood_rows(scores: dict[str, np.ndarray], outside: np.ndarray, draws: int, names: Iterable[str] = tuple(OOD_MEASURES), **common) -> list[dict]:
-    """Rows for metrics_rows: how well each score [N] tells the images that are ``outside`` [N] apart, by the measures of ``names``.
+    """Metrics rows: how well each score [N] tells the images that are ``outside`` [N] apart, by the measures of ``names``.
 
     Higher = more likely outside; intervals are 95 % bootstrap over images; ``common`` are columns that all rows share.
     """
@@ -501,7 +487,7 @@ def battery(
     conditions: dict[str, Embedded] | None = None,
     draws: int = 2000,
 ) -> tuple[list[dict], Embedded]:
-    """Every measure of the standard protocol on one run: (rows for metrics_rows, per-image scores as score_images gives them).
+    """Every measure of the standard protocol on one run: (metrics rows, per-image scores as score_images gives them).
 
     near_ood, far_ood: embeddings of other sets by name (rows have condition near_ood or far_ood and evaluated_on that name; n counts both
     sets). conditions: embeddings of test images by "<family>_<severity>" ("crop_0.05", "blur_2"), the same images in the same order within

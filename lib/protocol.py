@@ -166,9 +166,9 @@ class Run:
         }  # fmt: skip
 
     def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
-        """Store rows for evaluation.metrics_rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
-        frame, name = evaluation.metrics_rows(rows, **self.identity(notebook)), f"{notebook}-{part}" if part else notebook
-        artifacts.write_metrics(self.profile, name, self.name, frame)
+        """Store metrics rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
+        name = f"{notebook}-{part}" if part else notebook
+        frame = artifacts.write_metrics(self.profile, name, self.name, rows, **self.identity(notebook))
         artifacts.write_stamp(_measured_stamp(self, name))
         return frame
 

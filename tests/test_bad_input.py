@@ -11,7 +11,6 @@ from typing import NamedTuple
 from zipfile import ZipFile
 
 import numpy as np
-import pandas as pd
 import papermill
 import pytest
 import torch
@@ -497,8 +496,8 @@ CASES = {
         lambda place: written(place.root.joinpath(*METRICS).read_bytes().replace(b",0.5,", b",half,"), *METRICS)(place)),
     "metrics from elsewhere": (given(artifacts.read_metrics, "../data"), "'../data' cannot name a folder of results: use letters", None),
     "metrics twice": (
-        lambda place: artifacts.write_metrics("smoke", "20", NAME, pd.concat([artifacts.read_metrics("smoke")] * 2)), "name the same quantity twice",
-        None),
+        lambda place: artifacts.write_metrics("smoke", "20", NAME, 2 * artifacts.read_metrics("smoke").to_dict("records")),
+        "name the same quantity twice", None),
     "metrics misspelt": (
         given(artifacts.write_metrics, "smoke", "20", NAME, [{"acuracy": 1}]), r"unknown columns \['acuracy'\]; the columns are", None),
     "half of the scores": (

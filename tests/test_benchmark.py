@@ -48,7 +48,7 @@ def store(method, seed):
     rows.append({"condition": "blur", "score": "uncertainty", "metric": "severity_spearman", "value": 0.5, "n": 9})
     rows.append({"condition": "blur_2", "score": "uncertainty", "metric": "mean", "value": 7.0})
     identity = {"method": method, "seed": seed, "profile": "standard", "notebook": protocol.MEASURED_BY}
-    artifacts.write_metrics("standard", protocol.MEASURED_BY, name, evaluation.metrics_rows(rows, **identity))
+    artifacts.write_metrics("standard", protocol.MEASURED_BY, name, rows, **identity)
     artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {"seconds": 3600 + seed, "images_per_second": 500.0})
     return name
 
@@ -68,10 +68,10 @@ def stored(shared_results):
     row = {"score": "uncertainty", "metric": "severity_spearman"}
     shifted = [row | {"condition": "fog", "value": 0.2}, row | {"condition": "snow", "value": 0.6}]
     shifted.append(row | {"condition": "fog_1", "metric": "mean", "value": 9})
-    artifacts.write_metrics("standard", benchmark.CORRUPTIONS, name, evaluation.metrics_rows(shifted, method="dino", seed=2))
+    artifacts.write_metrics("standard", benchmark.CORRUPTIONS, name, shifted, method="dino", seed=2)
     row = {"condition": "near_ood", "metric": "ood_auroc"}
     second = [row | {"score": "negative_log_likelihood", "value": 0.97}, row | {"score": "radial", "value": 0.2}]
-    artifacts.write_metrics("standard", benchmark.SECOND_IN[0], name, evaluation.metrics_rows(second, method="dino", seed=2))
+    artifacts.write_metrics("standard", benchmark.SECOND_IN[0], name, second, method="dino", seed=2)
     style = {"trained_on": ["cifar10"] * 3 + ["mnist"], "condition": ["colour", "size", "content", "colour"], "retention": [0.2, 0.4, 0.9, 0.0]}
     style = pd.DataFrame(style).assign(method="vi_simsiam", seed=0, transfer=True, set="styled")
     artifacts.write_csv(artifacts.results_dir("standard") / "tables" / f"{benchmark.STYLES}.csv", style)
@@ -79,7 +79,7 @@ def stored(shared_results):
     alone = {"image_entropy": generator.random(N).astype(np.float32), "file_size": generator.integers(9, size=N).astype(np.int32)}
     artifacts.write_scores("standard", image_scores.RUN, "cifar10", alone)
     row = {"condition": "near_ood", "score": "file_size", "metric": "ood_auroc", "value": 0.3, "ci_low": 0.29, "ci_high": 0.31}
-    artifacts.write_metrics("standard", image_scores.NOTEBOOK, image_scores.RUN, evaluation.metrics_rows([row], method="images"))
+    artifacts.write_metrics("standard", image_scores.NOTEBOOK, image_scores.RUN, [row], method="images")
     values = benchmark.measurements("standard")
     return values, benchmark.table("standard", values).set_index(["method", "score", "measure"])
 

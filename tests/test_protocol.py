@@ -204,8 +204,7 @@ def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data_by
         assert protocol.is_measured(run, "99_other")
     assert not protocol.is_measured(run, "99_other"), "one measure, one stamp"
 
-    frame = evaluation.metrics_rows(rows, **(run.identity("99_other") | {"run_hash": "another"}))
-    artifacts.write_metrics("smoke", "99_other", run.name, frame)
+    artifacts.write_metrics("smoke", "99_other", run.name, rows, **(run.identity("99_other") | {"run_hash": "another"}))
     assert not protocol.is_measured(run, "99_other")
 
 
@@ -243,7 +242,7 @@ def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatc
     monkeypatch.setattr(encoders, "write", lambda *_: asked.append(1))
     monkeypatch.setattr(protocol, "_leaves_encoder", lambda _: True)
     monkeypatch.setattr(protocol, "_battery", lambda run, graded: ([], {}))
-    monkeypatch.setattr(artifacts, "write_metrics", lambda *_: None)
+    monkeypatch.setattr(artifacts, "write_metrics", lambda *_, **__: None)
     monkeypatch.setattr(artifacts, "write_scores", lambda *_: None)
     monkeypatch.setattr(run, "profile", profile)
     protocol.measure(run)
