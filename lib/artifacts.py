@@ -207,15 +207,10 @@ def read_json(path: Path, needs: tuple[str, ...] = ()):
     return _complete(path, content, needs)
 
 
-def read_npz(path: Path, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    with _whole(path, "an npz file", AGAIN), np.load(path, allow_pickle=False) as archive:
+def read_npz(path: Path, needs: tuple[str, ...] = (), advice: str = AGAIN) -> dict[str, np.ndarray]:
+    with _whole(path, "an npz file", advice), np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    return _complete(path, arrays, needs)
-
-
-def why_unreadable(error: BaseException) -> str:
-    """What is wrong with a file that its reader refuses; np.load's own words on pickles tell how to load them after all."""
-    return "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+    return _complete(path, arrays, needs, advice)
 
 
 def read_csv(path: Path, needs: tuple[str, ...] = (), **options) -> pd.DataFrame:
@@ -253,7 +248,9 @@ def _whole(path: Path, kind: str, advice: str):
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is truncated or not {kind} ({why_unreadable(error)}); {advice}.") from error
+        # np.load's own words on pickles tell how to load them after all
+        why = "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+        raise ValueError(f"{path} is truncated or not {kind} ({why}); {advice}.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics and scores

@@ -317,7 +317,7 @@ CASES = {
     "fetch of no set": (command(data, "fetch", "cifar01"), "There is no set 'cifar01': choose one of mnist", None),
     "fetch of nothing": (command(data, "fetch"), "fetch needs at least one NAME", None),
     "table of a damaged set": (
-        command(data, "table"), "train.npz is not a whole npz file .*delete it, or write it again", written(b"", "data", "digits", "train.npz")),
+        command(data, "table"), "train.npz is truncated or not an npz file .*delete it, or write it", written(b"", "data", "digits", "train.npz")),
     # settings: parameters and files
     "method unknown": (resolve("simclear"), r"Unknown method 'simclear'; choose one of \[.*'simsiam'", None),
     "setting misspelt": (resolve(learning_rat=0.1), r"Unknown parameter 'learning_rat' for method 'simsiam'; choose from \[", None),
@@ -374,14 +374,14 @@ CASES = {
     "classes no list": (load("mine"), r"train.npz: classes has shape \[\]: give a list of names", npz(classes=np.array("cat"))),
     "names no list": (load("mine"), r"train.npz: hue_names has shape \[\]: give a list of names", npz(hue=LABELS, hue_names=np.array("red"))),
     "a pickle in it": (
-        load("mine"), "train.npz is not a whole npz file .*: store arrays of numbers and text, not Python objects",
+        load("mine"), "train.npz is truncated or not an npz file .*; store arrays of numbers and text, not Python objects",
         npz(images=np.array([{}] * 8, object))),
     "a pickle for it": (
-        load("mine"), "npz file .it holds pickled objects, which are never loaded.: store arrays of numbers and text, not Python objects",
+        load("mine"), "npz file .it holds pickled objects, which are never loaded.; .*store arrays of numbers and text, not Python objects",
         written(b"\x80\x04}\x94.", *TRAIN)),
-    "half a file": (load("mine"), "train.npz is not a whole npz file .*: delete it, or write it again", cut(*TRAIN)),
-    "a file of nothing": (load("mine"), "train.npz is not a whole npz file .*: delete it, or write it again", written(b"", *TRAIN)),
-    "more than there is memory": (load("mine"), "train.npz is not a whole npz file .*: delete it, or write it again", claimed_size),
+    "half a file": (load("mine"), "train.npz is truncated or not an npz file .*; delete it, or write it again", cut(*TRAIN)),
+    "a file of nothing": (load("mine"), "train.npz is truncated or not an npz file .*; delete it, or write it again", written(b"", *TRAIN)),
+    "more than there is memory": (load("mine"), "train.npz is truncated or not an npz file .*; delete it, or write it again", claimed_size),
     # sets: folders of images
     "a folder of nothing": (
         load("pets"), "hollow holds no images .*: add some, or remove the folder", lambda place: (place.data / "pets/train/hollow").mkdir()),
