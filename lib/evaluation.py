@@ -183,7 +183,7 @@ def linear_probe(
     """A linear classifier on frozen features [M, D] with labels [M]. It never sees test data, so nothing can be chosen on them.
 
     Ours: features standardised by training statistics; minimises mean cross-entropy + penalty/2 ‖weight‖² (bias free) by full-batch L-BFGS; the
-    penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted. The paper's: linear_probes.
+    penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted. The paper's: paper_probe.
     """
     train_x, train_y, classes = _labelled(train_x, train_y)
     x, y = torch.as_tensor(train_x, dtype=torch.float32), torch.as_tensor(train_y)
@@ -205,26 +205,35 @@ def linear_probe(
     return Probe(*(values.contiguous().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
 
 
-def linear_probes(
-    train_xs: list[np.ndarray], train_ys: list[np.ndarray], epochs: int = PAPER_PROBE["epochs"], seed: int = 0, device: str | torch.device = "cpu"
-) -> list[Probe]:
-    """The paper's probe of many runs at once: each of train_xs [M, D] with its labels [M], of one shape and one number of classes.
+def paper_probe(
+    x: np.ndarray, y: np.ndarray, epochs: int = PAPER_PROBE["epochs"], seed: int = 0, device: str | torch.device = "cpu"
+) -> Probe:
+    """The paper's linear probe of features [M, D] with labels [M]: LARS (You et al. 2017, Algorithm 1) on the features as they are.
 
-    VI-SimSiam 2022, App. 9.1: LARS, learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs, on the features as they are.
+    VI-SimSiam 2022, App. 9.1: learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs. For each of the two tensors w with
+    gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either norm is zero) and η_t = η · ½(1 + cos(π t/T)).
     Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are computed once.
-
-    R runs share every step, which takes hardly longer than one run's where launching it is what costs. Each run's probe is the one it would get
-    alone: the same start, batches and schedule, its own LARS factor. (Our own probe is fitted run by run: one L-BFGS over all is no faster.)
     """
-    checked = [_labelled(x, y) for x, y in zip(train_xs, train_ys, strict=True)]
-    shapes = sorted({(*x.shape, classes) for x, _, classes in checked})
-    if len(shapes) != 1:
-        raise ValueError(f"Probes trained together need features of one shape and one number of classes, got {shapes}; group the runs by them.")
-    x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _, _ in checked]).to(device)  # [R, M, D]
-    y = torch.stack([torch.as_tensor(y) for _, y, _ in checked]).to(device)  # [R, M]
-    weights, biases = _lars(x, y, checked[0][2], epochs, seed)
-    mean, scale = np.zeros(x.shape[2], np.float32), np.ones(x.shape[2], np.float32)
-    return [Probe(mean, scale, weight, bias, 0.0, {}) for weight, bias in zip(weights, biases, strict=True)]
+    from timm.optim import Lars  # slow to import
+
+    x, y, classes = _labelled(x, y)
+    images, labels = torch.as_tensor(x, dtype=torch.float32, device=device), torch.as_tensor(y, device=device)
+    generator, batch_size = torch.Generator().manual_seed(seed), PAPER_PROBE["batch_size"]
+    classifier = nn.Linear(x.shape[1], classes, device=device)
+    with torch.no_grad():
+        classifier.weight.copy_(0.01 * torch.randn(x.shape[1], classes, generator=generator).T)
+        classifier.bias.zero_()
+    rate, momentum = PAPER_PROBE["learning_rate"], PAPER_PROBE["momentum"]
+    optimizer = Lars(classifier.parameters(), lr=rate, momentum=momentum, trust_coeff=1e-3, always_adapt=True, eps=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(y) // batch_size))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(y), generator=generator).to(device).split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(images[rows]), labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    weight, bias = (values.detach().cpu().numpy() for values in (classifier.weight.T, classifier.bias))
+    return Probe(np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32), weight, bias, 0.0, {})
 
 
 def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -273,34 +282,6 @@ def _logistic_regression(
     options = {"maxiter": 200, "maxfun": 300, "maxcor": 50, "gtol": 1e-5, "ftol": 1e-8}
     weight, bias = split(minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x)
     return weight.T, bias
-
-
-def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [R, D, C] and biases [R, C] of R softmax regressions, x [R, M, D] and y [R, M], by LARS (You et al. 2017, Algorithm 1).
-
-    For each run and each of its tensors w with gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either
-    norm is zero) and η_t = η · ½(1 + cos(π t/T)).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    runs, count, dimension = x.shape
-    start = 0.01 * torch.randn(dimension, classes, generator=generator)
-    parameters = [start.to(x.device).repeat(runs, 1, 1), x.new_zeros(runs, 1, classes)]  # [R, D, C], [R, 1, C]
-    velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    batch_size, momentum = PAPER_PROBE["batch_size"], PAPER_PROBE["momentum"]
-    steps, step = epochs * -(-count // batch_size), 0
-    for _ in range(epochs):
-        for rows in torch.randperm(count, generator=generator).to(x.device).split(batch_size):
-            images = x[:, rows]  # [R, B, D]
-            error = torch.softmax(torch.baddbmm(parameters[1], images, parameters[0]), dim=2)  # [R, B, C]
-            error.scatter_add_(2, y[:, rows, None], error.new_full((runs, len(rows), 1), -1.0)).div_(len(rows))
-            gradients = [images.transpose(1, 2) @ error, error.sum(1, keepdim=True)]
-            rate = PAPER_PROBE["learning_rate"] * (1 + math.cos(math.pi * step / steps)) / 2
-            for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-                size, slope = (values.flatten(1).norm(dim=1)[:, None, None] for values in (parameter, gradient))  # [R, 1, 1]
-                ratio = torch.where((size > 0) & (slope > 0), 1e-3 * size / slope, 1.0)
-                parameter.sub_(rate * velocity.mul_(momentum).add_(ratio * gradient))
-            step += 1
-    return parameters[0].cpu().numpy(), parameters[1][:, 0].cpu().numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------ fine-tuning

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
-from timm.optim import Lars
 from torch import nn
 
 from lib import evaluation, training, uncertainty
@@ -262,43 +262,37 @@ def test_probe_is_not_moved_by_a_constant_feature():
 
 def test_paper_recipe_learns_with_layerwise_rates():
     train, test = clusters(2000, 1, spread=0.5), clusters(200, 2, spread=0.5)
-    (probe,) = evaluation.linear_probes([train["features"]], [train["label"]])
+    probe = evaluation.paper_probe(train["features"], train["label"])
     assert np.mean(probe.predict(test["features"]) == test["label"]) > 0.9
     # One LARS step moves the weights by lr · 0.001 · their norm, whatever the gradient; plain SGD would grow with the features.
-    (first,) = evaluation.linear_probes([1e3 * train["features"][:512]], [train["label"][:512]], epochs=1)
+    first = evaluation.paper_probe(1e3 * train["features"][:512], train["label"][:512], epochs=1)
     start = 0.01 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).numpy()
     assert np.linalg.norm(first.weight - start) == pytest.approx(1.6e-3 * np.linalg.norm(start), rel=1e-3)
 
 
-def probe_by_timm(x, y, classes, epochs):
-    """The paper's probe of one run, by autograd and timm's LARS (which adapts without weight decay only when told to)."""
+def lars_written_out(x, y, classes, epochs):
+    """Weights [D, C] and biases [C] of the paper's probe by the formula of LARS, with the gradient of softmax regression, in float64."""
     generator = torch.Generator().manual_seed(0)
-    weight = (0.01 * torch.randn(x.shape[1], classes, generator=generator)).requires_grad_()
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = Lars([weight, bias], lr=1.6, momentum=0.9, weight_decay=0, always_adapt=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // 512))
+    parameters = [0.01 * torch.randn(x.shape[1], classes, generator=generator).numpy().astype(float), np.zeros(classes)]
+    velocities, steps, step = [np.zeros_like(parameter) for parameter in parameters], epochs * -(-len(x) // 512), 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(512):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(x[rows] @ weight + bias, y[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    return weight.detach().numpy(), bias.detach().numpy()
+        for rows in np.split(torch.randperm(len(x), generator=generator).numpy(), range(512, len(x), 512)):
+            error = (softmax(x[rows] @ parameters[0] + parameters[1], axis=1) - np.eye(classes)[y[rows]]) / len(rows)
+            for parameter, velocity, gradient in zip(parameters, velocities, (x[rows].T @ error, error.sum(0)), strict=True):
+                size = np.linalg.norm(parameter)
+                velocity[:] = 0.9 * velocity + (1e-3 * size / np.linalg.norm(gradient) if size else 1) * gradient
+                parameter -= 1.6 * (1 + np.cos(np.pi * step / steps)) / 2 * velocity
+            step += 1
+    return parameters
 
 
-def test_probes_of_several_runs_are_those_that_timm_trains_one_by_one():
-    runs = [clusters(1300, seed, spread=width) for seed, width in ((1, 0.5), (2, 1.0), (3, 3.0))]
-    together = evaluation.linear_probes([run["features"] for run in runs], [run["label"] for run in runs], epochs=10)
-    for run, probe in zip(runs, together, strict=True):
-        weight, bias = probe_by_timm(torch.as_tensor(run["features"]), torch.as_tensor(run["label"]), 4, epochs=10)
-        np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
-
-
-def test_probes_trained_together_need_one_shape():
-    few, many = clusters(100), clusters(200)
-    with pytest.raises(ValueError, match="one shape"):
-        evaluation.linear_probes([few["features"], many["features"]], [few["label"], many["label"]])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 3.0])
+def test_the_papers_probe_follows_the_formula_of_lars(spread):
+    train = clusters(1300, 1, spread=spread)
+    probe = evaluation.paper_probe(train["features"], train["label"], epochs=10)
+    weight, bias = lars_written_out(train["features"].astype(float), train["label"], 4, epochs=10)
+    np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
 
 
 def test_probe_refuses_bad_input():

@@ -139,11 +139,11 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
     stored = artifacts.read_metrics("smoke", notebook, run.name)
     assert set(stored.run_hash) == {run.hash} and set(stored.classifier) == {"linear_paper"} and (stored.n == 359).all()
     bank, test = run.embed(run.bank), run.embed(run.test())
-    (probe,) = evaluation.linear_probes([bank["features"]], [bank["label"]])
+    probe = evaluation.paper_probe(bank["features"], bank["label"])
     value = stored.set_index("metric").value
     assert value["accuracy"] == pytest.approx(np.mean(probe.predict(test["features"]) == test["label"]), abs=1e-3)
     assert value["accuracy"] <= value["top5_accuracy"] <= 1
-    monkeypatch.setattr(evaluation, "linear_probes", None)
+    monkeypatch.setattr(evaluation, "paper_probe", None)
     protocol.probe_by_the_paper([run.settings], notebook)
 
 
