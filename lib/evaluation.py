@@ -532,10 +532,7 @@ def battery(
         add("correctness_auroc", measures.auroc, own, correct, condition=condition, classifier="linear", score="uncertainty")
         describe(embedded, condition)
     for family, (severity, values) in _families(conditions or {}).items():
-        per_image = spearman_per_image(severity, values)
-        add("severity_spearman", np.mean, per_image, condition=family, score="uncertainty")
-        pooled = partial(_pooled_spearman, severity)
-        add("severity_spearman_pooled", pooled, values, condition=family, score="uncertainty", draws=0)
+        add("severity_spearman", np.mean, spearman_per_image(severity, values), condition=family, score="uncertainty")
     return rows, scores
 
 
@@ -589,11 +586,6 @@ def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np
         if len(steps) > 1:
             families[family] = np.array([severity for severity, _ in steps]), np.stack([step["uncertainty"] for _, step in steps], axis=1)
     return families
-
-
-def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
-    """Spearman's rank correlation of all values [N, S] with the severity [S] of their column; 0 if they are all equal."""
-    return measures.rank_correlation(np.tile(severity, len(values)), values.ravel()) if np.ptp(values) else 0.0
 
 
 def spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
