@@ -531,9 +531,9 @@ CASES = {
         given(losses.vi_simsiam_loss, torch.ones(4, 2), torch.ones(4, 1), torch.ones(4, 2)),
         r"must have shape \[B\] = \[4\], got \[4, 1\]; .*squeeze it", None),
     "a score of one sample": (
-        given(losses.scoring_rule_loss, torch.ones(1, 4, 2), torch.ones(4, 2)), "One sample has no pair to compare: draw at least two", None),
+        given(losses.scoring_rule, torch.ones(1, 4, 2), torch.ones(4, 2)), "One sample has no pair to compare: draw at least two", None),
     "a kernel misspelt": (
-        given(losses.scoring_rule_loss, torch.ones(2, 4, 2), torch.ones(4, 2), kernel="enrgy"), r"Unknown kernel 'enrgy'; choose one of \['crps'",
+        given(losses.scoring_rule, torch.ones(2, 4, 2), torch.ones(4, 2), kernel="enrgy"), r"Unknown kernel 'enrgy'; choose one of \['crps'",
         None),
     "seeds of one method alone": (
         given(statistics.hierarchical_difference, measures.auroc, {0: [SCORES, RIGHT]}, {1: [SCORES, RIGHT]}), r"no seed in common: \[0\] and \[1\]",
