@@ -274,14 +274,10 @@ def defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> n
     return np.asarray(values)
 
 
-def percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def percentiles(draws: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle 95 % of the draws."""
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
-
-
-def check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}.")
 
 
 def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -295,9 +291,9 @@ def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarra
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, level: float = 0.95, seed: int = 0, recentred: bool = False
+    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, seed: int = 0, recentred: bool = False
 ) -> tuple[float, float]:
-    """Percentile bootstrap (low, high) of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
+    """Percentile bootstrap (low, high), 95 %, of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
 
     recentred: the draws are shifted so that their mean is the statistic of all images. For a calibration error: a resample holds images twice, so
     that its bins are noisier and its error larger, and the plain interval may lie above the number itself.
@@ -306,12 +302,11 @@ def bootstrap_interval(
     of rows. Draws on which it raises UndefinedStatistic (a single class) or is NaN (no variance) are drawn again; more of these than `draws` is
     an error. A statistic that is NaN on all images has the interval (NaN, NaN).
     """
-    check_level(level)
     arrays, order = with_order(arrays)
     estimate = statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
     generator = np.random.default_rng(seed)
     drawn = defined(lambda: resampled(statistic, arrays, order, image_counts(generator, len(order))), draws, estimate)
-    return percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0), level)
+    return percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0))
 
 
 def image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
