@@ -1,14 +1,12 @@
-"""Embed a set of images once, then measure: k-NN, linear probe, fine-tuning, per-image scores and the battery every run goes through.
+"""Embed a set of images once, then measure: k-NN, linear probe, per-image scores and the battery every run goes through.
 
 An embedding is a dict of NumPy arrays with one row per image: features float32 [N, D], uncertainty float64 [N], label int64 [N], and
-whatever the method calls its own (kappa float64 [N]). Everything but fine_tune takes such dicts or plain arrays, so it works on stored
+whatever the method calls its own (kappa float64 [N]). Everything but embed takes such dicts or plain arrays, so it works on stored
 embeddings without a network.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +18,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import augmentations, training
 from lib import uncertainty as measures
 from lib.artifacts import read_npz, write_npz
 from lib.image_sets import choose_per_class
@@ -282,88 +279,6 @@ def _logistic_regression(
     options = {"maxiter": 200, "maxfun": 300, "maxcor": 50, "gtol": 1e-5, "ftol": 1e-8}
     weight, bias = split(minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x)
     return weight.T, bias
-
-
-# ------------------------------------------------------------------------------------------------------------ fine-tuning
-# Each optimiser with the share of the steps in which its learning rate rises.
-FINE_TUNING = {
-    "sgd": (partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4), 0.0),
-    "adamw": (partial(torch.optim.AdamW, weight_decay=0.05), 0.1),
-}
-
-
-def fine_tune(
-    method: nn.Module,
-    labelled,
-    test,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int = 256,
-    seed: int = 0,
-    precision: str = "auto",
-    progress_path: Path | None = None,
-    optimizer: str = "sgd",
-) -> np.ndarray:
-    """Class probabilities in float64 [N, C] of the images of `test`, after a copy of the whole network learned from `labelled`.
-
-    A linear classifier, zero at first, on `method.embed`'s features; mean cross-entropy of one random crop and flip of every image an epoch
-    (VI-SimSiam 2022, §6.2: all layers, batch 256). SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, as that paper pretrains
-    (App. 9.1); it gives neither optimiser nor learning rate for fine-tuning. With `optimizer` "adamw", for transformers, AdamW with weight decay
-    0.05, its rate rising over the first tenth of the steps. `method` itself is left as it is. Both image sets are uint8 of one size and with the
-    same classes. An epoch is cut into equal batches of at most batch_size (of three images where two would leave one over): no image is dropped, no
-    batch is a rest of one. What a network keeps fixed in pretraining, as a vit its positions, learns too. Order, views and
-    dropout follow from (seed, step) alone. progress_path: the file that lib.training.Progress writes.
-
-    Raises ValueError for input that cannot work, and TrainingStopped if the loss is no longer finite.
-    """
-    if next(method.parameters(), None) is None:
-        raise ValueError(f"{type(method).__name__} has no weights to fine-tune; train linear_probe on its features.")
-    if len(labelled) < 2 or list(labelled.classes) != list(test.classes):
-        raise ValueError(f"labelled must be at least 2 images of the {len(test.classes)} classes of {test.title}, got {labelled.title}.")
-    if epochs < 1 or not 0 < learning_rate < math.inf or batch_size < 2:
-        raise ValueError(f"epochs, learning_rate and batch_size must be >= 1, > 0 and >= 2, got {epochs}, {learning_rate}, {batch_size}.")
-    if optimizer not in FINE_TUNING:
-        raise ValueError(f"optimizer is {optimizer!r}; choose from {list(FINE_TUNING)}.")
-    device = next(method.parameters()).device
-    autocast = training.precision_of({"precision": precision}, device) == "bf16"
-    network, labelled = deepcopy(method).requires_grad_(True), labelled.to(device)
-    with torch.no_grad():
-        dimension = network.eval().embed(labelled.batch([0]).float() / 255).features.shape[1]
-    classifier = nn.Linear(dimension, len(labelled.classes), device=device)
-    nn.init.zeros_(classifier.weight), nn.init.zeros_(classifier.bias)
-    create, rising = FINE_TUNING[optimizer]
-    optimizer = create([*network.parameters(), *classifier.parameters()], lr=learning_rate)
-
-    strengths, generator = augmentations.recipe("crop_and_flip"), torch.Generator()
-    labels, size = torch.from_numpy(labelled.labels).to(device), labelled.images.shape[1]
-    batches = min(-(-len(labelled) // batch_size), len(labelled) // 2)
-    steps, step = epochs * batches, 0
-    warmup = round(rising * steps)
-    progress = training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), show=False)
-    network.train()
-    try:
-        for epoch in range(epochs):
-            order = torch.randperm(len(labelled), generator=generator.manual_seed(training.seed_of(seed, "order", epoch)))
-            for rows in order.tensor_split(batches):
-                generator.manual_seed(training.seed_of(seed, "views", step))
-                torch.manual_seed(training.seed_of(seed, "method", step))
-                views = augmentations.augment(labelled.batch(rows), size, strengths, generator)
-                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                    logits = classifier(network.embed(views).features)
-                loss = F.cross_entropy(logits.float(), labels[rows.to(device)])
-                if not math.isfinite(loss.item()):
-                    raise training.TrainingStopped(f"Fine-tuning's loss is {loss.item()} at step {step}; lower learning_rate ({learning_rate:g}).")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.param_groups[0]["lr"] = learning_rate * training.learning_rate_factor(step, steps, warmup, "cosine")
-                optimizer.step()
-                step += 1
-                progress.update(step, round(loss.item(), 4))
-    finally:
-        progress.close()
-    features = torch.as_tensor(embed(network, test)["features"], device=device)
-    with torch.no_grad():
-        return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------- scores, battery

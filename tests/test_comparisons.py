@@ -233,3 +233,9 @@ def test_differences_outside_are_paired_where_every_seed_is_stored_and_bounds_el
     paired = asked()
     assert (paired.t_low, paired.t_high) == pytest.approx((bound.t_low, bound.t_high), abs=0.5)
     assert paired.n == 120 and paired.difference == pytest.approx(gap, abs=0.5) and paired.ci_low > bound.ci_low and paired.ci_high < bound.ci_high
+
+
+def test_prosmin_is_compared_on_its_own_backbone_alone():
+    backbones = {"prosmin": "resnet18", "dino": "resnet18", "moco_v3": "vit", "prosmin_vit": "vit", "dino_vit": "vit", "simsiam": "resnet18"}
+    assert comparisons.prosmin_pairs(backbones) == [("prosmin", "dino"), ("prosmin_vit", "moco_v3"), ("prosmin_vit", "dino_vit")]
+    assert comparisons.prosmin_pairs({"dino": "vit"}) == []
