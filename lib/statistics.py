@@ -128,9 +128,7 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     first, second = sample(first, "first"), sample(second, "second")
     if is_constant(first) and is_constant(second):
         raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
-    result = scipy.stats.ttest_ind(first, second, equal_var=False)
-    low, high = result.confidence_interval(0.95)
-    return TestResult(*map(float, (result.statistic, result.pvalue, first.mean() - second.mean(), low, high)))
+    return _result(scipy.stats.ttest_ind(first, second, equal_var=False), first.mean() - second.mean())
 
 
 def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
@@ -138,9 +136,11 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     first, second = paired(sample(first, "first"), sample(second, "second"))
     if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
         raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
-    result = scipy.stats.ttest_rel(first, second)
-    low, high = result.confidence_interval(0.95)
-    return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
+    return _result(scipy.stats.ttest_rel(first, second), (first - second).mean())
+
+
+def _result(test, difference: float) -> TestResult:
+    return TestResult(*map(float, (test.statistic, test.pvalue, difference, *test.confidence_interval(0.95))))
 
 
 def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
