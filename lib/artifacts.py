@@ -39,6 +39,7 @@ METRIC_COLUMNS = [
     "method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "value", "ci_low", "ci_high", "n",
     "seed", "profile", "notebook", "run_hash", "commit",
 ]  # fmt: skip
+METRIC_NUMBERS = ("value", "ci_low", "ci_high", "n", "seed")  # the other columns are text
 METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "classifier", "score", "metric", "seed"]
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
 METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
@@ -206,15 +207,10 @@ def read_json(path: Path, needs: tuple[str, ...] = ()):
     return _complete(path, content, needs)
 
 
-def read_npz(path: Path, needs: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    with _whole(path, "an npz file", AGAIN), np.load(path, allow_pickle=False) as archive:
+def read_npz(path: Path, needs: tuple[str, ...] = (), advice: str = AGAIN) -> dict[str, np.ndarray]:
+    with _whole(path, "an npz file", advice), np.load(path, allow_pickle=False) as archive:
         arrays = {name: archive[name] for name in archive.files}
-    return _complete(path, arrays, needs)
-
-
-def why_unreadable(error: BaseException) -> str:
-    """What is wrong with a file that its reader refuses; np.load's own words on pickles tell how to load them after all."""
-    return "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+    return _complete(path, arrays, needs, advice)
 
 
 def read_csv(path: Path, needs: tuple[str, ...] = (), **options) -> pd.DataFrame:
@@ -252,21 +248,27 @@ def _whole(path: Path, kind: str, advice: str):
     except FileNotFoundError:
         raise
     except Exception as error:
-        raise ValueError(f"{path} is truncated or not {kind} ({why_unreadable(error)}); {advice}.") from error
+        # np.load's own words on pickles tell how to load them after all
+        why = "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+        raise ValueError(f"{path} is truncated or not {kind} ({why}); {advice}.") from error
 
 
 # ---------------------------------------------------------------------------------------------------------------- metrics and scores
-def write_metrics(profile: str, notebook: str, run: str, rows: list[dict] | pd.DataFrame) -> None:
-    """One tidy CSV per notebook and run with the columns METRIC_COLUMNS; refuses unknown columns and duplicate rows."""
-    frame = pd.DataFrame(rows)
-    unknown = sorted(set(frame.columns) - set(METRIC_COLUMNS))
-    if unknown:
+def write_metrics(profile: str, notebook: str, run: str, rows: list[dict], /, **same) -> pd.DataFrame:
+    """One tidy CSV per notebook and run, and that table: METRIC_COLUMNS of each of ``rows``, joined with what is the ``same`` for all (method, ...).
+
+    Text that is absent is "", a number that is absent NaN; unknown columns and the same quantity twice are ValueErrors.
+    """
+    rows = [same | row for row in rows]
+    if unknown := sorted({name for row in rows for name in row} - set(METRIC_COLUMNS)):
         raise ValueError(f"Metrics rows have unknown columns {unknown}; the columns are {METRIC_COLUMNS}.")
-    frame = frame.reindex(columns=METRIC_COLUMNS)
+    values = [[row.get(name, np.nan if name in METRIC_NUMBERS else "") for name in METRIC_COLUMNS] for row in rows]
+    frame = pd.DataFrame(values, columns=METRIC_COLUMNS)
     twice = frame[frame.duplicated(METRIC_KEYS, keep=False)]
     if len(twice):
         raise ValueError(f"Metrics rows of {run} name the same quantity twice: {twice[METRIC_KEYS].head(2).to_dict('records')}.")
     write_csv(metrics_path(profile, notebook, run), frame, digits=METRIC_DIGITS)
+    return frame
 
 
 def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFrame:

@@ -81,10 +81,11 @@ def _listed(profile: str) -> list[dict]:
 
 def runs(profile: str) -> dict[str, list[dict]]:
     """Settings of the measured runs on the profile's data set by method, one a seed; FileNotFoundError where there is none."""
-    measured, found = {resolution.run_name(run) for run in protocol.measured_runs(profile, group="all")}, {}
-    for run in _listed(profile):
-        if resolution.run_name(run) in measured:
-            found.setdefault(run["method"], {}).setdefault(run["seed"], run)
+    found: dict[str, dict[int, dict]] = {}
+    for run in protocol.measured(_listed(profile)):
+        found.setdefault(run["method"], {}).setdefault(run["seed"], run)
+    if not found:
+        raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
     return {method: list(by_seed.values()) for method, by_seed in found.items()}
 
 

@@ -16,6 +16,7 @@ from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
 LEFT_OPEN = ", which Student's t over the seeds alone leaves open"  # said behind a verdict of a bootstrap
+COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")  # with ProSMin
 NEAR = 0.002  # an end of an AUROC's bootstrap interval that is nearer to zero may cross it with other draws
 
 def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
@@ -30,6 +31,12 @@ def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dic
             of = found.setdefault((run["dataset"], run["epochs"]), {})
             of.setdefault(run["method"].removesuffix("_2022"), {}).setdefault(run["seed"], run)
     return found
+
+
+def prosmin_pairs(backbones: dict[str, str]) -> list[tuple[str, str]]:
+    """(method, other) for each form of ProSMin and each of COMPARED_WITH, on the same backbone; backbones: by method."""
+    ours = [name for name in ("prosmin", "prosmin_vit") if name in backbones]
+    return [(name, other) for name in ours for other in COMPARED_WITH if backbones.get(other) == backbones[name]]
 
 
 # ---------------------------------------------------------------------------------------------------------------- what must be said beside

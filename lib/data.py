@@ -233,17 +233,16 @@ def _split_all(find, split: str, only_all: bool) -> ImageSet | None:
 def _from_files(root: Path, name: str, split: str, image_size: int | None) -> ImageSet | None:
     folder = root / name
 
+    def place(which: str) -> Path | None:
+        packed, classes = folder / f"{which}.npz", folder / which
+        return packed if packed.exists() else classes if classes.is_dir() else None
+
     def find(which: str) -> ImageSet | None:
-        if (folder / f"{which}.npz").exists():
-            return read_npz(folder / f"{which}.npz", name, which)
-        if (folder / which).is_dir():
-            return image_folder(folder / which, image_size, name, which)
-        return None
+        if (path := place(which)) is None:
+            return None
+        return image_folder(path, image_size, name, which) if path.name == which else read_npz(path, name, which)
 
-    def exists(which: str) -> bool:
-        return (folder / f"{which}.npz").exists() or (folder / which).is_dir()
-
-    only_all = split in ("train", "test") and exists("all") and not exists("train") and not exists("test")
+    only_all = split in ("train", "test") and place("all") and not place("train") and not place("test")
     return _split_all(find, split, only_all)
 
 

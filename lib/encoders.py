@@ -136,9 +136,9 @@ def _with_interval(row: pd.Series) -> str:
     return f"{row.value:.3f} [{row.ci_low:.3f}, {row.ci_high:.3f}]"
 
 
-def write_cards(profile: str = "standard") -> list[Path]:
+def write_cards() -> list[Path]:
     """Write the card of every committed encoder again, from the stored config and metrics of its run."""
-    cards = []
+    profile, cards = "standard", []
     for path in sorted(artifacts.encoder_path("", profile).parent.glob("*.safetensors")):
         info = artifacts.read_tensors_info(path, INFO)
         config = artifacts.read_json(artifacts.run_dir(profile, info["run"]) / "config.json")

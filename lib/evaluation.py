@@ -1,14 +1,12 @@
-"""Embed a set of images once, then measure: k-NN, linear probe, fine-tuning, per-image scores and the battery every run goes through.
+"""Embed a set of images once, then measure: k-NN, linear probe, per-image scores and the battery every run goes through.
 
 An embedding is a dict of NumPy arrays with one row per image: features float32 [N, D], uncertainty float64 [N], label int64 [N], and
-whatever the method calls its own (kappa float64 [N]). Everything but fine_tune takes such dicts or plain arrays, so it works on stored
+whatever the method calls its own (kappa float64 [N]). Everything but embed takes such dicts or plain arrays, so it works on stored
 embeddings without a network.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,9 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import augmentations, training
 from lib import uncertainty as measures
-from lib.artifacts import METRIC_COLUMNS, read_npz, write_npz
+from lib.artifacts import read_npz, write_npz
 from lib.image_sets import choose_per_class
 from lib.methods.common import checked
 
@@ -183,7 +180,7 @@ def linear_probe(
     """A linear classifier on frozen features [M, D] with labels [M]. It never sees test data, so nothing can be chosen on them.
 
     Ours: features standardised by training statistics; minimises mean cross-entropy + penalty/2 ‖weight‖² (bias free) by full-batch L-BFGS; the
-    penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted. The paper's: linear_probes.
+    penalty with the lowest NLL on a stratified split taken from train is chosen, then all of train is fitted. The paper's: paper_probe.
     """
     train_x, train_y, classes = _labelled(train_x, train_y)
     x, y = torch.as_tensor(train_x, dtype=torch.float32), torch.as_tensor(train_y)
@@ -205,26 +202,35 @@ def linear_probe(
     return Probe(*(values.contiguous().numpy() for values in (mean, scale, weight, bias)), chosen, validation)
 
 
-def linear_probes(
-    train_xs: list[np.ndarray], train_ys: list[np.ndarray], epochs: int = PAPER_PROBE["epochs"], seed: int = 0, device: str | torch.device = "cpu"
-) -> list[Probe]:
-    """The paper's probe of many runs at once: each of train_xs [M, D] with its labels [M], of one shape and one number of classes.
+def paper_probe(
+    x: np.ndarray, y: np.ndarray, epochs: int = PAPER_PROBE["epochs"], seed: int = 0, device: str | torch.device = "cpu"
+) -> Probe:
+    """The paper's linear probe of features [M, D] with labels [M]: LARS (You et al. 2017, Algorithm 1) on the features as they are.
 
-    VI-SimSiam 2022, App. 9.1: LARS, learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs, on the features as they are.
+    VI-SimSiam 2022, App. 9.1: learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs. For each of the two tensors w with
+    gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either norm is zero) and η_t = η · ½(1 + cos(π t/T)).
     Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are computed once.
-
-    R runs share every step, which takes hardly longer than one run's where launching it is what costs. Each run's probe is the one it would get
-    alone: the same start, batches and schedule, its own LARS factor. (Our own probe is fitted run by run: one L-BFGS over all is no faster.)
     """
-    checked = [_labelled(x, y) for x, y in zip(train_xs, train_ys, strict=True)]
-    shapes = sorted({(*x.shape, classes) for x, _, classes in checked})
-    if len(shapes) != 1:
-        raise ValueError(f"Probes trained together need features of one shape and one number of classes, got {shapes}; group the runs by them.")
-    x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _, _ in checked]).to(device)  # [R, M, D]
-    y = torch.stack([torch.as_tensor(y) for _, y, _ in checked]).to(device)  # [R, M]
-    weights, biases = _lars(x, y, checked[0][2], epochs, seed)
-    mean, scale = np.zeros(x.shape[2], np.float32), np.ones(x.shape[2], np.float32)
-    return [Probe(mean, scale, weight, bias, 0.0, {}) for weight, bias in zip(weights, biases, strict=True)]
+    from timm.optim import Lars  # slow to import
+
+    x, y, classes = _labelled(x, y)
+    images, labels = torch.as_tensor(x, dtype=torch.float32, device=device), torch.as_tensor(y, device=device)
+    generator, batch_size = torch.Generator().manual_seed(seed), PAPER_PROBE["batch_size"]
+    classifier = nn.Linear(x.shape[1], classes, device=device)
+    with torch.no_grad():
+        classifier.weight.copy_(0.01 * torch.randn(x.shape[1], classes, generator=generator).T)
+        classifier.bias.zero_()
+    rate, momentum = PAPER_PROBE["learning_rate"], PAPER_PROBE["momentum"]
+    optimizer = Lars(classifier.parameters(), lr=rate, momentum=momentum, trust_coeff=1e-3, always_adapt=True, eps=0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(y) // batch_size))
+    for _ in range(epochs):
+        for rows in torch.randperm(len(y), generator=generator).to(device).split(batch_size):
+            optimizer.zero_grad()
+            F.cross_entropy(classifier(images[rows]), labels[rows]).backward()
+            optimizer.step()
+            schedule.step()
+    weight, bias = (values.detach().cpu().numpy() for values in (classifier.weight.T, classifier.bias))
+    return Probe(np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32), weight, bias, 0.0, {})
 
 
 def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
@@ -273,116 +279,6 @@ def _logistic_regression(
     options = {"maxiter": 200, "maxfun": 300, "maxcor": 50, "gtol": 1e-5, "ftol": 1e-8}
     weight, bias = split(minimize(loss_and_gradient, first, jac=True, method="L-BFGS-B", options=options).x)
     return weight.T, bias
-
-
-def _lars(x: Tensor, y: Tensor, classes: int, epochs: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Weights [R, D, C] and biases [R, C] of R softmax regressions, x [R, M, D] and y [R, M], by LARS (You et al. 2017, Algorithm 1).
-
-    For each run and each of its tensors w with gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either
-    norm is zero) and η_t = η · ½(1 + cos(π t/T)).
-    """
-    generator = torch.Generator().manual_seed(seed)
-    runs, count, dimension = x.shape
-    start = 0.01 * torch.randn(dimension, classes, generator=generator)
-    parameters = [start.to(x.device).repeat(runs, 1, 1), x.new_zeros(runs, 1, classes)]  # [R, D, C], [R, 1, C]
-    velocities = [torch.zeros_like(parameter) for parameter in parameters]
-    batch_size, momentum = PAPER_PROBE["batch_size"], PAPER_PROBE["momentum"]
-    steps, step = epochs * -(-count // batch_size), 0
-    for _ in range(epochs):
-        for rows in torch.randperm(count, generator=generator).to(x.device).split(batch_size):
-            images = x[:, rows]  # [R, B, D]
-            error = torch.softmax(torch.baddbmm(parameters[1], images, parameters[0]), dim=2)  # [R, B, C]
-            error.scatter_add_(2, y[:, rows, None], error.new_full((runs, len(rows), 1), -1.0)).div_(len(rows))
-            gradients = [images.transpose(1, 2) @ error, error.sum(1, keepdim=True)]
-            rate = PAPER_PROBE["learning_rate"] * (1 + math.cos(math.pi * step / steps)) / 2
-            for parameter, velocity, gradient in zip(parameters, velocities, gradients, strict=True):
-                size, slope = (values.flatten(1).norm(dim=1)[:, None, None] for values in (parameter, gradient))  # [R, 1, 1]
-                ratio = torch.where((size > 0) & (slope > 0), 1e-3 * size / slope, 1.0)
-                parameter.sub_(rate * velocity.mul_(momentum).add_(ratio * gradient))
-            step += 1
-    return parameters[0].cpu().numpy(), parameters[1][:, 0].cpu().numpy()
-
-
-# ------------------------------------------------------------------------------------------------------------ fine-tuning
-# Each optimiser with the share of the steps in which its learning rate rises.
-FINE_TUNING = {
-    "sgd": (partial(torch.optim.SGD, momentum=0.9, weight_decay=1e-4), 0.0),
-    "adamw": (partial(torch.optim.AdamW, weight_decay=0.05), 0.1),
-}
-
-
-def fine_tune(
-    method: nn.Module,
-    labelled,
-    test,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int = 256,
-    seed: int = 0,
-    precision: str = "auto",
-    progress_path: Path | None = None,
-    optimizer: str = "sgd",
-) -> np.ndarray:
-    """Class probabilities in float64 [N, C] of the images of `test`, after a copy of the whole network learned from `labelled`.
-
-    A linear classifier, zero at first, on `method.embed`'s features; mean cross-entropy of one random crop and flip of every image an epoch
-    (VI-SimSiam 2022, §6.2: all layers, batch 256). SGD with momentum 0.9, weight decay 1e-4 and a cosine schedule, as that paper pretrains
-    (App. 9.1); it gives neither optimiser nor learning rate for fine-tuning. With `optimizer` "adamw", for transformers, AdamW with weight decay
-    0.05, its rate rising over the first tenth of the steps. `method` itself is left as it is. Both image sets are uint8 of one size and with the
-    same classes. An epoch is cut into equal batches of at most batch_size (of three images where two would leave one over): no image is dropped, no
-    batch is a rest of one. What a network keeps fixed in pretraining, as a vit its positions, learns too. Order, views and
-    dropout follow from (seed, step) alone. progress_path: the file that lib.training.Progress writes.
-
-    Raises ValueError for input that cannot work, and TrainingStopped if the loss is no longer finite.
-    """
-    if next(method.parameters(), None) is None:
-        raise ValueError(f"{type(method).__name__} has no weights to fine-tune; train linear_probe on its features.")
-    if len(labelled) < 2 or list(labelled.classes) != list(test.classes):
-        raise ValueError(f"labelled must be at least 2 images of the {len(test.classes)} classes of {test.title}, got {labelled.title}.")
-    if epochs < 1 or not 0 < learning_rate < math.inf or batch_size < 2:
-        raise ValueError(f"epochs, learning_rate and batch_size must be >= 1, > 0 and >= 2, got {epochs}, {learning_rate}, {batch_size}.")
-    if optimizer not in FINE_TUNING:
-        raise ValueError(f"optimizer is {optimizer!r}; choose from {list(FINE_TUNING)}.")
-    device = next(method.parameters()).device
-    autocast = training.precision_of({"precision": precision}, device) == "bf16"
-    network, labelled = deepcopy(method).requires_grad_(True), labelled.to(device)
-    with torch.no_grad():
-        dimension = network.eval().embed(labelled.batch([0]).float() / 255).features.shape[1]
-    classifier = nn.Linear(dimension, len(labelled.classes), device=device)
-    nn.init.zeros_(classifier.weight), nn.init.zeros_(classifier.bias)
-    create, rising = FINE_TUNING[optimizer]
-    optimizer = create([*network.parameters(), *classifier.parameters()], lr=learning_rate)
-
-    strengths, generator = augmentations.recipe("crop_and_flip"), torch.Generator()
-    labels, size = torch.from_numpy(labelled.labels).to(device), labelled.images.shape[1]
-    batches = min(-(-len(labelled) // batch_size), len(labelled) // 2)
-    steps, step = epochs * batches, 0
-    warmup = round(rising * steps)
-    progress = training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), show=False)
-    network.train()
-    try:
-        for epoch in range(epochs):
-            order = torch.randperm(len(labelled), generator=generator.manual_seed(training.seed_of(seed, "order", epoch)))
-            for rows in order.tensor_split(batches):
-                generator.manual_seed(training.seed_of(seed, "views", step))
-                torch.manual_seed(training.seed_of(seed, "method", step))
-                views = augmentations.augment(labelled.batch(rows), size, strengths, generator)
-                with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
-                    logits = classifier(network.embed(views).features)
-                loss = F.cross_entropy(logits.float(), labels[rows.to(device)])
-                if not math.isfinite(loss.item()):
-                    raise training.TrainingStopped(f"Fine-tuning's loss is {loss.item()} at step {step}; lower learning_rate ({learning_rate:g}).")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.param_groups[0]["lr"] = learning_rate * training.learning_rate_factor(step, steps, warmup, "cosine")
-                optimizer.step()
-                step += 1
-                progress.update(step, round(loss.item(), 4))
-    finally:
-        progress.close()
-    features = torch.as_tensor(embed(network, test)["features"], device=device)
-    with torch.no_grad():
-        return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
 
 
 # ---------------------------------------------------------------------------------------------------------- scores, battery
@@ -437,24 +333,20 @@ def native_scores(embedded: Embedded) -> list[str]:
     return [name for name, values in embedded.items() if values.ndim == 1 and name not in ("uncertainty", "label")]
 
 
-def metrics_rows(values: Iterable[dict], **identity) -> pd.DataFrame:
-    """Tidy rows with exactly the columns METRIC_COLUMNS: each dict of `values` joined with what is the same for all (method, seed, …).
+def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 2000, recentred: bool = False) -> dict[str, float]:
+    """Columns value, ci_low and ci_high of a metrics row: the statistic of arrays [N], and its 95 % bootstrap interval over images.
 
-    Text that is absent is "", a number that is absent NaN; an unknown column is an error.
+    NaN is what is undefined: the value where only one class occurs, the interval there, of too few images to resample, and of no draws.
+    recentred: as in uncertainty.bootstrap_interval.
     """
-    rows = [identity | row for row in values]
-    unknown = {name for row in rows for name in row} - set(METRIC_COLUMNS)
-    if unknown:
-        raise ValueError(f"unknown metric columns {sorted(unknown)}; the columns are {', '.join(METRIC_COLUMNS)}.")
-    numbers = ("value", "ci_low", "ci_high", "n", "seed")
-    values = [[row.get(name, np.nan if name in numbers else "") for name in METRIC_COLUMNS] for row in rows]
-    return pd.DataFrame(values, columns=METRIC_COLUMNS)
-
-
-def with_interval(statistic: Callable[..., float], *arrays: np.ndarray, draws: int = 2000) -> dict[str, float]:
-    """Columns value, ci_low and ci_high of a row for metrics_rows: the statistic of arrays [N], and its 95 % bootstrap interval over images."""
-    low, high = measures.bootstrap_interval(statistic, *arrays, draws=draws)
-    return {"value": statistic(*arrays), "ci_low": low, "ci_high": high}
+    found = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
+    try:
+        found["value"] = float(statistic(*arrays))
+        if draws:
+            found["ci_low"], found["ci_high"] = measures.bootstrap_interval(statistic, *arrays, draws=draws, recentred=recentred)
+    except measures.UndefinedStatistic:
+        pass  # said in the docstring
+    return found
 
 
 # For groupby().agg of metrics rows: the mean over seeds, and an interval that holds every seed's own.
@@ -472,7 +364,7 @@ OOD_MEASURES = {
 
 
 def ood_rows(scores: dict[str, np.ndarray], outside: np.ndarray, draws: int, names: Iterable[str] = tuple(OOD_MEASURES), **common) -> list[dict]:
-    """Rows for metrics_rows: how well each score [N] tells the images that are ``outside`` [N] apart, by the measures of ``names``.
+    """Metrics rows: how well each score [N] tells the images that are ``outside`` [N] apart, by the measures of ``names``.
 
     Higher = more likely outside; intervals are 95 % bootstrap over images; ``common`` are columns that all rows share.
     """
@@ -491,7 +383,7 @@ def battery(
     conditions: dict[str, Embedded] | None = None,
     draws: int = 2000,
 ) -> tuple[list[dict], Embedded]:
-    """Every measure of the standard protocol on one run: (rows for metrics_rows, per-image scores as score_images gives them).
+    """Every measure of the standard protocol on one run: (metrics rows, per-image scores as score_images gives them).
 
     near_ood, far_ood: embeddings of other sets by name (rows have condition near_ood or far_ood and evaluated_on that name; n counts both
     sets). conditions: embeddings of test images by "<family>_<severity>" ("crop_0.05", "blur_2"), the same images in the same order within
@@ -507,15 +399,7 @@ def battery(
 
     def add(metric, statistic, *arrays, condition="clean", classifier="", score="", on=evaluated_on, draws=few):
         row = {"evaluated_on": on, "condition": condition, "classifier": classifier, "score": score, "metric": metric, "n": len(arrays[0])}
-        row |= {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
-        try:
-            row["value"] = float(statistic(*arrays))
-            if draws:
-                interval = measures.bootstrap_interval(statistic, *arrays, draws=draws, recentred=metric.startswith("ece"))
-                row["ci_low"], row["ci_high"] = interval
-        except measures.UndefinedStatistic:
-            pass  # said in the docstring: such a row is NaN
-        rows.append(row)
+        rows.append(row | with_interval(statistic, *arrays, draws=draws, recentred=metric.startswith("ece")))
 
     def describe(embedded, condition, on=evaluated_on):
         for name in ["uncertainty", *native_scores(embedded)]:
@@ -563,10 +447,7 @@ def battery(
         add("correctness_auroc", measures.auroc, own, correct, condition=condition, classifier="linear", score="uncertainty")
         describe(embedded, condition)
     for family, (severity, values) in _families(conditions or {}).items():
-        per_image = spearman_per_image(severity, values)
-        add("severity_spearman", np.mean, per_image, condition=family, score="uncertainty")
-        pooled = partial(_pooled_spearman, severity)
-        add("severity_spearman_pooled", pooled, values, condition=family, score="uncertainty", draws=0)
+        add("severity_spearman", np.mean, spearman_per_image(severity, values), condition=family, score="uncertainty")
     return rows, scores
 
 
@@ -620,11 +501,6 @@ def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np
         if len(steps) > 1:
             families[family] = np.array([severity for severity, _ in steps]), np.stack([step["uncertainty"] for _, step in steps], axis=1)
     return families
-
-
-def _pooled_spearman(severity: np.ndarray, values: np.ndarray) -> float:
-    """Spearman's rank correlation of all values [N, S] with the severity [S] of their column; 0 if they are all equal."""
-    return measures.rank_correlation(np.tile(severity, len(values)), values.ravel()) if np.ptp(values) else 0.0
 
 
 def spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:

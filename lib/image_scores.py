@@ -87,4 +87,4 @@ def measure(profile: str) -> None:
     for name, arrays in found.items():
         artifacts.write_scores(profile, RUN, name, {"index": np.arange(len(sets[name]), dtype=np.int32)} | arrays)
     identity = {"method": RUN, "profile": profile, "notebook": NOTEBOOK, "run_hash": test.checksum, "commit": artifacts.commit()}
-    artifacts.write_metrics(profile, NOTEBOOK, RUN, evaluation.metrics_rows(rows, **identity))
+    artifacts.write_metrics(profile, NOTEBOOK, RUN, rows, **identity)

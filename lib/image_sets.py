@@ -8,8 +8,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -267,12 +265,7 @@ def batches(image_set: ImageSet, index_batches: Iterable) -> Iterator[torch.Tens
 
 # ------------------------------------------------------------------------------------------------------------ own files
 def read_npz(path: Path, name: str, split: str) -> ImageSet:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {key: stored[key] for key in stored.files}
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, TypeError, MemoryError) as error:
-        hint = "store arrays of numbers and text, not Python objects" if "pickle" in str(error) else "delete it, or write it again"
-        raise ValueError(f"{path} is not a whole npz file ({artifacts.why_unreadable(error)}): {hint}.") from error
+    arrays = artifacts.read_npz(path, advice="delete it, or write it again; store arrays of numbers and text, not Python objects")
     if missing := [key for key in ("images", "labels") if key not in arrays]:
         raise ValueError(f"{path} lacks {' and '.join(missing)} (it has {', '.join(arrays) or 'nothing'}): it needs images and labels.")
     for key, values in arrays.items():

@@ -142,12 +142,12 @@ def log_eta(loc: Tensor, kappa: Tensor) -> Tensor:
 
 
 # ---------------------------------------------------------------------------------------------------------------- measures
-def uniformity(z: Tensor, t: float = 2.0) -> Tensor:
-    """log of the mean over pairs of exp(-t |z_a - z_b|²), z normalised (Wang & Isola 2020, §4.1.2): 0 collapsed, near -2 t uniform for large D.
+def uniformity(z: Tensor) -> Tensor:
+    """log of the mean over pairs of exp(-2 |z_a - z_b|²), z normalised (Wang & Isola 2020, §4.1.2): 0 collapsed, near -4 uniform for large D.
 
-    z: [B, D]. With t = κ / 2 it is, up to a constant, the log of the mean over z of the density that J_uniform takes the mean log of.
+    z: [B, D]. At κ = 4 it is, up to a constant, the log of the mean over z of the density that J_uniform takes the mean log of.
     """
-    return torch.pdist(F.normalize(z, dim=-1)).square().mul(-t).exp().mean().log()
+    return torch.pdist(F.normalize(z, dim=-1)).square().mul(-2).exp().mean().log()
 
 
 @torch.no_grad()
@@ -262,29 +262,29 @@ def measures(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def watch(run: dict, steps: int, without: str = "", looks: int = 6, count: int = 256) -> tuple[nn.Module, list[Tensor], pd.DataFrame]:
-    """Train resolved settings for a few steps, one part taken out if named; the method, two views of ``count`` test images, and ``measures`` of them.
+def watch(run: dict, steps: int, without: str = "") -> tuple[nn.Module, list[Tensor], pd.DataFrame]:
+    """Train resolved settings for a few steps, one part taken out if named; the method, two views of 256 test images, and ``measures`` of them.
 
-    The measures, columns beside ``step``, are taken before the first step and ``looks`` times along the way, on the same views for every method.
+    The measures, columns beside ``step``, are taken before the first step and six times along the way, on the same views for every method.
     """
     images = training.training_images(run)
-    bank = data.load(run["dataset"], "test", image_size=run["image_size"]).batch(range(count)).to(training.best_device())
+    bank = data.load(run["dataset"], "test", image_size=run["image_size"]).batch(range(256)).to(training.best_device())
     views = augmentations.make_views(bank, run, torch.Generator().manual_seed(training.seed_of(run["seed"], "watched views", 0)))
     method = methods.build(run, images.images.shape[3]).to(training.best_device()).train()
     method = take_out(method, without) if without else method
-    rows, when = [{"step": 0, **measures(method, views)}], {round(look * steps / looks) for look in range(1, looks + 1)}
+    rows, when = [{"step": 0, **measures(method, views)}], {round(look * steps / 6) for look in range(1, 7)}
     for step, _ in enumerate(training.first_steps(method, images, run, steps), 1):
         rows += [{"step": step, **measures(method, views)}] if step in when else []
     return method, views, pd.DataFrame(rows)
 
 
-def table_1(batch: int = 16, dimension: int = 12) -> dict[str, dict[str, str]]:
+def table_1() -> dict[str, dict[str, str]]:
     """The rows of Table 1 by method, from ``READINGS``: the distributions are built from random outputs and asked for their names and entropies.
 
     A method is aware of uncertainty if the entropy of its p(z | x) differs between images.
     """
     generator = torch.Generator().manual_seed(0)
-    output, kappa = torch.randn(batch, dimension, generator=generator), 20 * torch.rand(batch, generator=generator)
+    output, kappa = torch.randn(16, 12, generator=generator), 20 * torch.rand(16, generator=generator)
     columns = {}
     for name, reading in READINGS.items():
         q = reading.q(output, 0.04) if reading.q is softmax else reading.q(output)

@@ -95,7 +95,7 @@ def learn_spread(posteriors: Posteriors, method: str, epochs: int = 30) -> Calla
         mean, log_spread = raw[:, :1].sigmoid() * location, raw[:, 1:].clamp(-12, 6).expand_as(location)  # [B, D]
         if method == "prosmin":
             samples = mean + log_spread.exp() * torch.randn(4, *mean.shape)  # [R, B, D]
-            return losses.scoring_rule_loss(samples, target)
+            return losses.scoring_rule(samples, target).mean()
         sample = length * mean + (log_spread / 2).exp() * torch.randn_like(mean)
         return losses.vje_loss(length * target, length * mean, log_spread, sample)["loss"]
 
@@ -116,7 +116,7 @@ def dispersions(powers: tuple[float, ...] = (0.5, 1.0, 1.5), weights: tuple[floa
         for weight in np.linspace(critical + 0.004, 0.9, 200):
             rows.append((beta, weight, losses.best_dispersion(weight, beta), "closed form", critical))
         for weight in [weight for weight in weights if weight > critical + 0.01]:
-            scores = [losses.scoring_rule_loss(float(ratio) * noise, target, weight, beta).item() for ratio in grid]
+            scores = [losses.scoring_rule(float(ratio) * noise, target, weight, beta).mean().item() for ratio in grid]
             rows.append((beta, weight, grid[np.argmin(scores)], "minimum", critical))
     return pd.DataFrame(rows, columns=["beta", "trade_off", "ratio", "kind", "critical"])
 

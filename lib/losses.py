@@ -219,13 +219,6 @@ def best_dispersion(trade_off: float, beta: float) -> float:
     return (q / (1 - q)) ** 0.5 if q < 1 else math.inf
 
 
-def scoring_rule_loss(
-    samples: Tensor, target: Tensor, trade_off: float = 0.5, beta: float = 1.0, kernel: str = "energy", bandwidth: float | None = None
-) -> Tensor:
-    """The batch mean of ``scoring_rule``: the objective of ProSMin (Eq. 2). Returns a scalar."""
-    return scoring_rule(samples, target, trade_off, beta, kernel, bandwidth).mean()
-
-
 def scoring_rule(
     samples: Tensor, target: Tensor, trade_off: float = 0.5, beta: float = 1.0, kernel: str = "energy", bandwidth: float | None = None
 ) -> Tensor:
@@ -236,7 +229,8 @@ def scoring_rule(
     -exp(-|d|_2² / (2 γ²)), γ = bandwidth. At λ = ½ this is half the proper score, and its estimate is unbiased.
 
     samples: [R, B, D], drawn so that gradients pass; target: [B, D], a constant. With λ = 1 the second term is gone, and one sample (the mean
-    alone) will do. Returns [B]. ValueError for other shapes, λ outside (0, 1], β outside (0, 2], an unknown kernel, no bandwidth.
+    alone) will do. Returns [B]; the batch mean is ProSMin's objective. ValueError for other shapes, λ outside (0, 1], β outside (0, 2], an unknown
+    kernel, no bandwidth.
 
     Deviation: where two points meet, |d|^β has no gradient for β <= 1; there it is zero here. β = 2 is taken too: it scores the mean alone.
     """

@@ -135,18 +135,18 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
     return [*said, f"The rank correlation of κ with the mean brightness of an image is {follows:+.2f}; that part of the order may be no more."]
 
 
-def short_names(names: list[str], most: int = 22) -> dict[str, str]:
-    """Names as figures can show them: at most ``most`` letters, different ones different, a dollar sign no formula."""
-    cut = {name: name if len(name) <= most else f"{name[: most - 5]}… {place}" for place, name in enumerate(names, 1)}
+def short_names(names: list[str]) -> dict[str, str]:
+    """Names as figures can show them: of some 22 letters at most, different ones different, a dollar sign no formula."""
+    cut = {name: name if len(name) <= 22 else f"{name[:17]}… {place}" for place, name in enumerate(names, 1)}
     return {name: text.replace("$", r"\$") for name, text in cut.items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------- the page
-def contact_sheet(images: np.ndarray, table: pd.DataFrame, rows: int = SHEET[0]) -> plt.Figure:
+def contact_sheet(images: np.ndarray, table: pd.DataFrame) -> plt.Figure:
     """The first images of ``table`` (ranked) in reading order, with rank and κ under each."""
-    shown = table.iloc[: rows * SHEET[1]]
-    notes = np.array([f"{row.rank} · {plotting.kappa_text(row.kappa)}" for row in shown.itertuples()]).reshape(rows, -1)
-    return plotting.image_grid(images[shown["index"]].reshape(rows, SHEET[1], *images.shape[1:]), notes=notes)
+    shown = table.iloc[: SHEET[0] * SHEET[1]]
+    notes = np.array([f"{row.rank} · {plotting.kappa_text(row.kappa)}" for row in shown.itertuples()]).reshape(SHEET)
+    return plotting.image_grid(images[shown["index"]].reshape(*SHEET, *images.shape[1:]), notes=notes)
 
 
 def write_page(output: Path, title: str, images: np.ndarray, files: pd.DataFrame, table: pd.DataFrame, duplicates: pd.DataFrame,
@@ -177,9 +177,9 @@ def write_page(output: Path, title: str, images: np.ndarray, files: pd.DataFrame
     return output / "index.html"
 
 
-def example(folder: Path, count: int = 96, seed: int = 0) -> None:
-    """Write a folder to try with: ``count`` drawn images in two sub-folders, three copies of the first ones, and four files that need care."""
-    drawn = data.generated(n=count, size=80, seed=seed)
+def example(folder: Path) -> None:
+    """Write a folder to try with: 96 drawn images in two sub-folders, three copies of the first ones, and four files that need care."""
+    drawn = data.generated(n=96, size=80)
     for place, image in enumerate(map(Image.fromarray, drawn.images)):
         path = Path(folder, "even" if place % 2 == 0 else "odd", f"{drawn.classes[drawn.labels[place]]} {place:03d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -620,12 +620,12 @@ def tsne_plot(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
     return drawn
 
 
-def tsne_by_class(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def tsne_by_class(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
     """t-SNE points (x, y, class) coloured by class, with its name at the median of its points and, of at most 20, as a label for a legend; otherwise
     as tsne_plot."""
     from seaborn import color_palette  # slow to import
 
-    drawn, size = _shuffled_points(data, seed)
+    drawn, size = _shuffled_points(data, 0)
     names = sorted(drawn["class"].unique())
     colours = dict(zip(names, color_palette("colorblind", len(names)), strict=True))
     ax.scatter(drawn["x"], drawn["y"], c=[colours[name] for name in drawn["class"]], s=size, linewidths=0, rasterized=True)

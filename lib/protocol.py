@@ -138,7 +138,10 @@ class Run:
         return data.load(name, "test", image_size=self.settings["image_size"])
 
     def embed(self, images: data.ImageSet, condition: str = "clean", transform: Callable | None = None) -> evaluation.Embedded:
-        """Everything the run says of ``images`` under ``condition``; ``transform`` says what the condition does to a batch."""
+        """Everything the run says of ``images`` under ``condition``; ``transform`` says what the condition does to a batch.
+
+        A part of a set has a file of its own beside the whole's; of parts of one size under one condition the latest is stored.
+        """
         fitted = fit(self.settings, self.channels)
         full = fitted if transform is None else lambda batch: transform(fitted(batch))
 
@@ -147,7 +150,7 @@ class Run:
 
         if self.settings["method"] == "raw_pixels":
             return compute()
-        path = artifacts.run_dir(self.profile, self.name) / "embeddings" / f"{images.name}-{images.split}-{condition}.npz"
+        path = artifacts.run_dir(self.profile, self.name) / "embeddings" / f"{images.name}-{images.split}-{len(images)}-{condition}.npz"
         key = {"run": self.hash, "data": images.checksum, "condition": condition, "code": artifacts.code_hash(MEASURING)}
         return evaluation.embed_cached(path, key, compute)
 
@@ -163,9 +166,9 @@ class Run:
         }  # fmt: skip
 
     def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
-        """Store rows for evaluation.metrics_rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
-        frame, name = evaluation.metrics_rows(rows, **self.identity(notebook)), f"{notebook}-{part}" if part else notebook
-        artifacts.write_metrics(self.profile, name, self.name, frame)
+        """Store metrics rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
+        name = f"{notebook}-{part}" if part else notebook
+        frame = artifacts.write_metrics(self.profile, name, self.name, rows, **self.identity(notebook))
         artifacts.write_stamp(_measured_stamp(self, name))
         return frame
 
@@ -339,24 +342,21 @@ def _validation_accuracy(run: Run) -> dict:
 
 
 def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
-    """Top-1 and top-5 accuracy of the paper's linear probe (evaluation.linear_probes) for all runs at once, as metrics of ``notebook``.
+    """Top-1 and top-5 accuracy of the paper's linear probe (evaluation.paper_probe) for all runs, as metrics of ``notebook``.
 
     A run whose metrics are stored, or whose network is not at hand, is left as it is.
     """
-    together: dict[tuple, list[Run]] = {}
     for ready in map(Run, runs):
-        if ready.is_at_hand and not is_measured(ready, notebook):
-            together.setdefault((ready.train.checksum, ready.settings["backbone"], ready.settings["width"]), []).append(ready)
-    for group in together.values():
-        banks, test = [ready.embed(ready.bank) for ready in group], group[0].test()
-        probes = evaluation.linear_probes([bank["features"] for bank in banks], [bank["label"] for bank in banks], device=training.best_device())
-        for ready, probe in zip(group, probes, strict=True):
-            probabilities = probe.probabilities(ready.embed(test)["features"])
-            right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": evaluation.in_top5(probabilities, test.labels)}
-            common = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper", "n": len(test)}
-            draws = ready.settings["bootstrap_draws"]
-            found = {metric: evaluation.with_interval(np.mean, values.astype(float), draws=draws) for metric, values in right.items()}
-            ready.write_metrics([common | {"metric": metric} | row for metric, row in found.items()], notebook)
+        if not ready.is_at_hand or is_measured(ready, notebook):
+            continue
+        bank, test = ready.embed(ready.bank), ready.test()
+        probe = evaluation.paper_probe(bank["features"], bank["label"], device=training.best_device())
+        probabilities = probe.probabilities(ready.embed(test)["features"])
+        right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": evaluation.in_top5(probabilities, test.labels)}
+        common = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper", "n": len(test)}
+        draws = ready.settings["bootstrap_draws"]
+        found = {metric: evaluation.with_interval(np.mean, values.astype(float), draws=draws) for metric, values in right.items()}
+        ready.write_metrics([common | {"metric": metric} | row for metric, row in found.items()], notebook)
 
 
 # ---------------------------------------------------------------------------------------------------------------- augmented training images

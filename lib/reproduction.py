@@ -274,7 +274,7 @@ def _said_by(error: Exception) -> str:
 
     if isinstance(error, DeadKernelError) or str(error).startswith("Kernel died"):
         return "Its kernel died, as it does when memory runs out: close other programs, or run fewer jobs at once (JOBS=1), and call it again."
-    return str(error).strip().splitlines()[-1]
+    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
 
 
 def clean_metadata(path: Path) -> None:

@@ -18,7 +18,6 @@ from lib import artifacts, augmentations, evaluation, protocol
 from lib import settings as resolution
 from lib.image_sets import ImageSet, to_bytes
 
-COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")
 SEVERITIES = (1, 2, 3, 4, 5)
 FAMILIES = {
     "noise": ("gaussian_noise", "shot_noise", "impulse_noise"),
@@ -28,12 +27,6 @@ FAMILIES = {
 }
 CORRUPTIONS = tuple(name for names in FAMILIES.values() for name in names)
 SEVERITY = "severity"  # the part of a notebook's metrics that says how uncertainties follow the severity, of runs of which no more is asked
-
-
-def pairs(backbones: dict[str, str], others: tuple[str, ...] = COMPARED_WITH) -> list[tuple[str, str]]:
-    """(method, other) for each form of ProSMin and each of the methods ``others``, on the same backbone; backbones: by method."""
-    ours = [name for name in ("prosmin", "prosmin_vit") if name in backbones]
-    return [(name, other) for name in ours for other in others if backbones.get(other) == backbones[name]]
 
 
 @cache

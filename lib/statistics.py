@@ -16,7 +16,6 @@ from lib.uncertainty import (
     ROUNDING,
     binary,
     check_draws,
-    check_level,
     defined,
     image_counts,
     matrix,
@@ -129,9 +128,7 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     first, second = sample(first, "first"), sample(second, "second")
     if is_constant(first) and is_constant(second):
         raise ValueError(f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance.")
-    result = scipy.stats.ttest_ind(first, second, equal_var=False)
-    low, high = result.confidence_interval(0.95)
-    return TestResult(*map(float, (result.statistic, result.pvalue, first.mean() - second.mean(), low, high)))
+    return _result(scipy.stats.ttest_ind(first, second, equal_var=False), first.mean() - second.mean())
 
 
 def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
@@ -139,9 +136,11 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     first, second = paired(sample(first, "first"), sample(second, "second"))
     if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
         raise ValueError(f"all differences equal {first[0] - second[0]:g}; a t-test needs variance.")
-    result = scipy.stats.ttest_rel(first, second)
-    low, high = result.confidence_interval(0.95)
-    return TestResult(*map(float, (result.statistic, result.pvalue, (first - second).mean(), low, high)))
+    return _result(scipy.stats.ttest_rel(first, second), (first - second).mean())
+
+
+def _result(test, difference: float) -> TestResult:
+    return TestResult(*map(float, (test.statistic, test.pvalue, difference, *test.confidence_interval(0.95))))
 
 
 def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
@@ -214,20 +213,19 @@ def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
     return (1 + np.sum(np.abs(draws - estimates) >= np.abs(estimates), axis=0)) / (1 + len(draws))
 
 
-def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, level: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-    """(low [M], high [M]) that hold all M quantities at once with probability `level`: estimate ± c·se.
+def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """(low [M], high [M]) that hold all M quantities at once with 95 %: estimate ± c·se.
 
-    se: standard deviation of a quantity's draws [B, M]; c: the `level` quantile over draws of max_m |draw_m - estimate_m|/se_m (the maximum
+    se: standard deviation of a quantity's draws [B, M]; c: the 95 % quantile over draws of max_m |draw_m - estimate_m|/se_m (the maximum
     statistic; Romano & Wolf 2005, Montiel Olea & Plagborg-Møller 2019). Draws of all quantities must come from one resample where the quantities
     depend on each other. A quantity that no draw changes has an interval of no width.
     """
     estimates, draws = _estimates_and_draws(estimates, draws)
-    check_level(level)
     error = draws.std(axis=0, ddof=1)
     away = np.abs(draws - estimates)
     constant = away.max(axis=0) <= 1e-12 * np.maximum(1, np.abs(estimates))  # rounding is no spread
     largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
-    half = np.quantile(largest, level) * error
+    half = np.quantile(largest, 0.95) * error
     return estimates - half, estimates + half
 
 

@@ -2,7 +2,8 @@
 
 Raw scores are compared by order in float64 and are never squashed, so that a concentration of 1e6 ranks as well as one of 1e-3
 (torchmetrics' AUROC sends scores outside [0, 1] through a sigmoid and would tie them all). `uncertainty` means higher = less certain.
-Inputs are NumPy arrays with one row per image; NaN, unequal lengths, empty input and a single class are ValueErrors.
+Inputs are NumPy arrays with one row per image; NaN, unequal lengths and empty input are ValueErrors, and so is a single class where it leaves a
+measure without value: not of risk-coverage curves.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ class UndefinedStatistic(ValueError):
     """The statistic has no value on these data: one class alone is present, or nothing varies; bootstrap draws that hit this are drawn again."""
 
 
-def binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive")) -> tuple[np.ndarray, np.ndarray]:
+def binary(
+    score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("score", "positive"), both: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """score float64 [N] and positive bool [N]; ValueError for what is no such pair, UndefinedStatistic for a single class if ``both`` are needed."""
     score, positive = np.asarray(score, dtype=np.float64), np.asarray(positive)
     if score.ndim != 1 or score.shape != positive.shape:
         raise ValueError(f"{names[0]} and {names[1]} must both be [N], got shapes {score.shape} and {positive.shape}; flatten them.")
@@ -30,7 +34,7 @@ def binary(score: ArrayLike, positive: ArrayLike, names: tuple[str, str] = ("sco
         if not np.isin(positive, (0, 1)).all():
             raise ValueError(f"{names[1]} must be boolean or 0/1, got {np.unique(positive)[:4]}; compare labels and predictions first.")
         positive = positive.astype(bool)
-    if positive.all() or not positive.any():
+    if both and (positive.all() or not positive.any()):
         raise UndefinedStatistic(f"{names[1]} holds a single class ({positive[0]} for all {positive.size}), so there is nothing to rank.")
     return score, positive
 
@@ -87,7 +91,7 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
 
 def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
     """Errors among the k most certain images for k = 1 … N, in expectation over a random order within ties: [N]."""
-    uncertainty, correct = binary(uncertainty, correct, ("uncertainty", "correct"))
+    uncertainty, correct = binary(uncertainty, correct, ("uncertainty", "correct"), both=False)
     wrong, right, _ = _cumulative_counts(uncertainty, ~correct)  # among the least certain
     kept, errors = correct.size - (wrong + right)[::-1], wrong[-1] - wrong[::-1]
     # k of m tied images with e errors hold e·k/m errors in expectation: linear between the ends of the tied groups.
@@ -270,14 +274,10 @@ def defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> n
     return np.asarray(values)
 
 
-def percentiles(draws: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+def percentiles(draws: np.ndarray) -> tuple[float, float]:
+    """The ends of the middle 95 % of the draws."""
+    low, high = np.quantile(draws, [0.025, 0.975])
     return float(low), float(high)
-
-
-def check_level(level: float) -> None:
-    if not 0 < level < 1:
-        raise ValueError(f"level must be in (0, 1), got {level}.")
 
 
 def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
@@ -291,9 +291,9 @@ def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarra
 
 
 def bootstrap_interval(
-    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, level: float = 0.95, seed: int = 0, recentred: bool = False
+    statistic: Callable[..., float], *arrays: ArrayLike, draws: int = 2000, seed: int = 0, recentred: bool = False
 ) -> tuple[float, float]:
-    """Percentile bootstrap (low, high) of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
+    """Percentile bootstrap (low, high), 95 %, of statistic(*arrays) over images (Efron & Tibshirani 1993, section 13.3).
 
     recentred: the draws are shifted so that their mean is the statistic of all images. For a calibration error: a resample holds images twice, so
     that its bins are noisier and its error larger, and the plain interval may lie above the number itself.
@@ -302,12 +302,11 @@ def bootstrap_interval(
     of rows. Draws on which it raises UndefinedStatistic (a single class) or is NaN (no variance) are drawn again; more of these than `draws` is
     an error. A statistic that is NaN on all images has the interval (NaN, NaN).
     """
-    check_level(level)
     arrays, order = with_order(arrays)
     estimate = statistic(*arrays)  # an error on all images is the caller's, not a matter of the draw
     generator = np.random.default_rng(seed)
     drawn = defined(lambda: resampled(statistic, arrays, order, image_counts(generator, len(order))), draws, estimate)
-    return percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0), level)
+    return percentiles(drawn + (estimate - drawn.mean(axis=0) if recentred else 0))
 
 
 def image_counts(generator: np.random.Generator, size: int) -> np.ndarray:

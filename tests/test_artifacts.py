@@ -180,7 +180,8 @@ def test_metrics_round_trip():
     rows = [ROW, ROW | {"metric": "nll", "value": 1 / 3, "classifier": ""}]
     write_metrics("smoke", "20", "run-a", rows)
     write_metrics("smoke", "20", "run-b", [ROW | {"seed": 1}])
-    write_metrics("smoke", "30", "run-a", [{name: ROW[name] for name in ("method", "metric", "value")}])
+    few = write_metrics("smoke", "30", "run-a", [{name: ROW[name] for name in ("metric", "value")}], method="m")
+    assert list(few) == METRIC_COLUMNS and few.method.tolist() == ["m"] and few.classifier.tolist() == [""] and np.isnan(few.seed[0])
     frame = read_metrics("smoke", "20", "run-a")
     assert list(frame) == METRIC_COLUMNS and frame.value.tolist() == [0.5, 0.33333]
     assert frame.run_hash.tolist() == ["0012"] * 2 and frame.commit.tolist() == ["1e5"] * 2 and frame.classifier.tolist() == ["knn", ""]

@@ -28,8 +28,8 @@ def store(method, seed):
     run = resolution.resolve(method, "standard", seed=seed)
     name, generator = resolution.run_name(run), np.random.default_rng([len(method), seed])
     correct = np.arange(N) % 10 < 10 * ACCURACY[method]
-    own = generator.normal(size=N) - (2.0 if method == "vi_simsiam" else 0.3) * correct
-    arrays = {"index": np.arange(N), "linear_correct": correct, "knn_correct": correct, "uncertainty": own.astype(np.float32)}
+    own = (generator.normal(size=N) - (2.0 if method == "vi_simsiam" else 0.3) * correct).astype(np.float32)
+    arrays = {"index": np.arange(N), "linear_correct": correct, "knn_correct": correct, "uncertainty": own}
     arrays |= {"feature_norm": -own if method != "vi_simsiam" else generator.normal(size=N), "knn_distance": generator.normal(size=N)}
     arrays["linear_max_softmax"] = np.where(correct, 0.9, 0.5) + 0.01 * generator.random(N)
     artifacts.write_scores("standard", name, "cifar10", arrays)
@@ -48,7 +48,7 @@ def store(method, seed):
     rows.append({"condition": "blur", "score": "uncertainty", "metric": "severity_spearman", "value": 0.5, "n": 9})
     rows.append({"condition": "blur_2", "score": "uncertainty", "metric": "mean", "value": 7.0})
     identity = {"method": method, "seed": seed, "profile": "standard", "notebook": protocol.MEASURED_BY}
-    artifacts.write_metrics("standard", protocol.MEASURED_BY, name, evaluation.metrics_rows(rows, **identity))
+    artifacts.write_metrics("standard", protocol.MEASURED_BY, name, rows, **identity)
     artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {"seconds": 3600 + seed, "images_per_second": 500.0})
     return name
 
@@ -68,10 +68,10 @@ def stored(shared_results):
     row = {"score": "uncertainty", "metric": "severity_spearman"}
     shifted = [row | {"condition": "fog", "value": 0.2}, row | {"condition": "snow", "value": 0.6}]
     shifted.append(row | {"condition": "fog_1", "metric": "mean", "value": 9})
-    artifacts.write_metrics("standard", benchmark.CORRUPTIONS, name, evaluation.metrics_rows(shifted, method="dino", seed=2))
+    artifacts.write_metrics("standard", benchmark.CORRUPTIONS, name, shifted, method="dino", seed=2)
     row = {"condition": "near_ood", "metric": "ood_auroc"}
     second = [row | {"score": "negative_log_likelihood", "value": 0.97}, row | {"score": "radial", "value": 0.2}]
-    artifacts.write_metrics("standard", benchmark.SECOND_IN[0], name, evaluation.metrics_rows(second, method="dino", seed=2))
+    artifacts.write_metrics("standard", benchmark.SECOND_IN[0], name, second, method="dino", seed=2)
     style = {"trained_on": ["cifar10"] * 3 + ["mnist"], "condition": ["colour", "size", "content", "colour"], "retention": [0.2, 0.4, 0.9, 0.0]}
     style = pd.DataFrame(style).assign(method="vi_simsiam", seed=0, transfer=True, set="styled")
     artifacts.write_csv(artifacts.results_dir("standard") / "tables" / f"{benchmark.STYLES}.csv", style)
@@ -79,7 +79,7 @@ def stored(shared_results):
     alone = {"image_entropy": generator.random(N).astype(np.float32), "file_size": generator.integers(9, size=N).astype(np.int32)}
     artifacts.write_scores("standard", image_scores.RUN, "cifar10", alone)
     row = {"condition": "near_ood", "score": "file_size", "metric": "ood_auroc", "value": 0.3, "ci_low": 0.29, "ci_high": 0.31}
-    artifacts.write_metrics("standard", image_scores.NOTEBOOK, image_scores.RUN, evaluation.metrics_rows([row], method="images"))
+    artifacts.write_metrics("standard", image_scores.NOTEBOOK, image_scores.RUN, [row], method="images")
     values = benchmark.measurements("standard")
     return values, benchmark.table("standard", values).set_index(["method", "score", "measure"])
 
@@ -113,6 +113,13 @@ def test_numbers_are_means_over_seeds_with_the_widest_of_their_intervals(stored)
     run = resolution.resolve("simclr", "standard", seed=0)
     expected = [uncertainty.auroc(-benchmark.scores(run | {"seed": seed})["file_size"], np.arange(N) % 10 < 7.5) for seed in range(2)]
     assert table.value[("simclr", "file_size", "knn_correctness_auroc")] == pytest.approx(np.mean(expected))
+
+
+def test_a_run_without_error_has_no_correctness_auroc_and_stops_nothing(stored, monkeypatch):
+    right = np.ones(N, bool)
+    monkeypatch.setattr(benchmark, "scores", lambda run: {"file_size": np.arange(N), "linear_correct": right, "knn_correct": ~right})
+    found = benchmark._further_correctness(resolution.resolve("simclr", "standard"))
+    assert len(found) == 2 and found[["value", "ci_low", "ci_high"]].isna().all(axis=None)
 
 
 def test_what_is_missing_says_why(stored):

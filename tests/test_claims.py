@@ -21,11 +21,11 @@ def stored(tmp_path, monkeypatch):
                           "ci_high": [1.5, -1.0, np.nan], "seeds": 3, "n": 100})  # fmt: skip
     artifacts.write_csv(tmp_path / "standard" / "tables" / "20_points.csv", table)
     for seed, (value, low, high) in enumerate([(0.6, 0.55, 0.65), (0.7, 0.66, 0.74)]):
-        rows = pd.DataFrame([{"method": "vi_simsiam", "metric": "auroc", "condition": "clean", "value": value, "ci_low": low, "ci_high": high,
-                              "n": 50, "seed": seed, "commit": "abc"}])  # fmt: skip
+        row = {"method": "vi_simsiam", "metric": "auroc", "condition": "clean", "value": value, "ci_low": low, "ci_high": high, "n": 50,
+               "seed": seed, "commit": "abc"}  # fmt: skip
         name = resolution.run_name(resolution.resolve("vi_simsiam", "standard", seed=seed))
-        artifacts.write_metrics("standard", "32_x", name, rows.reindex(columns=artifacts.METRIC_COLUMNS))
-        artifacts.write_metrics("standard", "32_x", name.replace("e40", "e5"), rows.assign(value=0.1).reindex(columns=artifacts.METRIC_COLUMNS))
+        artifacts.write_metrics("standard", "32_x", name, [row])
+        artifacts.write_metrics("standard", "32_x", name.replace("e40", "e5"), [row | {"value": 0.1}])
     return tmp_path
 
 
@@ -410,8 +410,7 @@ def test_runs_that_a_row_names_are_those_behind_its_number(stored):
 
 def test_the_ledger_names_the_commits_that_measured_a_number(stored):
     for name, commit in (("a", "one"), ("b", "one"), ("c", "two")):
-        rows = pd.DataFrame([{"method": "x", "value": 1.0, "commit": commit}]).reindex(columns=artifacts.METRIC_COLUMNS)
-        artifacts.write_metrics("standard", claims.protocol.MEASURED_BY, name, rows)
+        artifacts.write_metrics("standard", claims.protocol.MEASURED_BY, name, [{"method": "x", "value": 1.0, "commit": commit}])
     assert claims.measured_at(["a", "b", "c"], "standard") == "one two"
 
 

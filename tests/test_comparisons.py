@@ -17,8 +17,8 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, fr
     for place, run in enumerate(rates):
         before = comparisons.tuning("standard").set_index("run").chosen
         assert not before.any() and len(before) == len(resolution.tuning_runs("standard"))
-        row = frame.head(1).assign(value=0.3 + 0.1 * (place == 1), run_hash="")
-        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), row)
+        row = frame.iloc[0].to_dict() | {"value": 0.3 + 0.1 * (place == 1), "run_hash": ""}
+        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), [row])
     found = comparisons.tuning("standard")
     chosen = found[found.chosen]
     assert chosen[["method", "value", "used", "validation_knn_percent"]].values.tolist() == [["vje", rates[1]["learning_rate"], 0.48, 40.0]]
@@ -30,7 +30,7 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run(shared_results, fr
         "Learning rates: VJE 0.48.", f"No whole search chose those of: VJE ({chose}). Comparisons with them are not even-handed.",
     ]  # fmt: skip
     best = next(run for run in rates if run["learning_rate"] == 0.48)
-    artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(best), frame.head(1).assign(value=0.9, run_hash=""))
+    artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(best), [row | {"value": 0.9}])
     assert comparisons.told_rates(listed) == ["Learning rates: VJE 0.48."]
     assert "vje" not in comparisons.unsearched("standard") and comparisons.unsearched("standard")["simclr"].startswith("0 of ")
 
@@ -42,8 +42,8 @@ def test_a_rate_that_was_searched_elsewhere_or_nowhere_is_told(shared_results):
     assert said["simvae"].endswith("rates are tried"), "that its search, on other data, is not whole comes first"
     for run in [run for run in resolution.tuning_runs("standard") if run["method"] == "simvae"]:
         usual = resolution.resolve("simvae", "standard", dataset=run["dataset"])["learning_rate"]
-        row = pd.DataFrame([{"metric": "accuracy", "value": 0.5 + 0.1 * (run["learning_rate"] == usual)}])
-        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), row)
+        row = {"metric": "accuracy", "value": 0.5 + 0.1 * (run["learning_rate"] == usual)}
+        artifacts.write_metrics("standard", artifacts.MEASURED_BY, resolution.run_name(run), [row])
     assert comparisons.unsearched("standard", listed)["simvae"] == "searched on mnist" and "simvae" not in comparisons.unsearched("standard")
     assert "DirectPred (no search)" in comparisons.told_rates(listed)[1] and "SimVAE (searched on mnist)" in comparisons.told_rates(listed)[1]
     assert comparisons.unsearched("smoke", [resolution.resolve("directpred", "smoke")]) == {}, "a profile that searches nothing"
@@ -233,3 +233,9 @@ def test_differences_outside_are_paired_where_every_seed_is_stored_and_bounds_el
     paired = asked()
     assert (paired.t_low, paired.t_high) == pytest.approx((bound.t_low, bound.t_high), abs=0.5)
     assert paired.n == 120 and paired.difference == pytest.approx(gap, abs=0.5) and paired.ci_low > bound.ci_low and paired.ci_high < bound.ci_high
+
+
+def test_prosmin_is_compared_on_its_own_backbone_alone():
+    backbones = {"prosmin": "resnet18", "dino": "resnet18", "moco_v3": "vit", "prosmin_vit": "vit", "dino_vit": "vit", "simsiam": "resnet18"}
+    assert comparisons.prosmin_pairs(backbones) == [("prosmin", "dino"), ("prosmin_vit", "moco_v3"), ("prosmin_vit", "dino_vit")]
+    assert comparisons.prosmin_pairs({"dino": "vit"}) == []

@@ -1,18 +1,16 @@
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
+from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import top_k_accuracy_score
-from timm.optim import Lars
 from torch import nn
 
-from lib import evaluation, training, uncertainty
-from lib.artifacts import write_npz
-from lib.data import ImageSet
+from lib import evaluation, uncertainty
+from lib.artifacts import write_metrics, write_npz
 
 COLUMNS = (
     "method, trained_on, variant, evaluated_on, condition, classifier, score, metric, value, ci_low, ci_high, n, seed, profile, notebook, "
@@ -262,43 +260,37 @@ def test_probe_is_not_moved_by_a_constant_feature():
 
 def test_paper_recipe_learns_with_layerwise_rates():
     train, test = clusters(2000, 1, spread=0.5), clusters(200, 2, spread=0.5)
-    (probe,) = evaluation.linear_probes([train["features"]], [train["label"]])
+    probe = evaluation.paper_probe(train["features"], train["label"])
     assert np.mean(probe.predict(test["features"]) == test["label"]) > 0.9
     # One LARS step moves the weights by lr · 0.001 · their norm, whatever the gradient; plain SGD would grow with the features.
-    (first,) = evaluation.linear_probes([1e3 * train["features"][:512]], [train["label"][:512]], epochs=1)
+    first = evaluation.paper_probe(1e3 * train["features"][:512], train["label"][:512], epochs=1)
     start = 0.01 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0)).numpy()
     assert np.linalg.norm(first.weight - start) == pytest.approx(1.6e-3 * np.linalg.norm(start), rel=1e-3)
 
 
-def probe_by_timm(x, y, classes, epochs):
-    """The paper's probe of one run, by autograd and timm's LARS (which adapts without weight decay only when told to)."""
+def lars_written_out(x, y, classes, epochs):
+    """Weights [D, C] and biases [C] of the paper's probe by the formula of LARS, with the gradient of softmax regression, in float64."""
     generator = torch.Generator().manual_seed(0)
-    weight = (0.01 * torch.randn(x.shape[1], classes, generator=generator)).requires_grad_()
-    bias = torch.zeros(classes, requires_grad=True)
-    optimizer = Lars([weight, bias], lr=1.6, momentum=0.9, weight_decay=0, always_adapt=True)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(x) // 512))
+    parameters = [0.01 * torch.randn(x.shape[1], classes, generator=generator).numpy().astype(float), np.zeros(classes)]
+    velocities, steps, step = [np.zeros_like(parameter) for parameter in parameters], epochs * -(-len(x) // 512), 0
     for _ in range(epochs):
-        for rows in torch.randperm(len(x), generator=generator).split(512):
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(x[rows] @ weight + bias, y[rows]).backward()
-            optimizer.step()
-            schedule.step()
-    return weight.detach().numpy(), bias.detach().numpy()
+        for rows in np.split(torch.randperm(len(x), generator=generator).numpy(), range(512, len(x), 512)):
+            error = (softmax(x[rows] @ parameters[0] + parameters[1], axis=1) - np.eye(classes)[y[rows]]) / len(rows)
+            for parameter, velocity, gradient in zip(parameters, velocities, (x[rows].T @ error, error.sum(0)), strict=True):
+                size = np.linalg.norm(parameter)
+                velocity[:] = 0.9 * velocity + (1e-3 * size / np.linalg.norm(gradient) if size else 1) * gradient
+                parameter -= 1.6 * (1 + np.cos(np.pi * step / steps)) / 2 * velocity
+            step += 1
+    return parameters
 
 
-def test_probes_of_several_runs_are_those_that_timm_trains_one_by_one():
-    runs = [clusters(1300, seed, spread=width) for seed, width in ((1, 0.5), (2, 1.0), (3, 3.0))]
-    together = evaluation.linear_probes([run["features"] for run in runs], [run["label"] for run in runs], epochs=10)
-    for run, probe in zip(runs, together, strict=True):
-        weight, bias = probe_by_timm(torch.as_tensor(run["features"]), torch.as_tensor(run["label"]), 4, epochs=10)
-        np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
-        np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
-
-
-def test_probes_trained_together_need_one_shape():
-    few, many = clusters(100), clusters(200)
-    with pytest.raises(ValueError, match="one shape"):
-        evaluation.linear_probes([few["features"], many["features"]], [few["label"], many["label"]])
+@pytest.mark.parametrize("spread", [0.5, 1.0, 3.0])
+def test_the_papers_probe_follows_the_formula_of_lars(spread):
+    train = clusters(1300, 1, spread=spread)
+    probe = evaluation.paper_probe(train["features"], train["label"], epochs=10)
+    weight, bias = lars_written_out(train["features"].astype(float), train["label"], 4, epochs=10)
+    np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
 
 
 def test_probe_refuses_bad_input():
@@ -411,7 +403,6 @@ def test_battery_tells_other_sets_and_severities_in_the_right_direction(measured
     assert 0.3 < find(rows, metric="ood_auroc", evaluated_on="other", condition="near_ood", score="uncertainty")["value"] < 0.7
     for family in ("crop", "blur"):  # κ falls with the blur and with the area that a crop leaves
         assert find(rows, metric="severity_spearman", condition=family)["value"] == pytest.approx(1)
-        assert 0.1 < find(rows, metric="severity_spearman_pooled", condition=family)["value"] < 1
 
 
 def test_a_set_is_not_out_of_its_own_distribution_by_any_score():
@@ -423,13 +414,19 @@ def test_a_set_is_not_out_of_its_own_distribution_by_any_score():
 
 def test_rows_have_the_columns_of_the_tidy_format_and_name_nothing_twice(measured):
     _, _, rows, _ = measured
-    frame = evaluation.metrics_rows(rows, method="m", trained_on="d", variant="v", seed=0, profile="smoke", notebook="80", run_hash="h", commit="c")
+    same = {"method": "m", "trained_on": "d", "variant": "v", "seed": 0, "profile": "smoke", "notebook": "80", "run_hash": "h", "commit": "c"}
+    frame = write_metrics("smoke", "80", "run", rows, **same)
     assert ", ".join(frame.columns) == COLUMNS
     assert not frame.duplicated(["evaluated_on", "condition", "classifier", "score", "metric"]).any()
     assert frame["value"].notna().all() and (frame["ci_low"].dropna() <= frame["ci_high"].dropna()).all()
-    assert evaluation.metrics_rows([{"metric": "x", "value": 1.0}])["classifier"].tolist() == [""]
-    with pytest.raises(ValueError, match="unknown metric columns"):
-        evaluation.metrics_rows([{"metrics": "x"}])
+
+
+def test_what_is_undefined_is_nan_and_without_draws_there_is_no_interval():
+    score, right = np.arange(20.0), np.ones(20, bool)
+    for found in (evaluation.with_interval(uncertainty.auroc, score, right, draws=10), evaluation.with_interval(np.mean, score, draws=0)):
+        assert list(found) == ["value", "ci_low", "ci_high"] and np.isnan([found["ci_low"], found["ci_high"]]).all()
+    assert np.isnan(evaluation.with_interval(uncertainty.auroc, score, right, draws=10)["value"])
+    assert evaluation.with_interval(np.mean, score, draws=0)["value"] == 9.5
 
 
 def test_battery_gives_nan_where_every_prediction_is_right():
@@ -437,6 +434,8 @@ def test_battery_gives_nan_where_every_prediction_is_right():
     rows, _ = evaluation.battery(train, test, "blobs", draws=10)
     assert find(rows, metric="accuracy", classifier="linear")["value"] == 1
     assert np.isnan(find(rows, metric="correctness_auroc", classifier="linear", score="uncertainty")["value"])
+    risk = find(rows, metric="aurc", classifier="linear", score="uncertainty")
+    assert risk["value"] == risk["ci_low"] == risk["ci_high"] == 0
 
 
 def test_severity_correlation_against_scipy():
@@ -454,120 +453,3 @@ def test_conditions_without_severity_or_of_other_images_are_errors():
     with pytest.raises(ValueError, match="same images"):
         evaluation._families({"blur_1": step, "blur_2": clusters(20, 5)})
     assert evaluation._families({"blur_1": step}) == {}
-
-
-# ---------------------------------------------------------------------------------------------------------- fine-tuning
-
-
-def stripes(n, seed=0):
-    """Noise whose rows or columns are striped: two classes that neither crop nor flip confuses, and no pixel's mean tells apart."""
-    generator = np.random.default_rng(seed)
-    labels = generator.integers(2, size=n)
-    wave = 60 * np.where(np.arange(12) % 4 < 2, 1, -1)
-    pattern = np.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :])  # [N, H, W]
-    pixels = 128 + np.sign(generator.normal(size=(n, 1, 1))) * pattern + generator.normal(0, 20, (n, 12, 12))
-    return ImageSet("stripes", "train", pixels.clip(0, 255).astype(np.uint8)[..., None], labels, ["rows", "columns"])
-
-
-class Convolutional(nn.Module):
-    """A small method with dropout and batch norm; one of its weights, like a target network's, is not trained."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.network = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-                                     nn.Dropout(0.2))  # fmt: skip
-        self.network[0].requires_grad_(False)
-
-    def embed(self, batch):
-        features = self.network(batch)
-        return SimpleNamespace(features=features.float(), uncertainty=-features.norm(dim=1), native={})
-
-
-def tuned(labelled, test, method=None, **changes):
-    arguments = {"epochs": 12, "learning_rate": 0.1, "batch_size": 32, "precision": "float32"} | changes
-    return evaluation.fine_tune(method or Convolutional(), labelled, test, **arguments)
-
-
-def test_fine_tuning_learns_and_leaves_the_method_alone():
-    method, labelled, test = Convolutional().train(), stripes(100), stripes(200, seed=1)
-    before = {name: value.clone() for name, value in method.state_dict().items()}
-    probabilities = tuned(labelled, test, method)
-    assert probabilities.shape == (200, 2) and probabilities.dtype == np.float64
-    np.testing.assert_allclose(probabilities.sum(1), 1)
-    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
-    assert method.training and not method.network[0].weight.requires_grad and method.network[1].weight.requires_grad
-    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
-
-
-def test_all_layers_are_fine_tuned(monkeypatch):
-    trained, original = [], evaluation.embed
-    monkeypatch.setattr(evaluation, "embed", lambda method, images: trained.append(method) or original(method, images))
-    tuned(stripes(40), stripes(10), epochs=1)
-    assert all(not torch.equal(after, before) for after, before in zip(trained[0].parameters(), Convolutional().parameters(), strict=True))
-
-
-def test_no_batch_of_fine_tuning_is_of_one_image(monkeypatch):
-    seen, original = [], Convolutional.embed
-    monkeypatch.setattr(Convolutional, "embed", lambda self, batch: seen.append((self.training, len(batch))) or original(self, batch))
-    for count, size in ((5, 2), (7, 3), (40, 32)):
-        tuned(stripes(count), stripes(10), epochs=1, batch_size=size)
-    assert min(images for training_now, images in seen if training_now) == 2 and max(images for _, images in seen) <= 32
-
-
-def test_fine_tuning_follows_from_its_seed_alone():
-    method, labelled, test = Convolutional(), stripes(50), stripes(20, seed=1)
-    first = tuned(labelled, test, method, epochs=2)
-    torch.manual_seed(77)
-    np.testing.assert_array_equal(tuned(labelled, test, method, epochs=2), first)
-    assert not np.array_equal(tuned(labelled, test, method, epochs=2, seed=1), first)
-
-
-@pytest.mark.parametrize(("batch_size", "sizes"), [(32, [17, 16] * 3), (33, [33] * 3), (256, [33] * 3)])
-def test_an_epoch_sees_every_labelled_image_once(monkeypatch, batch_size, sizes):
-    labelled, seen = stripes(33), []
-    original = ImageSet.batch
-    monkeypatch.setattr(ImageSet, "batch", lambda self, rows: seen.append(np.asarray(rows)) or original(self, rows))
-    monkeypatch.setattr(evaluation, "embed", lambda method, images: {"features": np.zeros((2, 8), np.float32)})
-    tuned(labelled, stripes(2), epochs=3, batch_size=batch_size)
-    seen = seen[1:]  # the first asks for the number of features
-    assert [len(rows) for rows in seen] == sizes
-    for epoch in np.split(np.concatenate(seen), 3):
-        assert sorted(epoch) == list(range(33))
-
-
-def test_the_learning_rate_falls_on_a_cosine_to_the_end(monkeypatch):
-    rates, original = [], torch.optim.SGD.step
-    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or original(self))
-    tuned(stripes(40), stripes(5), epochs=4, batch_size=20)
-    np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(8) / 8)))
-
-
-def test_the_learning_rate_of_adamw_rises_in_the_first_tenth(monkeypatch):
-    rates, original = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or original(self))
-    tuned(stripes(40), stripes(5), epochs=10, batch_size=20, learning_rate=0.01, optimizer="adamw")
-    np.testing.assert_allclose(rates, [0.005, 0.01, *(0.005 * (1 + np.cos(np.pi * np.arange(18) / 18)))])
-
-
-def test_fine_tuning_with_adamw_learns():
-    test = stripes(200, seed=1)
-    probabilities = tuned(stripes(100), test, epochs=12, learning_rate=0.01, optimizer="adamw")
-    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
-
-
-def test_fine_tuning_refuses_bad_input():
-    labelled, test = stripes(20), stripes(5)
-    with pytest.raises(ValueError, match="optimizer is 'adam'; choose from .*adamw"):
-        tuned(labelled, test, optimizer="adam")
-    with pytest.raises(ValueError, match="Flatten has no weights to fine-tune"):
-        tuned(labelled, test, nn.Flatten())
-    with pytest.raises(ValueError, match="at least 2 images"):
-        tuned(labelled.subset([0]), test)
-    with pytest.raises(ValueError, match="of the 2 classes of stripes"):
-        tuned(replace(labelled, classes=["rows", "columns", "dots"]), test)
-    for change in ({"epochs": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"batch_size": 1}):
-        with pytest.raises(ValueError, match="epochs, learning_rate and batch_size must be"):
-            tuned(labelled, test, **change)
-    with pytest.raises(training.TrainingStopped, match="lower learning_rate"):
-        tuned(labelled, test, learning_rate=1e30)

@@ -1,10 +1,16 @@
-"""lib.fine_tuning: few labels and transfer, each with the search of its learning rate."""
+"""lib.fine_tuning: fine-tuning itself; few labels and transfer, each with the search of its learning rate."""
+
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from lib import artifacts, data, evaluation, fine_tuning, training
+from lib.data import ImageSet
 
 FEW = {"fine_tune_shares": [0.05, 0.2], "fine_tune_epochs": [8, 4], "fine_tune_learning_rates": [0.01, 0.3]}
 
@@ -20,7 +26,7 @@ def calls(monkeypatch):
         right = np.arange(len(test)) < (1 if learning_rate == 0.01 else 2)
         return np.eye(10)[np.where(right, test.labels, (test.labels + 1) % 10)]
 
-    monkeypatch.setattr(evaluation, "fine_tune", fine_tune)
+    monkeypatch.setattr(fine_tuning, "fine_tune", fine_tune)
     return made
 
 
@@ -96,6 +102,11 @@ def test_a_rate_that_diverges_is_the_worst_of_its_search_and_ends_nothing(run, m
     assert fine_tuning.search_rate(run, run.train, 8, 0.05) == {0.01: 1.0, 0.3: 0.0}
 
 
+def test_a_probability_that_rounds_to_nothing_has_a_finite_nll():
+    measured = fine_tuning._calibration(np.array([[1, 0, 0], [0.5, 0.5, 0]], np.float32), np.array([1, 0]))
+    assert measured["nll"] == pytest.approx((126 * np.log(2) + np.log(2)) / 2) and measured["ece"] == pytest.approx(0.75)
+
+
 def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     asked = []
     monkeypatch.setattr(run, "settings", run.settings | FEW | {"seed": 3})
@@ -103,3 +114,119 @@ def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     assert fine_tuning.search_rate(run, run.train, 8, 0.05).keys() == {0.01, 0.3} and asked == [0]
     monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_learning_rates": [0.1]})
     assert list(fine_tuning.search_rate(run, run.train, 8, 0.05)) == [0.1] and asked == [0]
+
+
+# ---------------------------------------------------------------------------------------------------------- one network
+
+def stripes(n, seed=0):
+    """Noise whose rows or columns are striped: two classes that neither crop nor flip confuses, and no pixel's mean tells apart."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(2, size=n)
+    wave = 60 * np.where(np.arange(12) % 4 < 2, 1, -1)
+    pattern = np.where(labels[:, None, None] == 0, wave[None, :, None], wave[None, None, :])  # [N, H, W]
+    pixels = 128 + np.sign(generator.normal(size=(n, 1, 1))) * pattern + generator.normal(0, 20, (n, 12, 12))
+    return ImageSet("stripes", "train", pixels.clip(0, 255).astype(np.uint8)[..., None], labels, ["rows", "columns"])
+
+
+class Convolutional(nn.Module):
+    """A small method with dropout and batch norm; one of its weights, like a target network's, is not trained."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.network = nn.Sequential(nn.Conv2d(1, 8, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                                     nn.Dropout(0.2))  # fmt: skip
+        self.network[0].requires_grad_(False)
+
+    def embed(self, batch):
+        features = self.network(batch)
+        return SimpleNamespace(features=features.float(), uncertainty=-features.norm(dim=1), native={})
+
+
+def tuned(labelled, test, method=None, **changes):
+    arguments = {"epochs": 12, "learning_rate": 0.1, "batch_size": 32, "precision": "float32"} | changes
+    return fine_tuning.fine_tune(method or Convolutional(), labelled, test, **arguments)
+
+
+def test_fine_tuning_learns_and_leaves_the_method_alone():
+    method, labelled, test = Convolutional().train(), stripes(100), stripes(200, seed=1)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    probabilities = tuned(labelled, test, method)
+    assert probabilities.shape == (200, 2) and probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
+    assert method.training and not method.network[0].weight.requires_grad and method.network[1].weight.requires_grad
+    assert all(torch.equal(value, before[name]) for name, value in method.state_dict().items())
+
+
+def test_all_layers_are_fine_tuned(monkeypatch):
+    trained, original = [], evaluation.embed
+    monkeypatch.setattr(evaluation, "embed", lambda method, images: trained.append(method) or original(method, images))
+    tuned(stripes(40), stripes(10), epochs=1)
+    assert all(not torch.equal(after, before) for after, before in zip(trained[0].parameters(), Convolutional().parameters(), strict=True))
+
+
+def test_no_batch_of_fine_tuning_is_of_one_image(monkeypatch):
+    seen, original = [], Convolutional.embed
+    monkeypatch.setattr(Convolutional, "embed", lambda self, batch: seen.append((self.training, len(batch))) or original(self, batch))
+    for count, size in ((5, 2), (7, 3), (40, 32)):
+        tuned(stripes(count), stripes(10), epochs=1, batch_size=size)
+    assert min(images for training_now, images in seen if training_now) == 2 and max(images for _, images in seen) <= 32
+
+
+def test_fine_tuning_follows_from_its_seed_alone():
+    method, labelled, test = Convolutional(), stripes(50), stripes(20, seed=1)
+    first = tuned(labelled, test, method, epochs=2)
+    torch.manual_seed(77)
+    np.testing.assert_array_equal(tuned(labelled, test, method, epochs=2), first)
+    assert not np.array_equal(tuned(labelled, test, method, epochs=2, seed=1), first)
+
+
+@pytest.mark.parametrize(("batch_size", "sizes"), [(32, [17, 16] * 3), (33, [33] * 3), (256, [33] * 3)])
+def test_an_epoch_sees_every_labelled_image_once(monkeypatch, batch_size, sizes):
+    labelled, seen = stripes(33), []
+    original = ImageSet.batch
+    monkeypatch.setattr(ImageSet, "batch", lambda self, rows: seen.append(np.asarray(rows)) or original(self, rows))
+    monkeypatch.setattr(evaluation, "embed", lambda method, images: {"features": np.zeros((2, 8), np.float32)})
+    tuned(labelled, stripes(2), epochs=3, batch_size=batch_size)
+    seen = seen[1:]  # the first asks for the number of features
+    assert [len(rows) for rows in seen] == sizes
+    for epoch in np.split(np.concatenate(seen), 3):
+        assert sorted(epoch) == list(range(33))
+
+
+def test_the_learning_rate_falls_on_a_cosine_to_the_end(monkeypatch):
+    rates, original = [], torch.optim.SGD.step
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or original(self))
+    tuned(stripes(40), stripes(5), epochs=4, batch_size=20)
+    np.testing.assert_allclose(rates, 0.05 * (1 + np.cos(np.pi * np.arange(8) / 8)))
+
+
+def test_the_learning_rate_of_adamw_rises_in_the_first_tenth(monkeypatch):
+    rates, original = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self: rates.append(self.param_groups[0]["lr"]) or original(self))
+    tuned(stripes(40), stripes(5), epochs=10, batch_size=20, learning_rate=0.01, optimizer="adamw")
+    np.testing.assert_allclose(rates, [0.005, 0.01, *(0.005 * (1 + np.cos(np.pi * np.arange(18) / 18)))])
+
+
+def test_fine_tuning_with_adamw_learns():
+    test = stripes(200, seed=1)
+    probabilities = tuned(stripes(100), test, epochs=12, learning_rate=0.01, optimizer="adamw")
+    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
+
+
+def test_fine_tuning_refuses_bad_input():
+    labelled, test = stripes(20), stripes(5)
+    with pytest.raises(ValueError, match="optimizer is 'adam'; choose from .*adamw"):
+        tuned(labelled, test, optimizer="adam")
+    with pytest.raises(ValueError, match="Flatten has no weights to fine-tune"):
+        tuned(labelled, test, nn.Flatten())
+    with pytest.raises(ValueError, match="at least 2 images"):
+        tuned(labelled.subset([0]), test)
+    with pytest.raises(ValueError, match="of the 2 classes of stripes"):
+        tuned(replace(labelled, classes=["rows", "columns", "dots"]), test)
+    for change in ({"epochs": 0}, {"learning_rate": 0.0}, {"learning_rate": float("nan")}, {"batch_size": 1}):
+        with pytest.raises(ValueError, match="epochs, learning_rate and batch_size must be"):
+            tuned(labelled, test, **change)
+    with pytest.raises(training.TrainingStopped, match="lower learning_rate"):
+        tuned(labelled, test, learning_rate=1e30)

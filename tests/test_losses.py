@@ -273,7 +273,7 @@ def test_the_patch_loss_of_ibot_is_lightlys():
 def test_targets_of_byol_moco_and_dino_are_constants():
     p, _, z = draw()
     for loss in (losses.byol_loss, lambda a, b: losses.moco_loss(a, b, torch.eye(12)), lambda a, b: losses.dino_loss(a, b, torch.zeros(12)),
-                 losses.moco_v3_loss, lambda a, b: losses.scoring_rule_loss(a[None] + torch.randn(2, 1, 12), b)):  # fmt: skip
+                 losses.moco_v3_loss, lambda a, b: losses.scoring_rule(a[None] + torch.randn(2, 1, 12), b).mean()):  # fmt: skip
         first, second = p.clone().requires_grad_(), z.clone().requires_grad_()
         loss(first, second).backward()
         assert first.grad.abs().sum() > 0 and second.grad is None
@@ -302,7 +302,7 @@ def test_float64_stays_float64():
     a, kappa, b = (values.double() for values in draw())
     for loss in (losses.simsiam_loss(a, b), losses.vi_simsiam_loss(a, kappa, b), losses.info_nce_loss(a, b), losses.barlow_twins_loss(a, b),
                  losses.vicreg_loss(a, b)["loss"], losses.dino_loss(a, b, torch.zeros(12)), losses.moco_loss(a, b, torch.eye(12)),
-                 losses.moco_v3_loss(a, b), losses.scoring_rule_loss(torch.stack([a, b]), b)):  # fmt: skip
+                 losses.moco_v3_loss(a, b), losses.scoring_rule(torch.stack([a, b]), b).mean()):  # fmt: skip
         assert loss.dtype == torch.float64
     assert losses.simsiam_loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
@@ -333,7 +333,7 @@ def test_the_scoring_rule_is_the_double_sum_of_the_paper(kernel, trade_off):
     for b in range(z.shape[1]):
         total += sum(2 * trade_off / r * measure(z[j, b], t[b]) for j in range(r))
         total -= sum((1 - trade_off) / (r * (r - 1)) * measure(z[j, b], z[k, b]) for j in range(r) for k in range(r) if j != k)
-    value = losses.scoring_rule_loss(z, t, trade_off, kernel=kernel, **KERNELS[kernel])
+    value = losses.scoring_rule(z, t, trade_off, kernel=kernel, **KERNELS[kernel]).mean()
     assert value.item() == pytest.approx(total / z.shape[1], rel=1e-12)
 
 
@@ -343,7 +343,7 @@ def test_in_one_dimension_the_score_is_the_crps_of_a_gaussian(sigma, target, ker
     w = target / sigma  # Gneiting & Raftery 2007, Eq. 21
     crps = sigma * (w * math.erf(w / 2**0.5) + 2 * math.exp(-w * w / 2) / (2 * math.pi) ** 0.5 - math.pi**-0.5)
     z = sigma * torch.randn(4, 200_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    estimates = torch.stack([losses.scoring_rule_loss(part, torch.full((10_000, 1), target), kernel=kernel) for part in z.split(10_000, 1)])
+    estimates = torch.stack([losses.scoring_rule(part, torch.full((10_000, 1), target), kernel=kernel).mean() for part in z.split(10_000, 1)])
     assert estimates.mean().item() == pytest.approx(crps, abs=4 * estimates.std().item() / len(estimates) ** 0.5)
 
 
@@ -353,7 +353,7 @@ def best_deviation(trade_off, beta, kernel, dimension, true=0.7, bandwidth=None)
     noise, target = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((2, 100_000, dimension), (100_000, dimension)))
 
     def score(sigma):
-        return losses.scoring_rule_loss(sigma * noise, true * target, trade_off, beta, kernel, bandwidth).item()
+        return losses.scoring_rule(sigma * noise, true * target, trade_off, beta, kernel, bandwidth).mean().item()
 
     low, high, golden = 0.05, 6.0, (5**0.5 - 1) / 2
     for _ in range(24):
@@ -381,7 +381,7 @@ def test_below_the_critical_trade_off_the_score_falls_without_bound(beta, kernel
     critical = losses.critical_trade_off(beta)
     assert losses.critical_trade_off(1.0) == pytest.approx(1 / (1 + 2**0.5))
     for trade_off, falls in ((critical - 0.02, True), (critical + 0.02, False)):
-        near, far = (losses.scoring_rule_loss(sigma * noise, target, trade_off, beta, kernel).item() for sigma in (1e3, 1e4))
+        near, far = (losses.scoring_rule(sigma * noise, target, trade_off, beta, kernel).mean().item() for sigma in (1e3, 1e4))
         assert (far < near < 0) if falls else (far > near > 0)
 
 
@@ -391,7 +391,7 @@ def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
     noise, target = draw_scored(4, 3, 5)
     mean = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True)
     sigma = (0.2 + torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))).requires_grad_()
-    losses.scoring_rule_loss(mean + sigma * noise, target, 0.4, beta).backward()
+    losses.scoring_rule(mean + sigma * noise, target, 0.4, beta).mean().backward()
     to_mean, to_sigma = torch.zeros(3, 5, dtype=torch.float64), torch.zeros(3, 5, dtype=torch.float64)
     for i in range(3):
         for j in range(4):
@@ -411,11 +411,11 @@ def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
 def test_the_estimate_is_unbiased_and_finite_where_points_meet(kernel):
     options = {"kernel": kernel, **KERNELS[kernel]}
     z, t = draw_scored(64, 500, 2)
-    whole = losses.scoring_rule_loss(z, t, 0.45, **options).item()
-    pairs = torch.stack([losses.scoring_rule_loss(z[2 * i : 2 * i + 2], t, 0.45, **options) for i in range(32)])
+    whole = losses.scoring_rule(z, t, 0.45, **options).mean().item()
+    pairs = torch.stack([losses.scoring_rule(z[2 * i : 2 * i + 2], t, 0.45, **options).mean() for i in range(32)])
     assert pairs.mean().item() == pytest.approx(whole, abs=4 * pairs.std().item() / 32**0.5)
     same = torch.zeros(3, 2, 4, requires_grad=True)
-    losses.scoring_rule_loss(same, torch.zeros(2, 4), 0.45, **options).backward()
+    losses.scoring_rule(same, torch.zeros(2, 4), 0.45, **options).mean().backward()
     assert same.grad.isfinite().all()
 
 
@@ -434,7 +434,7 @@ def test_the_estimate_is_unbiased_and_finite_where_points_meet(kernel):
 )
 def test_scoring_rules_refuse_what_cannot_be(options, message):
     with pytest.raises(ValueError, match=message):
-        losses.scoring_rule_loss(**({"samples": torch.ones(4, 2, 3), "target": torch.ones(2, 3)} | options))
+        losses.scoring_rule(**({"samples": torch.ones(4, 2, 3), "target": torch.ones(2, 3)} | options))
 
 
 def test_losses_without_rows_or_of_impossible_numbers_are_refused():

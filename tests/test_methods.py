@@ -478,7 +478,7 @@ def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of
     targets = [target - network.centre for target in raw]
     torch.manual_seed(7)
     drawn = [mean + log_sigma.exp() * torch.randn(3, *mean.shape) for mean, log_sigma in outputs]
-    expected = [losses.scoring_rule_loss(drawn[i], targets[j], 0.4545) for i, j in ((0, 1), (1, 0), (2, 0), (2, 1))]
+    expected = [losses.scoring_rule(drawn[i], targets[j], 0.4545).mean() for i, j in ((0, 1), (1, 0), (2, 0), (2, 1))]
     centre = 0.9 * network.centre + 0.1 * torch.cat(raw).mean(0)
     torch.manual_seed(7)
     terms = network.loss(views)
@@ -487,7 +487,7 @@ def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of
 
     pooled = methods.build(small("prosmin", samples=3, pool_views=True)).eval()
     torch.manual_seed(7)
-    pools = [losses.scoring_rule_loss(torch.cat([drawn[i], drawn[2]]), target, 0.4545) for i, target in ((1, raw[0]), (0, raw[1]))]
+    pools = [losses.scoring_rule(torch.cat([drawn[i], drawn[2]]), target, 0.4545).mean() for i, target in ((1, raw[0]), (0, raw[1]))]
     assert pooled.loss(views)["loss"].item() == pytest.approx(torch.stack(pools).mean().item(), rel=1e-5)
 
 

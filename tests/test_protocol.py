@@ -71,7 +71,7 @@ def test_embed_answers_from_its_store(run, monkeypatch):
     test = run.test().subset(range(30))
     first = run.embed(test, "kept")
     assert first["features"].shape == (30, 16) and np.array_equal(first["uncertainty"], -first["kappa"])
-    path = artifacts.run_dir("smoke", run.name) / "embeddings" / "digits-test-kept.npz"
+    path = artifacts.run_dir("smoke", run.name) / "embeddings" / "digits-test-30-kept.npz"
     assert path.exists()
     with torch.no_grad():
         expected = run.method.embed(test.batch(np.arange(30)).float() / 255)
@@ -84,10 +84,14 @@ def test_embed_answers_from_its_store(run, monkeypatch):
     assert np.array_equal(run.embed(test, "kept")["features"], first["features"]) and not computed
     other = run.embed(run.test().subset(range(1, 31)), "kept")  # other images under the same name
     assert len(computed) == 1 and not np.array_equal(other["features"], first["features"])
+    for images in 2 * [run.test(), run.test().sample(40)]:
+        run.embed(images, "kept")
+    assert len(computed) == 3, "a set and a sample of it are stored side by side"
+    computed.clear()
     monkeypatch.setattr(run, "hash", "another")  # other weights
     monkeypatch.setattr(training, "is_finished", lambda *_: True)
     run.embed(run.test().subset(range(1, 31)), "kept")
-    assert len(computed) == 2
+    assert len(computed) == 1
 
 
 def test_embed_applies_the_condition_after_fitting(run):
@@ -135,11 +139,11 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
     stored = artifacts.read_metrics("smoke", notebook, run.name)
     assert set(stored.run_hash) == {run.hash} and set(stored.classifier) == {"linear_paper"} and (stored.n == 359).all()
     bank, test = run.embed(run.bank), run.embed(run.test())
-    (probe,) = evaluation.linear_probes([bank["features"]], [bank["label"]])
+    probe = evaluation.paper_probe(bank["features"], bank["label"])
     value = stored.set_index("metric").value
     assert value["accuracy"] == pytest.approx(np.mean(probe.predict(test["features"]) == test["label"]), abs=1e-3)
     assert value["accuracy"] <= value["top5_accuracy"] <= 1
-    monkeypatch.setattr(evaluation, "linear_probes", None)
+    monkeypatch.setattr(evaluation, "paper_probe", None)
     protocol.probe_by_the_paper([run.settings], notebook)
 
 
@@ -200,8 +204,7 @@ def test_a_run_is_measured_if_the_stored_metrics_are_of_its_settings_and_data_by
         assert protocol.is_measured(run, "99_other")
     assert not protocol.is_measured(run, "99_other"), "one measure, one stamp"
 
-    frame = evaluation.metrics_rows(rows, **(run.identity("99_other") | {"run_hash": "another"}))
-    artifacts.write_metrics("smoke", "99_other", run.name, frame)
+    artifacts.write_metrics("smoke", "99_other", run.name, rows, **(run.identity("99_other") | {"run_hash": "another"}))
     assert not protocol.is_measured(run, "99_other")
 
 
@@ -239,7 +242,7 @@ def test_measuring_writes_the_encoder_in_standard_alone(profile, run, monkeypatc
     monkeypatch.setattr(encoders, "write", lambda *_: asked.append(1))
     monkeypatch.setattr(protocol, "_leaves_encoder", lambda _: True)
     monkeypatch.setattr(protocol, "_battery", lambda run, graded: ([], {}))
-    monkeypatch.setattr(artifacts, "write_metrics", lambda *_: None)
+    monkeypatch.setattr(artifacts, "write_metrics", lambda *_, **__: None)
     monkeypatch.setattr(artifacts, "write_scores", lambda *_: None)
     monkeypatch.setattr(run, "profile", profile)
     protocol.measure(run)

@@ -133,6 +133,10 @@ def test_whatever_ends_a_job_the_job_is_named(monkeypatch, capsys):
     assert "10_pretraining--all failed: OSError: [Errno 28] No space left on device. " in capsys.readouterr().err
 
 
+def test_an_error_without_words_is_called_by_its_type():
+    assert reproduction._said_by(TimeoutError()) == "TimeoutError" and reproduction._said_by(ValueError("first\nlast\n")) == "last"
+
+
 def test_a_held_lock_is_an_error_or_awaited(tmp_path):
     with artifacts.exclusive(tmp_path / "lock"), pytest.raises(RuntimeError, match="busy here"):
         with artifacts.exclusive(tmp_path / "lock", "busy here"):

@@ -157,9 +157,3 @@ def test_other_scores_are_the_methods_own_by_the_common_measures(results):
     shift.store_outside_scores(ready)
     stored = artifacts.read_scores("smoke", ready.name, "generated_outside")
     assert shift.outside(run) == "generated" and uncertainty.auroc(stored["uncertainty"], stored["outside"]) == pytest.approx(expected, abs=1e-4)
-
-
-def test_prosmin_is_compared_on_its_own_backbone_alone():
-    backbones = {"prosmin": "resnet18", "dino": "resnet18", "moco_v3": "vit", "prosmin_vit": "vit", "dino_vit": "vit", "simsiam": "resnet18"}
-    assert shift.pairs(backbones) == [("prosmin", "dino"), ("prosmin_vit", "moco_v3"), ("prosmin_vit", "dino_vit")]
-    assert shift.pairs({"dino": "vit"}) == []

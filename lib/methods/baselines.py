@@ -258,13 +258,13 @@ class IBOT(DINO):
         return terms | {"loss": terms["loss"] + patches, "patches": patches.detach()}
 
 
-def hidden_patches(batch: int, side: int, share: tuple[float, float] = (0.1, 0.5), ratio: float = 0.3) -> Tensor:
-    """Which of side x side patches are hidden, [B, side²]: none in every other image, else a random rectangle (iBOT, App. E: share, ratio).
+def hidden_patches(batch: int, side: int) -> Tensor:
+    """Which of side x side patches are hidden, [B, side²]: none in every other image, else a random rectangle (iBOT, App. E).
 
-    Its area is a uniform share of the image, its aspect log-uniform between ``ratio`` and its inverse, before it is cut to the image.
+    Its area is a uniform share of the image, 0.1 to 0.5, its aspect log-uniform between 0.3 and its inverse, before it is cut to the image.
     """
-    area = side**2 * torch.empty(batch).uniform_(*share)
-    aspect = torch.empty(batch).uniform_(math.log(ratio), -math.log(ratio)).exp()
+    area = side**2 * torch.empty(batch).uniform_(0.1, 0.5)
+    aspect = torch.empty(batch).uniform_(math.log(0.3), -math.log(0.3)).exp()
     place, rows = torch.arange(side), []
     for length in ((area * aspect).sqrt(), (area / aspect).sqrt()):
         length = length.round().clamp(1, side)

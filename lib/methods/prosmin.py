@@ -17,7 +17,7 @@ class ProSMin(nn.Module):
     all of them; every pair of different views counts. Targets are centred; ``centre_momentum`` 1 keeps the centre at zero. Embeddings are the
     online backbone's (§6), and the uncertainty is the mean over coordinates of log σ.
 
-    kernel, trade_off (λ), beta, bandwidth: the scoring rule (losses.scoring_rule_loss). samples: r, of each view; with ``pool_views`` those of all
+    kernel, trade_off (λ), beta, bandwidth: the scoring rule (losses.scoring_rule). samples: r, of each view; with ``pool_views`` those of all
     views that a target is compared with are taken together, as §10.5.6 has it. learned_deviation false: the mean alone is scored, which needs λ = 1.
 
     ValueError where λ does not exceed losses.critical_trade_off(beta): σ would grow without bound.
@@ -64,7 +64,7 @@ class ProSMin(nn.Module):
 
     def score(self, samples: Tensor, target: Tensor) -> Tensor:
         settings = self.settings
-        return losses.scoring_rule_loss(samples, target, settings["trade_off"], settings["beta"], settings["kernel"], settings["bandwidth"])
+        return losses.scoring_rule(samples, target, settings["trade_off"], settings["beta"], settings["kernel"], settings["bandwidth"]).mean()
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         outputs = forward_by_size(self, views)  # V x (mean, log σ), each [B, K]

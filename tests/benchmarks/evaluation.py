@@ -80,21 +80,6 @@ def probes() -> dict:
     return {"ours": lambda: measuring.seconds_per_call(in_turn, 1, 0), "plain": lambda: measuring.seconds_per_call(together, 1, 0)}
 
 
-def paper_probes() -> dict:
-    """The paper's probe (LARS) of RUNS runs, all in every step (ours) and one run after the other (plain)."""
-    runs = [clustered(20_000, 128, seed) for seed in range(RUNS)]
-    xs, ys = zip(*runs, strict=True)
-
-    def in_turn() -> None:
-        for x, y in runs:
-            evaluation.linear_probes([x], [y], epochs=10)
-
-    return {
-        "ours": lambda: measuring.seconds_per_call(lambda: evaluation.linear_probes(xs, ys, epochs=10), 1, warm=0),
-        "plain": lambda: measuring.seconds_per_call(in_turn, 1, warm=0),
-    }
-
-
 def run(repeats: int) -> None:
     row = {"unit": "s", "note": ""}
     rows = []
@@ -123,11 +108,9 @@ def run(repeats: int) -> None:
     ratio = measuring.paired_ratio(timings, "plain", "ours")
     rows.append(row | {"what": what, "unit": "ratio", "note": "time of all together in one L-BFGS to one after the other", **ratio})
 
-    timings = measuring.interleaved(paper_probes(), repeats, "probes by the paper's recipe")
-    what = f"{RUNS} linear probes by LARS, 20,000 x 128, 10 epochs"
-    rows.append(row | {"what": what, "note": "all in every step, as here", **measuring.summary(timings[timings.arm == "ours"].value)})
-    ratio = measuring.paired_ratio(timings, "ours", "plain")
-    rows.append(row | {"what": what, "unit": "ratio", "note": "to the time of one after the other", **ratio})
+    runs = [clustered(20_000, 128, seed) for seed in range(repeats)]
+    seconds = [measuring.seconds_per_call(lambda given=given: evaluation.paper_probe(*given, epochs=10), 1, 0) for given in runs]
+    rows.append(row | {"what": "linear probe by LARS, 20,000 x 128, 10 epochs", **measuring.summary(seconds)})
 
     points, _ = clustered(TSNE_POINTS, 128, 3)
     seconds = [measuring.seconds_per_call(lambda: TSNE(random_state=0).fit_transform(points), 1, 0) for _ in range(2)]
