@@ -31,9 +31,6 @@ from tqdm import tqdm
 
 from lib import artifacts, forkserver, settings
 
-# For jsonschema, which all that reads notebooks loads: it would compile a grammar of web addresses for seconds, and notebooks hold none to check.
-sys.modules.setdefault("rfc3987_syntax", None)
-
 NOTEBOOKS = artifacts.ROOT / "notebooks"
 START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
 THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
@@ -110,7 +107,7 @@ def begin(notebook: str, namespace: dict) -> None:
     from lib import plotting
 
     given = {name: value for name, value in namespace.items() if isinstance(value, (str, int, float, bool, list, dict))}
-    given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "quit", "exit", "NOTEBOOK")}
+    given = {name: value for name, value in given.items() if not name.startswith("_") and name not in ("In", "Out", "NOTEBOOK")}
     names = namespace.setdefault("_parameters", list(given))  # called again, it would take the notebook's own variables for parameters
     check_parameters(notebook, {name: given[name] for name in names if name in given})
     plotting.use_style()
