@@ -261,7 +261,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         log, seconds = loop.run(steps_per_epoch, warmup, show_progress and first)
     if first:
         speed = round(steps * batch_size / seconds, 1) if seconds else None
-        artifacts.write_csv(folder / "log.csv", pd.DataFrame(log, columns=None if log else ["step", "epoch", "loss"]), digits=4)
+        artifacts.write_csv(folder / "log.csv", pd.DataFrame(log, columns=None if log else ["step", "epoch", "loss"]), digits=5)
         artifacts.write_json(folder / "config.json", config | {"finished": True, "seconds": round(seconds, 1), "images_per_second": speed})
         artifacts.write_tensors(folder / "model.safetensors", method.state_dict(), {"run": run, "run_hash": run_hash})
         (folder / "checkpoint.safetensors").unlink(missing_ok=True)
