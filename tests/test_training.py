@@ -469,7 +469,8 @@ def test_a_long_run_logs_fewer_rows_an_epoch_with_the_same_means(fresh_results, 
         logs.append(log_of(settings))
     whole, few = logs
     assert few.step.tolist() == [10, 20] and few.effective_rank.notna().all() and len(whole) == 10
-    assert few.loss.tolist() == pytest.approx(whole.loss.groupby(np.arange(10) // 5).mean().tolist(), rel=1e-5)
+    # The log rounds to five digits: a twentieth of a thousandth for each side.
+    assert few.loss.tolist() == pytest.approx(whole.loss.groupby(np.arange(10) // 5).mean().tolist(), rel=1e-4)
 
 
 def test_what_a_run_leaves(tmp_path):
