@@ -82,10 +82,8 @@ def _listed(profile: str) -> list[dict]:
 def runs(profile: str) -> dict[str, list[dict]]:
     """Settings of the measured runs on the profile's data set by method, one a seed; FileNotFoundError where there is none."""
     found: dict[str, dict[int, dict]] = {}
-    for run in protocol.measured(_listed(profile)):
+    for run in protocol.required(_listed(profile), profile):
         found.setdefault(run["method"], {}).setdefault(run["seed"], run)
-    if not found:
-        raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
     return {method: list(by_seed.values()) for method, by_seed in found.items()}
 
 

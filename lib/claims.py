@@ -81,11 +81,11 @@ def claims() -> dict[str, dict]:
     for name, claim in resolution.read("claims", Printed).items():
         if claim.get("kind") not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
-        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "unlike", "over") if key in claim}
+        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "over") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         for part in parts:
-            if "unlike" in part:
-                part["unlike"] = ", ".join(dict.fromkeys(of["unlike"] for of in (claim, part) if "unlike" in of))
+            if unlike := [of["unlike"] for of in (claim, part) if "unlike" in of]:
+                part["unlike"] = ", ".join(unlike)
         if "recipe" in claim:  # a claim of one recipe is a part of its own
             parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
         for part in parts:

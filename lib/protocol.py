@@ -217,11 +217,15 @@ def _measured_stamp(run: Run, notebook: str) -> Path:
 
 
 def measured_runs(profile: str, paper: str = "all", group: str = resolution.PROTOCOL) -> list[dict]:
-    """Settings of the listed runs whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
-    found = measured(resolution.runs(profile, paper, group))
-    if not found:
-        raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
-    return found
+    """``required`` of the runs that a profile lists."""
+    return required(resolution.runs(profile, paper, group), profile)
+
+
+def required(listed: list[dict], profile: str) -> list[dict]:
+    """Those of these settings whose metrics are stored; FileNotFoundError with the command that makes them where there is none."""
+    if found := measured(listed):
+        return found
+    raise FileNotFoundError(f"No run of profile {profile!r} has stored metrics; make them with: make reproduce PROFILE={profile}")
 
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
