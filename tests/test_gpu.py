@@ -5,7 +5,7 @@ import torch
 
 from lib import augmentations, methods, settings, training
 from tests.test_methods import LEARNED, TOLERANCE, draw_views, loss_of, small
-from tests.test_training import equal, fresh_results, interrupted, tiny, weights
+from tests.test_training import fresh_results, interrupted, tiny, weights
 
 __all__ = ["fresh_results"]
 DEVICE = torch.device("cuda")
@@ -26,10 +26,10 @@ def test_views_are_those_of_the_cpu(recipe, channels):
 @pytest.mark.parametrize("method", LEARNED)
 def test_losses_and_gradients_are_those_of_the_cpu(method, monkeypatch):
     """Of a loss that draws noise, whose numbers are others on a GPU: as near the mean of several draws as those are to each other."""
-    if method == "ibot" or method.endswith("_vit"):
-        pytest.importorskip("lightly")
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     described = small(method, local_views=2 if settings.recipe(method)["local_views"] else 0)
+    if described["backbone"] == "vit":
+        pytest.importorskip("lightly")
     network = methods.build(described).train()
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 
@@ -64,13 +64,12 @@ def test_a_run_is_that_of_the_cpu(method, compiled, fresh_results, distance, mon
     assert 0 < distance(*trained) < 0.05 * distance(start, trained[0])
 
 
-def test_resumed_equals_uninterrupted(fresh_results, monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
-    run = tiny("vi_simsiam")
+def test_resumed_is_as_uninterrupted(fresh_results, distance):
+    """Not bit for bit, as on a CPU: a GPU adds in an order that changes. Tolerance: 5 % of the way that the weights have gone."""
+    run = tiny("vi_simsiam", learning_rate=1e-3)
     training.train(run, compiled=False)
     whole = weights(run)
     fresh_results("resumed")
-    monkeypatch.setattr(training, "best_device", lambda: DEVICE)
     interrupted(run, 4, 12)
     training.train(run, compiled=False)
-    assert equal(weights(run), whole)
+    assert distance(weights(run), whole) < 0.05 * distance(methods.build(run, 1).state_dict(), whole)
