@@ -45,6 +45,7 @@ REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, m
 METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
 HALF = 1e-3  # of its size: twice what float16 rounds off
 SIGNIFICANT_BITS = {"": 14, "_max_softmax": 16, "_brier": 8}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
+PLANES = re.compile(r"(.+):([<>|][bif]\d):(\d+)")  # the name of an array stored in planes: its own, dtype, length
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
@@ -162,16 +163,35 @@ def markdown_table(rows: list) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-def write_npz(path: Path, *, compression: int = zipfile.ZIP_DEFLATED, **arrays: np.ndarray) -> None:
-    """Arrays as np.load reads them. ZIP_LZMA makes scores a sixth smaller and takes long to write: for what is committed."""
-    buffer = io.BytesIO()
+def write_npz(path: Path, *, compact: bool = False, **arrays: np.ndarray) -> None:
+    """Arrays as np.load reads them; ``compact``: as ``read_npz`` does, a quarter smaller, and long to write: for what is committed."""
+    compression, buffer = zipfile.ZIP_LZMA if compact else zipfile.ZIP_DEFLATED, io.BytesIO()
     with zipfile.ZipFile(buffer, "w", compression) as archive:
         for name, values in arrays.items():
+            name, values = _in_planes(name, np.asanyarray(values)) if compact else (name, np.asanyarray(values))
             member = zipfile.ZipInfo(f"{name}.npy")  # its date is 1980: the same arrays are the same file
             member.compress_type = compression
             with archive.open(member, "w", force_zip64=True) as file:
-                np.lib.format.write_array(file, np.asanyarray(values), allow_pickle=False)
+                np.lib.format.write_array(file, values, allow_pickle=False)
     write_bytes(path, buffer.getvalue())
+
+
+def _in_planes(name: str, values: np.ndarray) -> tuple[str, np.ndarray]:
+    """The first bytes of all numbers together, then the second, ..., booleans by the bit; their dtype and number become part of the name."""
+    if values.ndim != 1 or values.dtype.kind not in "bif":
+        return name, values
+    planes = np.packbits(values) if values.dtype == bool else np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.itemsize).T
+    return f"{name}:{values.dtype.str}:{len(values)}", np.ascontiguousarray(planes)
+
+
+def _whole_numbers(name: str, planes: np.ndarray) -> tuple[str, np.ndarray]:
+    """What ``_in_planes`` was given; an array that it left as it was comes back as it is."""
+    packed = PLANES.fullmatch(name)
+    if not packed:
+        return name, planes
+    name, kind, count = packed.groups()
+    bits = np.unpackbits(planes, count=int(count)).astype(bool) if kind == "|b1" else None
+    return name, np.ascontiguousarray(planes.T).view(kind)[:, 0] if bits is None else bits
 
 
 def write_tensors(path: Path, tensors: dict, info: dict) -> None:
@@ -209,7 +229,7 @@ def read_json(path: Path, needs: tuple[str, ...] = ()):
 
 def read_npz(path: Path, needs: tuple[str, ...] = (), advice: str = AGAIN) -> dict[str, np.ndarray]:
     with _whole(path, "an npz file", advice), np.load(path, allow_pickle=False) as archive:
-        arrays = {name: archive[name] for name in archive.files}
+        arrays = dict(_whole_numbers(name, archive[name]) for name in archive.files)
     return _complete(path, arrays, needs, advice)
 
 
@@ -303,7 +323,7 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
         known = ~np.isnan(implied)
         if np.allclose(implied[known], stored[name][known], rtol=HALF, atol=HALF / 10):
             stored[name] = stored[name][~known]
-    write_npz(scores_path(profile, run, evaluated_on), compression=zipfile.ZIP_LZMA, **stored)
+    write_npz(scores_path(profile, run, evaluated_on), compact=True, **stored)
 
 
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
