@@ -5,6 +5,8 @@ Everything is read from stored metrics, scores, tables and config.json.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from itertools import combinations
 
 import numpy as np
@@ -91,14 +93,16 @@ def measurements(profile: str) -> pd.DataFrame:
     """Every stored number of the benchmark: columns KEYS, value, ci_low, ci_high (95 %, images of one seed), n.
 
     score is one of SCORES or SECOND; what depends on no score (accuracy, calibration, cost) stands under "uncertainty". OOD measures are means over
-    the sets of one distance, corruption_spearman over the 15 corruptions, style_retention over factors; so are the ends of their intervals.
+    the sets of one distance, corruption_spearman over the 15 corruptions, style_retention over factors; so are the ends of their intervals. Cost
+    is of the runs on what most were trained on.
     """
     measure_of = {where: name for name, where in MEASURES.items()}
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
     styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
     styles = styles[~styles.condition.isin(factors.CONTENT)]
-    frames = []
-    for method, listed in runs(profile).items():
+    frames, found = [], runs(profile)
+    accelerator = _accelerator(run for listed in found.values() for run in listed)
+    for method, listed in found.items():
         for run in listed:
             name, seed = resolution.run_name(run), run["seed"]
             second = pd.concat([artifacts.read_metrics(profile, notebook, name) for notebook in SECOND_IN])
@@ -108,14 +112,24 @@ def measurements(profile: str) -> pd.DataFrame:
             shifted = shifted[shifted.metric == "severity_spearman"].assign(measure="corruption_spearman")
             style = styles[(styles.method == method) & (styles.trained_on == run["dataset"]) & (styles.seed == seed)]
             style = pd.DataFrame({"measure": "style_retention", "score": "", "value": style.retention})
-            rows = pd.concat([battery, shifted, style, _cost(run), _further_correctness(run)]).dropna(subset=["measure", "value"])
+            rows = pd.concat([battery, shifted, style, _cost(run, accelerator), _further_correctness(run)]).dropna(subset=["measure", "value"])
             frames.append(rows.assign(method=method, seed=seed, score=rows.score.replace("", "uncertainty")))
     return pd.concat(frames).groupby(KEYS, sort=False)[["value", "ci_low", "ci_high", "n"]].mean().reset_index()
 
 
-def _cost(run: dict) -> pd.DataFrame:
+def _config(run: dict) -> dict:
     path = artifacts.run_dir(run["profile"], resolution.run_name(run)) / "config.json"
-    config = artifacts.read_json(path) if path.exists() and run["epochs"] else {}
+    return artifacts.read_json(path) if path.exists() and run["epochs"] else {}
+
+
+def _accelerator(every: Iterable[dict]) -> str:
+    """What most of these runs were trained on, "none" for a CPU: seconds on another say nothing beside theirs."""
+    return Counter(_config(run).get("hardware", {}).get("accelerator", "none") for run in every if run["epochs"]).most_common(1)[0][0]
+
+
+def _cost(run: dict, accelerator: str) -> pd.DataFrame:
+    config = _config(run)
+    config = config if config.get("hardware", {}).get("accelerator", "none") == accelerator else {}
     values = {"images_per_second": config.get("images_per_second", np.nan), "training_seconds": config.get("seconds", np.nan)}
     return pd.DataFrame({"measure": values.keys(), "score": "", "value": values.values()})
 
@@ -163,7 +177,7 @@ def statuses(profile: str) -> dict[str, str]:
 def _why_not_run(method: str, profile: str, stored: list[dict]) -> str:
     missing = [run for run in _listed(profile) if run["method"] == method]
     if missing:
-        cost = pd.concat([_cost(run) for run in stored])
+        cost = pd.concat([_cost(run, _accelerator(stored)) for run in stored])
         hours = len(missing) * cost[cost.measure == "training_seconds"].value.median() / 3600
         about = "" if np.isnan(hours) else f", about {hours:.1f} hours at the median of the methods here"
         return f"budget: {len(missing)} run{'s' * (len(missing) > 1)} listed{about}"

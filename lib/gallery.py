@@ -455,7 +455,8 @@ def _hours() -> str:
         done |= {claim["id"] for claim in tested}
         if runs:
             hours = _hours_of(runs.values())
-            machines = sorted({f"{run['hardware']['processor']}, {run['hardware']['cores']} cores" for run in runs.values() if "hardware" in run})
+            used = [run["hardware"] for run in runs.values() if "hardware" in run]
+            machines = sorted({f"{on['processor']}, {on['cores']} cores" if on["accelerator"] == "none" else on["accelerator"] for on in used})
             lines += ["", f"## Profile {profile}", "", f"All {len(runs)} stored runs: {hours:.1f} hours on {_escape('; '.join(machines))}."]
         cells = []
         for claim in tested:

@@ -115,6 +115,16 @@ def test_numbers_are_means_over_seeds_with_the_widest_of_their_intervals(stored)
     assert table.value[("simclr", "file_size", "knn_correctness_auroc")] == pytest.approx(np.mean(expected))
 
 
+def test_cost_is_of_runs_on_what_most_were_trained_on():
+    runs = [resolution.resolve("byol", "standard", seed=seed) for seed in range(4)]
+    for run, accelerator in zip(runs, ("none", "a GPU", "none"), strict=False):
+        config = {"seconds": 9.0, "images_per_second": 7.0, "hardware": {"accelerator": accelerator}}
+        artifacts.write_json(artifacts.run_dir("standard", resolution.run_name(run)) / "config.json", config)
+    usual = benchmark._accelerator(runs)
+    values = [benchmark._cost(run, usual).value.tolist() for run in runs]
+    assert usual == "none" and values[0] == values[2] == [7.0, 9.0] and np.isnan(values[1] + values[3]).all()
+
+
 def test_a_run_without_error_has_no_correctness_auroc_and_stops_nothing(stored, monkeypatch):
     right = np.ones(N, bool)
     monkeypatch.setattr(benchmark, "scores", lambda run: {"file_size": np.arange(N), "linear_correct": right, "knn_correct": ~right})
