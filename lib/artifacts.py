@@ -46,6 +46,7 @@ METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it ha
 HALF = 1e-3  # of its size: twice what float16 rounds off
 SIGNIFICANT_BITS = {"": 14, "_max_softmax": 16, "_brier": 8}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
 PLANES = re.compile(r"(.+):([<>|][bif]\d):(\d+)")  # the name of an array stored in planes: its own, dtype, length
+LABELS = "labels"  # in the place of a run's name, the labels of the set; in the place of labels, that they stand there
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
@@ -307,7 +308,8 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     """One array per score, an entry per image; what says nothing new is stored short.
 
     An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
-    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". Where a prediction is right is
+    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". The labels of a set stand once, in
+    labels--<set>.npz, unless a run was asked about others under its name. Where a prediction is right is
     stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
     largest softmax. Of a float 14 significant bits are kept at most, of a softmax 16, of a Brier score, read for its mean, 8, unless the
     values differ by so little of their size that their order would suffer.
@@ -317,6 +319,10 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
         if name == "index" and np.array_equal(values, np.arange(len(values))):
             values = values[:0]
         stored[name] = np.asarray(_repeated(values, stored) or _derived(name, values, arrays) or values)
+    if "label" in stored:
+        labels = _labels(profile, evaluated_on, stored["label"])
+        if labels.dtype == stored["label"].dtype and np.array_equal(labels, stored["label"]):
+            stored["label"] = np.asarray(LABELS)
     stored = {name: _rounded(name, values) for name, values in stored.items()}
     for name in [name for name in arrays if name.endswith("_nll") and set(_behind_nll(name)) <= set(arrays)]:
         implied = _nll_where_right(name, arrays)
@@ -324,6 +330,14 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
         if np.allclose(implied[known], stored[name][known], rtol=HALF, atol=HALF / 10):
             stored[name] = stored[name][~known]
     write_npz(scores_path(profile, run, evaluated_on), compact=True, **stored)
+
+
+def _labels(profile: str, evaluated_on: str, found: np.ndarray | None = None) -> np.ndarray:
+    """The labels that stand for a set; where none do, those ``found`` do from now on."""
+    path = scores_path(profile, LABELS, evaluated_on)
+    if found is not None and not path.exists():
+        write_npz(path, compact=True, label=found)
+    return read_npz(path, ("label",))["label"]
 
 
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
@@ -368,6 +382,8 @@ def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...
     """The arrays that ``write_scores`` was given."""
     path = scores_path(profile, run, evaluated_on)
     arrays = read_npz(path, needs)
+    if "label" in arrays and arrays["label"].dtype.kind == "U":
+        arrays["label"] = _labels(profile, evaluated_on)
     for name, values in arrays.items():
         if values.dtype.kind != "U":
             continue

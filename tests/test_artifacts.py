@@ -257,10 +257,28 @@ def test_which_predictions_are_right_is_stored_in_words_and_read_in_full():
     scores |= {"knn_correct": knn != label, "mlp_correct": knn == label}
     artifacts.write_scores("smoke", "run", "digits", scores)
     stored = read_npz(artifacts.scores_path("smoke", "run", "digits"))
-    assert {name: values.item() for name, values in stored.items() if values.ndim == 0} == {"linear_correct": "linear_prediction == label"}
+    said = {name: values.item() for name, values in stored.items() if values.ndim == 0}
+    assert said == {"linear_correct": "linear_prediction == label", "label": artifacts.LABELS}
     read = artifacts.read_scores("smoke", "run", "digits", ("linear_correct",))
     assert list(read) == list(scores) and all(read[name].dtype == scores[name].dtype for name in scores)
     assert all(np.array_equal(read[name], scores[name]) for name in scores)
+
+
+def test_the_labels_of_a_set_stand_once_and_others_under_its_name_are_kept():
+    """A fifth of a file with what is right of each image would be its labels."""
+    labels = np.arange(300, dtype=np.int16) % 7
+    given = {"first": labels, "same": labels, "others": labels[::-1], "wider": labels.astype(np.int64), "fewer": labels[:200]}
+    for run, label in given.items():
+        artifacts.write_scores("smoke", run, "digits", {"label": label, "feature_norm": np.ones(len(label))})
+    stored = {run: read_npz(artifacts.scores_path("smoke", run, "digits"))["label"].ndim for run in given}
+    assert stored == {"first": 0, "same": 0, "others": 1, "wider": 1, "fewer": 1}
+    for run, label in given.items():
+        read = artifacts.read_scores("smoke", run, "digits", ("label",))["label"]
+        assert read.dtype == label.dtype and np.array_equal(read, label)
+    artifacts.scores_path("smoke", artifacts.LABELS, "digits").unlink()
+    assert np.array_equal(artifacts.read_scores("smoke", "others", "digits")["label"], labels[::-1])
+    with pytest.raises(FileNotFoundError, match="labels--digits.npz"):
+        artifacts.read_scores("smoke", "first", "digits")
 
 
 def _classified(images: int = 300) -> dict[str, np.ndarray]:
