@@ -19,8 +19,8 @@ from lib.artifacts import ROOT, sha256
 # Said by the profile about evaluation and tuning; not part of what is trained.
 NOT_TRAINED_WITH = (
     "ood_near", "ood_far", "condition_images", "bank_images", "bootstrap_draws", "tuning_learning_rates", "tuning_epochs", "fine_tune_shares",
-    "fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_optimizer", "known_posteriors", "short_steps", "factor_images", "factor_sets",
-    "decoder_epochs", "transfer_sets", "transfer_images", "transfer_epochs",
+    "fine_tune_epochs", "fine_tune_learning_rates", "fine_tune_optimizer", "known_posteriors", "short_steps", "similarity_steps", "factor_images",
+    "factor_sets", "decoder_epochs", "transfer_sets", "transfer_images", "transfer_epochs",
 )  # fmt: skip
 PAPERS = {"vs1": "VI-SimSiam 2022", "vs2": "VI-SimSiam 2023", "simvae": "SimVAE", "prosmin": "ProSMin", "vje": "VJE"}
 SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory")  # settings in 0..1
