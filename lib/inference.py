@@ -131,7 +131,7 @@ def product_of_experts(loc: Tensor, kappa: Tensor) -> VonMisesFisher:
     loc: unit vectors [..., M, D]; kappa: [..., M]. ValueError where the experts cancel exactly, as the product then has no direction.
     """
     natural = (kappa[..., None] * loc).sum(-2)
-    return VonMisesFisher(F.normalize(natural, dim=-1), natural.norm(dim=-1))
+    return VonMisesFisher(F.normalize(natural, dim=-1), natural.norm(dim=-1), validate_args=True)  # torch.compile turns the default off
 
 
 def log_eta(loc: Tensor, kappa: Tensor) -> Tensor:

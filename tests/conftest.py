@@ -26,6 +26,7 @@ def isolated(request, monkeypatch):
     """Fixed seeds, no style left over for the next test, and a results folder of the test's own unless a fixture of its module has set one."""
     torch.manual_seed(0)
     np.random.seed(0)
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # which torch.compile turns off for all that follows
     if artifacts.RESULTS == RESULTS:
         monkeypatch.setattr(artifacts, "RESULTS", request.getfixturevalue("tmp_path") / "results")
     with mpl.rc_context():
