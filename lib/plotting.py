@@ -819,7 +819,7 @@ def training_curves(
     at its end.
 
     band: two columns, the lower and upper end of a band behind the line (means over the seeds).
-    Returns method, seed, x, y, [band,] mean (over the seeds that have this x).
+    Returns method, seed, x, y, [band,] mean (over the seeds that have begun and not ended at this x, between whose own it is interpolated).
     """
     columns = [y, *band]
     _require(log, "method", "seed", x, *columns)
@@ -829,7 +829,9 @@ def training_curves(
         for column in columns:
             _require_positive(log, column)
     drawn = log[["method", "seed", x, *columns]].reset_index(drop=True)
-    drawn["mean"] = drawn.groupby(["method", x])[y].transform("mean")
+    drawn["mean"] = np.nan
+    for _, part in drawn.groupby("method"):
+        drawn.loc[part.index, "mean"] = part[x].map(_mean_over_seeds(part, x, y))
     ends = []
     for place, name in enumerate(_ordered(drawn["method"])):
         style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
@@ -838,7 +840,7 @@ def training_curves(
             look = {"marker": ".", "markersize": 1.5, "alpha": 0.6} if many else {"marker": "o", "markersize": (3, 5)[place % 2], "fillstyle": "none"}
             ax.plot(part[x], part[y], linestyle="", color=style.colour, clip_on=many, zorder=3, rasterized=len(part) > 2000, **look)
         if band:
-            low, high = (part.groupby(x)[column].mean() for column in band)
+            low, high = (_mean_over_seeds(part, x, column) for column in band)
             ax.fill_between(low.index, low, high, color=style.colour, alpha=0.15, linewidth=0)
         line = part.drop_duplicates(x)
         ax.plot(line[x], line["mean"], color=style.colour, linestyle=style.line)
@@ -849,6 +851,14 @@ def training_curves(
         ax.autoscale(axis="y")  # the margins set on the linear axis reach below zero
     _label_ends(ax, ends)
     return drawn
+
+
+def _mean_over_seeds(part: pd.DataFrame, x: str, y: str) -> pd.Series:
+    """The mean of ``y`` at every ``x`` of any seed: seeds may have logged at other steps, and a mean of whoever did would jump between them."""
+    at = np.unique(part[x])
+    each = [own.groupby(x)[y].mean() for _, own in part.dropna(subset=y).groupby("seed")]
+    curves = pd.DataFrame([np.interp(at, own.index, own, left=np.nan, right=np.nan) for own in each], columns=at)
+    return curves.mean()
 
 
 def line_chart(

@@ -464,6 +464,15 @@ def test_training_curves_draw_the_mean_of_the_seeds():
     assert ends[:, 1].min() == -3 - 1 - 2 and ends[:, 1].max() == -1 + 2  # means over the seeds 0, 1, 2
 
 
+def test_the_mean_of_seeds_that_logged_at_other_steps_does_not_jump_between_them():
+    """Two parallel lines, one a point above: halfway between them wherever both are there."""
+    steps = {0: [1, 3, 6, 9], 1: [2, 4, 6, 8]}
+    log = pd.DataFrame([{"method": "simsiam", "seed": s, "epoch": e, "loss": 2.0 * e + s} for s, those in steps.items() for e in those])
+    _, ax = plt.subplots()
+    mean = plotting.training_curves(ax, log, y="loss", label="Loss").groupby("epoch")["mean"].first()
+    assert mean.loc[2:8].tolist() == pytest.approx([2 * e + 0.5 for e in (2, 3, 4, 6, 8)]) and mean.loc[[1, 9]].tolist() == [2, 18]
+
+
 def test_line_chart_draws_each_group_in_order_of_x():
     data = pd.DataFrame({"step": [2, 1, 1, 2], "value": [4.0, 3.0, 10.0, 20.0], "run": ["a", "a", "b", "b"]})
     _, ax = plt.subplots(figsize=plotting.COLUMN)
