@@ -191,8 +191,9 @@ def _whole_numbers(name: str, planes: np.ndarray) -> tuple[str, np.ndarray]:
     if not packed:
         return name, planes
     name, kind, count = packed.groups()
-    bits = np.unpackbits(planes, count=int(count)).astype(bool) if kind == "|b1" else None
-    return name, np.ascontiguousarray(planes.T).view(kind)[:, 0] if bits is None else bits
+    if kind == "|b1":
+        return name, np.unpackbits(planes, count=int(count)).astype(bool)
+    return name, np.ascontiguousarray(planes.T).view(kind)[:, 0]
 
 
 def write_tensors(path: Path, tensors: dict, info: dict) -> None:

@@ -122,14 +122,19 @@ def _config(run: dict) -> dict:
     return artifacts.read_json(path) if path.exists() and run["epochs"] else {}
 
 
+def _trained_on(config: dict) -> str:
+    return config.get("hardware", {}).get("accelerator", "none")  # "none": a CPU
+
+
 def _accelerator(every: Iterable[dict]) -> str:
-    """What most of these runs were trained on, "none" for a CPU: seconds on another say nothing beside theirs."""
-    return Counter(_config(run).get("hardware", {}).get("accelerator", "none") for run in every if run["epochs"]).most_common(1)[0][0]
+    """What most of these runs were trained on: seconds on another say nothing beside theirs."""
+    counts = Counter(_trained_on(_config(run)) for run in every if run["epochs"])
+    return max(counts, key=counts.get, default="none")
 
 
 def _cost(run: dict, accelerator: str) -> pd.DataFrame:
     config = _config(run)
-    config = config if config.get("hardware", {}).get("accelerator", "none") == accelerator else {}
+    config = config if _trained_on(config) == accelerator else {}
     values = {"images_per_second": config.get("images_per_second", np.nan), "training_seconds": config.get("seconds", np.nan)}
     return pd.DataFrame({"measure": values.keys(), "score": "", "value": values.values()})
 
@@ -177,7 +182,8 @@ def statuses(profile: str) -> dict[str, str]:
 def _why_not_run(method: str, profile: str, stored: list[dict]) -> str:
     missing = [run for run in _listed(profile) if run["method"] == method]
     if missing:
-        cost = pd.concat([_cost(run, _accelerator(stored)) for run in stored])
+        accelerator = _accelerator(stored)
+        cost = pd.concat([_cost(run, accelerator) for run in stored])
         hours = len(missing) * cost[cost.measure == "training_seconds"].value.median() / 3600
         about = "" if np.isnan(hours) else f", about {hours:.1f} hours at the median of the methods here"
         return f"budget: {len(missing)} run{'s' * (len(missing) > 1)} listed{about}"

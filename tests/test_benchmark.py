@@ -122,6 +122,7 @@ def test_cost_is_of_runs_on_what_most_were_trained_on():
         artifacts.write_json(artifacts.run_dir("standard", resolution.run_name(run)) / "config.json", config)
     usual = benchmark._accelerator(runs)
     values = [benchmark._cost(run, usual).value.tolist() for run in runs]
+    assert benchmark._accelerator([resolution.resolve("random", "standard")]) == "none"  # nothing was trained
     assert usual == "none" and values[0] == values[2] == [7.0, 9.0] and np.isnan(values[1] + values[3]).all()
 
 
