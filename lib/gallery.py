@@ -20,11 +20,12 @@ from urllib.parse import quote
 import nbformat
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, pass_context
-from markupsafe import Markup
 from nbconvert import HTMLExporter
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
 from PIL import Image
-from pygments.formatters import HtmlFormatter
+from pygments import lex
+from pygments.lexers import get_lexer_by_name
+from pygments.token import Comment, Keyword, Operator, String
 from traitlets.config import Config
 
 from lib import artifacts, settings
@@ -36,8 +37,7 @@ CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_hol
 OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
-# Operators, numbers, braces and prefixes of strings, names of modules and builtins, white space: most spans of code, which reads as well without.
-PLAIN = ("o", "mi", "mf", "si", "se", "sa", "nb", "bp", "w")
+HIGHLIGHTED = ((Keyword, "b"), (Operator.Word, "b"), (String, "i"), (Comment, "em"))  # the tags of tokens; the others need none
 # A tag that makes the browser fetch something from elsewhere; plain links to papers are fine.
 FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|object)\b[^>]*\b(?:src|href|data)\s*=\s*["']?(?:https?:)?//""", re.I)
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
@@ -87,11 +87,25 @@ QUESTIONS = (
 
 
 class _Exporter(HTMLExporter):
-    """Tags in Markdown stay text, in cells and in outputs: a name in it may be anybody's."""
+    """Tags in Markdown stay text, in cells and in outputs: a name in it may be anybody's. The page is notebook.html.j2."""
+
+    extra_template_paths = [str(Path(__file__).parent)]
+    template_file = "notebook.html.j2"
+    filters = {"highlight_code": lambda source: _highlighted(source)}
 
     @pass_context
     def markdown2html(self, context, source):
-        return MarkdownWithMath(renderer=IPythonRenderer(escape=True, allow_harmful_protocols=False)).render(source)
+        renderer = IPythonRenderer(escape=True, allow_harmful_protocols=False, exclude_anchor_links=True)
+        return MarkdownWithMath(renderer=renderer).render(source)
+
+
+def _highlighted(source: str) -> str:
+    """Python as HTML, in few tags: neighbours of one kind share theirs, which has no class (pages of spans are twice as long)."""
+    tokens = groupby(
+        lex(source, get_lexer_by_name("ipython3", stripnl=False)), lambda token: next((tag for kind, tag in HIGHLIGHTED if token[0] in kind), "")
+    )
+    parts = ((tag, html.escape("".join(text for _, text in part), quote=False)) for tag, part in tokens)
+    return "".join(f"<{tag}>{text}</{tag}>" if tag else text for tag, text in parts).rstrip("\n")
 
 
 def build(profile: str) -> Path:
@@ -148,19 +162,13 @@ def notebook_html(executed: Path) -> Path:
     _link_figures(notebook, executed)
     # Widgets and scripts would come from a network: the same output holds a picture or a text of them, which does not.
     kinds = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
-    exporter = _Exporter(config=Config(NbConvertBase={"display_data_priority": kinds}), template_name="basic", embed_images=True)
-    body, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(executed.parent)}})
-    fetched = FETCHES.search(body)
+    title = _heading(notebook.cells) or executed.stem
+    exporter = _Exporter(config=Config(NbConvertBase={"display_data_priority": kinds}), embed_images=True)
+    page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(executed.parent)}, "title": title})
+    fetched = FETCHES.search(page)
     if fetched:
         raise ValueError(f"{executed} would load {fetched.group(0)[:120]!r} from the network: store what it needs in the notebook")
-    title = _heading(notebook.cells) or executed.stem
-    rules = {name: rule for rule, name in re.findall(r"^(\.highlight \.(\w+) .*)", HtmlFormatter().get_style_defs(".highlight"), re.M)}
-    rules = {name: rule for name, rule in rules.items() if name not in PLAIN}
-    # Spans that nothing styles are a third of a page.
-    body = re.sub(r'<span class="(\w+)">([^<]*)</span>', lambda span: span[0] if span[1] in rules else span[2], body)
-    used = set(re.findall(r'<span class="(\w+)"', body))
-    highlighting = "\n".join(rule for name, rule in rules.items() if name in used)
-    page = TEMPLATES.get_template("notebook.html.j2").render(title=title, body=Markup(body), highlighting=Markup(highlighting))
+    page = re.sub(r"\n\s*(?=<t[hd]\b|</tr>)", "", page)  # a row of a table is a line
     path = executed.with_suffix(".html")
     artifacts.write_text(path, page)
     return path
