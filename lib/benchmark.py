@@ -54,7 +54,7 @@ GROUPS = {
         ("linear_correctness_auroc", "knn_correctness_auroc", "recall_auroc"),
     "Error left when the least certain images are: area under the risk-coverage curve (AURC), in excess of the least that is possible, and of the "
     "generalised risk (AUGRC)": tuple(f"{name}_{metric}" for metric in ("aurc", "excess_aurc", "augrc") for name in CLASSIFIERS),
-    "Foreign images told apart: AUROC, false positive rate where 95 % are noticed, average precision":
+    "Foreign images told apart: AUROC, false positive rate where 95 % are noticed, average precision (chance: the share of foreign images)":
         tuple(f"{distance}_{metric}" for distance in ("near", "far") for metric in evaluation.OOD_MEASURES),
     "How far an image is cropped, blurred or corrupted: Spearman's ρ with the severity": tuple(GRADED),
     "Probabilities of the linear probe: NLL (nats), ECE with 15 bins of equal width and of equal mass, Brier score":
@@ -221,16 +221,21 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
 
 
 def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """table() by GROUPS: a row for each method by its own uncertainty, its seeds, and each value with its interval as text."""
+    """table() by GROUPS: a row a method by its own uncertainty, its seeds, and each value as text with its interval, and its seeds where fewer."""
     from lib.plotting import kappa_text  # slow to import
 
-    own = summary[(summary.score == "uncertainty") & summary.value.notna()]
+    own, tables = summary[(summary.score == "uncertainty") & summary.value.notna()], {}
     ends = [f" [{kappa_text(row.ci_low)}, {kappa_text(row.ci_high)}]" if pd.notna(row.ci_low) else "" for row in own.itertuples()]
-    cells = own.assign(cell=own.value.map(kappa_text) + ends).pivot(index="method", columns="measure", values="cell").fillna("")
-    cells = cells.reindex([name for name in methods.METHODS if name in cells.index]).rename(index=label)
-    seeds = own.groupby(own.method.map(label)).seeds.max().reindex(cells.index)
-    shown = {title: [name for name in names if name in cells] for title, names in GROUPS.items()}
-    return {title: cells[names].assign(seeds=seeds) for title, names in shown.items() if names}
+    own = own.assign(cell=own.value.map(kappa_text) + ends)
+    for title, names in GROUPS.items():
+        part = own[own.measure.isin(names)]
+        seeds = part.groupby("method").seeds.max()
+        fewer = part.seeds < part.method.map(seeds)
+        part = part.assign(cell=part.cell + part.seeds.map(" ({:.0f} seed)".format).where(fewer, ""))
+        cells = part.pivot(index="method", columns="measure", values="cell").fillna("").assign(seeds=seeds)
+        cells = cells[[name for name in (*names, "seeds") if name in cells]]
+        tables[title] = cells.loc[[name for name in methods.METHODS if name in cells.index]].rename(index=label)
+    return {title: cells for title, cells in tables.items() if len(cells)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons

@@ -454,6 +454,13 @@ def is_unsettled(reason: str) -> bool:
     return UNSETTLED in reason or REPEATED in reason
 
 
+def qualified(found: dict) -> str:
+    """The verdict of a claim or a part (verdict, inconclusive, unsettled); one whose intervals, or their seeds, include the bound is called so."""
+    if found["inconclusive"] and found["verdict"] == NOT_REPRODUCED:
+        return f"{NOT_REPRODUCED} (inconclusive)"
+    return found["verdict"] + " (open by its seeds)" * found["unsettled"]
+
+
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, whether it is
     inconclusive (not reproduced, and no interval lies on the other side), whether it rests on intervals that their seeds alone do not settle

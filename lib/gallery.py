@@ -43,7 +43,8 @@ FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|obj
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
 FEW = (
     "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, every failing interval includes the bound. "
-    "Open by its seeds: the interval over seeds and images lies on one side of the bound, Student's t over its seeds alone includes it."
+    "Open by its seeds: the interval over seeds and images lies on one side of the bound, Student's t over its seeds alone includes it, or a "
+    "repetition in another precision moved a run by more."
 )
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
@@ -317,8 +318,9 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"]),
                                 "unsettled": ledger.is_unsettled(part["reason"]), "reason": part["reason"].replace(ledger.ALONE, "")}
                  for part in parts.to_dict("records")]  # fmt: skip
+        words = [part | {"said": ledger.qualified(part)} for part in words]
         found.append(entry | {
-            "said": _verdict(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
+            "said": ledger.qualified(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
             "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "seeds": sorted({int(part["seeds"]) for part in words if part["decides"] and part["seeds"]}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
@@ -403,16 +405,9 @@ def _headlines(claims: list[dict]) -> list[list]:
         for place, row in enumerate(same):
             claim, link = row["claim"], _claim_link(row, f"results/{EVIDENCE}")
             tested = f"{claim['parts_tested']} of {claim['parts']} parts"
-            said = "" if place else f"{link} {_escape(row['statement'])}: **{_verdict(claim)}** ({tested})"
-            rows.append([said, _escape(row["part"]), row["published"], _ours(row), row["seeds"], _verdict(row)])
+            said = "" if place else f"{link} {_escape(row['statement'])}: **{claim['said']}** ({tested})"
+            rows.append([said, _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["said"]])
     return rows
-
-
-def _verdict(found: dict) -> str:
-    """The verdict of a claim or a part; one that rests on intervals that include the bound, or whose seeds alone do, is called so."""
-    if found["inconclusive"] and "not reproduced" in found["verdict"]:
-        return f"{found['verdict']} (inconclusive)"
-    return found["verdict"] + " (open by its seeds)" * found["unsettled"]
 
 
 def _advice() -> list[list]:
@@ -583,7 +578,7 @@ def _row(claim: dict) -> list[str]:
     evidence = ", ".join(f"[{_escape(name)}]({quote(link)})" for name, link in links) or "none"
     evidence += _escape(f"; full test: {claim['needs']}" if claim["needs"] else "")
     shown = [_escape(part["part"]) if part["ours"] or part["published"] else "", part["published"], _ours(part), _escape(part["reason"])]
-    return [claim["id"], _escape(claim["statement"]), _verdict(claim), f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
+    return [claim["id"], _escape(claim["statement"]), claim["said"], f"{claim['parts_tested']} of {claim['parts']}", *shown, evidence]
 
 
 def _ours(part: dict) -> str:

@@ -89,14 +89,15 @@ METHODS = {
     "cr_vae": MethodStyle("CR-VAE", GREY, ">", (0, (1, 1)), True, GREY),
     "supervised": MethodStyle("Supervised", GREY, "x", (0, ()), False, GREY),
     "random": MethodStyle("Random initialisation", GREY, "+", (0, (1, 3)), False, GREY),
+    "random_latent": MethodStyle("Random initialisation", GREY, "2", (0, (1, 3)), False, GREY),
     "random_vit": MethodStyle("Random initialisation, ViT", GREY, "|", (0, (1, 3, 1, 1)), False, GREY),
     "raw_pixels": MethodStyle("Raw pixels", GREY, "d", (0, (6, 3)), False, GREY),
 }
 
 
 def method_style(name: str) -> MethodStyle:
-    """The one look of a method in all figures; on SimVAE's short representation (``<method>_latent``) it looks as it does elsewhere."""
-    known = name.removesuffix("_latent")
+    """The one look of a method in all figures; on SimVAE's short representation (``<method>_latent``) most look as they do elsewhere."""
+    known = name if name in METHODS else name.removesuffix("_latent")
     if known not in METHODS:
         raise ValueError(f"no style for method {name!r}: use one of {', '.join(METHODS)}, or add a row to lib.plotting.METHODS")
     return METHODS[known]
@@ -743,28 +744,36 @@ def dot_interval_plot(
     return pd.concat(rows, ignore_index=True)
 
 
-def forest_plot(ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None) -> pd.DataFrame:
+def forest_plot(
+    ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None, every: bool = False
+) -> pd.DataFrame:
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
     points to the claimed side (claims.SIDES; a stroke for "differs", two triangles that face each other for "within"). Where a column seeds says 1
-    the interval is thin: it is over images alone.
-    style: of ours, blue dots by default. Rows with neither number are left out.
+    the interval is thin: it is over images alone. Where a column judged is False ours is grey.
+    style: of ours, blue dots by default. Rows with neither number are left out, or empty with `every`.
     Returns what is drawn, in order.
     """
     _require(data, "name")
-    drawn = data[data[["published", "ours"]].notna().any(axis=1)].reset_index(drop=True)
-    if drawn.empty:
+    has_number = data[["published", "ours"]].notna().any(axis=1)
+    if not has_number.any():
         raise ValueError("there is no number to draw: neither published nor ours.")
+    drawn = data[has_number | every].reset_index(drop=True)
     place = np.arange(len(drawn))
     ax.axvline(reference, color=CHANCE, linewidth=0.6, zorder=1)
     style = style or MethodStyle("", BLUE, "o", "-", True, BLUE)
-    face = style.colour if style.fill else "white"
-    ax.plot(drawn.ours, place, style.marker, color=style.colour, markerfacecolor=face, markersize=4, label="ours, 95 % interval", zorder=3)
-    alone = drawn.ci_low.notna() & (drawn.get("seeds", 0) == 1)
+    judged = drawn.get("judged", pd.Series(True, drawn.index)).astype(bool)
+    for rows, colour, face, named in (
+        (judged, style.colour, style.colour if style.fill else "white", "ours, 95 % interval"),
+        (~judged & drawn.ours.notna(), CHANCE, "white", "ours, not judged"),
+    ):
+        if rows.any():
+            ax.plot(drawn.ours[rows], place[rows], style.marker, color=colour, markerfacecolor=face, markersize=4, label=named, zorder=3)
+    alone, colours = drawn.ci_low.notna() & (drawn.get("seeds", 0) == 1), np.where(judged, style.colour, CHANCE)
     for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "thin: one seed, over images")):
         if rows.any():
-            ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=style.colour, linewidth=width, label=named)
+            ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=colours[rows], linewidth=width, label=named)
     if drawn.published.notna().any():
         ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
     if "bound" in drawn:

@@ -310,7 +310,10 @@ def test_every_measure_stands_in_one_group_of_the_tables_to_read():
     frame = frame.assign(ci_low=[1.2, 1.4, 8.0, np.nan], ci_high=[1.3, 1.6, 9.5, np.nan])
     nll, cost = benchmark.tables_to_read(frame).values()
     assert nll.nll.to_dict() == {"SimCLR": "1.5 [1.4, 1.6]", "VJE": "1.25 [1.2, 1.3]"} and nll.seeds.to_dict() == {"SimCLR": 2, "VJE": 3}
-    assert cost.training_seconds.to_dict() == {"SimCLR": "", "VJE": "3,060"}
+    assert cost.training_seconds.to_dict() == {"VJE": "3,060"}
+    alone = frame.assign(measure=["nll", "nll", "nll", "ece"], seeds=[3, 2, 3, 1], method=["vje", "simclr", "vje", "vje"])
+    (calibration,) = benchmark.tables_to_read(alone).values()
+    assert calibration.ece.to_dict() == {"SimCLR": "", "VJE": "3,060 (1 seed)"} and calibration.seeds.to_dict() == {"SimCLR": 2, "VJE": 3}
 
 
 def test_a_method_on_simvaes_encoder_is_called_that():
