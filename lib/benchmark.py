@@ -100,6 +100,7 @@ def measurements(profile: str) -> pd.DataFrame:
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
     styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
     styles = styles[~styles.condition.isin(factors.CONTENT)]
+    trained_on = styles.trained_on.str.split(" (", regex=False).str[0]  # without the number of images
     frames, found = [], runs(profile)
     accelerator = _accelerator(run for listed in found.values() for run in listed)
     for method, listed in found.items():
@@ -110,7 +111,7 @@ def measurements(profile: str) -> pd.DataFrame:
             battery["measure"] = [measure_of.get(where) for where in zip(battery.metric, battery.classifier, battery.condition, strict=True)]
             shifted = pd.concat([artifacts.read_metrics(profile, notebook, name) for notebook in (CORRUPTIONS, f"{CORRUPTIONS}-{shift.SEVERITY}")])
             shifted = shifted[shifted.metric == "severity_spearman"].assign(measure="corruption_spearman")
-            style = styles[(styles.method == method) & (styles.trained_on == run["dataset"]) & (styles.seed == seed)]
+            style = styles[(styles.method == method) & (trained_on == run["dataset"]) & (styles.seed == seed)]
             style = pd.DataFrame({"measure": "style_retention", "score": "", "value": style.retention})
             rows = pd.concat([battery, shifted, style, _cost(run, accelerator), _further_correctness(run)]).dropna(subset=["measure", "value"])
             frames.append(rows.assign(method=method, seed=seed, score=rows.score.replace("", "uncertainty")))

@@ -81,7 +81,7 @@ def claims() -> dict[str, dict]:
     for name, claim in resolution.read("claims", Printed).items():
         if claim.get("kind") not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
-        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "over") if key in claim}
+        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "over", "form") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         for part in parts:
             if unlike := [of["unlike"] for of in (claim, part) if "unlike" in of]:

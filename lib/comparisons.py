@@ -75,6 +75,17 @@ def unsearched(profile: str, listed: Sequence[dict] = ()) -> dict[str, str]:
     return reasons
 
 
+def at_an_end(tried: pd.DataFrame) -> str:
+    """Of which methods the best learning rate of a whole search (rows of ``tuning``) is an end of its grid, in words; empty where of none."""
+    from lib.plotting import method_style  # slow to import
+
+    tried = tried[tried.setting == "learning_rate"]
+    grid, best = tried.groupby("method", sort=False).value, tried[tried.chosen].set_index("method").value
+    ends = {words: best.index[best == end[best.index]] for words, end in (("least", grid.min()), ("largest", grid.max()))}
+    told = [f"the {words} of its grid for {', '.join(method_style(name).label for name in of)}" for words, of in ends.items() if len(of)]
+    return f"The best rate is {', and '.join(told)}: there a better one may lie beyond." if told else ""
+
+
 def told_rates(listed: list[dict]) -> list[str]:
     """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
     from lib.plotting import method_style  # slow to import
@@ -82,7 +93,9 @@ def told_rates(listed: list[dict]) -> list[str]:
     rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
     named = {run["method"] for run in listed}
     why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed).items() if name in named]
+    tried = tuning(listed[0]["profile"])
     sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
+    sentences += filter(None, [at_an_end(tried[tried.method.isin(named)])])
     return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
 
 

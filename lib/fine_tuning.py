@@ -159,12 +159,17 @@ def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, s
 def transfer_rates_at_an_end(metrics: pd.DataFrame, runs: Iterable[dict]) -> str:
     """In words, which of the rates that a search chose for transfer lie at an end of the method's grid: of it the choice alone is stored."""
     grids = {run["method"]: run["fine_tune_learning_rates"] for run in runs}
-    chosen = metrics[metrics.metric == "learning_rate"].groupby(["evaluated_on", "method"]).value.first()
-    chosen = {key: rate for key, rate in chosen.items() if len(grids[key[1]]) > 1}
+    chosen = metrics[metrics.metric == "learning_rate"].groupby(["evaluated_on", "method"]).value.unique()
+    chosen = {key: rates for key, rates in chosen.items() if len(grids[key[1]]) > 1}
     if not chosen:
         return "For transfer no rate was searched."
-    ends = [f"{method} ({dataset}, {rate:g})" for (dataset, method), rate in chosen.items() if rate in (min(grids[method]), max(grids[method]))]
-    return f"For transfer {len(ends)} of {len(chosen)} searches chose a rate at an end of their grid{': ' * bool(ends)}{', '.join(ends)}."
+    named = {key: f"{key[1]} ({key[0]}, {' and '.join(f'{rate:g}' for rate in rates)})" for key, rates in chosen.items()}
+    ends = [named[key] for key, rates in chosen.items() if {min(grids[key[1]]), max(grids[key[1]])} & set(rates)]
+    apart = [named[key] for key, rates in chosen.items() if len(rates) > 1]
+    return (
+        f"For transfer {len(ends)} of {len(chosen)} searches chose a rate at an end of their grid{': ' * bool(ends)}{', '.join(ends)}."
+        + f" Seeds of one method have rates of their own: {', '.join(apart)}." * bool(apart)
+    )
 
 
 def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:

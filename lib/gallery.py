@@ -34,7 +34,6 @@ from lib.settings import PAPERS
 
 TABLE_ROWS = 2  # of tables that no question leads to
 CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void")  # columns of which a page is not the place
-OMITTED = ("date", "started", "finished", "training_seconds")  # of run.json: the gallery is the same on any day, and lists the runs apart
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 HIGHLIGHTED = ((Keyword, "b"), (Operator.Word, "b"), (String, "i"), (Comment, "em"))  # the tags of tokens; the others need none
@@ -133,14 +132,13 @@ def build(profile: str) -> Path:
     places |= {claim["id"]: f"claim {claim['id']}" for claim in claims} | ({"runs": "all runs"} if runs else {})
     advice = _advice() if profile == EVIDENCE else []
     places |= ({"verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
-    questions = [(text, [(place, places[place]) for place in answers if place in places]) for text, *answers in QUESTIONS]
+    questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
     content = {
         "profile": profile, "about": ABOUT, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs),
         "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
-        "questions": [(text, answers) for text, answers in questions if answers], "advice": advice,
-        "caption": _advice_caption(),
+        "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "",
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page)
@@ -233,13 +231,12 @@ def _changed(name: str, digest: str) -> bool:
 
 
 def _table(path: Path) -> dict:
-    frame = artifacts.read_csv(path, dtype=str, keep_default_na=False)
+    frame = artifacts.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(CSV_ALONE), errors="ignore")
     asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
     shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
     # What every row repeats is said once, below.
     same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if len(frame) > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
-    frame = frame.drop(columns={*same, *CSV_ALONE} & set(frame))
-    same = {column: value for column, value in same.items() if column not in CSV_ALONE}
+    frame = frame.drop(columns=list(same))
     rows = [[_short(cell) for cell in row] for row in frame.head(shown).itertuples(index=False)]
     columns, href = list(frame.columns), quote(f"tables/{path.name}")
     return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": rows, "same": same, "length": len(frame), "href": href}
@@ -252,10 +249,10 @@ def _short(cell: str) -> str:
 
 def _notebooks(folder: Path) -> list[dict]:
     entries = []
-    for stem in sorted({path.stem for kind in ("ipynb", "html") for path in folder.glob(f"*.{kind}") if not path.name.startswith(".")}):
-        kind = "html" if (folder / f"{stem}.html").exists() else "ipynb"
-        cells = artifacts.read_json(folder / f"{stem}.ipynb").get("cells", []) if (folder / f"{stem}.ipynb").exists() else []
-        entries.append({"number": stem[:2], "name": stem, "title": _heading(cells), "href": quote(f"notebooks/{stem}.{kind}")})
+    for path in sorted(folder.glob("[!.]*.ipynb")):
+        page = path.with_suffix(".html") if path.with_suffix(".html").exists() else path
+        title = _heading(artifacts.read_json(path).get("cells", []))
+        entries.append({"number": path.stem[:2], "name": path.stem, "title": title, "href": quote(f"notebooks/{page.name}")})
     return entries
 
 
@@ -273,9 +270,8 @@ def _title(number: str, entries: list[dict]) -> str:
 
 def _runs(profile: str) -> dict[str, dict]:
     """What the stored runs say of themselves, by name."""
-    unknown = {"settings": {"seed": ""}, "seconds": 0, "images_per_second": "", "commit": ""}
-    stored = artifacts.run_configs(profile)
-    return {folder.name: unknown | config for folder, config in stored.items()}
+    unknown = {"settings": {}, "seconds": 0, "images_per_second": ""}
+    return {folder.name: unknown | config for folder, config in artifacts.run_configs(profile).items()}
 
 
 def _hours_of(runs: Iterable[dict]) -> float:
@@ -290,12 +286,11 @@ def _tried(run: dict) -> bool:
 
 def _searches(runs: dict[str, dict]) -> list[tuple[str, dict[str, str], float]]:
     """Of the runs that were tried: (what they have in common, the rest of each one's name by name, minutes of training in all)."""
-    tried = (name for name, run in runs.items() if _tried(run))
-    found = [(common, list(names)) for common, names in groupby(tried, lambda name: name.split("-fit-")[0])]
-    return [
-        (common, {name: name.removeprefix(f"{common}-fit-") for name in names}, sum(runs[name]["seconds"] for name in names) / 60)
-        for common, names in found
-    ]
+    found: dict[str, dict[str, str]] = {}
+    for name in [name for name, run in runs.items() if _tried(run)]:
+        common, _, rest = name.partition("-fit-")
+        found.setdefault(common, {})[name] = rest
+    return [(common, names, 60 * _hours_of(runs[name] for name in names)) for common, names in found.items()]
 
 
 def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
@@ -305,12 +300,13 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         return []
     from lib import claims as ledger  # it imports torch
 
-    rows, found = artifacts.read_csv(path), []
+    rows, found = artifacts.read_csv(path).fillna({"unit": ""}), []
     rows = rows[rows.id.isin(ledger.claims())]  # an older ledger may have others
     for entry in ledger.verdicts(rows).to_dict("records"):
         claim, parts = ledger.claims()[entry["id"]], rows[rows.id == entry["id"]]
         measured = set(parts[parts.ours.notna()].part)
-        queries = [(part["query"], ledger.runs(part, profile)) for part in claim["parts"] if part["name"] in measured and "query" in part]
+        asked = [part for part in claim["parts"] if part["name"] in measured and "query" in part]
+        queries = [(part["query"], [run for run in ledger.runs(part, profile) if run in runs]) for part in asked]
         files = [f"tables/{query['table']}.csv" for query, _ in queries if "table" in query]
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
@@ -335,8 +331,7 @@ def _part(row: dict) -> dict:
     """A row of the ledger in words, the interval as one."""
     number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
-    unit = "" if pd.isna(row.get("unit", "")) else row.get("unit", "")
-    return row | number | {"unit": unit, "interval": interval}
+    return row | number | {"interval": interval}
 
 
 def _counts(claims: list[dict]) -> list[list]:
@@ -346,11 +341,10 @@ def _counts(claims: list[dict]) -> list[list]:
     order = (ledger.REPRODUCED, ledger.SAME, ledger.NOT_REPRODUCED, ledger.CONTRADICTED, ledger.NOT_TESTED, ledger.NOT_TESTABLE)
     verdicts = [name for name in (*order, ledger.FOLLOWED, ledger.DEVIATES) if any(claim["verdict"] == name for claim in claims)]
     found = [[claim for claim in claims if claim["paper"] == paper] for paper in PAPERS] + [claims]
-    few = {claim["id"] for claim in claims if claim["few_seeds"]}
 
     def cell(own: list[dict], verdict: str) -> int | str:
-        ids = {claim["id"] for claim in own if claim["verdict"] == verdict}
-        return f"{len(ids)} ({len(ids & few)})" if ids & few else len(ids)
+        few = [claim["few_seeds"] for claim in own if claim["verdict"] == verdict]
+        return f"{len(few)} ({sum(few)})" if any(few) else len(few)
 
     cells = [[cell(own, name) for name in verdicts] + [sum(claim["inconclusive"] for claim in own), len(own)] for own in found]
     return [["paper", *verdicts, "inconclusive", "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
@@ -504,8 +498,6 @@ def _said_to_deviate(tree: ast.AST, within: str = "") -> list[tuple[str, str]]:
 
 def _share(profile: str, runs: dict) -> list[tuple[str, str]]:
     """How many of the runs that a profile lists are stored, and how long all took to train, as (name, text)."""
-    if profile not in settings.read("profiles"):
-        return []
     listed = {settings.run_name(run) for run in settings.runs(profile) + settings.tuning_runs(profile)}
     stored = f"{len(listed & runs.keys())} of the {len(listed)} that the profile lists"
     return [("runs stored", stored), ("hours of training", f"{_hours_of(runs.values()):.1f}")]
@@ -520,7 +512,7 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
     record = artifacts.read_json(path)
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
-    kept = {name: value for name, value in record.items() if name not in OMITTED}
+    kept = {name: value for name, value in record.items() if name != "training_seconds"}  # runs are listed apart
     return [*found, ("last call of make reproduce, which trains what is not stored yet", _words(kept))]
 
 
@@ -608,13 +600,13 @@ def publish_figures(profile: str = "") -> list[Path]:
     for old in target.glob("[0-9][0-9]_*"):
         if old.stem not in ids:
             old.unlink()
-    stored = _runs(profile)
+    stored, listed = _runs(profile), settings.runs(profile, group=settings.PROTOCOL)
     claims = {claim["id"]: claim for claim in _claims(profile, stored)}
     for record in records:
         files = [f"{record['id']}.{kind}" for kind in PUBLISHED]
         for name in files:
             artifacts.write_bytes(target / name, _stored(name, profile).read_bytes())
-        hashes, drawn = {name: artifacts.sha256(target / name) for name in files}, _drawn_runs(record, claims, source / files[-1], profile)
+        hashes, drawn = {name: artifacts.sha256(target / name) for name in files}, _drawn_runs(record, claims, source / files[-1], stored, listed)
         artifacts.write_json(target / f"{record['id']}.json", record | {"runs": [run for run in stored if run in drawn], "sha256": hashes})
     return [target / record["id"] for record in records]
 
@@ -625,16 +617,16 @@ def _stored(name: str, profile: str) -> Path:
     return own if own.exists() or not _published(own.stem, profile) else artifacts.ROOT / "figures" / name
 
 
-def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, profile: str) -> set[str]:
-    """The runs that a figure shows: those its inputs name, or its data and the claims that it answers."""
+def _drawn_runs(record: dict, claims: dict[str, dict], data: Path, stored: dict[str, dict], listed: list[dict]) -> set[str]:
+    """The runs that a figure shows: those its inputs name, or its data and the claims that it answers. listed: the runs of the protocol."""
     read = {part for path in record["inputs"] for name in Path(path).parts for part in name.removesuffix(".csv").split("--")}
-    if read & _runs(profile).keys():
+    if read & stored.keys():
         return read
     shown, number = artifacts.read_csv(data), record["id"][:2]
-    listed = [run for run in settings.runs(profile, group=settings.PROTOCOL) if run["method"] in set(shown.get("method", ()))]
+    compared = [settings.run_name(run) for run in listed if run["method"] in set(shown.get("method", ()))]
     own = [claims[id] for id in record["claims"] if id in claims]
     own = [claim for claim in own if number in claim["numbers"]] or own
-    return {*map(settings.run_name, listed), *shown.get("run", ()), *(run for claim in own for run in claim["runs"])}
+    return {*compared, *shown.get("run", ()), *(run for claim in own for run in claim["runs"])}
 
 
 def _wanting(profile: str) -> str:

@@ -68,7 +68,7 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
     """The uncertainty of every committed encoder: (a column for each [N], one row an encoder).
 
     Columns of the second: encoder, trained_on, uncertainty (in words), spearman (rank correlation with -κ), unlikeness (encoders.unlikeness, by
-    the summary of its training set that lies beside it) and resembles (yes or no).
+    the summary of its training set that lies beside it) and resembles (no, or not told apart).
     """
     columns, rows = {}, []
     for name, path in encoders.stored().items():
@@ -78,7 +78,7 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
         far = encoders.unlikeness(embedded["features"], artifacts.read_npz(path.with_suffix(".npz"), ("mean", "precision", "percentiles")))
         rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"], "uncertainty": words,
                      "spearman": uncertainty.rank_correlation(embedded["uncertainty"], -kappa), "unlikeness": far,
-                     "resembles": "no" if far > encoders.UNLIKE else "yes"})  # fmt: skip
+                     "resembles": "no" if far > encoders.UNLIKE else "not told apart"})  # fmt: skip
     return pd.DataFrame(columns, index=range(len(kappa))), pd.DataFrame(rows)
 
 
@@ -92,7 +92,7 @@ def agreement(about: pd.DataFrame, encoder: str, count: int) -> str:
     if others.empty:
         return "There is no other encoder whose order could be compared with the order by κ."
     closest, m = others.loc[others.spearman.idxmax()], len(others)
-    found = f"rank correlation {closest.spearman:.2f} over {count:,} images, the largest of {m}"
+    found = f"rank correlation {closest.spearman:.2f} over {count:,} images, the largest of {m}, of which {(others.spearman < 0).sum()} are negative"
     if closest.spearman <= 0:
         return f"None of the other encoders agrees with the order by κ ({closest.encoder}: {found})."
     chance = scipy.stats.norm.ppf(0.95 ** (1 / m)) / (count - 1) ** 0.5
@@ -117,7 +117,7 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
     if encoder:
         (row,) = about[about.encoder == encoder].itertuples()
         verdict = {
-            "yes": f"These images resemble its training set (unlikeness {row.unlikeness:.2f}, at most {encoders.UNLIKE}).",
+            "not told apart": f"These images are not told apart from its training set (unlikeness {row.unlikeness:.2f}, at most {encoders.UNLIKE}).",
             "no": f"These images do not resemble its training set (unlikeness {row.unlikeness:.2f}, above {encoders.UNLIKE}): "
             "take the order with care, or leave the encoder out and train on the folder.",
         }  # fmt: skip

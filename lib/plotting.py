@@ -89,7 +89,7 @@ METHODS = {
     "cr_vae": MethodStyle("CR-VAE", GREY, ">", (0, (1, 1)), True, GREY),
     "supervised": MethodStyle("Supervised", GREY, "x", (0, ()), False, GREY),
     "random": MethodStyle("Random initialisation", GREY, "+", (0, (1, 3)), False, GREY),
-    "random_latent": MethodStyle("Random initialisation", GREY, "2", (0, (1, 3)), False, GREY),
+    "random_latent": MethodStyle("Random initialisation", GREY, "_", (0, (1, 3, 2, 3)), False, GREY),
     "random_vit": MethodStyle("Random initialisation, ViT", GREY, "|", (0, (1, 3, 1, 1)), False, GREY),
     "raw_pixels": MethodStyle("Raw pixels", GREY, "d", (0, (6, 3)), False, GREY),
 }

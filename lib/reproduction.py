@@ -155,8 +155,8 @@ def _check_values(notebook: str, parameters: dict) -> None:
         from lib import data  # slow to import
 
         data.check_name(given["dataset"])
-    for name in given.get("runs", "").split():
-        settings.find_run(name, given.get("profile", "quick"))
+    if "runs" in given:
+        settings.find_runs(given["runs"].split(), given.get("profile", "quick"))
 
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
@@ -182,8 +182,9 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     for entry in settings.notebooks() if listed else []:
         if paper != "all" and paper not in entry["papers"]:
             continue
-        needs = [job.name for job in listed if job.notebook in [find_notebook(number) for number in entry["needs"]]]
-        listed.append(Job(entry["name"], entry["name"], {"profile": profile, "train_missing": True}, tuple(needs)))
+        needed = {find_notebook(number) for number in entry["needs"]}
+        needs = tuple(job.name for job in listed if job.notebook in needed)
+        listed.append(Job(entry["name"], entry["name"], {"profile": profile, "train_missing": True}, needs))
     return listed
 
 
@@ -207,10 +208,6 @@ def rule_name(job: Job) -> str:
     return job.name.replace("-", "_").replace(".", "_")
 
 
-def executed_path(job: Job) -> Path:
-    return artifacts.results_dir(job.parameters["profile"]) / "notebooks" / f"{job.name}.ipynb"
-
-
 # ---------------------------------------------------------------------------------------------------------------- running
 def execute(job: Job) -> Path:
     """Run one job here with papermill. One that fails raises RuntimeError, leaves what is stored, and is kept in results/<profile>/failed."""
@@ -220,7 +217,7 @@ def execute(job: Job) -> Path:
 
     check_parameters(job.notebook, job.parameters)
     os.environ["COMPANION_HEADLESS"] = "1"  # the kernel inherits it
-    path = executed_path(job)
+    path = artifacts.results_dir(job.parameters["profile"]) / "notebooks" / f"{job.name}.ipynb"
     failed = path.parent.with_name("failed") / path.name
     # In /tmp: the path of a socket has about 100 characters at most, and that of another temporary folder can be longer.
     with artifacts.atomic_path(path) as output, tempfile.TemporaryDirectory(prefix="companion-", dir="/tmp") as folder:
@@ -354,7 +351,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     started = time.perf_counter()
     already = sum(path.exists() for path in stamps.values())
     print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
-    for reason in _not_to_be_had(job for job in listed if not stamps[job.name].exists()):
+    for reason in _not_to_be_had((job for job in listed if not stamps[job.name].exists()), profile):
         print(f"Jobs that need this set will fail, the others go on: {reason}")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with artifacts.exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
@@ -383,12 +380,12 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     return _compare_with_expected(profile, paper)
 
 
-def _not_to_be_had(waiting: Iterable[Job]) -> list[str]:
+def _not_to_be_had(waiting: Iterable[Job], profile: str) -> list[str]:
     """Why data sets that these jobs need cannot be loaded (protocol.missing_sets)."""
     from lib import protocol  # slow to import
 
-    named = [(name, job.parameters["profile"]) for job in waiting for name in job.parameters.get("runs", "").split()]
-    return protocol.missing_sets([settings.find_run(*run) for run in named])
+    names = [name for job in waiting for name in job.parameters.get("runs", "").split()]
+    return protocol.missing_sets(settings.find_runs(names, profile))
 
 
 def _compare_with_expected(profile: str, paper: str) -> int:

@@ -11,6 +11,7 @@ import json
 import math
 import re
 import tomllib
+from collections.abc import Sequence
 from functools import cache
 
 from lib import artifacts
@@ -255,12 +256,18 @@ def tuning_runs(profile: str, paper: str = "all") -> list[dict]:
     return listed
 
 
-def find_run(name: str, profile: str) -> dict:
+def find_runs(names: Sequence[str], profile: str) -> list[dict]:
+    """The settings of listed runs and tuning runs by their names; ValueError for a name that the profile does not list."""
     listed = {run_name(settings): settings for settings in runs(profile) + tuning_runs(profile)}
-    if name not in listed:
-        nearest = difflib.get_close_matches(name, listed, n=5, cutoff=0)
-        raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {nearest} and {len(listed) - len(nearest)} others.")
-    return listed[name]
+    for name in names:
+        if name not in listed:
+            nearest = difflib.get_close_matches(name, listed, n=5, cutoff=0)
+            raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {nearest} and {len(listed) - len(nearest)} others.")
+    return [listed[name] for name in names]
+
+
+def find_run(name: str, profile: str) -> dict:
+    return find_runs([name], profile)[0]
 
 
 def stale_runs(profile: str) -> list[str]:

@@ -229,7 +229,7 @@ def test_memory_of_a_process_counts_what_its_children_hold():
 def test_sets_that_cannot_be_had_are_those_of_the_runs_of_waiting_jobs(monkeypatch):
     monkeypatch.setattr(protocol, "missing_sets", lambda runs: [run["method"] for run in runs])
     waiting = [reproduction.Job("one", "10_pretraining", {"profile": "smoke", "runs": "simclr-digits-e1-seed0 random-digits-e0-seed0"})]
-    assert reproduction._not_to_be_had([*waiting, reproduction.Job("two", "00_start_here", {"profile": "smoke"})]) == ["simclr", "random"]
+    assert reproduction._not_to_be_had([*waiting, reproduction.Job("two", "00_start_here", {"profile": "smoke"})], "smoke") == ["simclr", "random"]
 
 
 def test_jobs_at_once_are_what_cores_and_memory_allow(monkeypatch):
