@@ -385,17 +385,11 @@ def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...
     arrays = read_npz(path, needs)
     if "label" in arrays and arrays["label"].dtype.kind == "U":
         arrays["label"] = _labels(profile, evaluated_on)
-    for name, values in arrays.items():
-        if values.dtype.kind != "U":
-            continue
-        if values.item().endswith(RIGHT):
-            prediction = values.item().removesuffix(RIGHT)
-            complete = _complete(path, arrays, (prediction, "label"))
-            arrays[name] = complete[prediction] == complete["label"]
-        else:
-            other = values.item().removeprefix("-")
-            same = _complete(path, arrays, (other,))[other]
-            arrays[name] = -same if values.item().startswith("-") else same.copy()
+    for name, said in [(name, values.item()) for name, values in arrays.items() if values.dtype.kind == "U"]:
+        other = said.removeprefix("-").removesuffix(RIGHT)
+        complete = _complete(path, arrays, (other, "label") if said.endswith(RIGHT) else (other,))
+        same = complete[other]
+        arrays[name] = same == complete["label"] if said.endswith(RIGHT) else -same if said.startswith("-") else same.copy()
     for name in [name for name in arrays if name.endswith("_nll") and len(arrays[name]) < max(map(len, arrays.values()))]:
         whole = _nll_where_right(name, _complete(path, arrays, _behind_nll(name)))
         whole[np.isnan(whole)] = arrays[name]

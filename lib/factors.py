@@ -212,13 +212,11 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
     total = np.sum((x - x.mean(0)) ** 2)
     if total == 0:
         raise ValueError("All features are equal: there is no variance to divide.")
-    _, groups = np.unique(groups, return_inverse=True)
-    sums = np.zeros((groups.max() + 1, x.shape[1]))
-    np.add.at(sums, groups, x)
-    if len(sums) == len(x):
-        raise ValueError(f"{len(sums)} groups of {len(x)} features: no group has two, so that nothing varies within one.")
-    means = sums / np.bincount(groups)[:, None]
-    return float(np.sum((x - means[groups]) ** 2) / (len(x) - len(sums)) * (len(x) - 1) / total)
+    count = len(np.unique(groups))
+    if count == len(x):
+        raise ValueError(f"{count} groups of {len(x)} features: no group has two, so that nothing varies within one.")
+    within = x - pd.DataFrame(x).groupby(groups).transform("mean").to_numpy()
+    return float(np.sum(within**2) / (len(x) - count) * (len(x) - 1) / total)
 
 
 def variance_difference(first: np.ndarray, second: np.ndarray, draws: int = 500) -> dict[str, float]:

@@ -122,8 +122,7 @@ def sample_classes(features: np.ndarray, labels: np.ndarray, count: int, seed: i
 
 def interpolate(first: np.ndarray, second: np.ndarray, steps: int = 8) -> np.ndarray:
     """Latents on the straight lines from first to second, both ends included: [N, L] twice -> [N, steps, L]."""
-    share = np.linspace(0, 1, steps, dtype=np.float32)[:, None]
-    return (1 - share) * first[:, None] + share * second[:, None]
+    return np.linspace(first, second, steps, axis=1, dtype=np.float32)
 
 
 def fid(sets: dict[str, Tensor], real: Tensor, weights: Path, batch_size: int = 128) -> dict[str, float]:
@@ -203,9 +202,8 @@ def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) ->
     }  # fmt: skip
 
     def judged(images: Tensor) -> np.ndarray:
-        whole = image_sets.to_bytes(images)
-        found = data.ImageSet("pictures", "test", whole, np.zeros(len(whole), np.int64), ["picture"])
-        return evaluation.embed(judge.method, found, transform=protocol.fit(judge.settings, judge.channels))["features"]
+        labels = np.zeros(len(images), np.int64)
+        return judge.ask(data.ImageSet("pictures", "test", image_sets.to_bytes(images), labels, ["picture"]))["features"]
 
     common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
     error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]

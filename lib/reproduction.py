@@ -134,13 +134,10 @@ def parse_parameters(text: str, notebook: str) -> dict:
             raise ValueError("Give the profile once, as PROFILE=smoke and not in PARAMS.")
         if name in parsed:
             raise ValueError(f"Parameter {name!r} is there twice, in {text!r}; give it once.")
-        if isinstance(declared.get(name), str):
-            parsed[name] = value
-            continue
-        try:
-            parsed[name] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            parsed[name] = value
+        parsed[name] = value
+        if not isinstance(declared.get(name), str):
+            with contextlib.suppress(ValueError, SyntaxError):
+                parsed[name] = ast.literal_eval(value)
     _check_values(notebook, check_parameters(notebook, parsed))
     return parsed
 
@@ -458,10 +455,8 @@ def _watch(process: subprocess.Popen, stamps: dict[str, Path], folder: Path) -> 
         bar.refresh()
         states = {}
         for path in (folder / "runs").glob("*/progress.json"):
-            try:
+            with contextlib.suppress(FileNotFoundError, ValueError):
                 states[path.parent.name] = artifacts.read_json(path)
-            except (FileNotFoundError, ValueError):
-                continue
         for name, state in states.items():
             if name not in running:
                 running[name] = tqdm(total=state["steps"], desc=state["run"], unit="step", position=len(running) + 1, leave=False)

@@ -145,19 +145,17 @@ def _check(settings: dict) -> None:
         if same_type(name, settings[name], bound) < bound:
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be at least {bound}.")
     for name in finite:
-        if not 0 <= same_type(name, settings[name], 0.0) < float("inf"):
-            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and not negative.")
-    for name in settings.keys() & {*SHARES}:
-        if not 0 <= settings[name] <= 1:
-            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be in 0..1.")
-    for name in settings.keys() & {*POSITIVE}:
-        if not 0 < settings[name] < float("inf"):
-            raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be finite and above 0.")
-    for name, value in settings.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"Parameter {name!r} is {value}; it must be finite.")
-    if not 0 < settings.get("initial_cosine", 0.5) < 1:
-        raise ValueError(f"Parameter 'initial_cosine' is {settings['initial_cosine']}; it must be above 0 and below 1.")
+        same_type(name, settings[name], 0.0)
+    for names, holds, words in (
+        (finite, lambda value: 0 <= value < math.inf, "finite and not negative"),
+        (SHARES, lambda value: 0 <= value <= 1, "in 0..1"),
+        (POSITIVE, lambda value: 0 < value < math.inf, "finite and above 0"),
+        ([name for name, value in settings.items() if isinstance(value, float)], math.isfinite, "finite"),
+        (("initial_cosine",), lambda value: 0 < value < 1, "above 0 and below 1"),
+    ):
+        for name in filter(settings.__contains__, names):
+            if not holds(settings[name]):
+                raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be {words}.")
 
 
 SHORT = {"learning_rate": "lr", "batch_size": "b", "width": "w", "dimension": "d", "weight_decay": "wd", "train_images": "n",
