@@ -283,7 +283,8 @@ def decide(
     if "never" in part:
         return NOT_TESTABLE, part["never"]
     if found is None:
-        return NOT_TESTED, f"budget: {part.get('why', f'no such run in profile {profile}, or none that can be judged')}"
+        absent = "the weights of Inception-v3" if part.get("unit") == "FID" else f"no such run in profile {profile}, or none that can be judged"
+        return NOT_TESTED, f"budget: {part.get('why', absent)}"
     holds = side(part, found)
     if part.get("about") == "theory":
         fails = NOT_REPRODUCED if BEYOND in part["name"] else CONTRADICTED
