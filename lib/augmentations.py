@@ -51,12 +51,8 @@ RECIPES = {
     "simvae_colour": SIMCLR | SIMVAE | {"scale": (0.6, 1.0), "grey": 0.0, "blur": 0.0},
 }  # fmt: skip
 # SimVAE's Figure 7: the views of its colour images with other crops, and with a weaker jitter (its steps are not published)
-RECIPES |= {f"simvae_colour_crop_{least:g}": RECIPES["simvae_colour"] | {"scale": (least, 1.0)} for least in (0.2, 0.4, 0.8, 1.0)}
-RECIPES |= {
-    f"simvae_colour_jitter_{share:g}": RECIPES["simvae_colour"]
-    | {name: share * RECIPES["simvae_colour"][name] for name in ("brightness", "contrast", "saturation", "hue")}
-    for share in (0, 0.5)
-}
+RECIPES |= {f"simvae_colour_crop_{least:g}": RECIPES["simvae_colour"] | {"scale": (least, 1.0)} for least in (0.2, 1.0)}
+RECIPES["simvae_colour_jitter_0"] = RECIPES["simvae_colour"] | dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.0)
 # Low-resolution views of multi-crop (VI-SimSiam 2022, App. 9.1), where a recipe says nothing of them; everything else as the standard views.
 LOCAL_SCALE = (0.05, 0.2)
 GREY_WEIGHTS = (0.2989, 0.587, 0.114)
@@ -278,13 +274,12 @@ def resize(images: Tensor, size: int) -> Tensor:
     return F.interpolate(images, (size, size), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def gaussian_blur(images: Tensor, sigma: Tensor) -> Tensor:
+def gaussian_blur(images: Tensor, sigma: Tensor, cut: float = BLUR_REACH) -> Tensor:
     """Gaussian blur of [B, C, H, W] with one sigma [B] in pixels an image, borders reflected.
 
-    Deviation: SimSiam's PIL filter approximates the Gaussian by box filters; this is the Gaussian, cut at 4 sigma.
+    Deviation: SimSiam's PIL filter approximates the Gaussian by box filters; this is the Gaussian, cut at 4 sigma (``cut``).
     """
-
-    reach = math.ceil(BLUR_REACH * float(sigma.max()))
+    reach = math.ceil(cut * float(sigma.max()))
     sigma = sigma.to(images.device, non_blocking=True)
 
     def matrix(length: int) -> Tensor:

@@ -34,18 +34,7 @@ from PIL import Image
 
 from lib import artifacts
 from lib.artifacts import ROOT
-from lib.image_sets import (
-    ImageSet,
-    batches,
-    generated,
-    image_folder,
-    label_subset,
-    lazy_images,
-    read_npz,
-    square,
-    styled,
-    train_validation_split,
-)
+from lib.image_sets import ImageSet, batches, generated, image_folder, label_subset, lazy_images, read_npz, square, styled, train_validation_split
 from lib.settings import ONE_CLASS
 
 __all__ = ["DATASETS", "ImageSet", "batches", "data_table", "generated", "has_styles", "image_folder", "inception_weights", "label_subset",
@@ -58,7 +47,7 @@ DEBIAN = {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/f
 
 # CelebA's style in SimVAE (Bizeul et al. 2024, §6 and Figures 5 and 6): hair colour, and attributes of which the paper names none. These are those
 # that the authors' code can ask for, hair apart.
-HAIR = {"Bald": "bald", "Brown_Hair": "brown", "Blond_Hair": "blond", "Gray_Hair": "grey", "Black_Hair": "black"}
+HAIR = ("Bald", "Brown_Hair", "Blond_Hair", "Gray_Hair", "Black_Hair")
 CELEBA_ATTRIBUTES = (
     "5_o_Clock_Shadow", "Arched_Eyebrows", "Bags_Under_Eyes", "Bald", "Bangs", "Big_Lips", "Big_Nose", "Blurry", "Bushy_Eyebrows", "Eyeglasses",
     "Heavy_Makeup", "High_Cheekbones", "Male", "Mouth_Slightly_Open", "Mustache", "Narrow_Eyes", "No_Beard", "Oval_Face", "Pale_Skin", "Pointy_Nose",
@@ -255,7 +244,7 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
             return None
         try:
             return _read_torchvision(root, name, split, image_size)
-        except (_Damaged, RuntimeError, OSError, EOFError) as error:
+        except (RuntimeError, OSError, EOFError) as error:
             problem = f"{folder} is incomplete or damaged: {artifacts.one_line(error)}"
             if problem not in reasons:
                 reasons.append(problem)
@@ -291,10 +280,6 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
     return None
 
 
-class _Damaged(Exception):
-    """A file that is there but not whole."""
-
-
 def _read_torchvision(root: Path, name: str, split: str, image_size: int | None) -> ImageSet:
     known = DATASETS[name]
     source = f"torchvision layout {root / known.folder}"
@@ -328,8 +313,7 @@ def _read_torchvision(root: Path, name: str, split: str, image_size: int | None)
     if not isinstance(images, np.ndarray):
         images = lazy_images([Path(file) for file in images], root, image_size)
     classes = [c if isinstance(c, str) else c[0] for c in classes or map(str, range(labels.max() + 1))]
-    names = {"hair": list(HAIR.values())} if "hair" in extra else {}
-    return ImageSet(name, split, images, labels, classes, extra, source, names)
+    return ImageSet(name, split, images, labels, classes, extra, source)
 
 
 def hair_colour(attributes: dict[str, np.ndarray]) -> np.ndarray:
@@ -453,7 +437,7 @@ def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     prefix = {"train": "train", "test": "t10k"}[split]
     images, labels = _read_idx_file(folder / f"{prefix}-images-idx3-ubyte", 3), _read_idx_file(folder / f"{prefix}-labels-idx1-ubyte", 1)
     if len(images) != len(labels):
-        raise _Damaged(f"{folder} has {len(images)} {split} images but {len(labels)} labels")
+        raise OSError(f"{folder} has {len(images)} {split} images but {len(labels)} labels")
     return images[..., None], labels
 
 
@@ -464,14 +448,14 @@ def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
     try:
         content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
     except (EOFError, OSError, zlib.error) as error:
-        raise _Damaged(f"{packed} is truncated or corrupt ({error})") from error
+        raise OSError(f"{packed} is truncated or corrupt ({error})") from error
     path = path if path.exists() else packed
     start = 4 + 4 * dimensions
     if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-        raise _Damaged(f"{path} does not begin like an idx file of {dimensions}-d bytes")
+        raise OSError(f"{path} does not begin like an idx file of {dimensions}-d bytes")
     shape = np.frombuffer(content, ">i4", dimensions, offset=4)
     if len(content) - start != np.prod(shape, dtype=np.int64):
-        raise _Damaged(f"{path} has {len(content) - start} bytes of data where its header says {list(map(int, shape))}")
+        raise OSError(f"{path} has {len(content) - start} bytes of data where its header says {list(map(int, shape))}")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -495,7 +479,7 @@ def _one_class(whole: ImageSet, label: int, name: str) -> ImageSet:
     if label >= len(whole.classes):
         raise ValueError(f"{name}: {whole.name} has classes 0 to {len(whole.classes) - 1}.")
     own = whole.subset(np.flatnonzero(whole.labels == label))
-    return replace(own, name=name, labels=np.zeros(len(own), np.int64), classes=[whole.classes[label]], extra={}, extra_classes={}, whole=len(own))
+    return replace(own, name=name, labels=np.zeros(len(own), np.int64), classes=[whole.classes[label]], extra={}, whole=len(own))
 
 
 @lru_cache(maxsize=4)

@@ -15,11 +15,11 @@ precision of their arguments; DirectionalStudentT is computed in that precision 
 """
 
 import math
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from numpy.polynomial import Polynomial
+from numpy.polynomial.polynomial import polyval
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution, constraints, register_kl
 
@@ -362,18 +362,14 @@ def _von_mises_fisher_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     z_squared = (kappa / n) ** 2
     w = torch.sqrt(1 + z_squared)
     p, w_minus_1 = 1 / w, z_squared / (1 + w)
-    at_p = _evaluate(series, p)
+    at_p = polyval(p, series.coef)  # numpy's Horner scheme is plain arithmetic, so that it takes tensors
     log_m = n * (w_minus_1 - torch.log1p(w_minus_1 / 2)) - torch.log1p(w_minus_1) / 2 + torch.log(at_p / float(series(1)))
-    rho = 2 * (n + 1) / n * (1 / (1 + w) - p**2 / (2 * n) - p**3 * _evaluate(series.deriv(), p) / (n * at_p))
+    rho = 2 * (n + 1) / n * (1 / (1 + w) - p**2 / (2 * n) - p**3 * polyval(p, series.deriv().coef) / (n * at_p))
     for k in (n - step for step in range(steps)):
         inverse_minus_1 = kappa**2 * rho / (4 * k * (k + 1))
         log_m = log_m + torch.log1p(inverse_minus_1)
         rho = 1 / (1 + inverse_minus_1)
     return log_m, kappa * rho / dim
-
-
-def _evaluate(polynomial: Polynomial, x: Tensor) -> Tensor:
-    return reduce(lambda value, coefficient: value * x + coefficient, polynomial.coef.tolist()[::-1], torch.zeros_like(x))
 
 
 def _check_same_space(p: Distribution, q: Distribution) -> None:

@@ -82,7 +82,7 @@ def compare(profile: str, whole: bool = True) -> pd.DataFrame:
     leaves out expected numbers of runs that have no stored metrics at all (a part of the companion was run).
     """
     text = {key: str for key in KEYS if key != "seed"}
-    expected = pd.read_csv(expected_path(profile), dtype=text).fillna({key: "" for key in text})
+    expected = artifacts.read_csv(expected_path(profile), dtype=text).fillna({key: "" for key in text})
     expected = expected.reindex(columns=[*KEYS, "value", "tolerance", "precision"])  # older files have no precision
     stored = gated(artifacts.read_metrics(profile))
     stored = stored.assign(trained_in=stored.run_hash.map(_precisions(profile)), stored=stored.value)[[*KEYS, "stored", "trained_in"]].astype(text)

@@ -79,10 +79,10 @@ def write(run: Run, metrics: pd.DataFrame) -> Path:
     size = sum(value.nbytes for value in kept.values())
     if size > MOST_BYTES:
         raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {MOST_BYTES}; commit a smaller network.")
-    artifacts.write_tensors(path, kept, info)
-    artifacts.write_text(path.with_suffix(".md"), model_card(info, {"title": run.train.title, "images": len(run.train)}, metrics))
     spread = feature_spread(run.embed(run.train)["features"], run.embed(run.test())["features"])
     artifacts.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **spread)
+    artifacts.write_text(path.with_suffix(".md"), model_card(info, {"title": run.train.title, "images": len(run.train)}, metrics))
+    artifacts.write_tensors(path, kept, info)  # last: an encoder is listed by it
     return path
 
 

@@ -174,9 +174,7 @@ class Probe:
         return self.probabilities(x).argmax(axis=1)
 
 
-def linear_probe(
-    train_x: np.ndarray, train_y: np.ndarray, penalties: Iterable[float] = PENALTIES, validation_fraction: float = 0.1, seed: int = 0
-) -> Probe:
+def linear_probe(train_x: np.ndarray, train_y: np.ndarray, penalties: Iterable[float] = PENALTIES) -> Probe:
     """A linear classifier on frozen features [M, D] with labels [M]. It never sees test data, so nothing can be chosen on them.
 
     Ours: features standardised by training statistics; minimises mean cross-entropy + penalty/2 ‖weight‖² (bias free) by full-batch L-BFGS; the
@@ -192,7 +190,7 @@ def linear_probe(
         raise ValueError(f"penalties must be one or more numbers >= 0, got {penalties}.")
     chosen, validation, fits = penalties[0], {}, {}
     if len(penalties) > 1:
-        outer = torch.as_tensor(_stratified(train_y, validation_fraction, seed))
+        outer = torch.as_tensor(_tenth(train_y))
         inner_x, inner_y, start = x[~outer].T.contiguous(), y[~outer], None
         for penalty in penalties:
             start = fits[penalty] = _logistic_regression(inner_x, inner_y, classes, penalty, start)
@@ -242,12 +240,10 @@ def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, int
     return x, y, int(y.max()) + 1
 
 
-def _stratified(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
-    """A mask [M] that holds out `fraction` of each class, at least one image where there are two."""
-    if not 0 < fraction < 1:
-        raise ValueError(f"validation_fraction must be in (0, 1), got {fraction}.")
+def _tenth(labels: np.ndarray) -> np.ndarray:
+    """A mask [M] that holds out a tenth of each class, at least one image where there are two."""
     mask = np.zeros(len(labels), dtype=bool)
-    mask[choose_per_class(labels, fraction, seed, least=1, spared=1)] = True
+    mask[choose_per_class(labels, 0.1, seed=0, least=1, spared=1)] = True
     if not mask.any():
         raise ValueError("every class has a single image, so none can be held out; pass one penalty instead of several.")
     return mask
@@ -434,10 +430,10 @@ def battery(
     for condition, sets in (("near_ood", near_ood), ("far_ood", far_ood)):
         for other, embedded in (sets or {}).items():
             is_other = np.repeat([False, True], [len(test["features"]), len(embedded["features"])])
-            for name, values in _uncertainties(train, embedded, probe).items():
-                score = np.append(uncertainties[name], values)
-                for metric, statistic in OOD_MEASURES.items():
-                    add(metric, statistic, score, is_other, condition=condition, score=name, on=other)
+            confidence = probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32)
+            found = unsupervised_uncertainties(train, embedded) | {"max_softmax": -confidence}
+            scored = {name: np.append(uncertainties[name], values) for name, values in found.items()}
+            rows += ood_rows(scored, is_other, few, evaluated_on=other, condition=condition, classifier="")
             describe(embedded, condition, other)
 
     for condition, embedded in (conditions or {}).items():
@@ -449,12 +445,6 @@ def battery(
     for family, (severity, values) in _families(conditions or {}).items():
         add("severity_spearman", np.mean, spearman_per_image(severity, values), condition=family, score="uncertainty")
     return rows, scores
-
-
-def _uncertainties(train: Embedded, embedded: Embedded, probe: Probe) -> dict[str, np.ndarray]:
-    """The method's own and the trivial uncertainties of images without labels, rounded as score_images stores them."""
-    confidence = probe.probabilities(embedded["features"]).max(axis=1).astype(np.float32)
-    return unsupervised_uncertainties(train, embedded) | {"max_softmax": -confidence}
 
 
 def unsupervised_uncertainties(train: Embedded, embedded: Embedded) -> dict[str, np.ndarray]:

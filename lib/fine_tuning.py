@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Iterable
+from contextlib import closing, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -73,9 +73,8 @@ def fine_tune(
     batches = min(-(-len(labelled) // batch_size), len(labelled) // 2)
     steps, step = epochs * batches, 0
     warmup = round(rising * steps)
-    progress = training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), show=False)
     network.train()
-    try:
+    with closing(training.Progress(progress_path, f"fine-tune on {len(labelled):,}", steps, 0, min(batch_size, len(labelled)), False)) as progress:
         for epoch in range(epochs):
             order = torch.randperm(len(labelled), generator=generator.manual_seed(training.seed_of(seed, "order", epoch)))
             for rows in order.tensor_split(batches):
@@ -93,8 +92,6 @@ def fine_tune(
                 optimizer.step()
                 step += 1
                 progress.update(step, round(loss.item(), 4))
-    finally:
-        progress.close()
     features = torch.as_tensor(evaluation.embed(network, test)["features"], device=device)
     with torch.no_grad():
         return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
@@ -131,7 +128,7 @@ def search_rate(run: Run, images: data.ImageSet, epochs: int, share: float = 1.0
     labelled, held_out = images.subset(fitted[data.label_subset(images.labels[fitted], share)]), images.subset(held_out)
     found = dict.fromkeys(rates, 0.0)
     for rate in rates:
-        with contextlib.suppress(training.TrainingStopped):
+        with suppress(training.TrainingStopped):
             table = fine_tuned(run, labelled, held_out, max(1, epochs // 4), rate)
             found[rate] = float(np.mean(table["probabilities"].argmax(1) == table["label"]))
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -68,8 +69,7 @@ def fit_decoder(
         optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"])
         best, kept, since, step = float("inf"), {}, 0, 0
         steps = epochs * math.ceil((len(x) - held_out) / BATCH_SIZE)
-        progress = training.Progress(progress_path, f"decoder of {len(x):,} images", steps, 0, BATCH_SIZE, show=False)
-        try:
+        with closing(training.Progress(progress_path, f"decoder of {len(x):,} images", steps, 0, BATCH_SIZE, show=False)) as progress:
             for _ in range(epochs):
                 decoder.train()
                 for rows in torch.randperm(len(x) - held_out).split(BATCH_SIZE):
@@ -87,8 +87,6 @@ def fit_decoder(
                     kept = {name: value.clone() for name, value in decoder.state_dict().items()}
                 if since >= PATIENCE:
                     break
-        finally:
-            progress.close()
         decoder.load_state_dict(kept)
     return decoder.eval()
 

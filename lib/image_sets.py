@@ -94,7 +94,8 @@ def lazy_images(files: list[Path], root: Path, image_size: int | None) -> LazyIm
 
     def header(file: Path) -> tuple[int, int]:
         with _opened(file) as image:
-            return image.size
+            turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) > 4  # by a quarter; to ask a PNG decodes it
+            return image.size[::-1] if turned else image.size
 
     with ThreadPoolExecutor(DECODERS) as pool:
         sizes = sorted(set(pool.map(header, files)))
@@ -127,8 +128,8 @@ class ImageSet:
     """Images with labels.
 
     images uint8 [N, H, W, C] (array or LazyImages), C = 1 or 3; labels int64 [N], indices into ``classes``; ``extra`` further label
-    arrays [N], their names in ``extra_classes``; ``source`` says how it was found; ``index`` are the positions in the source's own order
-    (None: all). Malformed arrays raise ValueError.
+    arrays [N]; ``source`` says how it was found; ``index`` are the positions in the source's own order (None: all).
+    Malformed arrays raise ValueError.
     """
 
     name: str
@@ -138,7 +139,6 @@ class ImageSet:
     classes: list[str]
     extra: dict[str, np.ndarray] = field(default_factory=dict)
     source: str = "given arrays"
-    extra_classes: dict[str, list[str]] = field(default_factory=dict)
     index: np.ndarray | None = None
     whole: int | None = None  # how many images the whole set has, where that is known
     device: torch.device = torch.device("cpu")
@@ -276,17 +276,9 @@ def read_npz(path: Path, name: str, split: str) -> ImageSet:
     if classes is None:
         highest = labels.max() if labels.dtype.kind in "iu" and labels.size else 0
         classes = np.arange(max(highest, 0) + 1)
-    names = {key.removesuffix("_names"): [str(v) for v in values] for key, values in arrays.items() if key.endswith("_names")}
-    return ImageSet(
-        name,
-        split,
-        images[..., None] if images.ndim == 3 else images,
-        labels,
-        [str(c) for c in classes],
-        {key: values for key, values in arrays.items() if not key.endswith("_names")},
-        f"npz file {path}",
-        names,
-    )
+    extra = {key: values for key, values in arrays.items() if not key.endswith("_names")}
+    images = images[..., None] if images.ndim == 3 else images
+    return ImageSet(name, split, images, labels, [str(c) for c in classes], extra, f"npz file {path}")
 
 
 def image_folder(folder: Path, image_size: int | None = None, name: str = "", split: str = "all") -> ImageSet:
@@ -380,7 +372,7 @@ def generated(kind: str = "shapes", n: int = 512, size: int = 32, seed: int = 0)
     pixels = cover * np.array(list(COLOURS.values()))[colour][:, None, None, :] + (1 - cover) * background
     images = np.clip(np.round(pixels), 0, 255).astype(np.uint8)
     extra = {"colour": colour, "scale": scale, "rotation": rotation, "x": centre_x, "y": centre_y}
-    return ImageSet("generated", "train", images, labels, SHAPES, extra, "drawn by lib.data", {"colour": list(COLOURS)})
+    return ImageSet("generated", "train", images, labels, SHAPES, extra, "drawn by lib.data")
 
 
 def styled(plain: ImageSet, size: int = 32, seed: int = 0) -> ImageSet:
@@ -411,5 +403,4 @@ def styled(plain: ImageSet, size: int = 32, seed: int = 0) -> ImageSet:
     name, hues = ("colour", hues) if grey else ("tint", (hues + 255) // 2)
     images = (((moved[..., None] if grey else moved) * hues[colour][:, None, None, :] + 127) // 255).astype(np.uint8)
     extra = plain.extra | {name: colour, "scale": scale, "rotation": rotation, "x": x, "y": y}
-    source, names = f"{plain.source}, styled by lib.data", plain.extra_classes | {name: list(HUES)}
-    return ImageSet(f"styled_{plain.name}", plain.split, images, plain.labels, plain.classes, extra, source, names)
+    return ImageSet(f"styled_{plain.name}", plain.split, images, plain.labels, plain.classes, extra, f"{plain.source}, styled by lib.data")

@@ -253,8 +253,8 @@ def measures(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
         terms = {"align": j_align(q, p), "uniform": j_uniform(q, p), "kl": j_kl(q), "entropy": q[0].entropy()}
         return {name: float(value.mean()) for name, value in terms.items()} | {"entropy_of_mean": float(Categorical(q[0].probs.mean(0)).entropy())}
     z = [F.normalize(output[0].float(), dim=1) for output in online]
-    found = {"cosine": agreement(*z), "uniformity": uniformity(z[0]), "spread": spread(z[0])}
-    found |= {"effective_rank": effective_rank(z[0].double().cpu().numpy())}
+    rank = effective_rank(z[0].double().cpu().numpy())
+    found = {"cosine": agreement(*z), "uniformity": uniformity(z[0]), "spread": spread(z[0]), "effective_rank": rank}
     if len(online[0]) == 2:
         both = sum(F.normalize(output[1].float(), dim=1) for output in online)
         f = [F.normalize(target.float(), dim=1) for target in method.targets(views)] if hasattr(method, "target") else z

@@ -73,10 +73,7 @@ def learn_concentration(posteriors: Posteriors, epochs: int = 30) -> Callable[[T
     def loss(raw: Tensor, location: Tensor, target: Tensor) -> Tensor:
         return losses.vi_simsiam_loss(location, networks.to_concentration(raw[:, 0], dimension), target) / (dimension - 1)
 
-    def start(layer: nn.Linear) -> None:
-        networks.start_at_cosine(layer, dimension, 0.15, "natural")
-
-    network = _learn(posteriors, 1, loss, epochs, start)
+    network = _learn(posteriors, 1, loss, epochs, lambda last: networks.start_at_cosine(last, dimension, 0.15, "natural"))
     return lambda t: networks.to_concentration(network(t)[:, 0], dimension)
 
 
@@ -124,35 +121,25 @@ def dispersions(powers: tuple[float, ...] = (0.5, 1.0, 1.5), weights: tuple[floa
 @torch.enable_grad()
 def _learn(
     posteriors: Posteriors, outputs: int, loss: Callable[..., Tensor], epochs: int, start: Callable[[nn.Linear], None] = lambda layer: None,
-) -> nn.Module:  # fmt: skip
+) -> Callable[[Tensor], Tensor]:  # fmt: skip
     """A network of cosines [B, V] -> [B, outputs] that minimises loss(its output, location, target); start: what its last layer begins with."""
     batch_size = 256
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         t = cosines(posteriors)
-        network = _SpreadNetwork(outputs, t)
-        start(network.layers[-1])
-        optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
+        mean, scale = torch.log1p(t).mean(), torch.log1p(t).std()
+        layers = nn.Sequential(nn.Linear(t.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
+        start(layers[-1])
+        optimizer = torch.optim.Adam(layers.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(t) // batch_size))
         for _ in range(epochs):
             for rows in torch.randperm(len(t)).split(batch_size):
-                value = loss(network(t[rows]), posteriors.location[rows], posteriors.target[rows])
+                value = loss(layers((torch.log1p(t[rows]) - mean) / scale), posteriors.location[rows], posteriors.target[rows])
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
                 schedule.step()
-    return network.eval()
-
-
-class _SpreadNetwork(nn.Module):
-    def __init__(self, outputs: int, t: Tensor):
-        super().__init__()
-        self.register_buffer("mean", torch.log1p(t).mean())
-        self.register_buffer("scale", torch.log1p(t).std())
-        self.layers = nn.Sequential(nn.Linear(t.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
-
-    def forward(self, t: Tensor) -> Tensor:
-        return self.layers((torch.log1p(t) - self.mean) / self.scale)  # [B, outputs]
+    return lambda t: layers((torch.log1p(t) - mean) / scale)
 
 
 # ---------------------------------------------------------------------------------------------------------------- views that share a mean

@@ -90,15 +90,10 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 
     """
     _same_shape(first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
-        correlation = _standardised(first).T @ _standardised(second) / len(first)  # [D, D]
+        a, b = (F.batch_norm(_precise(z), None, None, training=True) for z in (first, second))
+        correlation = a.T @ b / len(first)  # [D, D]
         diagonal = torch.diagonal(correlation)
         return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
-
-
-def _standardised(z: Tensor) -> Tensor:
-    z = _precise(z)
-    z = z - z.mean(0)
-    return z / (z.square().mean(0) + 1e-5).sqrt()
 
 
 def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> dict[str, Tensor]:

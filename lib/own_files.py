@@ -45,15 +45,13 @@ def survey(folder: str | Path, image_size: int, progress: Path | None = None) ->
     if image_size < SMALLEST_SIDE:
         raise ValueError(f"image_size is {image_size} px; give at least {SMALLEST_SIDE}.")
     listed = sorted(_walk(root))
-    bar = training.Progress(progress, "reading files", len(listed), 0, 1, show=False)
-    rows, pixels = [], []
-    with _large_images_opened(), ThreadPoolExecutor(image_sets.DECODERS) as pool:
+    rows, pixels, bar = [], [], training.Progress(progress, "reading files", len(listed), 0, 1, show=False)
+    with contextlib.closing(bar), _large_images_opened(), ThreadPoolExecutor(image_sets.DECODERS) as pool:
         for (path, _), (row, image) in zip(listed, pool.map(lambda entry: _read(*entry, image_size), listed), strict=True):
             parts = path.relative_to(root).parts
             rows.append({"file": _printable("/".join(parts)), "folder": _printable(parts[0]) if len(parts) > 1 else "."} | row)
             pixels += [] if image is None else [image]
             bar.update(len(rows), None)
-    bar.close()
     if progress:
         with contextlib.suppress(OSError):
             progress.parent.rmdir()  # made for that file alone

@@ -89,15 +89,14 @@ METHODS = {
     "cr_vae": MethodStyle("CR-VAE", GREY, ">", (0, (1, 1)), True, GREY),
     "supervised": MethodStyle("Supervised", GREY, "x", (0, ()), False, GREY),
     "random": MethodStyle("Random initialisation", GREY, "+", (0, (1, 3)), False, GREY),
-    "random_latent": MethodStyle("Random initialisation", GREY, "_", (0, (1, 3, 2, 3)), False, GREY),
     "random_vit": MethodStyle("Random initialisation, ViT", GREY, "|", (0, (1, 3, 1, 1)), False, GREY),
     "raw_pixels": MethodStyle("Raw pixels", GREY, "d", (0, (6, 3)), False, GREY),
 }
 
 
 def method_style(name: str) -> MethodStyle:
-    """The one look of a method in all figures; on SimVAE's short representation (``<method>_latent``) most look as they do elsewhere."""
-    known = name if name in METHODS else name.removesuffix("_latent")
+    """The one look of a method in all figures; on SimVAE's short representation (``<method>_latent``) it looks as it does elsewhere."""
+    known = name.removesuffix("_latent")
     if known not in METHODS:
         raise ValueError(f"no style for method {name!r}: use one of {', '.join(METHODS)}, or add a row to lib.plotting.METHODS")
     return METHODS[known]
@@ -275,15 +274,14 @@ def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
 def _png(image: Picture.Image, dpi: int) -> bytes:
     """A PNG with the fewest colours of a palette, down to a quarter of the size, that change 995 of 1,000 pixels by at most 5 of 255 levels
     (10 for the largest palette) and none by more than three times that; with all colours where no palette does. Packed without loss."""
-    kept = image
     for colours, tolerance in ((32, 5), (64, 5), (256, 10)):
         reduced = image.quantize(colours, Picture.Quantize.MAXCOVERAGE, kmeans=1, dither=Picture.Dither.NONE)
         change = np.asarray(ImageChops.difference(reduced.convert("RGB"), image)).max(axis=2)  # [H, W]
         if np.quantile(change, 0.995) <= tolerance and change.max() <= 3 * tolerance:
-            kept = reduced
+            image = reduced
             break
     buffer = io.BytesIO()
-    kept.save(buffer, "PNG", compress_level=1, dpi=(dpi, dpi))
+    image.save(buffer, "PNG", compress_level=1, dpi=(dpi, dpi))
     return oxipng.optimize_from_memory(buffer.getvalue(), level=2, deflate=oxipng.Deflaters.libdeflater(12))
 
 
@@ -402,9 +400,8 @@ def _log_axis(axis, low: float, high: float) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def _inches(ax: Axes) -> tuple[float, float]:
-    box = ax.get_window_extent()
-    return box.width / ax.figure.dpi, box.height / ax.figure.dpi
+def _inches(ax: Axes) -> np.ndarray:
+    return ax.bbox.size / ax.figure.dpi
 
 
 def _spread(positions: np.ndarray, gap: float) -> np.ndarray:
@@ -455,7 +452,7 @@ def kappa_boxplots(
     order = _ordered(data[group], list(data.groupby(group)["kappa"].median().sort_values(kind="stable").index) if order is None else order)
     shown = [True, False] if correct else [None]
     width = 0.8 / len(shown)
-    boxes, rows = [], []
+    places, extremes, rows = [], [], []
     for place, name in enumerate(order):
         for slot, right in enumerate(shown):
             chosen = (data[group] == name) & (True if right is None else data[correct].astype(bool) == right)
@@ -463,27 +460,25 @@ def kappa_boxplots(
             if len(values) == 0:
                 continue
             box = cbook.boxplot_stats(values, whis=whiskers)[0]
-            position = place + (slot - (len(shown) - 1) / 2) * width
             if len(values) > 200:
                 box["fliers"] = np.array([])
-            boxes.append((position, box, right))
+            extremes += [box["whislo"], box["whishi"], *box["fliers"]]
+            places.append(place + (slot - (len(shown) - 1) / 2) * width)
+            face, edge = "white" if right is False else _mix(colour, 0.45), {"color": colour}
+            ax.bxp(
+                [box], places[-1:], widths=0.85 * width, patch_artist=True, manage_ticks=False, whiskerprops=edge, capprops=edge,
+                boxprops={"facecolor": face, "edgecolor": colour},
+                flierprops={"marker": "o", "markeredgecolor": colour, "markerfacecolor": "none"},
+            )  # fmt: skip
             summary = {"n": len(values), "median": box["med"], "q1": box["q1"], "q3": box["q3"], "whisker_low": box["whislo"]}
             summary |= {"whisker_high": box["whishi"], "outliers_drawn": len(box["fliers"])}
             rows.append({group: name} | ({correct: right} if correct else {}) | summary)
-    for position, box, right in boxes:
-        face = "white" if right is False else _mix(colour, 0.45)
-        edge, outliers = {"color": colour}, {"marker": "o", "markeredgecolor": colour, "markerfacecolor": "none"}
-        ax.bxp(
-            [box], [position], widths=0.85 * width, patch_artist=True, manage_ticks=False, whiskerprops=edge, capprops=edge,
-            boxprops={"facecolor": face, "edgecolor": colour}, flierprops=outliers,
-        )  # fmt: skip
     drawn = pd.DataFrame(rows)
-    extremes = [end for _, box, _ in boxes for end in (box["whislo"], box["whishi"], *box["fliers"])]
     _log_axis(ax.yaxis, min(extremes), max(extremes))
     ax.set(ylabel="Concentration κ", xlim=(-0.6, len(order) - 0.4))
     small = {"textcoords": "offset points", "fontsize": SMALLEST_TEXT, "va": "top"}
-    for (position, *_), n in zip(boxes, drawn["n"], strict=True):
-        ax.annotate(f"{n:,}", (position, 0), (0, -3), ("data", "axes fraction"), ha="center", **small)
+    for place, n in zip(places, drawn["n"], strict=True):
+        ax.annotate(f"{n:,}", (place, 0), (0, -3), ("data", "axes fraction"), ha="center", **small)
     ax.annotate("n", (0, 0), (-4, -3), "axes fraction", ha="right", fontstyle="italic", **small)
     _name_ticks(ax, order)
     if correct:
@@ -512,9 +507,7 @@ def log_histogram(ax: Axes, data: pd.DataFrame, group: str, order=None, *, bins:
     _require_positive(data, "kappa")
     order = _ordered(data[group], order)
     logs = np.log10(data["kappa"])
-    low, high = logs.min(), logs.max()
-    edges = np.linspace(low, high, bins + 1) if high > low else np.linspace(low - 0.5, low + 0.5, bins + 1)
-    rows = []
+    edges, rows = np.histogram_bin_edges(logs, bins), []
     for name, (label, shade, line, _) in _looks(order).items():
         inside = logs[data[group] == name].to_numpy()
         counts, _ = np.histogram(inside, edges)
@@ -543,14 +536,14 @@ def roc_plot(ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: s
     summary = summary.set_index("curve")
     if not summary.index.is_unique or set(summary.index) != set(order):
         raise ValueError(f"summary must have one row for each of {order}: it has {list(summary.index)}")
-    rows, labels, handles = [], [], []
-    for name, (label, shade, line, text_colour) in _looks(order).items():
+    rows, looks = [], _looks(order)
+    for name, (label, shade, line, _) in looks.items():
         part = data[data["curve"] == name]
         false_positive, true_positive, _ = roc_curve(part["score"], part["positive"])
         kept = _thin(len(false_positive))
         auroc, low, high = summary.loc[name, ["auroc", "ci_low", "ci_high"]]
-        handles += ax.plot(false_positive[kept], true_positive[kept], color=shade, linestyle=line)
-        labels.append((f"{label}\n{auroc:.3f} [{low:.3f}, {high:.3f}]", text_colour))
+        named = f"{label}\n{auroc:.3f} [{low:.3f}, {high:.3f}]"
+        ax.plot(false_positive[kept], true_positive[kept], color=shade, linestyle=line, label=named)
         rows.append(
             pd.DataFrame({"curve": name, "false_positive_rate": false_positive[kept], "true_positive_rate": true_positive[kept]})
             .assign(auroc=auroc, ci_low=low, ci_high=high)
@@ -562,13 +555,11 @@ def roc_plot(ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: s
     ax.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
     ax.set_yticks([0, 0.5, 1], ["0", "0.5", "1"])
     # The curves leave one triangle of the square free: the lower right one if they beat chance.
-    texts, style = [text for text, _ in labels], {"title": "AUROC [95 % interval]", "handlelength": 1.8, "labelspacing": 0.35}
+    style = {"title": "AUROC [95 % interval]", "handlelength": 1.8, "labelspacing": 0.35, "labelcolor": [look[-1] for look in looks.values()]}
     if len(order) > 2:
-        legend = _legend_below(ax, handles, texts, **style)
+        _legend_below(ax, **style)
     else:
-        legend = ax.legend(handles, texts, loc="lower right" if summary["auroc"].mean() >= 0.5 else "upper left", **style)
-    for text, (_, text_colour) in zip(legend.get_texts(), labels, strict=True):
-        text.set_color(text_colour)
+        ax.legend(loc="lower right" if summary["auroc"].mean() >= 0.5 else "upper left", **style)
     return drawn
 
 
@@ -723,18 +714,18 @@ def dot_interval_plot(
     looks = {name: method_style(name) for name in order} if group == "method" else looks
     rows = []
     for place, name in enumerate(order):
-        style = looks[name]
-        values = data.loc[data[group] == name, value].to_numpy(float)
-        mean, low, high, n = mean_over_seeds(values).values()
-        low, high = (low, high) if n >= 5 else (np.nan, np.nan)
+        style, part = looks[name], data.loc[data[group] == name, [group, "seed", value, *ends]]
+        mean, low, high, n = mean_over_seeds(part[value]).values()
         if n >= 5:
             ax.plot([low, high], [place, place], color=style.colour, linewidth=1.2)
+        else:
+            low = high = np.nan
         if n > 1:
             ax.plot([mean, mean], [place - 0.28, place + 0.28], color=style.colour, linewidth=1.2)
-        face, part = style.colour if style.fill else "white", data.loc[data[group] == name, [group, "seed", value, *ends]]
+        face = style.colour if style.fill else "white"
         if ends:
             ax.hlines(np.full(n, place), part[ends[0]], part[ends[1]], color=style.colour, linewidth=0.6, alpha=0.6)
-        ax.plot(values, np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
+        ax.plot(part[value], np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
         rows.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
     ax.set_yticks(range(len(order)), [looks[name].label for name in order])
     ax.locator_params(axis="x", nbins=5 if _inches(ax)[0] > 1.6 else 3)  # numbers of four digits do not touch, in half a page's width or a quarter's
@@ -837,13 +828,11 @@ def training_curves(
     if log_scale:
         for column in columns:
             _require_positive(log, column)
-    drawn = log[["method", "seed", x, *columns]].reset_index(drop=True)
-    drawn["mean"] = np.nan
-    for _, part in drawn.groupby("method"):
-        drawn.loc[part.index, "mean"] = part[x].map(_mean_over_seeds(part, x, y))
-    ends = []
+    drawn, ends = log[["method", "seed", x, *columns]].reset_index(drop=True), []
     for place, name in enumerate(_ordered(drawn["method"])):
         style, part = method_style(name), drawn[drawn["method"] == name].sort_values(x)
+        mean = _mean_over_seeds(part, x, y)
+        drawn.loc[part.index, "mean"] = part[x].map(mean)
         if part["seed"].nunique() > 1:
             many = len(part) > 100
             look = {"marker": ".", "markersize": 1.5, "alpha": 0.6} if many else {"marker": "o", "markersize": (3, 5)[place % 2], "fillstyle": "none"}
@@ -851,9 +840,8 @@ def training_curves(
         if band:
             low, high = (_mean_over_seeds(part, x, column) for column in band)
             ax.fill_between(low.index, low, high, color=style.colour, alpha=0.15, linewidth=0)
-        line = part.drop_duplicates(x)
-        ax.plot(line[x], line["mean"], color=style.colour, linestyle=style.line)
-        ends.append((line[x].iloc[-1], line["mean"].iloc[-1], style.label, style.text_colour))
+        ax.plot(mean.index, mean, color=style.colour, linestyle=style.line)
+        ends.append((mean.index[-1], mean.iloc[-1], style.label, style.text_colour))
     ax.set(xlabel=x.capitalize(), ylabel=label)
     if log_scale:
         _log_axis(ax.yaxis, drawn[columns].min(axis=None), drawn[columns].max(axis=None))

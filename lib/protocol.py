@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -50,11 +50,7 @@ def centre_crop(area: float) -> Callable[[Tensor], Tensor]:
 def square_crop(top: float, left: float, side: float = 0.5) -> Callable[[Tensor], Tensor]:
     """Keep the square with this corner and side, as shares of the image's side, and resize it to the whole."""
     pixels_of_square(top, left, side, 1)  # what is not inside is refused here, before there is an image
-
-    def transform(images: Tensor) -> Tensor:
-        return _square(images, *pixels_of_square(top, left, side, images.shape[-1]))
-
-    return transform
+    return lambda images: _square(images, *pixels_of_square(top, left, side, images.shape[-1]))
 
 
 def pixels_of_square(top: float, left: float, side: float, size: int) -> tuple[int, int, int]:
@@ -70,16 +66,8 @@ def _square(images: Tensor, top: int, left: int, side: int) -> Tensor:
 
 
 def blur(sigma: float) -> Callable[[Tensor], Tensor]:
-    """Gaussian blur with sigma in pixels (0: none)."""
-    from kornia.filters import gaussian_blur2d  # slow to import
-
-    def transform(images: Tensor) -> Tensor:
-        if not sigma:
-            return images
-        width = 2 * min(round(3 * sigma), *(length - 1 for length in images.shape[-2:])) + 1
-        return gaussian_blur2d(images, (width, width), (sigma, sigma), border_type="reflect")
-
-    return transform
+    """Gaussian blur with sigma in pixels (0: none), cut at 3 sigma."""
+    return lambda images: augmentations.gaussian_blur(images, torch.full((len(images),), sigma), cut=3) if sigma else images
 
 
 def conditions() -> dict[str, Callable[[Tensor], Tensor]]:
@@ -96,27 +84,23 @@ class Run:
         self.train = training.training_images(settings)
         self.hash = resolution.run_hash(settings, self.train.checksum)
         self.channels = self.train.images.shape[3]
-        self._method: nn.Module | None = None
 
-    @property
+    @cached_property
     def method(self) -> nn.Module:
         """The trained network; without its weights the committed encoder, if it is of exactly this run (float16: the third digit differs)."""
-        if self._method is None:
-            if training.is_finished(self.profile, self.name, self.hash):
-                self._method = training.load_trained(self.settings, self.channels)
-            elif self._has_encoder():
-                self._method = encoders.load(self.settings["method"])
-            else:
-                raise FileNotFoundError(
-                    f"Run {self.name} has no weights here that were trained with these settings and data; "
-                    f"train it with: make reproduce PROFILE={self.profile}"
-                )
-        return self._method
+        if training.is_finished(self.profile, self.name, self.hash):
+            return training.load_trained(self.settings, self.channels)
+        if self._has_encoder():
+            return encoders.load(self.settings["method"])
+        raise FileNotFoundError(
+            f"Run {self.name} has no weights here that were trained with these settings and data; "
+            f"train it with: make reproduce PROFILE={self.profile}"
+        )
 
     @property
     def is_at_hand(self) -> bool:
         """Whether ``method`` can be asked."""
-        return self._method is not None or training.is_finished(self.profile, self.name, self.hash) or self._has_encoder()
+        return "method" in vars(self) or training.is_finished(self.profile, self.name, self.hash) or self._has_encoder()
 
     def _has_encoder(self) -> bool:
         path = artifacts.encoder_path(self.settings["method"])

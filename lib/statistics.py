@@ -12,19 +12,7 @@ import pandas as pd
 import scipy
 from numpy.typing import ArrayLike
 
-from lib.uncertainty import (
-    ROUNDING,
-    binary,
-    check_draws,
-    defined,
-    image_counts,
-    matrix,
-    paired,
-    percentiles,
-    resampled,
-    sample,
-    with_order,
-)
+from lib.uncertainty import ROUNDING, binary, check_draws, defined, image_counts, matrix, paired, percentiles, resampled, sample, with_order
 
 
 def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000) -> tuple[float, float]:

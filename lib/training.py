@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import pandas as pd
@@ -247,8 +247,7 @@ def train(settings: dict, images: data.ImageSet | None = None, show_progress: bo
         "processes": processes, **artifacts.provenance(),
     }  # fmt: skip
     first = fabric is None or fabric.is_global_zero
-    log: list[dict] = []
-    seconds, loop = 0.0, None
+    log, seconds, loop = [], 0.0, None
     if steps:
         compiled = device.type == "cuda" if compiled is None else compiled
         loop = _Loop(method, images, settings, folder, run_hash, device, precision, fabric, compiled)
@@ -344,11 +343,11 @@ def stored_step_costs(path: Path, runs: list[dict], measure: bool) -> pd.DataFra
     """step_costs as stored at ``path``; with ``measure`` taken anew if they are not of these very runs. FileNotFoundError where there are none."""
     if measure:
         images = training_images(runs[0])
-        if not path.exists() or set(pd.read_csv(path).get("run_hash", ())) != {resolution.run_hash(run, images.checksum) for run in runs}:
+        if not path.exists() or set(artifacts.read_csv(path).get("run_hash", ())) != {resolution.run_hash(run, images.checksum) for run in runs}:
             artifacts.write_csv(path, step_costs(runs, images))
     if not path.exists():
         raise FileNotFoundError(f"No stored costs: set train_missing = True, or run make reproduce PROFILE={runs[0]['profile']} PAPER=prosmin.")
-    return pd.read_csv(path)
+    return artifacts.read_csv(path)
 
 
 def cost_ratios(cost: pd.DataFrame, first: str, second: str) -> pd.DataFrame:
@@ -474,14 +473,12 @@ class _Loop:
         step, log, seconds = self.begin
         rows_per_epoch = max(1, min(LOGS_PER_EPOCH, steps_per_epoch, LOG_ROWS // settings["epochs"]))
         path = None if self.process else self.folder / "progress.json"
-        progress = Progress(path, self.name, steps, step, settings["batch_size"], show_progress)
         rows, loss, started, saved = [], None, time.perf_counter() - seconds, time.perf_counter()
-        try:
+        with closing(Progress(path, self.name, steps, step, settings["batch_size"], show_progress)) as progress:
             for *views, labels in self.views(steps_per_epoch, step):
                 factor = learning_rate_factor(step, steps, warmup, settings["schedule"])
                 rows.append(self.step(views, labels, step, step / steps_per_epoch, factor, (step + 1) / steps))
                 step += 1
-                ends = step % steps_per_epoch == 0
                 if step * rows_per_epoch // steps_per_epoch > (step - 1) * rows_per_epoch // steps_per_epoch:
                     means = self._means(rows)
                     rows, loss = [], round(means["loss"], 4)
@@ -489,14 +486,12 @@ class _Loop:
                     elapsed = time.perf_counter() - started
                     row = {"step": step, "epoch": step / steps_per_epoch, "seconds": round(elapsed, 2)}
                     row |= {"learning_rate": settings["learning_rate"] * factor} | means
-                    log.append(row | (self.health() if ends and not self.process else {}))
+                    log.append(row | (self.health() if step % steps_per_epoch == 0 and not self.process else {}))
                     if time.perf_counter() - saved > CHECKPOINT_SECONDS and step < steps and not self.process:
                         info = {"run_hash": self.run_hash, "precision": self.precision, "step": step, "log": log, "seconds": elapsed}
                         save_checkpoint(self.checkpoint, self.method, self.optimizer, info)
                         saved = time.perf_counter()
                 progress.update(step, loss)
-        finally:
-            progress.close()
         return log, time.perf_counter() - started
 
     @torch.no_grad()

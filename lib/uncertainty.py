@@ -245,7 +245,7 @@ def effective_rank(features: ArrayLike) -> float:
     features = given.astype(np.float64)
     centred = features - features.mean(axis=0)
     if np.abs(centred).max() <= rounding * np.abs(features).max():
-        raise ValueError(f"all {len(features)} feature rows are equal, so no rank is defined; the representation has collapsed (or N = 1).")
+        raise UndefinedStatistic(f"all {len(features)} feature rows are equal, so no rank is defined; the representation has collapsed (or N = 1).")
     return float(np.exp(scipy.stats.entropy(np.linalg.svd(centred, compute_uv=False))))  # of σ / Σ σ
 
 

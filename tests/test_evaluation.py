@@ -237,17 +237,17 @@ def test_the_penalty_is_judged_on_images_that_were_not_fitted(monkeypatch):
     fitted, fit = [], evaluation._logistic_regression
     monkeypatch.setattr(evaluation, "_logistic_regression", lambda x, *rest: fitted.append(x.shape[1]) or fit(x, *rest))
     train = clusters(200)
-    evaluation.linear_probe(train["features"], train["label"], validation_fraction=0.2)
-    held_out = evaluation._stratified(train["label"], 0.2, seed=0)
+    evaluation.linear_probe(train["features"], train["label"])
+    held_out = evaluation._tenth(train["label"])
     assert fitted == [200 - held_out.sum()] * len(evaluation.PENALTIES) + [200]
-    np.testing.assert_allclose(np.bincount(train["label"][held_out]) / np.bincount(train["label"]), 0.2, atol=0.02)
+    np.testing.assert_allclose(np.bincount(train["label"][held_out]) / np.bincount(train["label"]), 0.1, atol=0.02)
 
 
 def test_validation_keeps_a_training_image_of_every_class():
-    held_out = evaluation._stratified(np.array([0, 0, 1, 2, 2, 2]), 0.1, seed=0)
+    held_out = evaluation._tenth(np.array([0, 0, 1, 2, 2, 2]))
     assert np.bincount(np.array([0, 0, 1, 2, 2, 2])[held_out], minlength=3).tolist() == [1, 0, 1]
     with pytest.raises(ValueError, match="single image"):
-        evaluation._stratified(np.arange(3), 0.1, seed=0)
+        evaluation._tenth(np.arange(3))
 
 
 def test_probe_is_not_moved_by_a_constant_feature():
@@ -301,7 +301,6 @@ def test_probe_refuses_bad_input():
         ((x, y[:-1]), {}, "train_y"),
         ((np.where(x > 1, np.nan, x), y), {}, "NaN"),
         ((x, y), {"penalties": []}, "penalties"),
-        ((x, y), {"validation_fraction": 1.5}, "validation_fraction"),
     ]:
         with pytest.raises(ValueError, match=message):
             evaluation.linear_probe(*arguments, **options)

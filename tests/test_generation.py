@@ -164,8 +164,8 @@ def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, m
 def test_a_vae_without_its_weights_has_no_decoder(vae_run):
     """Its committed encoder answers for the run, but an encoder alone draws no images."""
     without = protocol.Run(vae_run.settings)
-    without._method = copy.deepcopy(vae_run.method)
-    del without._method.decoder  # as lib.load leaves it
+    without.method = copy.deepcopy(vae_run.method)
+    del without.method.decoder  # as lib.load leaves it
     with pytest.raises(FileNotFoundError, match=f"{vae_run.name} only the committed encoder is here, not its decoder; train it: make reproduce"):
         generation.decoder_of(without)
 

@@ -39,8 +39,7 @@ class VICReg(TwoViews):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
-        weights = (self.settings[name] for name in ("invariance", "variance", "covariance"))
-        terms = losses.vicreg_loss(first, second, *weights)
+        terms = losses.vicreg_loss(first, second, *(self.settings[name] for name in ("invariance", "variance", "covariance")))
         return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | {
             "cosine": agreement(first, second), "spread": spread(first),
         }  # fmt: skip

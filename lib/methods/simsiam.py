@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from lib import losses, networks
@@ -36,7 +36,7 @@ class SimSiam(TwoViews):
         return {"loss": loss, "cosine": -loss.detach(), "spread": spread(z[0])}
 
 
-class VISimSiam(nn.Module):
+class VISimSiam(TwoViews):
     """VI-SimSiam: the predictor also gives the concentration κ of a Power Spherical distribution over the other view's projection.
 
     concentration_from = "predictor": κ is one more output of the predictor (2022, App. 9.1, Algorithm 1); "features": κ comes from a head u on the
@@ -51,14 +51,13 @@ class VISimSiam(nn.Module):
     SimSiam's loss trains the network instead, and κ learns beside it.
     """
 
+    takes_local_views = True
     warming_up = False
 
     def __init__(self, settings: dict, channels: int = 3):
-        super().__init__()
+        super().__init__(settings, channels)
         self.dimension, self.mapping = settings["dimension"], settings["concentration_map"]
         self.scale = 1 / (self.dimension - 1) if settings["divide_loss"] else 1.0
-        self.backbone = networks.backbone(settings, channels)
-        self.projector = networks.projector(self.backbone.features, self.dimension, settings["projector_layers"])
         source = settings["concentration_from"]
         if source == "features":
             self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"])
