@@ -82,7 +82,7 @@ def at_an_end(tried: pd.DataFrame) -> str:
     tried = tried[tried.setting == "learning_rate"]
     grid, best = tried.groupby("method", sort=False).value, tried[tried.chosen].set_index("method").value
     ends = {words: best.index[best == end[best.index]] for words, end in (("least", grid.min()), ("largest", grid.max()))}
-    told = [f"the {words} of its grid for {', '.join(method_style(name).label for name in of)}" for words, of in ends.items() if len(of)]
+    told = [f"the {words} of its grid for {'; '.join(method_style(name).label for name in of)}" for words, of in ends.items() if len(of)]
     return f"The best rate is {', and '.join(told)}: there a better one may lie beyond." if told else ""
 
 
