@@ -184,12 +184,12 @@ def decoder_of(run: protocol.Run) -> nn.Module:
     return decoder
 
 
-def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) -> pd.DataFrame:
+def measure_generation(run: protocol.Run, judge: protocol.Run | None, notebook: str) -> pd.DataFrame:
     """mse of reconstructed test images (SimVAE, Table 7; of each image in the scores), and Fréchet distances of generated and reconstructed ones.
 
     Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
-    distance is taken in, named in the column score; train: the distance of as many training images, the least to be expected. The FID besides,
-    where the weights of its network are at hand (data.inception_weights). n: the images of each kind.
+    distance is taken in, named in the column score (None: no distances); train: the distance of as many training images, the least to be
+    expected. The FID besides, where the weights of its network are at hand (data.inception_weights). n: the images of each kind.
     """
     bank, test = run.bank, run.test()
     decoder, known, asked, pixels = decoder_of(run), run.embed(bank), run.embed(test), pixels_of(run, test)
@@ -203,11 +203,11 @@ def measure_generation(run: protocol.Run, judge: protocol.Run, notebook: str) ->
         labels = np.zeros(len(images), np.int64)
         return judge.ask(data.ImageSet("pictures", "test", image_sets.to_bytes(images), labels, ["picture"]))["features"]
 
-    common, real = {"evaluated_on": test.title, "n": len(pixels)}, judged(pixels)
+    common, real = {"evaluated_on": test.title, "n": len(pixels)}, judge and judged(pixels)
     error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
     mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
     rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
-    for condition, images in pictures.items():
+    for condition, images in pictures.items() if judge else ():
         distance = factors.frechet_distance(judged(images), real)
         row = {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance, "n": len(images)}
         rows.append(common | row)

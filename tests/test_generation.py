@@ -178,3 +178,5 @@ def test_generation_is_measured_beside_training_images(vae_run, run):
     distance = frame.xs("frechet_distance", level="metric")
     assert set(distance.index) == {"generated", "reconstructed", "train"} and set(distance.score) == {run.name}
     assert 0 <= distance.value["train"] < distance.value["reconstructed"] and 0 < distance.value["generated"]
+    alone = generation.measure_generation(vae_run, None, "41_without_judge")
+    assert alone.metric.tolist() == ["mse"] and alone.value.iloc[0] == frame.value["reconstructed", "mse"]
