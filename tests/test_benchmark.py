@@ -72,8 +72,8 @@ def stored(shared_results):
     row = {"condition": "near_ood", "metric": "ood_auroc"}
     second = [row | {"score": "negative_log_likelihood", "value": 0.97}, row | {"score": "radial", "value": 0.2}]
     artifacts.write_metrics("standard", benchmark.SECOND_IN[0], name, second, method="dino", seed=2)
-    style = {"trained_on": ["cifar10"] * 3 + ["mnist"], "condition": ["colour", "size", "content", "colour"], "retention": [0.2, 0.4, 0.9, 0.0]}
-    style = pd.DataFrame(style).assign(method="vi_simsiam", seed=0, transfer=True, set="styled")
+    style = {"trained_on": ["cifar10 (9,000 images)"] * 3 + ["mnist"], "condition": ["colour", "size", "content", "colour"]}
+    style = pd.DataFrame(style | {"retention": [0.2, 0.4, 0.9, 0.0]}).assign(method="vi_simsiam", seed=0, transfer=True, set="styled")
     artifacts.write_csv(artifacts.results_dir("standard") / "tables" / f"{benchmark.STYLES}.csv", style)
     generator = np.random.default_rng(0)
     alone = {"image_entropy": generator.random(N).astype(np.float32), "file_size": generator.integers(9, size=N).astype(np.int32)}

@@ -145,6 +145,13 @@ def test_published_and_measured_stand_side_by_side(results):
     assert "| 1 | 0 | 1 |\n" in readme  # the sum over papers
 
 
+def test_a_claim_whose_runs_are_gone_is_still_shown(results, monkeypatch):
+    monkeypatch.setattr(artifacts, "RESULTS", results.parent)
+    monkeypatch.setattr(ledger, "runs", lambda part, profile: ["gone-seed0"])
+    (claim,) = gallery._claims("standard", {})
+    assert claim["id"] == "VS2-3" and claim["runs"] == [] and claim["hours"] == "0"
+
+
 def test_same_results_same_bytes(results, monkeypatch):
     monkeypatch.setattr(artifacts, "RESULTS", results.parent)
     before = [(results / name).read_bytes() for name in ("index.html", "README.md")]
