@@ -232,7 +232,7 @@ def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
         part = own[own.measure.isin(names)]
         seeds = part.groupby("method").seeds.max()
         fewer = part.seeds < part.method.map(seeds)
-        part = part.assign(cell=part.cell + part.seeds.map(" ({:.0f} seed)".format).where(fewer, ""))
+        part = part.assign(cell=part.cell + part.seeds.map(lambda n: f" ({n:.0f} seed{'s' * (n > 1)})").where(fewer, ""))
         cells = part.pivot(index="method", columns="measure", values="cell").fillna("").assign(seeds=seeds)
         cells = cells[[name for name in (*names, "seeds") if name in cells]]
         tables[title] = cells.loc[[name for name in methods.METHODS if name in cells.index]].rename(index=label)

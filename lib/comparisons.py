@@ -56,12 +56,13 @@ def tuning(profile: str) -> pd.DataFrame:
     return frame.assign(chosen=complete & (reached.rank(ascending=False, method="first") == 1))
 
 
-def unsearched(profile: str, listed: Sequence[dict] = ()) -> dict[str, str]:
+def unsearched(profile: str, listed: Sequence[dict] = (), tried: pd.DataFrame | None = None) -> dict[str, str]:
     """The methods whose runs have a learning rate that nothing has chosen, and why: their search is not whole, or chose another one since.
 
     Of the methods of ``listed`` runs also those that were searched on another data set or, in a profile that searches at all, not at all.
+    tried: ``tuning(profile)``, where it has been read.
     """
-    tried = tuning(profile)
+    tried = tuning(profile) if tried is None else tried
     on, reasons = tried.groupby("method").dataset.first(), {}
     for run in listed if len(tried) else ():
         if run["epochs"] and on.get(run["method"]) != run["dataset"]:
@@ -91,9 +92,8 @@ def told_rates(listed: list[dict]) -> list[str]:
     from lib.plotting import method_style  # slow to import
 
     rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
-    named = {run["method"] for run in listed}
-    why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed).items() if name in named]
-    tried = tuning(listed[0]["profile"])
+    named, tried = {run["method"] for run in listed}, tuning(listed[0]["profile"])
+    why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed, tried).items() if name in named]
     sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
     sentences += filter(None, [at_an_end(tried[tried.method.isin(named)])])
     return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)

@@ -87,11 +87,7 @@ QUESTIONS = (
 
 
 class _Exporter(HTMLExporter):
-    """Tags in Markdown stay text, in cells and in outputs: a name in it may be anybody's. The page is notebook.html.j2."""
-
-    extra_template_paths = [str(Path(__file__).parent)]
-    template_file = "notebook.html.j2"
-    filters = {"highlight_code": lambda source: _highlighted(source)}
+    """Tags in Markdown stay text, in cells and in outputs: a name in it may be anybody's."""
 
     @pass_context
     def markdown2html(self, context, source):
@@ -162,7 +158,10 @@ def notebook_html(executed: Path) -> Path:
     # Widgets and scripts would come from a network: the same output holds a picture or a text of them, which does not.
     kinds = ["text/html", "image/svg+xml", "image/png", "image/jpeg", "text/markdown", "text/latex", "text/plain"]
     title = _heading(notebook.cells) or executed.stem
-    exporter = _Exporter(config=Config(NbConvertBase={"display_data_priority": kinds}), embed_images=True)
+    exporter = _Exporter(
+        config=Config(NbConvertBase={"display_data_priority": kinds}), embed_images=True, filters={"highlight_code": _highlighted},
+        extra_template_paths=[str(Path(__file__).parent)], template_file="notebook.html.j2",
+    )  # fmt: skip
     page, _ = exporter.from_notebook_node(notebook, resources={"metadata": {"path": str(executed.parent)}, "title": title})
     fetched = FETCHES.search(page)
     if fetched:
@@ -311,10 +310,9 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = _hours_of(runs[run] for run in named)
-        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "inconclusive": ledger.settles_nothing(part["reason"]),
-                                "unsettled": ledger.is_unsettled(part["reason"]), "reason": part["reason"].replace(ledger.ALONE, "")}
-                 for part in parts.to_dict("records")]  # fmt: skip
-        words = [part | {"said": ledger.qualified(part)} for part in words]
+        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "reason": part["reason"].replace(ledger.ALONE, "")}
+                 | (open_ := {"inconclusive": ledger.settles_nothing(part["reason"]), "unsettled": ledger.is_unsettled(part["reason"])})
+                 | {"said": ledger.qualified(part | open_)} for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
             "said": ledger.qualified(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
             "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",

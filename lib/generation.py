@@ -203,14 +203,16 @@ def measure_generation(run: protocol.Run, judge: protocol.Run | None, notebook: 
         labels = np.zeros(len(images), np.int64)
         return judge.ask(data.ImageSet("pictures", "test", image_sets.to_bytes(images), labels, ["picture"]))["features"]
 
-    common, real = {"evaluated_on": test.title, "n": len(pixels)}, judge and judged(pixels)
+    common = {"evaluated_on": test.title, "n": len(pixels)}
     error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
     mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
     rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
-    for condition, images in pictures.items() if judge else ():
-        distance = factors.frechet_distance(judged(images), real)
-        row = {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance, "n": len(images)}
-        rows.append(common | row)
+    if judge:
+        real = judged(pixels)
+        for condition, images in pictures.items():
+            distance = factors.frechet_distance(judged(images), real)
+            row = {"condition": condition, "metric": "frechet_distance", "score": judge.name, "value": distance, "n": len(images)}
+            rows.append(common | row)
     if weights := data.inception_weights():
         found = fid(pictures, pixels, weights)
         rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]

@@ -130,16 +130,20 @@ def _learn(
         mean, scale = torch.log1p(t).mean(), torch.log1p(t).std()
         layers = nn.Sequential(nn.Linear(t.shape[1], 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, outputs))
         start(layers[-1])
+
+        def network(t: Tensor) -> Tensor:
+            return layers((torch.log1p(t) - mean) / scale)  # [B, outputs]
+
         optimizer = torch.optim.Adam(layers.parameters(), lr=3e-3)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, epochs * -(-len(t) // batch_size))
         for _ in range(epochs):
             for rows in torch.randperm(len(t)).split(batch_size):
-                value = loss(layers((torch.log1p(t[rows]) - mean) / scale), posteriors.location[rows], posteriors.target[rows])
+                value = loss(network(t[rows]), posteriors.location[rows], posteriors.target[rows])
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
                 schedule.step()
-    return lambda t: layers((torch.log1p(t) - mean) / scale)
+    return network
 
 
 # ---------------------------------------------------------------------------------------------------------------- views that share a mean

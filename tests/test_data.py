@@ -755,7 +755,7 @@ def test_generated_shapes_show_what_their_labels_say():
     assert np.bincount(images.labels).tolist() == [60] * 5 and images.images.dtype == np.uint8
     pixel = images.images.astype(float)
     brightest = pixel.max(axis=(1, 2))  # the colour shows: [N, 3]
-    hue = np.array([color for color in image_sets.COLOURS.values()])[images.extra["colour"]]
+    hue = np.array(list(image_sets.COLOURS.values()))[images.extra["colour"]]
     assert np.abs(brightest - hue).mean() < 25
     # The centroid of what is bright is where x and y say, and the covered area grows with the square of scale.
     weight = np.clip(pixel.max(axis=3) - 110, 0, None)
@@ -782,7 +782,7 @@ def test_styled_images_show_what_their_factors_say():
     pixel, extra = images.images.astype(float), images.extra
     assert images.checksum == styled(ramp(), 48).checksum != styled(ramp(), 48, seed=1).checksum and images.name == "styled_ramp"
     assert images.images.shape == (200, 48, 48, 3) and np.array_equal(images.labels, ramp().labels)
-    hue = np.array([color for color in image_sets.HUES.values()])[extra["colour"]]
+    hue = np.array(list(image_sets.HUES.values()))[extra["colour"]]
     assert np.abs(pixel.max(axis=(1, 2)) - hue * 200 / 255).max() <= 1
     level = pixel.sum(3) / hue.sum(1)[:, None, None] * 255 / 200  # [N, 48, 48], 1 on the disc, 0.25 on the spot
     grid = (np.arange(48) + 0.5) / 48 - 0.5
