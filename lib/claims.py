@@ -283,8 +283,8 @@ def decide(
     if "never" in part:
         return NOT_TESTABLE, part["never"]
     if found is None:
-        absent = "the weights of Inception-v3" if part.get("unit") == "FID" else f"no such run in profile {profile}, or none that can be judged"
-        return NOT_TESTED, f"budget: {part.get('why', absent)}"
+        absent = part.get("why") or part.get("lacks") or f"no such run in profile {profile}, or none that can be judged"
+        return NOT_TESTED, f"budget: {absent}"
     holds = side(part, found)
     if part.get("about") == "theory":
         fails = NOT_REPRODUCED if BEYOND in part["name"] else CONTRADICTED

@@ -249,6 +249,7 @@ def test_what_cannot_be_said_is_not_tested(monkeypatch):
     found = Found(0.2, 0.1, 0.3, 10, 3, "")
     verdict, reason = claims.decide(OWN, "direction", None, "standard")
     assert verdict == NOT_TESTED and reason == "budget: no such run in profile standard, or none that can be judged"
+    assert claims.decide(OWN | {"lacks": "a network"}, "direction", None, "standard") == (NOT_TESTED, "budget: a network")
     assert claims.decide(OWN, "direction", found, "quick") == (NOT_TESTED, "profile: quick is an illustration")
     monkeypatch.setattr(claims, "is_trained", lambda method, profile: False)
     verdict, reason = claims.decide(OWN | {"about": "kappa"}, "direction", found, "standard")
