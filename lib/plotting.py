@@ -40,6 +40,9 @@ FEWEST_IN_BIN = 50  # images of a reliability diagram's bin whose accuracy is wo
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 NOTEBOOK_DPI = 120  # of the pictures in executed notebooks
+# Of a stored picture: the colours of its palette, and the share of pixels that it may change by so many of 255 levels, the rest by the last number.
+# Sixteen, half a byte a pixel, are for charts: there the smoothed edges of lines and letters change, but no surface whose shades would show as steps.
+PALETTES = ((16, 0.97, 5, 48), (32, 0.995, 5, 15), (64, 0.995, 5, 15), (256, 0.995, 10, 30))
 MOST_PIXELS = 4000  # of a picture from top to bottom: a longer page is drawn coarser than the style says
 MAX_BYTES = {"pdf": 1_000_000, "svg": 1_000_000, "png": 500_000}
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
@@ -272,12 +275,11 @@ def _render(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
 
 
 def _png(image: Picture.Image, dpi: int) -> bytes:
-    """A PNG with the fewest colours of a palette, down to a quarter of the size, that change 995 of 1,000 pixels by at most 5 of 255 levels
-    (10 for the largest palette) and none by more than three times that; with all colours where no palette does. Packed without loss."""
-    for colours, tolerance in ((32, 5), (64, 5), (256, 10)):
+    """A PNG with the first of PALETTES that changes no pixel by more than is said there; with all colours where none does. Packed without loss."""
+    for colours, share, tolerance, most in PALETTES:
         reduced = image.quantize(colours, Picture.Quantize.MAXCOVERAGE, kmeans=1, dither=Picture.Dither.NONE)
         change = np.asarray(ImageChops.difference(reduced.convert("RGB"), image)).max(axis=2)  # [H, W]
-        if np.quantile(change, 0.995) <= tolerance and change.max() <= 3 * tolerance:
+        if np.quantile(change, share) <= tolerance and change.max() <= most:
             image = reduced
             break
     buffer = io.BytesIO()
