@@ -159,6 +159,15 @@ def feature_spread(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]
     return spread | {"percentiles": np.percentile(_distances(test, spread), np.arange(101)).astype(np.float32)}
 
 
+def spread_of(encoder: Path) -> dict[str, np.ndarray]:
+    """The feature_spread that lies beside a committed encoder. ValueError where it is that of another run."""
+    path = encoder.with_suffix(".npz")
+    found = artifacts.read_npz(path, ("run_hash", "mean", "precision", "percentiles"))
+    if found["run_hash"].item() != (own := artifacts.read_tensors_info(encoder, INFO)["run_hash"]):
+        raise ValueError(f"{path} is of the run with hash {found['run_hash']}, {encoder.name} of {own}: restore both from one commit.")
+    return found
+
+
 def _distances(features: np.ndarray, spread: dict[str, np.ndarray]) -> np.ndarray:
     away = features.astype(np.float64) - spread["mean"]
     return np.einsum("nd,de,ne->n", away, spread["precision"].astype(np.float64), away)

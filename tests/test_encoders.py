@@ -94,6 +94,14 @@ def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_the_test_images_own():
     assert encoders.unlikeness(same, spread) < 0.05 < encoders.UNLIKE < min(encoders.unlikeness(other, spread) for other in (wide, narrow, same + 9))
 
 
+def test_a_spread_is_that_of_its_encoder(encoder):
+    spread = encoders.spread_of(encoder)
+    assert len(spread["percentiles"]) == 101
+    artifacts.write_npz(encoder.with_suffix(".npz"), **spread | {"run_hash": np.array("another")})
+    with pytest.raises(ValueError, match="of the run with hash another, vi_simsiam.safetensors of .*restore both"):
+        encoders.spread_of(encoder)
+
+
 def test_encoders_that_came_with_the_code_are_found_from_any_results_folder(encoder):
     assert encoders.stored() == {"vi_simsiam": encoder}
     aside = encoder.rename(encoder.with_name("aside"))
