@@ -93,13 +93,13 @@ def measurements(profile: str) -> pd.DataFrame:
     """Every stored number of the benchmark: columns KEYS, value, ci_low, ci_high (95 %, images of one seed), n.
 
     score is one of SCORES or SECOND; what depends on no score (accuracy, calibration, cost) stands under "uncertainty". OOD measures are means over
-    the sets of one distance, corruption_spearman over the 15 corruptions, style_retention over factors; so are the ends of their intervals. Cost
-    is of the runs on what most were trained on.
+    the sets of one distance, corruption_spearman over the 15 corruptions, style_retention over the factors of the profile's first set with drawn
+    styles; so are the ends of their intervals. Cost is of the runs on what most were trained on.
     """
     measure_of = {where: name for name, where in MEASURES.items()}
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
-    styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "seed", "condition", "retention"])
-    styles = styles[~styles.condition.isin(factors.CONTENT)]
+    styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "set", "seed", "condition", "retention"])
+    styles = styles[~styles.condition.isin(factors.CONTENT) & (styles.set == resolution.profile_settings(profile)["factor_sets"][0])]
     trained_on = styles.trained_on.str.split(" (", regex=False).str[0]  # without the number of images
     frames, found = [], runs(profile)
     accelerator = _accelerator(run for listed in found.values() for run in listed)
