@@ -32,8 +32,9 @@ from lib import artifacts, settings
 from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
-TABLE_ROWS, ASKED_ROWS = 2, 200  # of tables that no question leads to, and of those that one does
-CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void")  # columns of which a page is not the place
+TABLE_ROWS = 1  # of tables that no question leads to
+# Columns of which a page is not the place, or that others say: an interval whether it is sure, a name the backbone.
+CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void", "sure", "backbone")
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 HIGHLIGHTED = ((Keyword, "b"), (Operator.Word, "b"), (String, "i"), (Comment, "em"))  # the tags of tokens; the others need none
@@ -232,7 +233,7 @@ def _changed(name: str, digest: str) -> bool:
 def _table(path: Path) -> dict:
     frame = artifacts.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(CSV_ALONE), errors="ignore")
     asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
-    shown = ASKED_ROWS if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
+    shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
     # What every row repeats is said once, below.
     same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if len(frame) > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
     frame = frame.drop(columns=list(same))
