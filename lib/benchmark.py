@@ -333,10 +333,12 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
     """Rank intervals of the ranked methods, their own uncertainties, in each of RANKS within each backbone, and the differences they follow from.
 
     Ranks: measure, backbone, method, value, best, worst, methods (how many are ranked). Both are empty where fewer than two methods are ranked.
-    Differences have p_seeds besides: Welch's t over the seeds' values alone, Holm-adjusted, as a bootstrap of three seeds is too sure of itself.
+    Differences begin with measure and backbone too, and have p_seeds: Welch's t over the seeds' values alone, Holm-adjusted, as a bootstrap of three
+    seeds is too sure of itself.
     """
     by_seed = values[values.score == "uncertainty"].groupby(["measure", "method"]).value
-    pairwise = [pd.DataFrame(columns=[*DIFFERENCES, "backbone", "p_seeds"])]
+    columns = ["measure", "backbone", *(name for name in DIFFERENCES if name != "measure"), "p_seeds"]
+    pairwise = [pd.DataFrame(columns=columns)]
     rows = [pd.DataFrame(columns=["measure", "backbone", "method", "value", "best", "worst", "methods"])]
     ranked = summary[(summary.status == RANKED) & (summary.score == "uncertainty") & summary.measure.isin(RANKS)].dropna(subset=["value"])
     for (backbone, measure), part in ranked.groupby(["backbone", "measure"], sort=False):
@@ -347,7 +349,7 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
             found["p_seeds"] = statistics.holm(over_seeds)
             best, worst = statistics.rank_intervals(len(part), found.ci_low, found.ci_high)
             rows.append(part[["measure", "backbone", "method", "value"]].assign(best=best, worst=worst, methods=len(part)))
-            pairwise.append(found)
+            pairwise.append(found[columns])
     return tuple(pd.concat(frames[1:] or frames, ignore_index=True) for frames in (rows, pairwise))
 
 

@@ -12,8 +12,9 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from itertools import groupby
+from itertools import groupby, pairwise
 from operator import itemgetter
+from os.path import commonprefix
 from pathlib import Path
 from urllib.parse import quote
 
@@ -33,8 +34,7 @@ from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
 TABLE_ROWS = 1  # of tables that no question leads to
-# Columns of which a page is not the place, or that others say: an interval whether it is sure, a name the backbone.
-CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void", "sure", "backbone")
+CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void")  # columns of which a page is not the place
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 HIGHLIGHTED = ((Keyword, "b"), (Operator.Word, "b"), (String, "i"), (Comment, "em"))  # the tags of tokens; the others need none
@@ -239,7 +239,18 @@ def _table(path: Path) -> dict:
     frame = frame.drop(columns=list(same))
     rows = [[_short(cell) for cell in row] for row in frame.head(shown).itertuples(index=False)]
     columns, href = list(frame.columns), quote(f"tables/{path.name}")
-    return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": rows, "same": same, "length": len(frame), "href": href}
+    return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": _shared(rows), "same": same, "length": len(frame), "href": href}
+
+
+def _shared(rows: list[list[str]]) -> list[list[tuple[str, int]]]:
+    """The cells that each row writes, and how many rows each stands for: neighbours share the cells of the first columns where they agree in all of
+    those; how many columns that is, the two that agree furthest tell, and the last is never shared."""
+    columns = max((len(commonprefix([above, below])) for above, below in pairwise(rows)), default=0)
+    columns, written = min(columns, len(rows[0]) - 1) if rows else 0, []
+    for first, same in groupby(rows, lambda row: row[:columns]):
+        own = [[(cell, 1) for cell in row[columns:]] for row in same]
+        written += [[(cell, len(own)) for cell in first] + own[0], *own[1:]]
+    return written
 
 
 def _short(cell: str) -> str:

@@ -172,6 +172,7 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     values, table = stored
     placed, pairwise = benchmark.ranks("standard", values, table.reset_index())
     assert set(placed.method) == {"simsiam", "vi_simsiam", "dino"} and len(pairwise) == 15
+    assert list(pairwise)[:2] == list(placed)[:2] == ["measure", "backbone"], "a page sets what is measured once for all pairs"
     by = placed.set_index(["measure", "method"])[["best", "worst"]]
     assert by.loc[("linear_correctness_auroc", "vi_simsiam")].tolist() == [1, 1]  # far better at telling which images are right
     assert by.loc[("linear_correctness_auroc", "simsiam")].tolist() == by.loc[("linear_correctness_auroc", "dino")].tolist() == [2, 3]

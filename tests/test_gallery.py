@@ -110,6 +110,18 @@ def test_page_lists_everything_once(results):
     assert readme.count("](figures/30_roc.png)") == 1 and "](tables/20_accuracy.csv)" in readme
 
 
+def test_neighbours_in_a_table_share_the_cells_of_their_first_columns(results):
+    rows = [("a", "x", 1), ("a", "x", 2), ("a", "y", 2), ("b", "y", 2), ("b", "y", 3)]
+    artifacts.write_csv(results / "tables" / "80_differences.csv", pd.DataFrame(rows, columns=["measure", "method", "minus"]))
+    artifacts.write_csv(results / "tables" / "80_ranks.csv", pd.DataFrame(rows[2:3] * 2, columns=["measure", "method", "best"]))
+    page = gallery.build("standard").read_text()
+    lines = page.split('id="t-80_differences"')[1].split("</table>")[0].splitlines()
+    written = [re.findall(r'<td(?: rowspan="(\d)")?>(\w)', line) for line in lines]
+    shared = [[("2", "a"), ("2", "x"), ("", "1")], [("", "2")], [("", "a"), ("", "y"), ("", "2")], [("2", "b"), ("2", "y"), ("", "2")], [("", "3")]]
+    assert [row for row in written if row] == shared
+    assert '<tr><td rowspan="2">a<td rowspan="2">y<td>2\n<tr><td>2\n</table>' in page, "a row that repeats another keeps a cell"
+
+
 def test_a_stale_run_is_marked_as_such(results, monkeypatch):
     assert "stale:" not in (results / "index.html").read_text()
     monkeypatch.setattr(gallery.settings, "stale_runs", lambda profile: ["simsiam-x"])
