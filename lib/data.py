@@ -149,7 +149,9 @@ def load(
     if found is None and (single := ONE_CLASS.fullmatch(name)):
         found = _one_class(load(single["name"], split, data_dir, image_size, download), int(single["label"]), name)
     if found is None and name.startswith("styled_"):
-        found = _styled(load(name.removeprefix("styled_"), split, data_dir, download=download), image_size)
+        plain = name.removeprefix("styled_")
+        needed = image_size if plain in DATASETS and DATASETS[plain].size is None else None  # else the styles are drawn at the set's own size
+        found = _styled(load(plain, split, data_dir, needed, download), image_size)
     if found is None:
         known = DATASETS[name]
         only_all = set(known.splits) == {"all"}
@@ -244,7 +246,7 @@ def _from_torchvision(root: Path, name: str, split: str, image_size: int | None,
             return None
         try:
             return _read_torchvision(root, name, split, image_size)
-        except (RuntimeError, OSError, EOFError) as error:
+        except Exception as error:  # what reads images, archives and annotations raises a dozen types
             problem = f"{folder} is incomplete or damaged: {artifacts.one_line(error)}"
             if problem not in reasons:
                 reasons.append(problem)
@@ -364,9 +366,7 @@ def _torchvision_download(staging: Path, name: str, split: str) -> None:
     # No member of an archive leaves the folder it is unpacked in, by its path or by a link: what Python does by itself from 3.14 on.
     if hasattr(tarfile, "data_filter"):  # since 3.11.4
         tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(NETWORK_TIMEOUT)
-    try:
+    with _time_limit():
         if name == "aircraft":
             from torchvision.datasets.utils import download_and_extract_archive
 
@@ -376,6 +376,15 @@ def _torchvision_download(staging: Path, name: str, split: str) -> None:
             urllib.request.urlopen("https://drive.google.com").close()
         with contextlib.redirect_stdout(io.StringIO()):
             _provider(staging, name, split, download=True)
+
+
+@contextlib.contextmanager
+def _time_limit() -> Iterator[None]:
+    """Let no server be waited for longer than NETWORK_TIMEOUT, by downloaders that set no limit themselves."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(NETWORK_TIMEOUT)
+    try:
+        yield
     finally:
         socket.setdefaulttimeout(before)
 
@@ -551,7 +560,8 @@ def inception_weights(download: bool = False) -> Path | None:
 
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=expected)  # atomic
+            with _time_limit():
+                download_url_to_file(URL_INCEPTION_V3, str(path), hash_prefix=expected)  # atomic
         except (OSError, RuntimeError) as error:
             raise FileNotFoundError(f"Could not fetch {URL_INCEPTION_V3} ({artifacts.one_line(error)}); put that file at {path} by hand.") from error
     if not path.exists():

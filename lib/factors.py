@@ -6,6 +6,7 @@ scikit-learn's.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -15,7 +16,7 @@ import pandas as pd
 import scipy
 
 from lib import artifacts, data, evaluation, protocol, settings
-from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix
+from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix, not_collapsed
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -205,13 +206,11 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
     """Variance of features [N, D] within their G groups over total variance, both summed over the coordinates: 0 collapsed, 1 no grouping.
 
     ``sum_i |x_i - mean of its group|² / (N - G)`` over ``sum_i |x_i - mean|² / (N - 1)``, the unbiased variances: groups at random have 1 whatever
-    their size. ValueError where all features are equal, and where no group has two.
+    their size. ValueError where no group has two; UndefinedStatistic where all features are equal up to rounding: a collapse has no share.
     """
     features, groups = _rows(features, groups, ("features", "groups"))
-    x = features.astype(np.float64)
+    x = not_collapsed(features)
     total = np.sum((x - x.mean(0)) ** 2)
-    if total == 0:
-        raise ValueError("All features are equal: there is no variance to divide.")
     count = len(np.unique(groups))
     if count == len(x):
         raise ValueError(f"{count} groups of {len(x)} features: no group has two, so that nothing varies within one.")
@@ -281,8 +280,9 @@ def measure_content(run: protocol.Run, notebook: str) -> pd.DataFrame:
         "views": (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS)),
     }  # fmt: skip
     for condition, (features, group) in groups.items():
-        within = variance_within(features, group)
-        rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
+        with contextlib.suppress(UndefinedStatistic):  # of a collapsed network: it has no share, and no row
+            within = variance_within(features, group)
+            rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
     return run.write_metrics(rows, notebook)
 

@@ -97,7 +97,7 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 
 
 
 def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> dict[str, Tensor]:
-    """``λ s(Z, Z') + μ [v(Z) + v(Z')] + ν [c(Z) + c(Z')]`` (Bardes et al. 2022, Eq. 1 to 6): named terms and their sum under "loss".
+    """``λ s(Z, Z') + μ [v(Z) + v(Z')] + ν [c(Z) + c(Z')]`` (Bardes et al. 2022, Eq. 1 to 6): the terms, and under "loss" their weighted sum.
 
     s: mean squared distance over batch and coordinates; v: mean over coordinates of max(0, 1 - sqrt(Var + 1e-4)); c: sum of the squared
     off-diagonal covariances over D. first, second: [B, D], B > 1. Deviation: s is divided by D (the paper's Eq. 5 is not) and the two v are
@@ -396,7 +396,7 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
     _same_shape(mean=mean, log_variance=log_variance, other_mean=other_mean, other_log_variance=other_log_variance)
     m, log_v, other_m, other_log_v = (_precise(tensor) for tensor in (mean, log_variance, other_mean, other_log_variance))
     ratio = log_v - other_log_v
-    return (ratio.exp() - 1 - ratio + (m - other_m).square() * (-other_log_v).exp()).sum(1) / 2
+    return (torch.expm1(ratio) - ratio + (m - other_m).square() * (-other_log_v).exp()).sum(1) / 2
 
 
 def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance: float, axes: int = 2) -> Tensor:

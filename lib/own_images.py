@@ -108,6 +108,11 @@ def ranked(files: pd.DataFrame, kappa: np.ndarray, columns: pd.DataFrame) -> pd.
     return table.sort_values(["rank", "index"], ignore_index=True)
 
 
+def stored_ranks(output: Path) -> pd.DataFrame:
+    """The kappa.csv of ``write_page`` in a folder; names are text, whatever they look like (folders of years)."""
+    return artifacts.read_csv(Path(output, "kappa.csv"), dtype={"file": str, "folder": str}, keep_default_na=False)
+
+
 def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, about: pd.DataFrame) -> list[str]:
     """Sentences on how the κ of a folder came about: what was trained, or of which encoder it is and whether the images resemble its training set.
 

@@ -275,7 +275,9 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
         if further and run["split"] != "fit" and not resolution.ONE_CLASS.fullmatch(run["dataset"]) and _is_graded(run):
             needed |= further
     reasons, trained = [], {run["dataset"] for run in runs}
-    for name in sorted({resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}):
+    own = data.default_data_dir()  # a folder there is a set, whatever its name
+    plain = {name: resolution.ONE_CLASS.sub(r"\g<name>", name).removeprefix("styled_") for name in needed}
+    for name in sorted({name if (own / name).is_dir() else plain[name] for name in needed}):
         try:
             test = data.load(name, "test", image_size=8)  # any size: it is not kept
             if name not in data.DATASETS and name in trained:  # a set of one's own

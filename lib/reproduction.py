@@ -483,6 +483,8 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     folder = Path(images).expanduser().resolve()
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give one that holds images, IMAGES=folder.")
+    if any("\udc80" <= letter <= "\udcff" for letter in str(folder)):  # bytes of a name that are no UTF-8, as Python keeps them
+        raise ValueError(f"The name {str(folder)!r} is not UTF-8, and files that name it are: rename the folder.")
     output = (Path(out).expanduser() if out else artifacts.results_dir("own") / (folder.name or "images")).resolve()
     if output.is_relative_to(folder):
         raise ValueError(f"The results would go to {output}, inside the folder that is scored: give another place, OUT=folder.")

@@ -1,6 +1,7 @@
 """lib.generation on latents whose images are known."""
 
 import copy
+import socket
 
 import numpy as np
 import pytest
@@ -136,11 +137,11 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypa
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
 
     def offline(*_, **__):
-        raise OSError("no route to host")
+        raise OSError(f"no route to host in {socket.getdefaulttimeout():g} s")
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     assert data.main(["fetch", "inception"]) == 1 and not any(tmp_path.iterdir())
-    assert f"no route to host); put that file at {tmp_path / data.INCEPTION} by hand" in capsys.readouterr().err
+    assert f"no route to host in {data.NETWORK_TIMEOUT} s); put that file at {tmp_path / data.INCEPTION} by hand" in capsys.readouterr().err
 
 
 # ---------------------------------------------------------------------------------------------------------------- of a run

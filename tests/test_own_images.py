@@ -257,6 +257,15 @@ def test_epochs_follow_the_number_of_images(count, epochs):
     assert own_images.training_settings(count, "standard", epochs=7)["epochs"] == 7
 
 
+def test_folders_of_years_are_names_and_no_numbers(tmp_path):
+    files = pd.DataFrame({"file": ["2019/1.png", "2020/2.png", "x.png"], "folder": ["2019", "2020", "2020"], "status": ["used", "used", "tiny"]})
+    table = own_images.ranked(files, np.array([3.0, 5.0]), pd.DataFrame({"feature_norm": [1.0, 2.0]}))
+    artifacts.write_csv(tmp_path / "kappa.csv", table.drop(columns="index"))
+    stored = own_images.stored_ranks(tmp_path)
+    assert stored.folder.tolist() == ["2020", "2019"] and stored.kappa.tolist() == [5.0, 3.0]
+    assert own_images.short_names(stored.folder) == {"2020": "2020", "2019": "2019"}
+
+
 def test_names_in_figures_are_short_and_stay_different():
     names = own_images.short_names(["a" * 40, "a" * 41, "$x^2$", "."])
     assert len(set(names.values())) == 4 and max(map(len, names.values())) <= 24 and names["$x^2$"] == r"\$x^2\$"
@@ -417,6 +426,14 @@ def test_what_cannot_be_scored_is_said_at_once(arguments, message, tmp_path):
     filled = [argument.format(images=tmp_path / "images") for argument in arguments]
     done = subprocess.run([sys.executable, "-m", "lib.reproduction", *filled], cwd=artifacts.ROOT, capture_output=True, text=True)
     assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
+    folder = os.fsencode(tmp_path) + b"/\xf6rtlich"
+    os.mkdir(folder)
+    with pytest.raises(ValueError, match=r"udcf6rtlich' is not UTF-8, .*rename the folder"):
+        reproduction.score(os.fsdecode(folder), "smoke", out=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_results_of_another_folder_are_not_overwritten(tmp_path):

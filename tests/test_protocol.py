@@ -292,6 +292,8 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     for split in ("train", "test"):
         artifacts.write_npz(tmp_path / "nothing" / "mine" / f"{split}.npz", images=np.zeros((3, 8, 8, 3), np.uint8), labels=np.zeros(3, int))
     assert "has one class, '0'" in protocol.missing_sets([run | {"dataset": "mine"}])[0]
+    (tmp_path / "nothing" / "mine").rename(tmp_path / "nothing" / "dogs_class_1")
+    assert "has one class, '0'" in protocol.missing_sets([run | {"dataset": "dogs_class_1", "split": "fit"}])[0], "a folder's name is its own"
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
 
 

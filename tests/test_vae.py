@@ -118,6 +118,9 @@ def test_kl_of_gaussians_is_torchs():
     first, log_v, second, other = torch.randn(4, 6, 3, generator=generator)
     expected = kl_divergence(Normal(first, (log_v / 2).exp()), Normal(second, (other / 2).exp())).sum(1)
     torch.testing.assert_close(losses.gaussian_kl(first, log_v, second, other), expected)
+    zero = torch.zeros(6, 3)
+    near = losses.gaussian_kl(zero, zero, zero, zero + 2**-17)  # of nearly equal ones float32 would leave no digit of exp(x) - 1 - x
+    torch.testing.assert_close(near, torch.full((6,), 3 * 2**-34 / 4), rtol=1e-2, atol=0)
     beta = losses.vae_loss(first, second, first, log_v, beta=4.0)["kl"] / losses.vae_loss(first, second, first, log_v)["kl"]
     assert beta.item() == pytest.approx(4)
 
