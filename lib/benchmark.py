@@ -353,6 +353,17 @@ def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd
     return tuple(pd.concat(frames[1:] or frames, ignore_index=True) for frames in (rows, pairwise))
 
 
+def open_by_seeds(placed: pd.DataFrame, pairwise: pd.DataFrame, measure: str, backbone: str) -> list[str]:
+    """The methods behind the first rank, best mean first, that p_seeds (Holm-adjusted) does not tell from every method that may have it, at 5 %.
+
+    placed, pairwise: as ``ranks`` gives them.
+    """
+    here, pairs = (frame[(frame.measure == measure) & (frame.backbone == backbone)] for frame in (placed, pairwise))
+    first, weak = set(here.method[here.best == 1]), pairs[pairs.p_seeds >= 0.05]
+    left = {name for pair in zip(weak.method, weak.minus_method, strict=True) if len(first & set(pair)) == 1 for name in {*pair} - first}
+    return [name for name in here.sort_values("value", ascending=False).method if name in left]
+
+
 def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:
     """p of Welch's t; where neither varies over its seeds no t is defined, and they differ or are the same."""
     if statistics.is_constant(first) and statistics.is_constant(second):

@@ -25,7 +25,7 @@ NOT_TESTED, NOT_TESTABLE, FOLLOWED, DEVIATES = "not tested", "not testable", "fo
 # From worst to best: a claim of several parts is as good as the worst of those that were tested.
 ORDER = (CONTRADICTED, NOT_REPRODUCED, DEVIATES, SAME, REPRODUCED, FOLLOWED, NOT_TESTED, NOT_TESTABLE)
 ILLUSTRATIONS = ("smoke", "quick")
-SIDES = {"above": "above", "below": "below", "differs": "other than", "at_most": "at most", "within": "within"}  # the kinds of rules, in words
+SIDES = {"above": "above", "below": "below", "at_most": "at most", "within": "within"}  # the kinds of rules, in words
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3
 PUBLISHED_RUNS = 3  # behind every published standard error
@@ -265,8 +265,6 @@ def side(part: dict, found: Found) -> int:
         nearest, farthest = (choose(found.low - published(part), published(part) - found.high) for choose in (max, min))
         return int(-farthest < bound) - int(nearest > bound)
     above, below = found.low > bound, found.high < bound
-    if kind == "differs":
-        return int(above or below)
     return int(above) - int(below) if kind == "above" else int(below) - int(above)
 
 

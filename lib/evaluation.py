@@ -207,7 +207,8 @@ def paper_probe(
 
     VI-SimSiam 2022, App. 9.1: learning rate 1.6, momentum 0.9, weight decay 0, batch 512, cosine, 200 epochs. For each of the two tensors w with
     gradient g: ``v <- 0.9 v + λ g``, ``w <- w - η_t v``, with λ = 0.001 ‖w‖/‖g‖ (1 where either norm is zero) and η_t = η · ½(1 + cos(π t/T)).
-    Deviation: last epoch, where the paper takes the best validation epoch; no image augmentation, as features are computed once.
+    Deviation: η_t stands outside of the velocity, as in timm, where You et al. have it inside; last epoch, where the paper takes the best one by
+    validation; no image augmentation, as features are computed once.
     """
     from timm.optim import Lars  # slow to import
 

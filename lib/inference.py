@@ -222,7 +222,7 @@ def compare(step: str, against: str, ours: Tensor, theirs: Tensor, *inputs: Tens
 
 
 def take_out(method: nn.Module, part: str) -> nn.Module:
-    """A SimSiam without its "predictor" (the identity instead) or without its "stop-gradient" (J_align / κ, whose targets are trained too)."""
+    """A SimSiam without its "predictor" (the identity instead) or without its "stop-gradient" (J_align / (2κ), whose targets are trained too)."""
     if part == "predictor":
         method.predictor = nn.Identity()
     elif part == "stop-gradient":

@@ -743,7 +743,7 @@ def forest_plot(
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
-    points to the claimed side (claims.SIDES; a stroke for "differs", two triangles that face each other for "within"). Where a column seeds says 1
+    points to the claimed side (claims.SIDES; two triangles that face each other for "within"). Where a column seeds says 1
     the interval is thin: it is over images alone. Where a column judged is False ours is grey.
     style: of ours, blue dots by default. Rows with neither number are left out, or empty with `every`.
     Returns what is drawn, in order.
@@ -759,7 +759,7 @@ def forest_plot(
     judged = drawn.get("judged", pd.Series(True, drawn.index)).astype(bool)
     for rows, colour, face, named in (
         (judged, style.colour, style.colour if style.fill else "white", "ours, 95 % interval"),
-        (~judged & drawn.ours.notna(), CHANCE, "white", "ours, not judged"),
+        (~judged & drawn.ours.notna(), CHANCE, "white", "ours, decides nothing"),
     ):
         if rows.any():
             ax.plot(drawn.ours[rows], place[rows], style.marker, color=colour, markerfacecolor=face, markersize=4, label=named, zorder=3)
@@ -773,7 +773,7 @@ def forest_plot(
         level = drawn[drawn.claimed == "within"]
         ends = [level.assign(claimed=side, bound=level.published + sign * level.bound) for side, sign in (("above", -1), ("below", 1))]
         bounds = pd.concat([drawn.drop(level.index), *ends])
-        pointers, named = {"above": ">", "below": "<", "at_most": "<", "differs": "|"}, "bound, claimed side"
+        pointers, named = {"above": ">", "below": "<", "at_most": "<"}, "bound, claimed side"
         for marker in dict.fromkeys(pointers.values()):
             rows = bounds[bounds.claimed.map(pointers) == marker]
             if len(rows):

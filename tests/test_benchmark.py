@@ -191,6 +191,12 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     welch = [scipy.stats.ttest_ind(*map(seeds.get_group, pair), equal_var=False).pvalue for pair in names]
     assert pairs.p_seeds.tolist() == pytest.approx(statistics.holm(welch).tolist())
     assert (pairwise.p_seeds[pairwise.measure == "far_ood_auroc"] == 1).all()
+    told = pairwise.assign(p_seeds=0.01)  # the seeds tell all apart, then but one pair
+    assert benchmark.open_by_seeds(placed, told, "near_ood_auroc", "resnet18") == []
+    told.loc[(told.measure == "near_ood_auroc") & (told[["method", "minus_method"]] != "simsiam").all(axis=1), "p_seeds"] = 0.05
+    assert benchmark.open_by_seeds(placed, told, "near_ood_auroc", "resnet18") == ["dino"]
+    assert benchmark.open_by_seeds(placed, told.assign(p_seeds=1.0), "near_ood_auroc", "resnet18") == ["simsiam", "dino"]  # the better one first
+    assert benchmark.open_by_seeds(placed, told.assign(p_seeds=1.0), "far_ood_auroc", "resnet18") == []  # all may be first
 
 
 def test_values_that_differ_by_rounding_alone_have_no_t():

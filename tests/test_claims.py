@@ -118,7 +118,6 @@ def test_a_query_finds_the_metrics_of_all_seeds_of_the_protocol(stored):
     [
         ({"above": 0}, 0.1, 0.3, 1), ({"above": 0}, -0.1, 0.3, 0), ({"above": 0}, -0.3, -0.1, -1), ({"above": 0.5}, 0.4, 0.45, -1),
         ({"below": 0}, -0.3, -0.1, 1), ({"below": 0}, 0.1, 0.3, -1), ({"below": 0}, -0.1, 0.1, 0),
-        ({"differs": 0}, 0.1, 0.3, 1), ({"differs": 0}, -0.3, -0.1, 1), ({"differs": 0}, -0.1, 0.3, 0),
         ({"within": 2}, 48.1, 51.9, 1), ({"within": 2}, 52.1, 54.0, -1), ({"within": 2}, 40.0, 47.9, -1), ({"within": 2}, 49.0, 52.1, 0),
         ({"within": 2}, 47.9, 51.0, 0), ({"within": 2}, 40.0, 60.0, 0), ({"within": 2}, np.nan, np.nan, 0), ({"above": 0}, np.nan, np.nan, 0),
     ],

@@ -70,6 +70,10 @@ def test_simsiam_and_vi_simsiam_are_paired_at_every_length_and_on_every_set(monk
     of_2022, of_2023 = paper["cars", 100], paper["imagenet100", 100]
     assert of_2023["vi_simsiam"][0]["method"] == "vi_simsiam" and of_2022["vi_simsiam"][0]["method"] == "vi_simsiam_2022"
     assert of_2022["simsiam"][0]["local_views"] == of_2022["vi_simsiam"][0]["local_views"] == 6 and of_2023["simsiam"][0]["local_views"] == 0
+    both = [resolution.resolve(method, "standard", seed=seed) for method, seed in (("vi_simsiam", 0), ("vi_simsiam_2022", 0), ("vi_simsiam_2022", 1))]
+    monkeypatch.setattr(protocol, "measured", lambda listed: both)
+    (pair,) = comparisons.simsiam_pairs("standard").values()
+    assert {run["method"] for run in pair["vi_simsiam"].values()} == {"vi_simsiam"}, "one form of the model, not seeds of both"
 
 
 def test_seeds_trained_in_unlike_precision_are_named(shared_results):

@@ -600,6 +600,9 @@ def test_batch_norm_of_a_head_is_over_all_tokens():
     head, tokens = networks.PrototypeHead(8, 16, 4, 12, batch_norm=True), torch.randn(5, 3, 8)
     torch.testing.assert_close(head(tokens).flatten(0, 1), head(tokens.flatten(0, 1)))
     normed = methods.build(small("ibot", head_batch_norm=True))
+    normed.train().loss(draw_views(local=1))
+    counted = {int(layer.num_batches_tracked) for layer in normed.head.mlp if isinstance(layer, torch.nn.BatchNorm1d)}
+    assert counted == {1}, "running statistics are those of the standard views"
     assert [type(layer).__name__ for layer in normed.head.mlp].count("BatchNorm1d") == 2 and torch.isfinite(normed.loss(draw_views())["loss"])
     assert not any(isinstance(layer, torch.nn.BatchNorm1d) for name in ("ibot", "dino") for layer in methods.build(small(name)).head.mlp)
 

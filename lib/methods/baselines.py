@@ -170,7 +170,7 @@ class DINO(nn.Module):
     """DINO (Caron et al. 2021, Algorithm 1): the student's softmax over K prototypes follows the averaged teacher's, centred and sharpened.
 
     The teacher sees the standard views, the student all of them; every pair of different views counts. ``dimension`` is K. Embeddings are the
-    teacher's, and the uncertainty is the entropy, in nats, of its softmax((f(x) - c) / τ_t) (VI-SimSiam 2023, §4.4).
+    teacher's, and the uncertainty is the entropy, in nats, of its softmax((f(x) - c) / τ_t) (VI-SimSiam 2023, §6.4).
 
     Deviation: ``clip_norm`` bounds the norm of the whole gradient, where the authors' code bounds that of each tensor.
     """
@@ -249,7 +249,8 @@ class IBOT(DINO):
         student = self.head(self.backbone.encode(standard, mask=seen), frozen=self.frozen)  # [2 B, 1 + N, K]
         with torch.no_grad():
             teacher = self.teacher[1](self.teacher[0].encode(standard)).float()
-        outputs = [*student[:, 0].chunk(2), *(output for (output,) in forward_by_size(self, views[2:]))]
+        with networks.keep_running_statistics(self):  # these are not the largest views
+            outputs = [*student[:, 0].chunk(2), *(output for (output,) in forward_by_size(self, views[2:]))]
         terms = self.distilled(outputs, teacher[:, 0].chunk(2))
         temperatures = self.settings["temperature"], self.teacher_temperature
         patches = losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, self.patch_centre, *temperatures)

@@ -42,7 +42,8 @@ class VISimSiam(TwoViews):
     concentration_from = "predictor": κ is one more output of the predictor (2022, App. 9.1, Algorithm 1); "features": κ comes from a head u on the
     backbone's features (2023, §5, Algorithm 1). Loss: ``-log p_1(z_2) - log p_2(z_1)``, mean over the batch.
 
-    Deviation: κ = (D - 1) exp(a) with a starting at the logit of ``initial_cosine`` (the papers name no positivity map). With divide_loss the
+    Deviation: κ = (D - 1) exp(a), a smoothly bounded at the logit of a cosine of 0.98 (networks.to_concentration) and starting at that of
+    ``initial_cosine`` (the papers name no positivity map). With divide_loss the
     loss is divided by D - 1: undivided, its gradient exceeds SimSiam's by a factor of the order of D, and the learning rate must shrink by as
     much. For the first ``concentration_warmup_epochs`` κ keeps its starting value (but for the weight decay of a bias that it shares with the
     predictor's last layer): while views are still unlike, the best κ is near zero, and

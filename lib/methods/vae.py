@@ -70,7 +70,8 @@ class VAE(nn.Module):
 class CRVAE(VAE):
     """CR-VAE (Sinha & Dieng 2021, Eq. 5): two views x and x', and ``consistency`` times KL( q(z | x') || q(z | x) ) beside the VAE of both.
 
-    Deviation: x is a view as well, not the image itself, as all methods here see views only (SimVAE, §6: one augmentation strategy for all).
+    The loss is of two views, reconstruction and kl are logged of one. Deviation: x is a view as well, not the image itself, as all methods here see
+    views only (SimVAE, §6: one augmentation strategy for all).
     """
 
     def objective(self, x: Tensor, r: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor, views: int) -> dict[str, Tensor]:
