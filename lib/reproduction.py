@@ -1,9 +1,9 @@
 """From settings/experiments.toml to a run of the whole companion: the jobs, their hashes, the checks before them and the bar over them.
 
 One job is one papermill run of one notebook with one set of parameters. A job is done when its stamp exists; the stamp's name holds a hash of the
-notebook, of every lib module it imports, of its parameters and of the jobs it needs. So an edit reruns what it can change, and nothing else; a
-finished pretraining run is recognised by its own run hash and never trained again, whatever is edited around it; its measures are taken again when
-the code that takes them is edited (protocol.is_measured).
+notebook, of every lib module it imports, of the settings they read, of its parameters and of the jobs it needs. So an edit reruns what it can
+change, and nothing else; a finished pretraining run is recognised by its own run hash and never trained again, whatever is edited around it; its
+measures are taken again when the code that takes them is edited (protocol.is_measured).
 """
 
 from __future__ import annotations
@@ -189,7 +189,8 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
 def source_hash(notebook: str) -> str:
     code = "\n".join(cell["source"] for cell in cells(notebook) if cell["cell_type"] == "code")
     files = artifacts.source_files(code)
-    files += sorted((artifacts.ROOT / "settings").glob("*.toml"))
+    judges = artifacts.ROOT / "lib" / "claims.py" in files  # nobody else reads the rules
+    files += [path for path in sorted((artifacts.ROOT / "settings").glob("*.toml")) if judges or path.name != "claims.toml"]
     return artifacts.sha256("\n".join(cell["source"] for cell in cells(notebook)) + "".join(artifacts.sha256(path) for path in files))
 
 
