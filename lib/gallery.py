@@ -514,7 +514,7 @@ def _share(profile: str, runs: dict) -> list[tuple[str, str]]:
 
 
 def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
-    """Where figures come from, and what run.json says of the last call that went through the whole profile, as (name, text), without dates."""
+    """Where figures come from, and what run.json says of the longest call, as (name, text), without dates."""
     commits = {figure["commit"] for figure in figures}
     found = [("figures", f"{len(figures)} at {len(commits)} commits; each names its own")] if figures else []
     if not path.exists():
@@ -523,7 +523,7 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
     kept = {name: value for name, value in record.items() if name != "training_seconds"}  # runs are listed apart
-    return [*found, ("last call of make reproduce, which trains what is not stored yet", _words(kept))]
+    return [*found, ("longest call of make reproduce, which trains what is not stored yet", _words(kept))]
 
 
 def _words(value) -> str:

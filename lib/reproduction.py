@@ -407,17 +407,16 @@ def _shown(path: Path) -> Path:
 
 
 def _record_run(profile: str, paper: str, cores: int, seconds: float, peak_memory: int) -> None:
-    """results/<profile>/run.json: what was run, on what, how long all trainings took, and of all calls the longest time and
-    the most memory of all processes, since a call that finds everything done takes seconds."""
-    trained = artifacts.run_configs(profile).values()
+    """results/<profile>/run.json: how long all trainings took, and of all calls the longest, since one that finds everything done takes seconds: what
+    it ran, where, and the most memory that all its processes held."""
+    trained = {config["run"]: config["seconds"] for config in artifacts.run_configs(profile).values() if config.get("finished")}
+    call = {
+        "profile": profile, "paper": paper, "cores": cores, "seconds": round(seconds, 1), "peak_memory_gib": round(peak_memory / 2**30, 2),
+        "training_seconds": trained, **artifacts.provenance(),
+    }  # fmt: skip
     path = artifacts.results_dir(profile) / "run.json"
     earlier = artifacts.read_json(path) if path.exists() else {}
-    memory = max(round(peak_memory / 2**30, 2), earlier.get("peak_memory_gib", 0))
-    content = {
-        "profile": profile, "paper": paper, "cores": cores, "seconds": round(max(seconds, earlier.get("seconds", 0)), 1), "peak_memory_gib": memory,
-        "training_seconds": {config["run"]: config["seconds"] for config in trained if config.get("finished")}, **artifacts.provenance(),
-    }  # fmt: skip
-    artifacts.write_json(path, content)
+    artifacts.write_json(path, (earlier if earlier.get("seconds", 0) > call["seconds"] else call) | {"training_seconds": trained})
 
 
 def memory_of(process: int) -> int:

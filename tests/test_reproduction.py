@@ -242,6 +242,19 @@ def test_sets_that_cannot_be_had_are_those_of_the_runs_of_waiting_jobs(monkeypat
     assert reproduction._not_to_be_had([*waiting, reproduction.Job("two", "00_start_here", {"profile": "smoke"})], "smoke") == ["simclr", "random"]
 
 
+def test_the_record_is_of_one_call_the_longest(shared_results):
+    def recorded(paper: str, cores: int, seconds: float, memory: int) -> dict:
+        reproduction._record_run("smoke", paper, cores, seconds, memory)
+        return artifacts.read_json(artifacts.results_dir("smoke") / "run.json")
+
+    artifacts.write_json(artifacts.run_dir("smoke", "new") / "config.json", {"run": "new", "seconds": 5.0, "finished": True})
+    first = recorded("all", 2, 90.04, 3 * 2**30)
+    assert (first["paper"], first["cores"], first["seconds"], first["peak_memory_gib"]) == ("all", 2, 90.0, 3.0)
+    artifacts.write_json(artifacts.run_dir("smoke", "new") / "config.json", {"run": "new", "seconds": 6.0, "finished": True})
+    assert recorded("vje", 8, 20, 9 * 2**30) == first | {"training_seconds": first["training_seconds"] | {"new": 6.0}}, "no part of a shorter one"
+    assert recorded("all", 1, 200, 2**30)["peak_memory_gib"] == 1.0
+
+
 def test_jobs_at_once_are_what_cores_and_memory_allow(monkeypatch):
     monkeypatch.setattr(reproduction.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     memory = {"SC_PHYS_PAGES": 4 * 2**30 // 4096, "SC_PAGE_SIZE": 4096}
