@@ -444,28 +444,19 @@ def _put_in_place(staging: Path, root: Path) -> None:
 def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     """Images [N, H, W, 1] and labels [N] of MNIST's idx files, packed (.gz) or not."""
     prefix = {"train": "train", "test": "t10k"}[split]
-    images, labels = _read_idx_file(folder / f"{prefix}-images-idx3-ubyte", 3), _read_idx_file(folder / f"{prefix}-labels-idx1-ubyte", 1)
+    images, labels = _read_idx_file(folder / f"{prefix}-images-idx3-ubyte"), _read_idx_file(folder / f"{prefix}-labels-idx1-ubyte")
     if len(images) != len(labels):
         raise OSError(f"{folder} has {len(images)} {split} images but {len(labels)} labels")
     return images[..., None], labels
 
 
-def _read_idx_file(path: Path, dimensions: int) -> np.ndarray:
-    packed = path.with_name(path.name + ".gz")
-    if not path.exists() and not packed.exists():
-        raise FileNotFoundError(f"{packed} is missing")
+def _read_idx_file(path: Path) -> np.ndarray:
     try:
-        content = path.read_bytes() if path.exists() else gzip.decompress(packed.read_bytes())
-    except (EOFError, OSError, zlib.error) as error:
-        raise OSError(f"{packed} is truncated or corrupt ({error})") from error
-    path = path if path.exists() else packed
-    start = 4 + 4 * dimensions
-    if content[:4] != bytes([0, 0, 8, dimensions]) or len(content) < start:
-        raise OSError(f"{path} does not begin like an idx file of {dimensions}-d bytes")
-    shape = np.frombuffer(content, ">i4", dimensions, offset=4)
-    if len(content) - start != np.prod(shape, dtype=np.int64):
-        raise OSError(f"{path} has {len(content) - start} bytes of data where its header says {list(map(int, shape))}")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+        content = path.read_bytes() if path.exists() else gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
+        shape = np.frombuffer(content, ">i4", content[3], offset=4)  # the fourth byte is the number of dimensions
+        return np.frombuffer(content, np.uint8, offset=4 + 4 * len(shape)).reshape(shape)
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise OSError(f"{path} is missing, truncated or no idx file ({error})") from error
 
 
 # ------------------------------------------------------------------------------------------------------------ sets that need no files

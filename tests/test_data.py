@@ -240,6 +240,16 @@ def test_torchvision_layouts(tmp_path, monkeypatch):
     train, test = load("sun397", "train", tmp_path, image_size=8), load("sun397", "test", tmp_path, image_size=8)
     assert np.bincount(train.labels).tolist() == [8, 8] and np.bincount(test.labels).tolist() == [2, 2]
     assert not set(train.images.files) & set(test.images.files)
+    assert load("styled_dtd", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), "of sets without a size of their own too"
+
+
+@pytest.mark.parametrize("name, file, content", [("food101", "food-101/meta/train.json", b'{"pie": ["pi'), ("sun397", "SUN397/ClassName.txt", b""),
+                                                 ("cars", "stanford_cars/devkit/cars_train_annos.mat", b"MATLAB 5.0 MAT-file")])  # fmt: skip
+def test_damaged_annotations_are_said_to_be_so(name, file, content, tmp_path, monkeypatch):
+    torchvision_layouts(tmp_path, monkeypatch)
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(FileNotFoundError, match=f"{file.split('/')[0]} is incomplete or damaged: .+"):
+        load(name, "train", tmp_path, image_size=8, download=False)
 
 
 def test_hair_is_what_exactly_one_attribute_says():
