@@ -12,6 +12,7 @@ import argparse
 import ast
 import contextlib
 import errno
+import math
 import os
 import re
 import shlex
@@ -34,6 +35,7 @@ from lib import artifacts, forkserver, settings
 NOTEBOOKS = artifacts.ROOT / "notebooks"
 START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
 THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
+CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 JOB_BYTES = 3 * 2**29  # of memory that a job at once may take; profile quick's largest, with another, took 2.8 GiB
 RETRIES = 2  # of a job on a cluster: each has twice the memory of the one before, and as much time again
 INTERRUPTED = 130  # exit status, as a shell has it
@@ -323,9 +325,19 @@ def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use, but no more than there is memory for that many jobs (JOB_BYTES); at least one."""
+    """Cores that this process and its container may use, but no more than there is memory for that many jobs (JOB_BYTES); at least one."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(cores, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // JOB_BYTES))
+    memory = min(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), _container_limit("memory.max"))
+    return max(1, int(min(cores, _container_limit("cpu.max"), memory // JOB_BYTES)))
+
+
+def _container_limit(name: str) -> float:
+    """A limit of the container that this process runs in (cgroup v2): cores of "cpu.max", bytes of "memory.max"; infinite where there is none."""
+    try:
+        limit, *period = (CONTAINER / name).read_text().split()
+    except (OSError, ValueError):
+        return math.inf
+    return math.inf if limit == "max" else int(limit) / int(*period or (1,))
 
 
 def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0) -> int:

@@ -255,7 +255,8 @@ def test_the_record_is_of_one_call_the_longest(shared_results):
     assert recorded("all", 1, 200, 2**30)["peak_memory_gib"] == 1.0
 
 
-def test_jobs_at_once_are_what_cores_and_memory_allow(monkeypatch):
+def test_jobs_at_once_are_what_cores_and_memory_allow(monkeypatch, tmp_path):
+    monkeypatch.setattr(reproduction, "CONTAINER", tmp_path)  # none
     monkeypatch.setattr(reproduction.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
     memory = {"SC_PHYS_PAGES": 4 * 2**30 // 4096, "SC_PAGE_SIZE": 4096}
     monkeypatch.setattr(reproduction.os, "sysconf", memory.__getitem__)
@@ -264,3 +265,14 @@ def test_jobs_at_once_are_what_cores_and_memory_allow(monkeypatch):
     assert reproduction.usable_cores() == 1
     memory["SC_PHYS_PAGES"] = 1
     assert reproduction.usable_cores() == 1
+
+
+@pytest.mark.parametrize("cpu, memory, jobs", [("max 100000", "max", 64), ("250000 100000", "max", 2), ("50000 100000", "max", 1),
+                                               ("max 100000", f"{5 * 2**30}", 3), ("", "", 64)])  # fmt: skip
+def test_jobs_at_once_are_what_a_container_allows(cpu, memory, jobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(reproduction.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    monkeypatch.setattr(reproduction.os, "sysconf", {"SC_PHYS_PAGES": 2**26, "SC_PAGE_SIZE": 4096}.__getitem__)
+    monkeypatch.setattr(reproduction, "CONTAINER", tmp_path)
+    (tmp_path / "cpu.max").write_text(cpu)
+    (tmp_path / "memory.max").write_text(memory)
+    assert reproduction.usable_cores() == jobs
