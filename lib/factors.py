@@ -16,7 +16,7 @@ import pandas as pd
 import scipy
 
 from lib import artifacts, data, evaluation, protocol, settings
-from lib.uncertainty import UndefinedStatistic, bootstrap_interval, matrix, not_collapsed
+from lib.uncertainty import UndefinedStatistic, bootstrap_interval, centred, matrix
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
 # SimVAE (Bizeul et al. 2024), App. A.7.5; one hidden layer as long as the representation, as in the authors' code.
@@ -209,13 +209,12 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
     their size. ValueError where no group has two; UndefinedStatistic where all features are equal up to rounding: a collapse has no share.
     """
     features, groups = _rows(features, groups, ("features", "groups"))
-    x = not_collapsed(features)
-    total = np.sum((x - x.mean(0)) ** 2)
+    x = centred(features)
     count = len(np.unique(groups))
     if count == len(x):
         raise ValueError(f"{count} groups of {len(x)} features: no group has two, so that nothing varies within one.")
     within = x - pd.DataFrame(x).groupby(groups).transform("mean").to_numpy()
-    return float(np.sum(within**2) / (len(x) - count) * (len(x) - 1) / total)
+    return float(np.sum(within**2) / (len(x) - count) * (len(x) - 1) / np.sum(x**2))
 
 
 def variance_difference(first: np.ndarray, second: np.ndarray, draws: int = 500) -> dict[str, float]:

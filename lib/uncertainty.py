@@ -239,19 +239,18 @@ def effective_rank(features: ArrayLike) -> float:
 
     Roy & Vetterli 2007, Definition 1. Deviation from RankMe (Garrido et al. 2023), which does not centre and adds 1e-7 to each p_i.
     """
-    features = not_collapsed(matrix(features, "features"))
-    centred = features - features.mean(axis=0)
-    return float(np.exp(scipy.stats.entropy(np.linalg.svd(centred, compute_uv=False))))  # of σ / Σ σ
+    return float(np.exp(scipy.stats.entropy(np.linalg.svd(centred(matrix(features, "features")), compute_uv=False))))  # of σ / Σ σ
 
 
-def not_collapsed(features: np.ndarray) -> np.ndarray:
-    """Features [N, D] in float64. UndefinedStatistic where all rows are equal up to rounding: neither a rank nor a share of variance is defined."""
+def centred(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] less their mean, in float64. UndefinedStatistic where all rows are equal up to rounding: they have no rank and no variance."""
     # of a network that has collapsed to one point, float32 leaves this much
     rounding = max(ROUNDING, 4 * np.finfo(features.dtype).eps) if features.dtype.kind == "f" else ROUNDING
     x = features.astype(np.float64)
-    if np.abs(x - x.mean(axis=0)).max() <= rounding * np.abs(x).max():
+    found = x - x.mean(axis=0)
+    if np.abs(found).max() <= rounding * np.abs(x).max():
         raise UndefinedStatistic(f"all {len(x)} feature rows are equal: the representation has collapsed (or N = 1), and this is not defined.")
-    return x
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------- intervals and tests
