@@ -452,3 +452,61 @@ def test_conditions_without_severity_or_of_other_images_are_errors():
     with pytest.raises(ValueError, match="same images"):
         evaluation._families({"blur_1": step, "blur_2": clusters(20, 5)})
     assert evaluation._families({"blur_1": step}) == {}
+
+
+def test_battery_counts_a_high_uncertainty_as_wrong_under_every_condition(measured):
+    _, _, rows, _ = measured
+    clean, *others = (find(rows, metric="correctness_auroc", classifier="linear", score="uncertainty", condition=condition)["value"]
+                      for condition in ("clean", "crop_0.05", "blur_2"))  # fmt: skip
+    assert others == pytest.approx([clean, clean])  # the same images, and κ times a factor
+
+
+def test_battery_recentres_calibration_errors_and_draws_a_quarter(measured):
+    _, _, rows, scores = measured
+    low, high = uncertainty.bootstrap_interval(
+        uncertainty.confidence_calibration_error, scores["linear_max_softmax"], scores["linear_correct"], draws=10, recentred=True
+    )
+    row = find(rows, metric="ece")
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-12)
+
+
+def test_battery_rows_of_nll_and_brier_are_means(measured):
+    train, test, rows, _ = measured
+    probabilities = evaluation.linear_probe(train["features"], train["label"]).probabilities(test["features"])
+    for metric, measure in (("nll", uncertainty.negative_log_likelihood), ("brier", uncertainty.brier_score)):
+        assert find(rows, metric=metric)["value"] == pytest.approx(measure(probabilities, test["label"]), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_nll_of_an_impossible_label_is_the_largest_float16():
+    train, test = clusters(100, 1, classes=2), clusters(50, 2, classes=2)
+    probe = evaluation.Probe(np.zeros(6, np.float32), np.ones(6, np.float32), 1e6 * np.eye(6, 2, dtype=np.float32), np.zeros(2, np.float32), 0.0, {})
+    scores = evaluation.score_images(train, test, probe)
+    wrong = ~scores["linear_correct"]
+    assert wrong.any() and (scores["linear_nll"][wrong] == np.finfo(np.float16).max).all()
+
+
+def test_probe_is_not_moved_by_the_rounding_of_a_constant_feature():
+    train = clusters(300)
+    constant = (100 + 1e-5 * np.random.default_rng(0).normal(size=(300, 1))).astype(np.float32)
+    assert 0 < constant.std() < 1e-4
+    plain = evaluation.linear_probe(train["features"], train["label"], penalties=[1e-2])
+    probe = evaluation.linear_probe(np.c_[train["features"], constant], train["label"], penalties=[1e-2])
+    elsewhere = np.c_[train["features"], constant + np.float32(1e-3)]
+    np.testing.assert_allclose(probe.probabilities(elsewhere), plain.probabilities(train["features"]), atol=1e-3)
+
+
+def test_the_papers_probe_takes_features_as_they_are():
+    train = clusters(600, 1)
+    probe = evaluation.paper_probe(train["features"] + 5, train["label"], epochs=2)
+    expected = softmax((train["features"] + 5).astype(float) @ probe.weight + probe.bias, axis=1)
+    np.testing.assert_allclose(probe.probabilities(train["features"] + 5), expected, atol=1e-5)
+
+
+def test_mahalanobis_distance_is_from_the_mean_of_train():
+    generator = np.random.default_rng(0)
+    train = generator.normal(size=(2000, 4)) @ generator.normal(size=(4, 4)) + 10
+    x = train[:50] + 1
+    difference, precision = x - train.mean(0), np.linalg.inv(np.cov(train.T))
+    expected = np.einsum("nd,de,ne->n", difference, precision, difference)
+    np.testing.assert_allclose(evaluation.mahalanobis_distance(train)(x), expected, rtol=0.05)

@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy
+import sklearn.mixture
+import sklearn.neural_network
 import torch
 import torchvision
 from PIL import Image
@@ -298,3 +300,34 @@ def test_factors_are_probed_with_chance_beside_them(vae_run):
     assert {metric for name, metric in frame.index if name not in ("content", "colour")} == {"r2", "chance"}
     assert frame["scale", "r2"] > 0.05 > frame["scale", "chance"] == 0 and 0.05 < frame["content", "chance"] < 0.2
     assert len(artifacts.read_metrics("smoke", "40_test-styled_digits", vae_run.name)) == 12
+
+
+def test_chance_is_how_often_the_commonest_class_of_train_is_right_on_test():
+    assert factors.chance([0, 0, 0, 1], [1, 1, 0]) == pytest.approx(1 / 3)
+
+
+def test_the_papers_mlp_probe_is_as_wide_as_the_features_and_takes_them_as_they_are(monkeypatch):
+
+    class Seen(sklearn.neural_network.MLPClassifier):
+        def fit(self, x, y):
+            seen.append((self.hidden_layer_sizes, x))
+            return super().fit(x, y)
+
+    seen, (x, y, _) = [], rings(200)
+    monkeypatch.setattr(sklearn.neural_network, "MLPClassifier", Seen)
+    monkeypatch.setitem(factors.PAPER_MLP, "max_iter", 2)
+    factors.mlp_probe(x, y, x, "paper")
+    factors.mlp_probe(x, y, x, "own")
+    assert [size for size, _ in seen] == [(2,), (factors.HIDDEN,)]
+    np.testing.assert_array_equal(seen[0][1], x.astype(np.float32))
+    np.testing.assert_allclose(seen[1][1].std(0), 1, rtol=1e-3)
+
+
+def test_a_mixture_has_as_many_starts_as_asked_for(monkeypatch):
+
+    asked, mixture = [], sklearn.mixture.GaussianMixture
+    monkeypatch.setattr(sklearn.mixture, "GaussianMixture", lambda *rest, **options: asked.append(options) or mixture(*rest, **options))
+    x, y = blobs(90)
+    factors.cluster(x, x, y, 3, starts=4)
+    factors.cluster(x, x, y, 3)
+    assert [options["n_init"] for options in asked] == [4, factors.MIXTURE["starts"]] and {o["covariance_type"] for o in asked} == {"full"}

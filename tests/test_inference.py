@@ -223,3 +223,20 @@ def test_table_1():
     assert aware == {"dino", "vi_simsiam"}
     assert table["simsiam"]["p(z | x_j)"] == "VonMisesFisher" and table["vi_simsiam"]["p(z | x_j)"] == "PowerSpherical"
     assert isinstance(inference.READINGS["simclr"].q(torch.randn(3, 4)), PointMass)
+
+
+def test_gains_are_of_directions_that_hold_something():
+    resolved = run("directpred", eigenvalue_boost=0.0, correlation_memory=0.0)
+    views, method = [view[:4] for view in two_views(resolved)], methods.build(resolved, 1)
+    method.loss(views)
+    gains = inference.predictor_gains(method, views)
+    assert len(gains) <= 8 < resolved["dimension"] and gains.eigenvalue.min() > 1e-3 * gains.eigenvalue.max()
+
+
+def test_dinos_measures_are_of_its_centred_teacher():
+    method, views = methods.build(run("dino_two_views"), 1), two_views(run())
+    method.centre.normal_(generator=torch.Generator().manual_seed(0)).div_(20)
+    with torch.no_grad():
+        share = torch.softmax((method.teacher(torch.cat(views)).chunk(2)[0] - method.centre) / method.teacher_temperature, dim=1)
+    expected = torch.distributions.Categorical(share).entropy().mean().item()
+    assert inference.measures(method, views)["entropy"] == pytest.approx(expected, rel=1e-4)

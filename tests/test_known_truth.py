@@ -129,3 +129,21 @@ def test_the_loss_is_least_where_the_closed_form_has_the_deviation():
         assert ratio == pytest.approx(losses.best_dispersion(weight, beta), rel=0.04), "but for the grid's steps"
     curve = found[(found.kind == "closed form") & (found.beta == 1)]
     assert (curve.trade_off > curve.critical).all() and (curve.ratio.diff().dropna() < 0).all()
+
+
+@pytest.mark.parametrize("method, name", [("vje", "vje_loss"), ("prosmin", "scoring_rule")])
+def test_what_is_learned_of_a_spread_is_that_of_its_samples(method, name, monkeypatch):
+    loss, expand, log_spread, ratios = getattr(losses, name), torch.Tensor.expand_as, [], []
+
+    def watched(*arguments):
+        if method == "vje":
+            _, mean, log_variance, sample = arguments
+            ratios.append(((sample - mean).square().mean() / log_variance.exp().mean()).item())
+        else:
+            ratios.append((arguments[0].var(0).mean() / (2 * log_spread[-1]).exp().mean()).item())
+        return loss(*arguments)
+
+    monkeypatch.setattr(torch.Tensor, "expand_as", lambda tensor, other: log_spread.append(expand(tensor, other)) or log_spread[-1])
+    monkeypatch.setattr(losses, name, watched)
+    known_truth.learn_spread(known_truth.draw_posteriors(2000, 16), method, epochs=3)
+    assert np.mean(ratios[-8:]) == pytest.approx(1, rel=0.05)

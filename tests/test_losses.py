@@ -449,3 +449,10 @@ def test_losses_without_rows_or_of_impossible_numbers_are_refused():
             losses.vje_loss(one, one, one, one, **numbers)
     with pytest.raises(ValueError, match="beta 2.0 in"):
         losses.best_dispersion(0.5, 2.0)
+
+
+def test_vicreg_of_a_collapse_has_the_deviation_of_its_constant_and_finite_gradients():
+    same = torch.ones(4, 3, requires_grad=True)
+    terms = losses.vicreg_loss(same, same.detach())
+    terms["loss"].backward()
+    assert terms["variance"].item() == pytest.approx(1 - 1e-2, rel=1e-6) and same.grad.isfinite().all()

@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from lib import losses, methods, networks, plotting, settings
+from lib.distributions import best_concentration
 from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, prosmin, vae, view_pairs, vje
 
 GOLDEN = Path(__file__).with_name("golden.json")
@@ -628,3 +629,71 @@ def test_ibots_loss_is_dinos_on_class_tokens_and_the_patch_loss():
 if __name__ == "__main__":
     torch.set_num_threads(1)
     rewrite_golden()
+
+
+def test_the_cosine_of_byols_log_is_that_of_predictions_and_targets():
+    network, views = methods.build(small("byol")).eval(), draw_views()
+    (_, p1), (_, p2) = forward_by_size(network, views)
+    t1, t2 = network.targets(views)
+    expected = (F.cosine_similarity(p1, t2).mean() + F.cosine_similarity(p2, t1).mean()) / 2
+    assert network.loss(views)["cosine"].item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_dinos_log_has_the_entropies_of_its_centred_teacher():
+    network, views = methods.build(small("dino", local_views=0)).eval(), draw_views()
+    network.centre += torch.randn(network.centre.shape, generator=torch.Generator().manual_seed(0)) / 20
+    share = torch.softmax((network.teacher(views[0]) - network.centre) / network.teacher_temperature, dim=1)
+    expected = [torch.distributions.Categorical(probs).entropy().mean().item() for probs in (share, share.mean(0))]
+    assert expected[1] > expected[0] + 1e-3
+    terms = network.loss(views)
+    assert [terms["entropy"].item(), terms["entropy_of_mean"].item()] == pytest.approx(expected, rel=1e-4)
+
+
+def test_without_a_warm_up_the_teachers_temperature_is_its_last_from_the_second_step_on():
+    network = methods.build(small("dino", teacher_temperature_warmup_epochs=0.0))
+    found = []
+    for epoch in (0.0, 1e-3):
+        network.set_epoch(epoch)
+        found.append(network.teacher_temperature.item())
+    names = ("teacher_temperature_start", "teacher_temperature")
+    assert found == pytest.approx([network.settings[name] for name in names]) and found[0] != found[1]
+
+
+@pytest.mark.parametrize("method, buffers", [
+    ("directpred", {"correlation", "predictor"}), ("moco_v2", {"queue"}), ("dino", {"centre"}), ("ibot", {"centre", "patch_centre"}),
+    ("prosmin", {"centre"}),
+])  # fmt: skip
+def test_what_a_method_remembers_of_earlier_steps_is_in_its_state(method, buffers):
+    assert buffers <= set(methods.build(small(method)).state_dict())
+
+
+def test_directpred_takes_the_root_of_no_negative_eigenvalue():
+    network = methods.build(small("directpred", correlation_memory=0.0))
+    network.set_predictor(torch.randn(4, 16))  # twelve of its eigenvalues are zero but for rounding, of either sign
+    assert network.predictor.isfinite().all()
+
+
+def test_the_log_of_prosmin_is_of_the_first_views_prediction_and_the_other_views_target():
+    network, views = methods.build(small("prosmin")).eval(), draw_views()
+    nn.init.normal_(network.predictor.log_sigma.weight, generator=torch.Generator().manual_seed(0))
+    network.centre.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
+    mean, log_sigma = network(views[0])
+    raw, centre = [network.target(view) for view in views], network.centre.clone()
+    terms = network.loss(views)
+    assert terms["sigma"].item() == pytest.approx(log_sigma.exp().mean().item(), rel=1e-4)
+    assert terms["target_std"].item() == pytest.approx(torch.cat(raw).std(0).mean().item(), rel=1e-4)
+    assert terms["cosine"].item() == pytest.approx(F.cosine_similarity(mean, raw[1] - centre).mean().item(), rel=1e-4)
+
+
+def test_the_log_of_moco_is_of_a_query_and_the_other_views_key():
+    network, views = methods.build(small("moco_v2")).eval(), draw_views()
+    query, keys = network.projector(network.backbone(views[0])), network.targets(views)
+    assert network.loss(views)["cosine"].item() == pytest.approx(F.cosine_similarity(query, keys[1]).mean().item(), abs=1e-5)
+
+
+def test_the_log_says_by_how_much_kappa_exceeds_the_best():
+    network, views = methods.build(small("vi_simsiam")).eval(), draw_views(2)
+    nn.init.normal_(network.concentration_head[-1].weight)
+    z, mu, kappa = zip(*(network(view) for view in views), strict=True)
+    over = [kappa[i] - best_concentration(F.cosine_similarity(mu[i], z[j]), 16) for i, j in view_pairs(4)]
+    assert network.loss(views)["kappa_minus_best"].item() == pytest.approx(torch.cat(over).mean().item(), rel=1e-3)

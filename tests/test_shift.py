@@ -157,3 +157,24 @@ def test_other_scores_are_the_methods_own_by_the_common_measures(results):
     shift.store_outside_scores(ready)
     stored = artifacts.read_scores("smoke", ready.name, "generated_outside")
     assert shift.outside(run) == "generated" and uncertainty.auroc(stored["uncertainty"], stored["outside"]) == pytest.approx(expected, abs=1e-4)
+
+
+WITHOUT_CHANCE = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression"}
+
+
+@pytest.mark.parametrize("corruption", sorted(set(shift.CORRUPTIONS) - WITHOUT_CHANCE))
+def test_every_image_has_random_numbers_of_its_own(corruption):
+    twice = colour(2).subset([0, 0])
+    first, second = shift.corrupted(twice, corruption, 5).images
+    assert not np.array_equal(first, second)
+
+
+def test_runs_measured_together_have_each_its_own_probe(results, monkeypatch):
+    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast", "pixelate"))
+    runs = [settings.resolve("random", "smoke", train_images=256, seed=seed) | {"condition_images": 30} for seed in (0, 1)]
+    for run in runs:
+        training.train(run)
+    shift.measure_corruptions(runs, "50_together")
+    shift.measure_corruptions(runs[1:], "50_alone")
+    together, alone = (artifacts.read_metrics("smoke", notebook, settings.run_name(runs[1])) for notebook in ("50_together", "50_alone"))
+    pd.testing.assert_frame_equal(together.drop(columns="notebook"), alone.drop(columns="notebook"))

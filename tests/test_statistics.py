@@ -290,3 +290,23 @@ def test_a_seed_reaches_as_far_as_two_runs_of_one_distribution_differ():
     assert np.mean(apart <= reach) == pytest.approx(0.95, abs=0.012)
     assert np.mean(apart <= np.ptp(draws[:, :3], axis=1)) == pytest.approx(0.7, abs=0.05)
     assert np.isnan(statistics.reach_of_a_seed([1.0]))
+
+
+def test_percent_over_seeds_is_students_where_one_seed_has_no_interval():
+    rows = pd.DataFrame({"method": "a", "value": [0.5, 0.6, 0.7], "ci_low": [0.4, np.nan, 0.6], "ci_high": [0.6, np.nan, 0.8], "n": 10})
+    (found,) = statistics.percent_over_seeds(rows, "method").itertuples()
+    assert (found.ci_low, found.ci_high) == pytest.approx(stats.t.interval(0.95, 2, 60, 10 / 3**0.5))
+
+
+def test_rounding_in_the_draws_of_one_quantity_widens_no_other():
+    draws, rounded = np.random.default_rng(0).normal(size=(1000, 1)), np.full((1000, 1), 0.25)
+    rounded[:60] += 2.0**-45
+    alone = statistics.simultaneous_intervals([0.0], draws)
+    low, high = statistics.simultaneous_intervals([0.0, 0.25], np.c_[draws, rounded])
+    assert (low[0], high[0]) == (alone[0][0], alone[1][0]) and high[1] - low[1] < 1e-13 * 2
+
+
+def test_rounding_of_large_values_is_no_variance_of_small_differences():
+    values = np.geomspace(1e3, 1e9, 5)
+    with pytest.raises(ValueError, match="all differences equal"):
+        statistics.paired_test(values, values - 0.1)

@@ -121,6 +121,7 @@ def test_costs_are_taken_anew_where_those_of_other_runs_are_stored(tmp_path, mon
         ("vi_simsiam_2022", (11,), {"clip_norm": 0.5, "warmup_epochs": 0.5}),
         ("vi_simsiam", (9,), {"optimizer": "adamw", "learning_rate": 1e-3}),  # channels last
         ("simvae", (9,), {}),  # fused
+        ("dino", (11,), {}), ("moco_v2", (11,), {}), ("directpred", (11,), {}), ("prosmin", (11,), {}),  # what they remember of earlier steps
     ],
 )
 def test_resumed_equals_uninterrupted_bit_for_bit(method, steps, other, fresh_results):

@@ -431,3 +431,15 @@ def test_rounding_is_no_variance():
 def test_bins_of_equal_mass_hold_as_many_images_each():
     confidence = (np.arange(100) + 0.5) / 100
     assert (u.confidence_bins(confidence, np.ones(100, bool), 20, equal_mass=True)["count"] == 5).all()
+
+
+def test_a_float32_confidence_above_one_lies_in_the_last_bin():
+    binned = u.confidence_bins(np.array([0.5, 1 + 1e-7]), np.ones(2, bool))
+    assert len(binned["count"]) == len(binned["low"]) == 15 and binned["count"][-1] == 1
+
+
+def test_probabilities_are_refused_from_a_thousandth_off_one():
+    probabilities = np.full((4, 2), 0.5)
+    u.brier_score(probabilities * 1.0009, np.zeros(4, int))
+    with pytest.raises(ValueError, match="summing to 1"):
+        u.brier_score(probabilities * 1.01, np.zeros(4, int))

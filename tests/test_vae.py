@@ -323,3 +323,24 @@ def test_a_vae_learns_to_reconstruct():
     after = terms_of(network, views)
     assert after["loss"] < before["loss"] - 100 and after["mse"] < 0.8 * before["mse"]
     assert 0 < after["active_latents"] <= 4 and after["posterior_variance"] < before["posterior_variance"]
+
+
+def test_the_log_of_a_vae_counts_the_latents_whose_means_differ_between_images():
+    network, views = small("vae"), draw_views(2, 20)
+    network.posterior.weight.data[:2] *= 50
+    network.posterior.weight.data[2:4] = 0
+    network.posterior.weight.data[4:] *= 30
+    mean, log_variance = network.encode(torch.cat(views))
+    terms = network.loss(views)
+    assert terms["active_latents"].item() == 2 == (mean.var(0) > 0.01).sum()
+    assert terms["posterior_variance"].item() == pytest.approx(log_variance.exp().mean().item(), rel=1e-4)
+
+
+def test_the_squared_error_of_a_bernoulli_vae_is_of_its_mean_image():
+    network, views = small("vae", likelihood="bernoulli", binarise=0.5), draw_views()
+    x = (torch.cat(views) > 0.5).float()
+    mean, log_variance = network.encode(x)
+    torch.manual_seed(0)
+    z = mean + torch.randn_like(mean) * (log_variance / 2).exp()
+    torch.manual_seed(0)
+    assert network.loss(views)["mse"].item() == pytest.approx(torch.nn.functional.mse_loss(network.picture(z), x).item(), rel=1e-4)

@@ -411,3 +411,33 @@ def test_embeddings_say_what_the_likelihood_says():
 def test_settings_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         small(**{name: value})
+
+
+def test_the_log_of_vje_is_of_the_first_views_variances_and_lengths():
+    network, (first, second) = small().eval(), views()
+    torch.nn.init.normal_(network.inference[-1].weight)
+    s, mean, log_v = network(first)
+    terms = network.loss([first, second])
+    length = s.norm(dim=1)
+    expected = {"variance": log_v.exp().mean(), "log_variance_spread": log_v.std(1).mean(), "norm": length.mean(),
+                "norm_spread": length.std() / length.mean(), "cosine": F.cosine_similarity(mean, network(second)[0]).mean()}  # fmt: skip
+    for name, value in expected.items():
+        assert terms[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
+
+
+def test_the_other_view_is_the_mirrored_image():
+    network, image = small().eval(), views()[0]
+    torch.nn.init.normal_(network.inference[-1].weight)
+    (_, mean, log_v), (mirrored, *_) = network(image), network(image.flip(-1))
+    likelihood = losses.vje_likelihood(mirrored, mean, log_v, 4.0, 4.0, network.log_radial_scale.exp())
+    found = network.uncertainties(image).native
+    torch.testing.assert_close(found["other_view"], -sum(likelihood), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(found["other_view"], found["negative_log_likelihood"], rtol=1e-3)
+
+
+def test_the_kl_of_an_image_is_to_the_prior_of_the_settings():
+    network, image = small(prior_variance=2.5).eval(), views()[0]
+    _, mean, log_v = network(image)
+    prior = torch.distributions.Normal(torch.zeros_like(mean), 2.5**0.5)
+    expected = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (log_v / 2).exp()), prior).sum(1)
+    torch.testing.assert_close(network.uncertainties(image).native["kl"], expected, rtol=1e-4, atol=1e-4)
