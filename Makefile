@@ -15,6 +15,11 @@ LOCK := $(if $(shell command -v flock),flock requirements.txt)
 # A .venv copied from elsewhere would run the other checkout's code.
 MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 
+# A misspelt variable would be passed over, and the default run.
+KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
+STRAY := $(filter-out $(KNOWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
+$(if $(STRAY),$(error No target reads $(STRAY); the variables are $(KNOWN)))
+
 .DEFAULT_GOAL := help
 .PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures gallery benchmark lint clean FORCE
 
@@ -61,7 +66,10 @@ notebook: setup ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam s
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1
 
-# The folder comes through the environment, as it was typed: its name may hold spaces and quotes.
+# The folders come through the environment, as they were typed: a name may hold spaces, quotes and dollars.
+override IMAGES := $(value IMAGES)
+override OUT := $(value OUT)
+export IMAGES OUT
 score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODER=vi_simsiam EPOCHS= OUT=
 	@test -n "$$IMAGES" || { echo 'usage: make score IMAGES=folder [ENCODER=vi_simsiam] [EPOCHS=100] [OUT=folder]' >&2; exit 2; }
 	@$(MAKE) -s setup

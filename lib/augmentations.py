@@ -267,6 +267,16 @@ def crop_and_resize(images: Tensor, box: Tensor, size: int, flip: Tensor | None 
     return torch.stack([torch.bmm(rows, narrow[:, channel]) for channel in range(channels)], 1)  # [B, C, S, S]
 
 
+def check_range(images: Tensor, wanted: str = "floats in 0..1") -> None:
+    """ValueError if images are empty, no floats, or not in 0..1, up to rounding."""
+    if not images.is_floating_point() or not len(images):
+        found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
+        raise ValueError(f"These images are {found}; {wanted}: images.float() / 255 makes them of bytes.")
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
+        raise ValueError(f"These images go from {low:.3g} to {high:.3g}; {wanted}: divide bytes by 255, and leave out any normalisation.")
+
+
 def resize(images: Tensor, size: int) -> Tensor:
     """Whole images [B, C, H, W] to [B, C, size, size], anti-aliased; unchanged if they have that size."""
     if images.shape[-2:] == (size, size):

@@ -227,7 +227,9 @@ class PowerSpherical(_TiltedUniform):
 
 
 def concentration_of(cosine: float, dim: int) -> float:
-    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ."""
+    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ; ValueError unless 0 <= ρ < 1."""
+    if not 0 <= cosine < 1:
+        raise ValueError(f"A mean cosine of {cosine:g} belongs to no concentration; give one of at least 0 and below 1.")
     return (dim - 1) * cosine / (1 - cosine)
 
 

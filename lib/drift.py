@@ -71,8 +71,11 @@ def _read_expected(profile: str) -> pd.DataFrame:
 
 
 def _read_stored(profile: str) -> pd.DataFrame:
-    """KEYS, value, tolerance, and the precision that the run was trained in ("" where its config is not there), of all stored numbers of the gate."""
+    """KEYS, value, tolerance, and the precision that the run was trained in ("" where its config is not there), of all stored numbers of the gate;
+    FileNotFoundError where there are none."""
     rows = gated(artifacts.read_metrics(profile))
+    if rows.empty:
+        raise FileNotFoundError(f"Profile {profile!r} has no stored metrics: run make reproduce PROFILE={profile} first.")
     precisions = {config["run_hash"]: config["precision"] for config in artifacts.run_configs(profile).values() if "precision" in config}
     trained_in = [precisions.get(run_hash, "") for run_hash in rows.run_hash]
     rows = rows.assign(tolerance=tolerance(rows).round(4), precision=trained_in, seed=rows.seed.astype(int))
@@ -85,8 +88,6 @@ def accept(profile: str, widen: bool = False) -> Path:
     FileNotFoundError where nothing is stored; ValueError where a number is not a number, or, with widen, one is missing or new.
     """
     stored = _read_stored(profile)
-    if stored.empty:
-        raise FileNotFoundError(f"Profile {profile!r} has no stored metrics: run make reproduce PROFILE={profile} first.")
     if stored.value.isna().any():
         raise ValueError(f"Not a number cannot be expected: {stored[stored.value.isna()][KEYS].iloc[0].to_dict()}.")
     table = stored.assign(lowest=stored.value, highest=stored.value, repetitions=1, precisions=stored.precision)

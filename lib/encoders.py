@@ -11,7 +11,7 @@ import pandas as pd
 import scipy
 from torch import Tensor, nn
 
-from lib import artifacts, data, evaluation, methods, training
+from lib import artifacts, augmentations, data, evaluation, methods, training
 from lib import settings as resolution
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ def stored() -> dict[str, Path]:
 def load(name: str) -> nn.Module:
     """The committed encoder of a method, in float32 and evaluation mode, ready to ``embed`` float images [B, C, H, W] in 0..1.
 
-    Only the parts that embedding needs are there, so that the loss cannot be evaluated; ``settings`` are those it was trained with. ValueError for
-    an unknown name, with the names there are, and from ``embed`` for images of another size, number of channels or range than it was trained on.
+    It is frozen: ``encoder.requires_grad_(True)`` makes it trainable. Only the parts that embedding needs are there, so that the loss cannot be
+    evaluated; ``settings`` are those it was trained with. ValueError for an unknown name, with the names there are, and from ``embed`` for images
+    of another size, number of channels or range than it was trained on.
     """
     there = stored()
     if name not in there:
@@ -52,19 +53,21 @@ def load(name: str) -> nn.Module:
     method.settings = info["settings"]
     backbone = next(module for module in method.modules() if hasattr(module, "features"))
     backbone.register_forward_pre_hook(partial(_refuse_other_images, info))
-    return method.eval()
+    return method.eval().requires_grad_(False)
 
 
-def _refuse_other_images(info: dict, backbone: nn.Module, given: tuple[Tensor]) -> None:
+def _refuse_other_images(info: dict, backbone: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    """The images in the precision of the backbone, if they are of the shape and range that it was trained on."""
     (images,), channels, size = given, info["channels"], info["settings"]["image_size"]
     trained = f"{info['settings']['method']} was trained on {channels} channels and {size} x {size} pixels, as floats in 0..1"
+    if not isinstance(images, Tensor):
+        raise ValueError(f"These images are of type {type(images).__name__}; {trained}: give a torch tensor [B, C, H, W].")
     if images.ndim != 4 or images.shape[1:] != (channels, size, size) or not images.is_floating_point():
         found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
         mend = "lib.protocol.fit(encoder.settings, channels) makes floats [B, C, H, W] in 0..1 fit."
         raise ValueError(f"These images are {found}; {trained}: {mend}")
-    low, high = (value.item() for value in images.aminmax())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
-        raise ValueError(f"These images go from {low:.3g} to {high:.3g}; {trained}: divide bytes by 255, and leave out any normalisation.")
+    augmentations.check_range(images, trained)
+    return (images.to(next(backbone.parameters()).dtype),)
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing

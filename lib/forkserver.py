@@ -44,7 +44,11 @@ def is_possible() -> bool:
 
 
 def end_with_parent() -> None:
-    """In a child: be asked to stop when the parent dies, also of SIGKILL (Linux; elsewhere the locks alone keep order)."""
+    """In a child: be asked to stop when the parent dies, also of SIGKILL (Linux; elsewhere the locks alone keep order).
+
+    It can be interrupted, too, where a shell started all in the background, with SIGINT ignored.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)
 
@@ -107,7 +111,13 @@ def serve(command: list[str]) -> int | str | None:
     process = subprocess.Popen(command, env=os.environ | {SOCKET: name}, preexec_fn=end_with_parent)
     ended = os.pidfd_open(process.pid)  # now: once poll has seen its end there is no such process any more
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command gets it from the terminal as well, and ends in its own way
-    signal.signal(signal.SIGTERM, lambda *_: process.terminate())
+
+    def end(*_) -> None:
+        """Asked to, or without a parent: as from the terminal, where this leads a group. At SIGTERM Snakemake waits for what runs, for hours."""
+        leads = os.getpgrp() == os.getpid()
+        os.killpg(os.getpid(), signal.SIGINT) if leads else process.terminate()
+
+    signal.signal(signal.SIGTERM, end)
     os.environ["JPY_PARENT_PID"] = "1"  # read when ipykernel is imported: so that the kernel does not watch a parent; the requesting process ends it
     for module in PRELOADED:
         if process.poll() is None:

@@ -107,6 +107,7 @@ def _highlighted(source: str) -> str:
 
 def build(profile: str) -> Path:
     """Write the gallery of a profile and return the path of index.html; the same results give the same bytes."""
+    settings.profile_settings(profile)
     folder = artifacts.results_dir(profile)
     if not folder.is_dir():
         raise FileNotFoundError(f"no results for profile {profile!r}: run `make reproduce PROFILE={profile}` first")

@@ -185,6 +185,7 @@ def ibot_patch_loss(
     if student.shape != teacher.shape or student.ndim != 3 or mask.shape != student.shape[:2]:
         shapes = [list(tensor.shape) for tensor in (student, teacher, mask)]
         raise ValueError(f"Expected student and teacher [B, N, K] and a mask [B, N], got {shapes}.")
+    _positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     with torch.autocast(student.device.type, enabled=False):
         entropy = _distillation(student, teacher, centre, student_temperature, teacher_temperature)  # [B, N]
         return ((entropy * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()

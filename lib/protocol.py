@@ -26,9 +26,15 @@ MEASURING = "from lib import factors, fine_tuning, generation, protocol, shift" 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
 def fit(settings: dict, channels: int) -> Callable[[Tensor], Tensor]:
-    """Transform any float batch [B, C, H, W] to the size and number of channels the run was trained with."""
+    """Transform any float batch [B, C, H, W] in 0..1, grey or in colour, to the size and number of channels the run was trained with.
+
+    The transform raises ValueError for other shapes, types and ranges.
+    """
 
     def transform(images: Tensor) -> Tensor:
+        if images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(f"These images are of shape {tuple(images.shape)}: give floats [B, C, H, W] with C = 1 or 3, in 0..1.")
+        augmentations.check_range(images)
         if images.shape[1] != channels:
             images = augmentations.to_grey(images) if channels == 1 else images.expand(-1, channels, -1, -1)
         return augmentations.resize(images, settings["image_size"])
@@ -158,11 +164,16 @@ class Run:
 
 
 def check_classes(train: data.ImageSet, test: data.ImageSet) -> None:
-    """ValueError where the two splits do not have the same classes."""
+    """ValueError where the two splits do not have the same classes in the same order."""
     if unlike := set(test.classes) ^ set(train.classes):
         raise ValueError(
             f"Train and test of {train.name} differ in the classes {sorted(unlike)[:5]}, so that their numbers mean different "
             "things; give both splits the same folders, or the same classes in their files."
+        )
+    if list(test.classes) != list(train.classes):
+        raise ValueError(
+            f"Train and test of {train.name} have their classes in another order, {train.classes[:3]} and {test.classes[:3]}, so that a label means "
+            "another class in each; give both files the same order, and labels by it."
         )
 
 

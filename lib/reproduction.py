@@ -14,6 +14,7 @@ import contextlib
 import errno
 import math
 import os
+import pkgutil
 import re
 import shlex
 import shutil
@@ -37,6 +38,7 @@ START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
 THREADS = 1  # of a job: two small networks side by side train faster than one after the other on two threads each
 CONTAINER = Path("/sys/fs/cgroup")  # where Linux tells a container its limits
 JOB_BYTES = 3 * 2**29  # of memory that a job at once may take; profile quick's largest, with another, took 2.8 GiB
+EXECUTOR_PLUGIN = "snakemake_executor_plugin_"  # how Snakemake finds its executors: packages of this name
 RETRIES = 2  # of a job on a cluster: each has twice the memory of the one before, and as much time again
 INTERRUPTED = 130  # exit status, as a shell has it
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
@@ -86,7 +88,7 @@ def declared_parameters(notebook: str) -> dict:
 
 def check_parameters(notebook: str, parameters: dict) -> dict:
     """The parameters, if the notebook declares each with that type and its figures can draw the methods named; else ValueError, before it runs."""
-    from lib import plotting
+    from lib import methods, plotting
 
     declared = declared_parameters(notebook)
     for name, value in parameters.items():
@@ -98,6 +100,7 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
     runs = parameters.get("runs", "").split()
     for method in dict.fromkeys([name.split("-")[0] for name in runs] or filter(None, [parameters.get("method")])):
         settings.recipe(method)
+        methods.check_known(method)
         plotting.method_style(method)
     return parameters
 
@@ -312,6 +315,10 @@ def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
         raise ValueError(f"GPUS={gpus} asks a cluster for GPUs: add EXECUTOR=slurm. On this machine a GPU that torch finds is used without asking.")
     if not executor:
         return ["--cores", str(cores)]
+    plugins = [module.name for module in pkgutil.iter_modules() if module.name.startswith(EXECUTOR_PLUGIN)]
+    executors = sorted(["local", "dryrun", "touch"] + [name.removeprefix(EXECUTOR_PLUGIN).replace("_", "-") for name in plugins])
+    if executor not in executors:
+        raise ValueError(f"EXECUTOR={executor} is none that Snakemake has here; choose one of {', '.join(executors)}, or leave it out to run here.")
     # A file written on another machine may be seen late here; what a job printed there is shown in the log here when it fails.
     options = ["--executor", executor, "--jobs", str(cores), "--latency-wait", "60", "--show-failed-logs", "--retries", str(RETRIES)]
     if executor == "slurm":
@@ -443,7 +450,13 @@ def memory_of(process: int) -> int:
 
 
 def _run_watched(command: list[str], log: TextIO, stamps: dict[str, Path], folder: Path, **options) -> tuple[int | None, int]:
-    """Run a command under the bars of _watch: its exit status, None if it was interrupted, and the most memory it held."""
+    """Run a command under the bars of _watch: its exit status, None if it was interrupted, and the most memory it held.
+
+    Being asked to end, or losing the terminal, is an interruption too: trainings would go on unseen. What nohup ignores stays ignored.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     streams = {"stdout": log, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(command, **streams, start_new_session=True, preexec_fn=forkserver.end_with_parent, **options)
     try:

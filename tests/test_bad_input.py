@@ -303,8 +303,8 @@ CASES = {
     "score for epochs below zero": (make("--score", "{root}/data", "--epochs", "-3"), "EPOCHS=-3 is not a number of epochs; give a whole", None),
     "score by no encoder": (make("--score", "{root}/data", "--encoder", "dinoo"), r"no committed encoder 'dinoo' .*choose one of \['vi_sim", None),
     "score in no profile": (make("--score", "{root}/data", "--profile", "quik"), "Unknown profile 'quik'; choose one of", None),
-    "gallery of nothing": (command(gallery, "quik"), "no results for profile 'quik': run `make reproduce PROFILE=quik`", None),
-    "gallery elsewhere": (command(gallery, ".."), r"'\.\.' cannot name a folder of results: use letters", None),
+    "gallery of nothing": (command(gallery, "paper"), "no results for profile 'paper': run `make reproduce PROFILE=paper`", None),
+    "gallery elsewhere": (command(gallery, ".."), r"Unknown profile '\.\.'; choose one of", None),
     "training of no run": (command(training, f"{NAME}x", "--profile", "smoke"), f"Profile 'smoke' lists no run '{NAME}x'; its runs are", None),
     "gallery of half a record": (
         command(gallery, "smoke"), r"30_a.json lacks \['id', 'caption'.*\]; delete it and run the job",
@@ -557,6 +557,22 @@ CASES = {
     "images that are bytes": (
         lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)),
         r"images are uint8 of shape \(2, 3, 16, 16\); vi_simsiam was trained on 3 channels and .*protocol.fit\(encoder.settings", None),
+    "images that are an array": (
+        lambda place: lib.load("vi_simsiam").embed(np.zeros((2, 3, 16, 16))), "of type ndarray; .*give a torch tensor .B, C, H, W.", None),
+    "no images": (lambda place: lib.load("vi_simsiam").embed(torch.zeros(0, 3, 16, 16)), r"float32 of shape \(0, 3, 16, 16\); vi_simsiam was", None),
+    "bytes as floats, made to fit": (
+        given(protocol.fit({"image_size": 8}, 3), 255 * torch.ones(2, 3, 16, 16)), "go from 255 to 255; .*divide bytes by 255", None),
+    "bytes, made to fit": (
+        given(protocol.fit({"image_size": 8}, 3), torch.ones(2, 3, 16, 16, dtype=torch.uint8)), r"are uint8 of shape .*float\(\) / 255", None),
+    "images with an alpha channel, made to fit": (
+        given(protocol.fit({"image_size": 8}, 3), torch.ones(2, 4, 16, 16)), r"of shape \(2, 4, 16, 16\): give floats .*C = 1 or 3", None),
+    "one image, made to fit": (given(protocol.fit({"image_size": 8}, 3), torch.ones(3, 16, 16)), r"of shape \(3, 16, 16\): give floats", None),
+    "an executor misspelt": (given(reproduction.executor_options, "slrum", 1, 0), "EXECUTOR=slrum is none .*choose one of .*slurm", None),
+    "a gallery of no profile": (given(gallery.build, "qick"), "Unknown profile 'qick'; choose one of", None),
+    "a mean cosine of one": (given(distributions.concentration_of, 1.0, 8), "cosine of 1 belongs to no concentration", None),
+    "a temperature of zero": (
+        given(losses.ibot_patch_loss, torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(4), 0.0),
+        "student_temperature", None),
     "images of another size": (
         lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 224, 224)), r"float32 of shape \(2, 3, 224, 224\); .*16 x 16 pixels", None),
     "grey images for an encoder of coloured ones": (

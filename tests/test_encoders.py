@@ -94,6 +94,13 @@ def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_the_test_images_own():
     assert encoders.unlikeness(same, spread) < 0.05 < encoders.UNLIKE < min(encoders.unlikeness(other, spread) for other in (wide, narrow, same + 9))
 
 
+def test_images_may_be_of_any_precision(encoder):
+    ready, images = lib.load("vi_simsiam"), torch.rand(3, 1, 9, 9)
+    assert ready.embed(images).features.numpy().shape[0] == 3  # frozen: no graph behind it
+    assert ready.embed(images.double()).features.equal(ready.embed(images).features)
+    assert ready.embed(images.half()).features.dtype == torch.float32
+
+
 def test_a_spread_is_that_of_its_encoder(encoder):
     spread = encoders.spread_of(encoder)
     assert len(spread["percentiles"]) == 101

@@ -453,6 +453,21 @@ def test_make_score_without_images_says_how_to_call_it():
     assert done.returncode == 2 and done.stderr.startswith("usage: make score IMAGES=folder")
 
 
+def test_make_takes_a_folder_as_it_was_typed(tmp_path):
+    folder = tmp_path / "a $x and 'b'"
+    folder.mkdir()
+    printing = ["--eval", 'typed:; @printf %s "$$IMAGES"']
+    for given, environment in ([f"IMAGES={folder}"], os.environ), ([], os.environ | {"IMAGES": str(folder)}):
+        done = subprocess.run(["make", "-s", *printing, "typed", *given], cwd=artifacts.ROOT, capture_output=True, text=True, env=environment)
+        assert done.stdout == str(folder), done.stderr
+
+
+def test_make_refuses_a_variable_that_nothing_reads():
+    done = subprocess.run(["make", "-n", "reproduce", "PROFIL=smoke"], cwd=artifacts.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "No target reads PROFIL; the variables are PROFILE" in done.stderr
+    assert not subprocess.run(["make", "-n", "reproduce", "PROFILE=smoke", "JOBS=2"], cwd=artifacts.ROOT, capture_output=True).returncode
+
+
 def test_the_example_has_what_the_notebook_shows(tmp_path):
     own_images.example(tmp_path)
     images, files = own_images.survey(tmp_path, 64)

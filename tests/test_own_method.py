@@ -15,11 +15,11 @@ class Mine(TwoViews):
         return {"loss": losses.info_nce_loss(first, second, 0.5)}
 
 
-def own_method(monkeypatch, cls):
+def own_method(monkeypatch, cls, **changes):
     """Its class and its recipe, as README says."""
     monkeypatch.setitem(methods.METHODS, "mine", cls)
     monkeypatch.setitem(settings.read("recipes"), "mine", {"inherits": "simclr"})
-    return settings.resolve("mine", "smoke", train_images=256)
+    return settings.resolve("mine", "smoke", **changes)
 
 
 def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatch):
@@ -31,6 +31,20 @@ def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatc
     training.train(run)
     frame = protocol.measure(protocol.Run(run))
     assert {"accuracy", "correctness_auroc", "ood_auroc"} <= set(frame.metric) and set(frame.method) == {"mine"}
+    namespace: dict = {}
+    for cell in reproduction.cells("10_pretraining"):  # here, as another process does not know the method
+        if cell["cell_type"] == "code":
+            exec(cell["source"], namespace)
+        if "parameters" in cell["metadata"].get("tags", []):
+            namespace |= {"profile": "smoke", "method": "mine", "train_missing": False, "_parameters": ["profile", "method", "train_missing"]}
+    assert (artifacts.results_dir("smoke") / "figures" / "10_training_mine.png").exists()
+
+
+def test_a_method_without_a_class_is_refused_before_a_notebook_runs(monkeypatch):
+    monkeypatch.setitem(settings.read("recipes"), "mine", {"inherits": "simclr"})
+    monkeypatch.setitem(plotting.METHODS, "mine", plotting.METHODS["simclr"])
+    with pytest.raises(ValueError, match="Unknown method 'mine'; .*add its class to METHODS"):
+        reproduction.parse_parameters("method=mine", "10_pretraining")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +59,7 @@ def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatc
     ],
 )
 def test_what_a_method_of_ones_own_lacks_is_said_before_it_is_trained(monkeypatch, parts, message):
-    run = own_method(monkeypatch, type("Mine", (Mine,), parts))
+    run = own_method(monkeypatch, type("Mine", (Mine,), parts), train_images=256)
     with pytest.raises(ValueError, match=message):
         training.train(run)
     assert not (artifacts.run_dir("smoke", settings.run_name(run)) / "log.csv").exists()

@@ -30,6 +30,13 @@ def test_fit_gives_channels_and_size(there, wanted, size):
         torch.testing.assert_close(fitted, expected)
 
 
+def test_classes_in_another_order_are_refused():
+    train, test = (data.load("digits", split, image_size=8) for split in ("train", "test"))
+    protocol.check_classes(train, test)
+    with pytest.raises(ValueError, match="have their classes in another order, .*give both files the same order"):
+        protocol.check_classes(train, dataclasses.replace(test, classes=test.classes[::-1]))
+
+
 def test_centre_crop_keeps_its_share_of_the_area():
     images = noise()
     assert torch.equal(protocol.centre_crop(1.0)(images), images)

@@ -5,9 +5,11 @@ import errno
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import psutil
 import pytest
@@ -198,6 +200,29 @@ def test_without_accounting_squeue_is_asked(tmp_path, monkeypatch, status, asked
     monkeypatch.setenv("PATH", str(tmp_path))
     options = reproduction.executor_options("slurm", 2, 1)
     assert options[:4] == ["--executor", "slurm", "--jobs", "2"] and options[options.index("10") + 1 :] == asked
+
+
+WATCHED = """
+import sys
+from pathlib import Path
+from lib import reproduction
+command = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+with open(sys.argv[1], "w") as log:
+    print(reproduction._run_watched(command, log, {}, Path(sys.argv[1]).parent))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_being_asked_to_end_ends_what_was_started_also_in_the_background(tmp_path, number):
+    """A shell that starts a command in the background has it ignore SIGINT."""
+    ignores = lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)  # noqa: E731
+    background = None if number == signal.SIGINT else ignores
+    process = subprocess.Popen([sys.executable, "-c", WATCHED, str(tmp_path / "log")], stdout=subprocess.PIPE, text=True, preexec_fn=background)
+    while not (said := (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
+        time.sleep(0.1)
+    process.send_signal(number)
+    assert process.communicate()[0] == "Interrupted. Call the same command again to continue.\n(None, 0)\n"
+    assert not psutil.pid_exists(int(said))
 
 
 def test_snakemake_plans_every_job(tmp_path, monkeypatch):

@@ -71,10 +71,15 @@ def own_uncertainty(method: str) -> tuple[str, str]:
     return next((named for kind, named in UNCERTAINTIES.items() if issubclass(METHODS[method], kind)), TRIVIAL)
 
 
+def check_known(name: str) -> None:
+    """ValueError for a method that has no class."""
+    if name not in METHODS:
+        raise ValueError(f"Unknown method {name!r}; choose one of {sorted(METHODS)}, or add its class to METHODS of lib/methods/__init__.py.")
+
+
 def build(settings: dict, channels: int = 3) -> nn.Module:
     """The method named in resolved settings, initialised with their seed, in channels-last memory."""
-    if settings["method"] not in METHODS:
-        raise ValueError(f"Unknown method {settings['method']!r}; choose one of {sorted(METHODS)}.")
+    check_known(settings["method"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
         method = METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)
