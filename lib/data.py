@@ -136,8 +136,6 @@ def load(
     ValueError: malformed or unknown; FileNotFoundError: known, but nowhere to be had.
     """
     root = Path(data_dir) if data_dir is not None else default_data_dir()
-    if root.exists() and not root.is_dir():
-        raise ValueError(f"DATA_DIR is {root}, which is not a folder: give one that holds data sets, or a path that can be created.")
     check_name(name, root, artifacts.plain_name(split, "a set or split"))
     if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
         raise ValueError(f"image_size is {image_size!r}: give a number of pixels above 0.")
@@ -183,6 +181,8 @@ def _resized(found: ImageSet, image_size: int | None) -> ImageSet:
 def check_name(name: str, root: Path | None = None, split: str = "train") -> None:
     """ValueError if ``load`` could know no set of this name; nothing is read."""
     root = root or default_data_dir()
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"DATA_DIR is {root}, which is not a folder: give one that holds data sets, or a path that can be created.")
     if artifacts.plain_name(name, "a set or split") in DATASETS or (root / name).is_dir():
         return
     if single := ONE_CLASS.fullmatch(name):
