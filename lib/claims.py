@@ -84,8 +84,9 @@ def claims() -> dict[str, dict]:
         shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "over", "form") if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         for part in parts:
-            if unlike := [of["unlike"] for of in (claim, part) if "unlike" in of]:
-                part["unlike"] = ", ".join(unlike)
+            for key in ("at_standard", "unlike"):
+                if told := [of[key] for of in (claim, part) if key in of]:
+                    part[key] = ", ".join(told)
         if "recipe" in claim:  # a claim of one recipe is a part of its own
             parts.insert(0, {"name": f"recipe {claim['recipe']}", "recipe": claim["recipe"], "published": claim["published"]})
         for part in parts:
@@ -93,6 +94,8 @@ def claims() -> dict[str, dict]:
                 continue
             if ("query" in part) != ("rule" in part) or sum(key in part for key in ("query", "why", "never")) != 1:
                 raise ValueError(f"Claim {name}, part {part['name']!r}: give a query and its rule, or why there is none, or why there can never be.")
+            if unknown := sorted({key for key, value in part.get("query", {}).items() if isinstance(value, dict)} - set(resolution.read("profiles"))):
+                raise ValueError(f"Claim {name}, part {part['name']!r}: its query asks something else in {unknown}, which are no profiles.")
             if "rule" in part and (len(part["rule"]) != 1 or not set(part["rule"]) <= set(SIDES)):
                 raise ValueError(f"Claim {name}, part {part['name']!r}: the rule {part['rule']} is not one of {', '.join(SIDES)}.")
         names = [part["name"] for part in parts]
@@ -100,6 +103,18 @@ def claims() -> dict[str, dict]:
             raise ValueError(f"Claim {name} has several parts called {', '.join(twice)}; name what sets them apart.")
         found[name] = claim | {"parts": parts}
     return found
+
+
+def in_profile(part: dict, profile: str) -> dict:
+    """The part as this profile answers it: columns of the query under the profile's name take the place of those beside them, and what is unlike the
+    paper's experiment at profile standard (at_standard) is said there, before what is so anywhere (unlike)."""
+    part = dict(part)
+    here = [part.pop("at_standard", "")] * (profile == "standard")
+    if unlike := ", ".join(filter(None, [*here, part.pop("unlike", "")])):
+        part["unlike"] = unlike
+    if "query" in part:
+        part["query"] = {key: value for key, value in part["query"].items() if not isinstance(value, dict)} | part["query"].get(profile, {})
+    return part
 
 
 def takes(name: str) -> str:
@@ -425,7 +440,7 @@ def ledger(profile: str) -> pd.DataFrame:
     rows, trained = [], cache(is_trained)  # bootstraps, the same for all parts of a method
     for name, claim in claims().items():
         common = {"id": name, "unit": claim.get("unit", "")} | {key: claim[key] for key in ("paper", "where", "statement", "kind")}
-        for part in claim["parts"]:
+        for part in (in_profile(part, profile) for part in claim["parts"]):
             if "recipe" in part:
                 verdict, reason = decide_recipe(part)
                 rows.append(common | {"part": part["name"], "verdict": verdict, "reason": reason, "commit": artifacts.commit()})

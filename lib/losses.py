@@ -297,7 +297,7 @@ def simvae_loss(
 
     reconstruction, images: [J, B, ...]; reconstruction holds the mean of a Gaussian of ``variance``, or for likelihood "bernoulli" the logits.
     mean, log_variance, sample: [J, B, L]. Returns scalars "loss" and its terms "reconstruction", "entropy", "prior". ValueError for other shapes,
-    unknown names and variances that are not positive.
+    unknown names, variances that are not positive, and a Bernoulli likelihood of images outside 0..1.
 
     Deviation: Algorithm 1 adds the posterior's log-determinant to a loss that is minimised, and divides the squared error by the number of pixels
     and not by its variance; here are the signs and constants of ELBO_SSL. entropy_weight: 1; the authors' code has 2 π.
@@ -404,6 +404,9 @@ def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance
     """``-log p(x | z)`` summed over all but the first ``axes`` axes."""
     x, r = _precise(images), _precise(reconstruction)
     if likelihood == "bernoulli":
+        low, high = (value.item() for value in x.aminmax())
+        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too; a resized image may be outside by rounding
+            raise ValueError(f"A Bernoulli likelihood is of images in 0..1; these go from {low:.3g} to {high:.3g}: divide bytes by 255.")
         return F.binary_cross_entropy_with_logits(r, x, reduction="none").flatten(axes).sum(axes)
     if likelihood != "gaussian":
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'.")

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from lib import artifacts, claims, plotting, reproduction
+from lib import artifacts, claims, comparisons, plotting, protocol, reproduction
 from lib import settings as resolution
 from lib.claims import CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE, NOT_TESTED, REPRODUCED, SAME, Found
 
@@ -72,6 +72,7 @@ def test_notebooks_and_figures_name_only_claims_that_there_are():
         ({"name": "p", "query": {}, "rule": {"around": 1}}, "not one of above, below"),
         ({"name": "p", "query": {}, "rule": {"above": 1, "below": 2}}, "not one of above, below"),
         ({"name": "p", "query": {}, "rule": {"above": 1}, "never": "no names"}, "why there can never be"),
+        ({"name": "p", "query": {"papr": {"epochs": 1}}, "rule": {"above": 1}}, "asks something else in .'papr'., which are no profiles"),
     ],
 )
 def test_claims_that_cannot_be_judged_are_refused(monkeypatch, part, message):
@@ -395,6 +396,40 @@ def test_a_number_of_another_form_of_the_method_says_so():
 def test_the_untrained_network_beside_a_method_does_not_shorten_its_run():
     found = Found(0.2, 0.1, 0.3, 10, 3, "", runs=("vi_simsiam-cifar10-e40-seed0", "random-cifar10-e0-seed0"))
     assert "40 epochs, not 100" in claims.decide(OWN | {"epochs": 100}, "direction", found, "standard")[1]
+
+
+def test_what_differs_at_standard_alone_is_said_there_alone():
+    part = {"name": "p", "at_standard": "other views", "unlike": "another probe", "query": {"epochs": 1, "paper": {"epochs": 9}}}
+    said = {profile: claims.in_profile(part, profile) for profile in ("standard", "paper")}
+    assert [said[profile]["unlike"] for profile in said] == ["other views, another probe", "another probe"]
+    assert [said[profile]["query"] for profile in said] == [{"epochs": 1}, {"epochs": 9}]
+    assert "unlike" not in claims.in_profile({"name": "p", "at_standard": "other views"}, "paper") and "at_standard" in part
+
+
+def test_profile_paper_trains_what_its_queries_name():
+    trained = {(run["dataset"], run["epochs"]) for run in resolution.runs("paper")}
+    for name, claim in claims.claims().items():
+        for part in claim["parts"] if claim["kind"] != "recipe" else ():
+            query = claims.in_profile(part, "paper").get("query", {})
+            fitting = [pair for pair in trained if pair == (query.get("dataset", pair[0]), query.get("epochs", pair[1]))]
+            assert fitting or claims.BEYOND in part["name"], (name, part["name"])
+
+
+def test_profile_paper_is_judged_by_the_papers_own_sets_and_lengths(stored, monkeypatch):
+    monkeypatch.setattr(protocol, "measured", lambda listed: listed)
+    pairs, rows = comparisons.simsiam_pairs("paper"), []
+    for dataset, epochs, points in (("imagenette", 100, 2.4), ("flowers102", 100, 3.0), ("imagenet100", 50, 22.8), ("imagenet100", 500, -0.5)):
+        runs = [run for by_seed in pairs[dataset, epochs].values() for run in by_seed.values()]
+        rows.append({"dataset": dataset, "epochs": epochs, "classifier": "linear", "measure": "top-1", "difference_points": points,
+                     "ci_low": points - 1, "ci_high": points + 1, "seeds": 3, "n": 10,
+                     "runs": " ".join(map(resolution.run_name, runs))})  # fmt: skip
+    artifacts.write_csv(stored / "paper" / "tables" / "20_difference.csv", pd.DataFrame(rows))
+    ours = claims.ledger("paper").set_index(["id", "part"])
+    for part, verdict in {
+        ("VS1-1", "ImageNette"): REPRODUCED, ("VS1-1", "Flowers"): CONTRADICTED, ("VS1-1", "Cars"): NOT_TESTED,
+        ("VS2-1", "50 epochs (5 at standard)"): REPRODUCED, ("VS2-2", "worse at the most epochs"): NOT_REPRODUCED,
+    }.items():  # fmt: skip
+        assert ours.verdict[part] == verdict, (part, ours.reason[part])
 
 
 def test_runs_that_a_row_names_are_those_behind_its_number(stored):

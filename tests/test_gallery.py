@@ -157,6 +157,21 @@ def test_published_and_measured_stand_side_by_side(results):
     assert "| 1 | 0 | 1 |\n" in readme  # the sum over papers
 
 
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        ("our interval lies on the other side (claimed: within 2 of 97.2), 3 seeds; 100 epochs, not 600",
+         "our interval lies on the other side (claimed: within 2); 100 epochs, not 600"),
+        ("our interval includes the bound (claimed: within 0.3 of -0.2), 1 seed; too few seeds",
+         "our interval includes the bound (claimed: within 0.3); too few seeds"),
+        ("our interval, 3 seeds", "our interval"),
+        ("our interval, 3 seeds (Student's t over them alone includes the bound: -1.00 to +2.00)",) * 2,
+    ],
+)  # fmt: skip
+def test_a_part_is_told_why_without_what_its_other_cells_say(reason, why):
+    assert gallery._why(reason) == why
+
+
 def test_a_claim_whose_runs_are_gone_is_still_shown(results, monkeypatch):
     monkeypatch.setattr(artifacts, "RESULTS", results.parent)
     monkeypatch.setattr(ledger, "runs", lambda part, profile: ["gone-seed0"])

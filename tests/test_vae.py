@@ -92,6 +92,16 @@ def test_terms_are_what_torch_says_they_are():
     assert gaussian["reconstruction"].item() == pytest.approx(-Normal(logits, 0.5**0.5).log_prob(toy.x).sum((0, 2)).mean().item())
 
 
+@pytest.mark.parametrize(("scale", "said"), [(2.0, "go from 0 to 2"), (-1.0, "go from -1 to "), (math.nan, "go from nan to nan")])
+def test_a_bernoulli_likelihood_refuses_images_outside_its_range(scale, said):
+    toy = LinearGaussian(3)
+    pixels = (toy.x > 0).double() * scale
+    with pytest.raises(ValueError, match=f"images in 0..1; these {said}"):
+        losses.simvae_loss(toy.mean @ toy.w.T, pixels, toy.mean, toy.log_variance, toy.mean, "bernoulli")
+    losses.simvae_loss(toy.mean @ toy.w.T, (toy.x > 0).double() * (1 + 1e-6), toy.mean, toy.log_variance, toy.mean, "bernoulli")
+    losses.simvae_loss(toy.mean @ toy.w.T, pixels.nan_to_num(), toy.mean, toy.log_variance, toy.mean, "gaussian")
+
+
 def test_the_entropy_weight_of_the_public_code_widens_the_posterior_as_derived():
     # Between prior and entropy alone a posterior variance v minimises w (-½ log v) + v (1 - 1/J) / (2 σ²), so v = w σ² J / (J - 1).
     for weight, views, expected in ((1.0, 10, 1 / 6), (2 * math.pi, 10, 1.047), (1.0, 2, 0.3), (2 * math.pi, 2, 1.885)):
