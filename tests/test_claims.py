@@ -365,6 +365,8 @@ def test_the_ledger_has_every_part_and_a_claim_is_as_good_as_its_worst_tested_pa
                                                                                     "vje-cifar10-e10-n10000-seed0"]),
         ({"table": "61_effects", "method": "vje", "name": "directional_freedom 100000, learning_rate 0.12", "against": "same_rate"}, [],
          ["vje-cifar10-e10-n10000-lr0.12-directionalfreedom100000-seed0", "vje-cifar10-e10-n10000-lr0.12-seed0"]),
+        ({"table": "41_generation", "method": "simvae", "dataset": "mnist"}, [], ["simvae-mnist-e20-seed0"]),
+        ({"table": "40_longer", "method": "simvae", "dataset": "mnist", "epochs": 200}, [], ["simvae-mnist-e200-seed0"]),
         ({"table": "43_style"}, [], []),
     ],
 )  # fmt: skip
@@ -372,7 +374,7 @@ def test_runs_behind_a_number(stored, query, others, named):
     for name in ("vi_simsiam-cifar10-e40-seed0", "vi_simsiam-cifar10-e40-seed1", "vi_simsiam-cifar10-e5-seed0", "simsiam-cifar10-e40-seed0",
                  "vje-cifar10_class_0-e10-seed0", "vje-cifar10-e10-n10000-seed0", "vje-cifar10-e10-n10000-radialweight0-seed0",
                  "vje-cifar10-e10-n10000-directionalfreedom1-seed0", "vje-cifar10-e10-n10000-lr0.12-seed0",
-                 "vje-cifar10-e10-n10000-lr0.12-directionalfreedom100000-seed0"):  # fmt: skip
+                 "vje-cifar10-e10-n10000-lr0.12-directionalfreedom100000-seed0", "simvae-mnist-e20-seed0", "simvae-mnist-e200-seed0"):  # fmt: skip
         artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {})
     part = {"query": query | ({"value": "value"} if "table" in query else {}), "rule": {"above": 0}, "methods": others}
     assert sorted(claims.runs(part, "standard")) == named
