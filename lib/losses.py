@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from lib.augmentations import check_range
 from lib.distributions import DirectionalStudentT, PowerSpherical, student_t_log_prob
 
 
@@ -404,9 +405,7 @@ def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance
     """``-log p(x | z)`` summed over all but the first ``axes`` axes."""
     x, r = _precise(images), _precise(reconstruction)
     if likelihood == "bernoulli":
-        low, high = (value.item() for value in x.aminmax())
-        if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too; a resized image may be outside by rounding
-            raise ValueError(f"A Bernoulli likelihood is of images in 0..1; these go from {low:.3g} to {high:.3g}: divide bytes by 255.")
+        check_range(x, "a Bernoulli likelihood is of images in 0..1")
         return F.binary_cross_entropy_with_logits(r, x, reduction="none").flatten(axes).sum(axes)
     if likelihood != "gaussian":
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'.")
