@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import scipy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -299,7 +298,7 @@ def score_images(train: Embedded, test: Embedded, probe: Probe) -> Embedded:
         "label": label.astype(np.int16),
         "linear_prediction": linear_prediction.astype(np.int16),
         "linear_correct": linear_prediction == label,
-        "linear_top5_correct": in_top5(probabilities, label),
+        "linear_top5_correct": measures.top5_correct(probabilities, label),
         "knn_prediction": knn_prediction.astype(np.int16),
         "knn_correct": knn_prediction == label,
         "nearest_neighbour_correct": measures.nearest_neighbour_correct(test["features"], label),
@@ -318,11 +317,6 @@ def as_uncertainty(scores: dict[str, np.ndarray], name: str) -> np.ndarray:
     """One of the scores that score_images and lib.image_scores store in float64 [N], turned so that higher = less certain."""
     sign, stored = {"feature_norm": (-1, "feature_norm"), "max_softmax": (-1, "linear_max_softmax")}.get(name, (1, name))
     return sign * scores[stored].astype(np.float64)
-
-
-def in_top5(probabilities: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Whether the label [N] is one of the five most probable classes [N, C] of its image: [N]."""
-    return (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == np.asarray(label)[:, None]).any(axis=1)
 
 
 def native_scores(embedded: Embedded) -> list[str]:
@@ -444,7 +438,7 @@ def battery(
         add("correctness_auroc", measures.auroc, own, correct, condition=condition, classifier="linear", score="uncertainty")
         describe(embedded, condition)
     for family, (severity, values) in _families(conditions or {}).items():
-        add("severity_spearman", np.mean, spearman_per_image(severity, values), condition=family, score="uncertainty")
+        add("severity_spearman", np.mean, measures.rank_correlation_per_image(severity, values), condition=family, score="uncertainty")
     return rows, scores
 
 
@@ -492,12 +486,3 @@ def _families(conditions: dict[str, Embedded]) -> dict[str, tuple[np.ndarray, np
         if len(steps) > 1:
             families[family] = np.array([severity for severity, _ in steps]), np.stack([step["uncertainty"] for _, step in steps], axis=1)
     return families
-
-
-def spearman_per_image(severity: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Spearman's rank correlation of each row of values [N, S] with severity [S]; 0 for a row that does not change: [N]."""
-    values = measures.matrix(values, "values")
-    ranks = scipy.stats.rankdata(values, axis=1) - (values.shape[1] + 1) / 2
-    steps = scipy.stats.rankdata(severity) - (len(severity) + 1) / 2
-    length = np.linalg.norm(ranks, axis=1) * np.linalg.norm(steps)
-    return np.divide(ranks @ steps, length, out=np.zeros(len(values)), where=length > 0)

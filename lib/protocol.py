@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import artifacts, augmentations, data, encoders, evaluation, training
+from lib import artifacts, augmentations, data, encoders, evaluation, training, uncertainty
 from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
@@ -353,7 +353,7 @@ def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
         bank, test = ready.embed(ready.bank), ready.test()
         probe = evaluation.paper_probe(bank["features"], bank["label"], device=training.best_device())
         probabilities = probe.probabilities(ready.embed(test)["features"])
-        right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": evaluation.in_top5(probabilities, test.labels)}
+        right = {"accuracy": probabilities.argmax(1) == test.labels, "top5_accuracy": uncertainty.top5_correct(probabilities, test.labels)}
         common = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper", "n": len(test)}
         draws = ready.settings["bootstrap_draws"]
         found = {metric: evaluation.with_interval(np.mean, values.astype(float), draws=draws) for metric, values in right.items()}

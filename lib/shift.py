@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lib import artifacts, augmentations, evaluation, protocol
+from lib import artifacts, augmentations, evaluation, protocol, uncertainty
 from lib import settings as resolution
 from lib.image_sets import ImageSet, to_bytes
 
@@ -99,7 +99,7 @@ def measure_corruptions(runs: list[dict], notebook: str, others: list[dict] = ()
                 for severity, (rows, right, _) in enumerate(said):
                     found[place] += [common | row | {"condition": f"{corruption}_{severity}"} for row in rows]
                     correct[place][corruption, severity] = right
-                per_image = evaluation.spearman_per_image(np.array((0, *SEVERITIES)), np.stack([own for *_, own in said], 1))
+                per_image = uncertainty.rank_correlation_per_image(np.array((0, *SEVERITIES)), np.stack([own for *_, own in said], 1))
                 row = common | {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman"}
                 found[place].append(row | evaluation.with_interval(np.mean, per_image, draws=ready.settings["bootstrap_draws"] // 4))
         for ready, rows, right in zip(group, found, correct, strict=True):

@@ -183,6 +183,12 @@ def negative_log_likelihood(probabilities: ArrayLike, labels: ArrayLike) -> floa
     return float(nll_per_image(probabilities, labels).mean())
 
 
+def top5_correct(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
+    """Whether the label is one of the five most probable classes of its image: bool [N]; of equally probable classes the first come first."""
+    probabilities, labels = _probabilities(probabilities, labels)
+    return (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(axis=1)
+
+
 def brier_per_image(probabilities: ArrayLike, labels: ArrayLike) -> np.ndarray:
     """Σ_c (p_c - [c = label])²: [N], between 0 and 2 (Brier 1950)."""
     probabilities, labels = _probabilities(probabilities, labels)
@@ -327,6 +333,17 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation of two [N], N >= 2, row by row; NaN where one of the two is constant."""
     first, second = paired(sample(first, "first"), sample(second, "second"))
     return float(scipy.stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
+
+
+def rank_correlation_per_image(severity: ArrayLike, values: ArrayLike) -> np.ndarray:
+    """Spearman's rank correlation of every row of values [N, S] with severity [S], S >= 2: [N]; 0 where one of the two is constant."""
+    severity, values = sample(severity, "severity"), matrix(values, "values")
+    if values.shape[1] != severity.size:
+        raise ValueError(f"values must have a column for each of the {severity.size} severities, got shape {values.shape}.")
+    ranks = scipy.stats.rankdata(values, axis=1) - (severity.size + 1) / 2
+    steps = scipy.stats.rankdata(severity) - (severity.size + 1) / 2
+    length = np.linalg.norm(ranks, axis=1) * np.linalg.norm(steps)
+    return np.divide(ranks @ steps, length, out=np.zeros(len(values)), where=length > 0)
 
 
 def sample(values: ArrayLike, name: str) -> np.ndarray:

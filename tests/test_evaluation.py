@@ -6,7 +6,6 @@ import torch
 from scipy import stats
 from scipy.special import softmax
 from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import top_k_accuracy_score
 from torch import nn
 
 from lib import evaluation, uncertainty
@@ -350,14 +349,6 @@ def test_scores_hold_what_the_classifiers_say(measured):
         np.testing.assert_array_equal(stats.rankdata(scores[name]), stats.rankdata(test[name].astype(np.float32)))
 
 
-def test_top_five():
-    probabilities = np.random.default_rng(0).dirichlet(np.ones(9), size=400)
-    label = np.random.default_rng(1).integers(9, size=400)
-    expected = top_k_accuracy_score(label, probabilities, k=5, normalize=False, labels=range(9))
-    assert evaluation.in_top5(probabilities, label).sum() == expected < 400
-    assert evaluation.in_top5(probabilities[:, :4], label % 4).all()  # with four classes every label is among them
-
-
 def test_score_files_of_ten_thousand_images_stay_under_the_bound(tmp_path):
     train, test = clusters(2000, 1, classes=10, dimension=16), clusters(10_000, 2, classes=10, dimension=16)
     scores = evaluation.score_images(train, test, evaluation.linear_probe(train["features"], train["label"]))
@@ -435,14 +426,6 @@ def test_battery_gives_nan_where_every_prediction_is_right():
     assert np.isnan(find(rows, metric="correctness_auroc", classifier="linear", score="uncertainty")["value"])
     risk = find(rows, metric="aurc", classifier="linear", score="uncertainty")
     assert risk["value"] == risk["ci_low"] == risk["ci_high"] == 0
-
-
-def test_severity_correlation_against_scipy():
-    generator = np.random.default_rng(0)
-    values, severity = generator.integers(4, size=(30, 6)).astype(float), np.array([1, 2, 3, 4, 5, 6.5])
-    values[0] = 1
-    expected = [stats.spearmanr(severity, row).statistic for row in values[1:]]
-    np.testing.assert_allclose(evaluation.spearman_per_image(severity, values), [0, *expected], atol=1e-12)
 
 
 def test_conditions_without_severity_or_of_other_images_are_errors():

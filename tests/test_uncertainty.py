@@ -248,6 +248,13 @@ def test_likelihood_and_brier_agree_with_scikit_learn():
     assert u.brier_score(two, target) == pytest.approx(2 * metrics.brier_score_loss(target, two[:, 1]))
 
 
+def test_top_five_agrees_with_scikit_learn():
+    probabilities, labels = softmax(classes=9)
+    expected = metrics.top_k_accuracy_score(labels, probabilities, k=5, normalize=False, labels=range(9))
+    assert u.top5_correct(probabilities, labels).sum() == expected < len(labels)
+    assert u.top5_correct(*softmax(classes=4)).all()  # with four classes every label is among them
+
+
 def test_effective_rank_of_known_spectra():
     generator = np.random.default_rng(0)
     left = np.linalg.qr(generator.normal(size=(100, 6)))[0]
@@ -355,7 +362,7 @@ def test_selective_risks_are_defined_where_all_are_right_or_all_are_wrong():
         assert u.bootstrap_interval(measure, uncertainty, ~one_wrong, draws=100)[0] == 0
 
 
-@pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error])
+@pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error, u.top5_correct])
 def test_probabilities_that_are_none_are_errors(measure):
     probabilities, labels = softmax(20)
     cases = [
@@ -389,6 +396,18 @@ def test_rank_correlation_is_scipys_and_undefined_for_a_constant():
     first, second = np.random.default_rng(0).normal(size=(2, 50))
     assert u.rank_correlation(first, second) == pytest.approx(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
     assert np.isnan(u.rank_correlation(first, np.ones(50))) and np.isnan(u.rank_correlation(np.ones(50), second))
+
+
+def test_rank_correlation_per_image_is_scipys_and_0_for_what_is_constant():
+    values, severity = np.random.default_rng(0).integers(4, size=(30, 6)).astype(float), np.array([1, 2, 3, 4, 5, 6.5])
+    values[0] = 1
+    expected = [stats.spearmanr(severity, row).statistic for row in values[1:]]
+    np.testing.assert_allclose(u.rank_correlation_per_image(severity, values), [0, *expected], atol=1e-12)
+    np.testing.assert_array_equal(u.rank_correlation_per_image(np.ones(6), values), np.zeros(30))
+    for own, of, message in ((severity[:5], values, "each of the 5 severities"), (severity, np.where(values == 2, np.nan, values), "NaN"),
+                             (severity[:1], values[:, :1], "N >= 2"), (severity, values[0], "must be")):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            u.rank_correlation_per_image(own, of)
 
 
 def test_a_recentred_interval_has_the_same_width_around_the_number_of_all_images():
