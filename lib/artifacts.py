@@ -68,6 +68,11 @@ def run_dir(profile: str, run: str) -> Path:
     return results_dir(profile) / "runs" / run
 
 
+def config_path(profile: str, run: str) -> Path:
+    """What a run says of itself: its settings, and where, from which commit and in how many seconds it was trained."""
+    return run_dir(profile, run) / "config.json"
+
+
 def run_configs(profile: str) -> dict[Path, dict]:
     """What the stored runs say of themselves, by folder; those on somebody's own images are theirs, and not in git."""
     paths = sorted((results_dir(profile) / "runs").glob("*/config.json"))

@@ -119,7 +119,7 @@ def measurements(profile: str) -> pd.DataFrame:
 
 
 def _config(run: dict) -> dict:
-    path = artifacts.run_dir(run["profile"], resolution.run_name(run)) / "config.json"
+    path = artifacts.config_path(run["profile"], resolution.run_name(run))
     return artifacts.read_json(path) if path.exists() and run["epochs"] else {}
 
 

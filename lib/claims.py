@@ -39,6 +39,12 @@ GROUPS = {
     "40": ("simvae", resolution.PROTOCOL), "41": ("simvae", resolution.PROTOCOL), "42": ("ablations",), "43": (), "52": ("scoring",),
     "60_one_class": ("one_class",), "61": ("likelihood",),
 }  # fmt: skip
+# What a claim and a part of it may say in settings/claims.toml, first what they must; a claim says for all its parts what is in SHARED.
+SHARED = ("data", "epochs", "family", "about", "methods", "over", "form")
+OF_A_CLAIM = ("paper", "where", "statement", "kind"), (*SHARED, "unit", "needs", "recipe", "published", "parts", "at_standard", "unlike")
+OF_A_PART = ("name",), (
+    *SHARED, "query", "rule", "published", "on", "error", "unit", "recipe", "lacks", "why", "never", "at_standard", "unlike",
+)  # fmt: skip
 COLUMNS = [
     "id", "part", "paper", "where", "statement", "kind", "unit", "published", "claimed", "bound", "ours", "ci_low", "ci_high", "n", "seeds",
     "verdict", "reason", "commit",
@@ -79,9 +85,15 @@ def claims() -> dict[str, dict]:
     """Every claim of settings/claims.toml by id, each with a list of parts; ValueError for one that cannot be judged."""
     found = {}
     for name, claim in resolution.read("claims", Printed).items():
-        if claim.get("kind") not in KINDS:
-            raise ValueError(f"Claim {name} has the kind {claim.get('kind')!r}; choose one of {list(KINDS)}.")
-        shared = {key: claim[key] for key in ("data", "epochs", "family", "about", "methods", "over", "form") if key in claim}
+        for of, (needed, further) in ((claim, OF_A_CLAIM), *((part, OF_A_PART) for part in claim.get("parts", []))):
+            where = f"Claim {name}, part {of.get('name')!r}" if of is not claim else f"Claim {name}"
+            if absent := [key for key in needed if key not in of]:
+                raise ValueError(f"{where} does not say its {', '.join(absent)}.")
+            if unknown := sorted(set(of) - {*needed, *further}):
+                raise ValueError(f"{where}: nothing reads {', '.join(unknown)}; it may say {', '.join(sorted({*needed, *further}))}.")
+        if claim["kind"] not in KINDS:
+            raise ValueError(f"Claim {name} has the kind {claim['kind']!r}; choose one of {list(KINDS)}.")
+        shared = {key: claim[key] for key in SHARED if key in claim}
         parts = [shared | part for part in claim.get("parts", [])]
         for part in parts:
             for key in ("at_standard", "unlike"):
@@ -231,7 +243,7 @@ def runs(part: dict, profile: str) -> list[str]:
         changes = {*changed, *(set.intersection(*varied) if varied else ())}
         least = {changed[-1]} if query.get("against") == "same_rate" else set()
         found = [run for run, names in zip(found, varied, strict=True) if least <= names <= changes]
-    found = [run for run in found if (artifacts.run_dir(profile, resolution.run_name(run)) / "config.json").exists()]
+    found = [run for run in found if artifacts.config_path(profile, resolution.run_name(run)).exists()]
     if source.startswith(("40", "41")) and "epochs" not in query:  # of several lengths these notebooks take the shortest
         fewest = {(run["dataset"], run["method"]): run["epochs"] for run in sorted(found, key=lambda run: -run["epochs"])}
         found = [run for run in found if run["epochs"] == fewest[run["dataset"], run["method"]]]

@@ -106,7 +106,7 @@ def mixed_precision(listed: list[dict]) -> str:
     float32. Empty where none does; a run that is listed twice counts once."""
     found: dict[str, dict[str, list[str]]] = {}
     for name, run in {resolution.run_name(run): run for run in listed}.items():
-        path = artifacts.run_dir(run["profile"], name) / "config.json"
+        path = artifacts.config_path(run["profile"], name)
         if run["epochs"] and path.exists():
             precision = artifacts.read_json(path, ("precision",))["precision"]
             found.setdefault(name.rsplit("-seed", 1)[0], {}).setdefault(precision, []).append(str(run["seed"]))

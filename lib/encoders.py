@@ -144,7 +144,7 @@ def write_cards() -> list[Path]:
     profile, cards = "standard", []
     for path in sorted(artifacts.encoder_path("", profile).parent.glob("*.safetensors")):
         info = artifacts.read_tensors_info(path, INFO)
-        config = artifacts.read_json(artifacts.run_dir(profile, info["run"]) / "config.json")
+        config = artifacts.read_json(artifacts.config_path(profile, info["run"]))
         cards.append(path.with_suffix(".md"))
         artifacts.write_text(cards[-1], model_card(info, config["data"], artifacts.read_metrics(profile, artifacts.MEASURED_BY, info["run"])))
     return cards

@@ -8,6 +8,7 @@ the verdicts in the README of the repository.
 import argparse
 import ast
 import html
+import math
 import re
 import sys
 from collections import Counter
@@ -347,8 +348,11 @@ def _why(reason: str) -> str:
 
 
 def _part(row: dict) -> dict:
-    """A row of the ledger in words, the interval as one."""
-    number = {name: "" if pd.isna(row[name]) else f"{row[name]:.4g}" for name in ("published", "ours", "ci_low", "ci_high", "seeds")}
+    """A row of the ledger in words, the interval as one; our number and its interval to three digits of the interval's width."""
+    width = row["ci_high"] - row["ci_low"]
+    shown = f".{max(0, 2 - math.floor(math.log10(width)))}f" if width > 0 else ".4g"
+    form = dict.fromkeys(("published", "seeds"), ".4g") | dict.fromkeys(("ours", "ci_low", "ci_high"), shown)
+    number = {name: "" if pd.isna(row[name]) else format(row[name], form[name]) for name in form}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
     return row | number | {"interval": interval}
 

@@ -128,7 +128,7 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
         }  # fmt: skip
         said += [f"κ by the committed encoder {encoder}, trained on {row.trained_on}; nothing was trained here.", verdict[row.resembles]]
     else:
-        config = artifacts.read_json(artifacts.run_dir(settings["profile"], resolution.run_name(settings)) / "config.json")
+        config = artifacts.read_json(artifacts.config_path(settings["profile"], resolution.run_name(settings)))
         said.append(
             f"VI-SimSiam was trained on these {config['data']['images']:,} images, without labels, at {settings['image_size']} px for "
             f"{settings['epochs']:,} epochs (seed {settings['seed']}, profile {settings['profile']}, {config['seconds']:,.0f} s); another seed "

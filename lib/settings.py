@@ -272,7 +272,7 @@ def stale_runs(profile: str) -> list[str]:
     """Names of stored runs that today's settings would train differently: another recipe, profile or method version."""
     stale = []
     for settings in runs(profile) + tuning_runs(profile):
-        path = artifacts.run_dir(profile, run_name(settings)) / "config.json"
+        path = artifacts.config_path(profile, run_name(settings))
         if path.exists():
             config = artifacts.read_json(path, ("run", "run_hash", "data"))
             if config["run_hash"] != run_hash(settings, config["data"]["checksum"]):

@@ -11,6 +11,7 @@ from lib import artifacts, claims, comparisons, plotting, protocol, reproduction
 from lib import settings as resolution
 from lib.claims import CONTRADICTED, NOT_REPRODUCED, NOT_TESTABLE, NOT_TESTED, REPRODUCED, SAME, Found
 
+CLAIM = {"paper": "vs1", "where": "Table 1", "statement": "it holds", "kind": "number"}
 OWN = {"data": "imagenet100", "epochs": 40, "family": "resnet", "query": {"method": "vi_simsiam"}, "rule": {"above": 0}}
 
 
@@ -72,18 +73,30 @@ def test_notebooks_and_figures_name_only_claims_that_there_are():
         ({"name": "p", "query": {}, "rule": {"around": 1}}, "not one of above, below"),
         ({"name": "p", "query": {}, "rule": {"above": 1, "below": 2}}, "not one of above, below"),
         ({"name": "p", "query": {}, "rule": {"above": 1}, "never": "no names"}, "why there can never be"),
+        ({"name": "p", "why": "no data", "familly": "mlp"}, "Claim X-1, part 'p': nothing reads familly; it may say .*family"),
+        ({"why": "no data"}, "Claim X-1, part None does not say its name"),
         ({"name": "p", "query": {"papr": {"epochs": 1}}, "rule": {"above": 1}}, "asks something else in .'papr'., which are no profiles"),
     ],
 )
 def test_claims_that_cannot_be_judged_are_refused(monkeypatch, part, message):
-    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": {"kind": "number", "parts": [part]}})
+    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": CLAIM | {"parts": [part]}})
     with pytest.raises(ValueError, match=message):
         claims.claims.__wrapped__()
 
 
+def test_a_claim_of_unknown_words_or_without_its_place_is_refused(monkeypatch):
+    for claim, message in (
+        (CLAIM | {"unlke": "other views"}, "Claim X-1: nothing reads unlke; it may say .*unlike"), ({"kind": "number"}, "paper, where, statement"),
+        (CLAIM | {"kind": "rumour"}, "has the kind 'rumour'"),
+    ):  # fmt: skip
+        monkeypatch.setattr(resolution, "read", lambda name, *_, claim=claim: {"X-1": claim})
+        with pytest.raises(ValueError, match=message):
+            claims.claims.__wrapped__()
+
+
 def test_parts_of_one_name_are_refused(monkeypatch):
     part = {"name": "p", "why": "no data"}
-    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": {"kind": "number", "parts": [part, part]}})
+    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": CLAIM | {"parts": [part, part]}})
     with pytest.raises(ValueError, match="several parts called p"):
         claims.claims.__wrapped__()
 
@@ -203,7 +216,7 @@ def test_a_difference_smaller_than_that_of_a_repetition_reproduces_nothing(monke
 
 def test_what_a_part_has_unlike_is_added_to_what_its_claim_has(monkeypatch):
     parts = [{"name": "p", "why": "no data", "unlike": "one seed"}, {"name": "q", "why": "no data"}]
-    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": {"kind": "number", "unlike": "other views", "parts": parts}})
+    monkeypatch.setattr(resolution, "read", lambda name, *_: {"X-1": CLAIM | {"unlike": "other views", "parts": parts}})
     assert [part["unlike"] for part in claims.claims.__wrapped__()["X-1"]["parts"]] == ["other views, one seed", "other views"]
 
 

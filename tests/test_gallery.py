@@ -66,6 +66,19 @@ def results(tmp_path_factory):
         yield folder
 
 
+@pytest.mark.parametrize(
+    ("ours", "low", "high", "shown"),
+    [
+        (0.6867, 0.28, 1.1, ("0.687", "[0.280, 1.100]")), (52.05667, 50.16975, 54.4935, ("52.06", "[50.17, 54.49]")),
+        (1234.5, 1000, 1500, ("1234", "[1000, 1500]")), (-0.1033, -0.95349, 0.08008, ("-0.10", "[-0.95, 0.08]")),
+        (97.5, np.nan, np.nan, ("97.5", "")), (3.0, 3.0, 3.0, ("3", "[3, 3]")),
+    ],
+)  # fmt: skip
+def test_a_number_has_three_digits_of_its_intervals_width(ours, low, high, shown):
+    part = gallery._part({"published": 98.4, "ours": ours, "ci_low": low, "ci_high": high, "seeds": 3})
+    assert (part["ours"], part["interval"]) == shown and (part["published"], part["seeds"]) == ("98.4", "3")
+
+
 def write_notebook(path, extra=()):
     figure, ax = plt.subplots()
     ax.plot([1, 2])
