@@ -348,9 +348,9 @@ def _why(reason: str) -> str:
 
 
 def _part(row: dict) -> dict:
-    """A row of the ledger in words, the interval as one; our number and its interval to three digits of the interval's width."""
+    """A row of the ledger in words, the interval as one; of our number and its interval the digits that a twentieth of its width needs."""
     width = row["ci_high"] - row["ci_low"]
-    shown = f".{max(0, 2 - math.floor(math.log10(width)))}f" if width > 0 else ".4g"
+    shown = f".{max(0, math.ceil(math.log10(20 / width)))}f" if width > 0 else ".4g"
     form = dict.fromkeys(("published", "seeds"), ".4g") | dict.fromkeys(("ours", "ci_low", "ci_high"), shown)
     number = {name: "" if pd.isna(row[name]) else format(row[name], form[name]) for name in form}
     interval = f"[{number['ci_low']}, {number['ci_high']}]" if number["ci_low"] else ""
