@@ -345,7 +345,8 @@ CASES = {
         lambda place: settings.runs("smoke"), "Unknown method 'simclear'", toml(experiments=ENTRY.replace("simsiam", "simclear"))),
     "runs with a seed twice": (
         lambda place: settings.runs("smoke"), r"has the seeds \[0, 1, 0\]; name each once", toml(experiments=ENTRY.replace("[0]", "[0, 1, 0]"))),
-    "claim without a kind": (given(claims.claims), "Claim VS0 has the kind None; choose one of", toml(claims="\n[VS0]\npaper = 'vs1'\n")),
+    "claim without a kind": (
+        given(claims.claims), "Claim VS0 does not say its where, statement, kind", toml(claims="\n[VS0]\npaper = 'vs1'\n")),
     # sets: npz files
     "set misspelt": (load("fashion_mnits"), "There is no set 'fashion_mnits': choose one of .*fashion_mnist", None),
     "set elsewhere": (load("../mine"), r"'../mine' cannot name a set or split: use letters", None),
