@@ -230,35 +230,55 @@ def told_over_seeds(difference) -> str:
     return f"by a paired t-test over the {difference.seeds} seeds alone [{difference.t_low:+.1f}, {difference.t_high:+.1f}], {settled}"
 
 
-def content_differences(stored: Mapping[str, dict], method: str, draws: int) -> pd.DataFrame:
+def behind(listed: Sequence[dict], dataset: str, methods: Collection[str], seeds: Collection[int]) -> dict:
+    """What a row of a table says of the runs that it compares: the fewest epochs of those that are trained, and their names."""
+    runs = [run for run in listed if run["dataset"] == dataset and run["method"] in methods and run["seed"] in seeds]
+    return {"epochs": min((run["epochs"] for run in runs if run["epochs"]), default=0), "runs": " ".join(map(resolution.run_name, runs))}
+
+
+def _content_scores(listed: Sequence[dict]) -> dict[str, dict[str, dict[int, dict[str, np.ndarray]]]]:
+    """What ``factors.measure_content`` stored of each test image: data set -> method -> seed -> scores; ValueError for two runs of one seed."""
+    stored: dict[str, dict] = {}
+    for run in listed:
+        of = stored.setdefault(run["dataset"], {}).setdefault(run["method"], {})
+        if run["seed"] in of:
+            names = behind(listed, run["dataset"], [run["method"]], [run["seed"]])["runs"]
+            raise ValueError(f"Several runs of one method and seed: {names}; compare one of them at a time.")
+        of[run["seed"]] = artifacts.read_scores(run["profile"], resolution.run_name(run), f"{run['dataset']}_content")
+    return stored
+
+
+def content_differences(listed: Sequence[dict], method: str, draws: int) -> pd.DataFrame:
     """Accuracy of ``method`` minus that of each other with a seed in common, in points: paired by seed and by image.
 
-    stored: as factors.content_scores. A row for each data set, other method and classifier, with what ``points_apart`` says.
+    listed: measured runs, one for a data set, method and seed. A row for each data set, other method and classifier, with what ``points_apart`` says
+    and the runs ``behind`` it.
     """
     rows = []
-    for dataset, by_method in stored.items():
+    for dataset, by_method in _content_scores(listed).items():
         ours = by_method.get(method, {})
         for other in [name for name, theirs in by_method.items() if name != method and set(ours) & set(theirs)]:
+            told = behind(listed, dataset, (method, other), set(ours) & set(by_method[other]))
             for classifier in ("mlp_paper", "knn_chosen"):
                 row = {"method": method, "dataset": dataset, "other": other, "classifier": classifier}
-                rows.append(row | points_apart(ours, by_method[other], f"{classifier}_correct", draws))
-    columns = ["method", "dataset", "other", "classifier", "difference", "ci_low", "ci_high", "seeds", "n", "t_low", "t_high"]
+                rows.append(row | told | points_apart(ours, by_method[other], f"{classifier}_correct", draws))
+    columns = ["method", "dataset", "other", "classifier", "epochs", "difference", "ci_low", "ci_high", "seeds", "n", "t_low", "t_high", "runs"]
     return pd.DataFrame(rows, columns=columns).rename(columns={"difference": "difference_points"})
 
 
-def content_gaps(stored: Mapping[str, dict], method: str, below: Collection[str], above: Collection[str], draws: int) -> pd.DataFrame:
+def content_gaps(listed: Sequence[dict], method: str, below: Collection[str], above: Collection[str], draws: int) -> pd.DataFrame:
     """The share of the distance in accuracy (MLP probe) from the best method of ``below`` to the best of ``above`` that ``method`` closes.
 
-    ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. stored: as factors.content_scores. A row for each data set with
-    all three in a seed, where the upper is above the lower: their names and percent, share, ci_low, ci_high (bootstrap of the seeds in common and of
-    images) and seeds. The best are so on the same test images.
+    ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. listed: as of ``content_differences``. A row for each data set
+    with all three in a seed, where the upper is above the lower: their names and percent, share, ci_low, ci_high (bootstrap of the seeds in common
+    and of images), seeds, and the runs ``behind`` it. The best are so on the same test images.
     """
 
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
         return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
 
     rows = []
-    for dataset, by_method in stored.items():
+    for dataset, by_method in _content_scores(listed).items():
         right = {name: {seed: scores["mlp_paper_correct"].astype(float) for seed, scores in of.items()} for name, of in by_method.items()}
         percent = {name: 100 * np.mean(list(of.values())) for name, of in right.items() if set(of) & set(right.get(method, {}))}
         ends = [max((name for name in percent if name in names and name != method), key=percent.get, default="") for names in (below, above)]
@@ -270,8 +290,8 @@ def content_gaps(stored: Mapping[str, dict], method: str, below: Collection[str]
             low, high = statistics.hierarchical_interval(share, *arrays, draws=draws)
             row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": percent[ends[0]]}
             row |= {"upper_percent": percent[ends[1]], "share": np.mean([share(*of) for of in zip(*arrays, strict=True)])}
-            rows.append(row | {"ci_low": low, "ci_high": high, "seeds": len(seeds)})
-    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds"]
+            rows.append(row | {"ci_low": low, "ci_high": high, "seeds": len(seeds)} | behind(listed, dataset, (method, *ends), seeds))
+    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds", "epochs", "runs"]
     return pd.DataFrame(rows, columns=columns)
 
 

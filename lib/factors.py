@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib import artifacts, data, evaluation, protocol, settings
+from lib import artifacts, data, evaluation, protocol
 from lib.uncertainty import UndefinedStatistic, bootstrap_interval, centred, matrix
 
 CONTENT = ("content", "age")  # of what a set names, what an image shows; of faces the age is a fine content
@@ -284,15 +284,6 @@ def measure_content(run: protocol.Run, notebook: str) -> pd.DataFrame:
             rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
     return run.write_metrics(rows, notebook)
-
-
-def content_scores(runs: Sequence[dict]) -> dict[str, dict[str, dict[int, dict[str, np.ndarray]]]]:
-    """What ``measure_content`` stored of each test image: data set -> method -> seed -> scores."""
-    stored: dict[str, dict] = {}
-    for run in runs:
-        of = stored.setdefault(run["dataset"], {}).setdefault(run["method"], {})
-        of[run["seed"]] = artifacts.read_scores(run["profile"], settings.run_name(run), f"{run['dataset']}_content")
-    return stored
 
 
 def measure_factors(run: protocol.Run, dataset: str, notebook: str) -> pd.DataFrame:

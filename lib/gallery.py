@@ -341,8 +341,10 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
 
 
 def _why(reason: str) -> str:
-    """A reason without what other cells of its row say, the seeds, how few they are and the published number, so that more parts share one."""
-    reason = re.sub(r", \d+ seeds?(?=;|$)", "", reason.removeprefix("our "))
+    """A reason without what other cells of its row say, the seeds, how few they are and the published number, so that more parts share one, and
+    without what says itself: beside an interval, "on the other side (above 0)"."""
+    reason = re.sub(r"^our interval (?:lies )?(.+) \(claimed: ", r"\1 (", reason).removeprefix("our ")
+    reason = re.sub(r", \d+ seeds?(?=;|$)", "", reason)
     reason = re.sub(r"; too few seeds(, |$)|, too few seeds", lambda found: "; " * (found[1] == ", "), reason)
     return re.sub(r"(?<=within )(\S+) of [\d.-]+(?=\))", r"\1", reason)
 

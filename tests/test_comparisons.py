@@ -122,46 +122,69 @@ def test_raw_pixels_must_be_beaten_on_natural_images_alone():
 
 
 # ---------------------------------------------------------------------------------------------------------------- methods compared
-def drawn_content(images=4000):
-    """data set -> method -> seed -> scores, of chances to be right that are known; what two methods both get right is not by chance alone."""
+@pytest.fixture
+def drawn_content(shared_results):
+    """Runs and (data set, method, seed) -> what their MLP probes get right, of chances that are known; what two methods both get right is not by
+    chance alone."""
     chances = {"simvae": 0.55, "vae": 0.5, "cr_vae": 0.45, "simclr_latent": 0.7, "moco_latent": 0.6, "beta_vae": 0.65}
     seeds = {"simvae": (0, 1), "vae": (0, 1, 2), "cr_vae": (0, 1), "simclr_latent": (1, 2), "moco_latent": (0, 1), "beta_vae": (3,)}
-    generator = np.random.default_rng(0)
-    hardness = generator.uniform(size=images)
-    right = {name: {seed: hardness + generator.normal(scale=0.05, size=images) < chances[name] for seed in of} for name, of in seeds.items()}
-    of_set = {
-        name: {seed: {"mlp_paper_correct": hits, "knn_chosen_correct": hits[::-1]} for seed, hits in of.items()} for name, of in right.items()
-    }  # fmt: skip
-    return {"one": of_set, "other": {name: of_set[name] for name in ("simvae", "vae")}}
+    generator, runs, right = np.random.default_rng(0), [], {}
+    hardness = generator.uniform(size=4000)
+    for name, of in seeds.items():
+        for seed in of:
+            hits = hardness + generator.normal(scale=0.05, size=len(hardness)) < chances[name]
+            for dataset in ("digits", "generated") if name in ("simvae", "vae") else ("digits",):
+                run = resolution.resolve(name, "smoke", dataset=dataset, seed=seed, epochs=2 + (name == "vae"))
+                scores = {"mlp_paper_correct": hits, "knn_chosen_correct": hits[::-1]}
+                artifacts.write_scores("smoke", resolution.run_name(run), f"{dataset}_content", scores)
+                runs.append(run)
+                right[dataset, name, seed] = hits
+    return runs, right
 
 
-def test_content_is_compared_image_by_image_over_the_seeds_in_common():
-    stored = drawn_content()
-    found = comparisons.content_differences(stored, "simvae", 200).set_index(["dataset", "other", "classifier"])
+def test_content_is_compared_image_by_image_over_the_seeds_in_common(drawn_content):
+    runs, right = drawn_content
+    found = comparisons.content_differences(runs, "simvae", 200).set_index(["dataset", "other", "classifier"])
     assert set(found.index.get_level_values(1)) == {"vae", "cr_vae", "simclr_latent", "moco_latent"}, "β-VAE has no seed in common"
-    assert found.seeds["one", "simclr_latent", "mlp_paper"] == 1 and found.seeds["other", "vae", "knn_chosen"] == 2 and (found.n == 4000).all()
-    ours, theirs = (np.mean([stored["one"][name][seed]["mlp_paper_correct"] for seed in (0, 1)]) for name in ("simvae", "vae"))
-    assert found.difference_points["one", "vae", "mlp_paper"] == pytest.approx(100 * (ours - theirs))
-    assert found.loc[("one", "vae", "mlp_paper"), ["ci_low", "ci_high"]].between(3.5, 6.5).all()
-    none = comparisons.content_differences({"one": {"vae": stored["one"]["vae"]}}, "simvae", 200)
+    assert found.seeds["digits", "simclr_latent", "mlp_paper"] == 1 and found.seeds["generated", "vae", "knn_chosen"] == 2 and (found.n == 4000).all()
+    ours, theirs = (np.mean([right["digits", name, seed] for seed in (0, 1)]) for name in ("simvae", "vae"))
+    assert found.difference_points["digits", "vae", "mlp_paper"] == pytest.approx(100 * (ours - theirs))
+    assert found.loc[("digits", "vae", "mlp_paper"), ["ci_low", "ci_high"]].between(3.5, 6.5).all()
+    compared = [run for run in runs if (run["dataset"], run["method"], run["seed"]) in {("digits", name, 1) for name in ("simvae", "simclr_latent")}]
+    assert found.runs["digits", "simclr_latent", "mlp_paper"].split() == list(map(resolution.run_name, compared)), "of the seed in common alone"
+    assert set(found.epochs) == {2}, "the fewer of the two methods'"
+    none = comparisons.content_differences([run for run in runs if run["method"] == "vae"], "simvae", 200)
     assert none.empty and set(none) == set(found.reset_index())
+    with pytest.raises(ValueError, match="simvae-digits-e2-seed0 simvae-digits-e9-seed0; compare one"):
+        comparisons.content_differences([*runs, resolution.resolve("simvae", "smoke", dataset="digits", epochs=9)], "simvae", 200)
 
 
-def test_the_share_of_a_gap_that_a_method_closes():
+def test_the_share_of_a_gap_that_a_method_closes(drawn_content):
     """From 0.5 to 0.7 a method with 0.55 has gone a quarter of the way; the second set has nothing above to compare with."""
-    stored = drawn_content()
+    runs, right = drawn_content
     generative, predictive = ("simvae", "vae", "cr_vae", "beta_vae"), ("simclr_latent", "moco_latent")
-    (row,) = comparisons.content_gaps(stored, "simvae", generative, predictive, 500).itertuples()
-    assert (row.dataset, row.lower, row.upper, row.seeds) == ("one", "vae", "simclr_latent", 1), "three methods share seed 1"
-    ours, lower, upper = (stored["one"][name][1]["mlp_paper_correct"].mean() for name in ("simvae", "vae", "simclr_latent"))
+    (row,) = comparisons.content_gaps(runs, "simvae", generative, predictive, 500).itertuples()
+    assert (row.dataset, row.lower, row.upper, row.seeds, row.epochs) == ("digits", "vae", "simclr_latent", 1, 2), "three methods share seed 1"
+    assert len(row.runs.split()) == 3
+    ours, lower, upper = (right["digits", name, 1].mean() for name in ("simvae", "vae", "simclr_latent"))
     assert row.share == pytest.approx((ours - lower) / (upper - lower)) and row.ci_low < 0.25 < row.ci_high
     by_hand = []
     for draw in np.random.default_rng(1).integers(4000, size=(500, 4000)):
-        ours, lower, upper = (stored["one"][name][1]["mlp_paper_correct"][draw].mean() for name in ("simvae", "vae", "simclr_latent"))
+        ours, lower, upper = (right["digits", name, 1][draw].mean() for name in ("simvae", "vae", "simclr_latent"))
         by_hand.append((ours - lower) / (upper - lower))
     assert [row.ci_low, row.ci_high] == pytest.approx(np.quantile(by_hand, [0.025, 0.975]), abs=0.02)
-    assert comparisons.content_gaps(stored, "simvae", predictive, generative, 10).empty, "no gap where the upper is below the lower"
-    assert comparisons.content_gaps({}, "simvae", generative, predictive, 10).columns[6] == "share"
+    assert comparisons.content_gaps(runs, "simvae", predictive, generative, 10).empty, "no gap where the upper is below the lower"
+    assert comparisons.content_gaps([], "simvae", generative, predictive, 10).columns[6] == "share"
+
+
+def test_a_row_names_the_runs_behind_it_and_their_fewest_epochs():
+    """What is not trained has no epochs that could be too few."""
+    named = {"vae": 3, "simvae": 2, "random_latent": 0}
+    runs = [resolution.resolve(name, "smoke", dataset="digits", seed=seed, epochs=epochs) for name, epochs in named.items() for seed in (0, 1)]
+    told = comparisons.behind(runs, "digits", ("vae", "random_latent"), {1})
+    assert told == {"epochs": 3, "runs": f"{resolution.run_name(runs[1])} {resolution.run_name(runs[5])}"}
+    assert comparisons.behind(runs, "digits", ("simvae", "random_latent", "vae"), {0})["epochs"] == 2
+    assert comparisons.behind(runs, "digits", ("random_latent",), {0})["epochs"] == 0 and comparisons.behind(runs, "mnist", named, {0})["runs"] == ""
 
 
 @pytest.mark.parametrize(
