@@ -122,7 +122,7 @@ def check_writable(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / ".writable") as probe:
             probe.touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process may have asked at the same time
     except OSError as error:
         raise RuntimeError(f"{folder} cannot be written: {error.strerror}. {NEXT_STEP}") from error
     free = shutil.disk_usage(folder).free

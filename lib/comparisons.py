@@ -271,7 +271,8 @@ def content_gaps(listed: Sequence[dict], method: str, below: Collection[str], ab
 
     ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. listed: as of ``content_differences``. A row for each data set
     with all three in a seed, where the upper is above the lower: their names and percent, share, ci_low, ci_high (bootstrap of the seeds in common
-    and of images), seeds, and the runs ``behind`` it. The best are so on the same test images.
+    and of images), seeds, and the runs ``behind`` it. The best are so on the same test images, in the seeds that each has in common with ``method``;
+    the percent are those of the seeds of all three.
     """
 
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
@@ -280,17 +281,19 @@ def content_gaps(listed: Sequence[dict], method: str, below: Collection[str], ab
     rows = []
     for dataset, by_method in _content_scores(listed).items():
         right = {name: {seed: scores["mlp_paper_correct"].astype(float) for seed, scores in of.items()} for name, of in by_method.items()}
-        percent = {name: 100 * np.mean(list(of.values())) for name, of in right.items() if set(of) & set(right.get(method, {}))}
+        ours = right.get(method, {})
+        percent = {name: 100 * np.mean([of[seed] for seed in of.keys() & ours]) for name, of in right.items() if of.keys() & ours}
         ends = [max((name for name in percent if name in names and name != method), key=percent.get, default="") for names in (below, above)]
-        if not all(ends) or percent[ends[0]] >= percent[ends[1]]:
+        if not all(ends):
             continue
         seeds = sorted(set.intersection(*(set(right[name]) for name in (method, *ends))))
-        if seeds:
-            arrays = [[right[name][seed] for seed in seeds] for name in (method, *ends)]
+        arrays = [[right[name][seed] for seed in seeds] for name in (method, *ends)]
+        lower, upper = (100 * np.mean(of) if seeds else np.nan for of in arrays[1:])
+        if lower < upper:
             low, high = statistics.hierarchical_interval(share, *arrays, draws=draws)
-            row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": percent[ends[0]]}
-            row |= {"upper_percent": percent[ends[1]], "share": np.mean([share(*of) for of in zip(*arrays, strict=True)])}
-            rows.append(row | {"ci_low": low, "ci_high": high, "seeds": len(seeds)} | behind(listed, dataset, (method, *ends), seeds))
+            row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": lower, "upper_percent": upper}
+            row |= {"share": np.mean([share(*of) for of in zip(*arrays, strict=True)]), "ci_low": low, "ci_high": high, "seeds": len(seeds)}
+            rows.append(row | behind(listed, dataset, (method, *ends), seeds))
     columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds", "epochs", "runs"]
     return pd.DataFrame(rows, columns=columns)
 

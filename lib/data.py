@@ -135,7 +135,7 @@ def load(
     ``image_size`` resizes the shorter side and keeps the centre square.
     ValueError: malformed or unknown; FileNotFoundError: known, but nowhere to be had.
     """
-    root = Path(data_dir) if data_dir is not None else default_data_dir()
+    root = Path(data_dir).absolute() if data_dir is not None else default_data_dir()
     check_name(name, root, artifacts.plain_name(split, "a set or split"))
     if image_size is not None and (not isinstance(image_size, (int, np.integer)) or image_size < 1):
         raise ValueError(f"image_size is {image_size!r}: give a number of pixels above 0.")
@@ -148,7 +148,7 @@ def load(
         found = _one_class(load(single["name"], split, data_dir, image_size, download), int(single["label"]), name)
     if found is None and name.startswith("styled_"):
         plain = name.removeprefix("styled_")
-        needed = image_size if plain in DATASETS and DATASETS[plain].size is None else None  # else the styles are drawn at the set's own size
+        needed = None if plain in DATASETS and DATASETS[plain].size else image_size  # styles are drawn at a set's own size, where it has one
         found = _styled(load(plain, split, data_dir, needed, download), image_size)
     if found is None:
         known = DATASETS[name]
@@ -511,10 +511,12 @@ def data_table(data_dir: Path | None = None) -> pd.DataFrame:
     """One row a known set: splits, images, size, terms, how to get it; checksums and source of what is here (nothing is fetched)."""
     rows = []
     for name, known in DATASETS.items():
-        here = {}
+        here = []
         for split in known.splits:
+            found = None  # one split in memory at a time
             with contextlib.suppress(FileNotFoundError):
-                here[split] = load(name, split, data_dir, image_size=None if known.size else 224, download=False)
+                found = load(name, split, data_dir, image_size=None if known.size else 224, download=False)
+                here.append(f"{split}: {len(found):,} images, sha256 {found.checksum}")
         rows.append(
             {
                 "name": name,
@@ -524,7 +526,7 @@ def data_table(data_dir: Path | None = None) -> pd.DataFrame:
                 "terms": known.terms,
                 "how it is found": f"torchvision {known.provider}" if known.provider else "no files needed",
                 "note": known.note,
-                "here": "; ".join(f"{split}: {len(s):,} images, sha256 {s.checksum}" for split, s in here.items()),
+                "here": "; ".join(here),
             }
         )
     return pd.DataFrame(rows)

@@ -404,15 +404,12 @@ def _compared(runs: dict[str, dict]) -> str:
         took = [runs[settings.run_name(run)]["seconds"] / 60 for run in listed]
         lines.append(f"- {dataset}, {epochs} epochs, {backbone}: {'. '.join(of)}. A run took {min(took):.0f} to {max(took):.0f} minutes.")
     everyone = [run for listed in found.values() for run in listed]
-    named, reasons = sorted({run["method"] for run in everyone}), comparisons.unsearched(EVIDENCE, everyone)
+    named, tried = sorted({run["method"] for run in everyone}), comparisons.tuning(EVIDENCE)
+    reasons = comparisons.unsearched(EVIDENCE, everyone, tried)
     given = [f"{method_style(name).label} ({reasons[name]})" for name in named if name in reasons]
     lines.append(f"- Learning rates are the best of a search with one seed for few epochs, but for: {'; '.join(given) or 'none'}.")
-    tried = comparisons.tuning(EVIDENCE).query("method in @named and method not in @reasons")
-    grid = tried.groupby("method").value
-    best = tried[tried.chosen & ((tried.value == grid.transform("min")) | (tried.value == grid.transform("max")))]
-    ends = [f"{method_style(row.method).label} ({row.value:g})" for row in best.itertuples()]
-    lines.append(f"- The best rate is an end of its grid, so that a better one may lie beyond, of: {'; '.join(ends) or 'none'}.")
-    return "\n".join(lines)
+    ends = comparisons.at_an_end(tried[tried.method.isin(set(named) - set(reasons))])
+    return "\n".join([*lines, *[f"- {ends}"] * bool(ends)])
 
 
 def _headlines(claims: list[dict]) -> list[list]:
@@ -613,7 +610,7 @@ def _claim_link(claim: dict, folder: str) -> str:
 def publish_figures(profile: str = "") -> list[Path]:
     """Make figures/ the figures of a profile, the best complete one if none is named; each JSON gains its runs and the hashes of the other files.
 
-    RuntimeError if what draws them is not committed, or if the profile is not complete.
+    RuntimeError if what draws them is not committed, or if the profile is not complete: one paper's part of it would take the others' figures away.
     """
     if artifacts.commit().endswith("+"):
         raise RuntimeError("lib, notebooks or settings have uncommitted changes: commit them, so that the published figures name code that is there.")
@@ -664,12 +661,14 @@ def _wanting(profile: str) -> str:
     records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted((folder / "figures").glob("*.json"))]
     files = [f"{record['id']}.{kind}" for record in records for kind in PUBLISHED]
     executed = {path.stem.split("--")[0] for path in (folder / "notebooks").glob("*.ipynb")}
+    published = {artifacts.read_json(path, FIGURE_KEYS)["notebook"] for path in (artifacts.ROOT / "figures").glob("*.json")}
+    needed = {record["notebook"] for record in records} | published & {entry["name"] for entry in settings.notebooks()}
     measured = {path.stem.split("--")[1] for path in (folder / "metrics").glob("*--*.csv")} - {image_scores.RUN}
     lacking = {
         "has no figures": not records,
         "was not run to its end (no run.json)": not account.exists(),
         "lacks": [name for name in files if not _stored(name, profile).exists()],
-        "has not executed": sorted({record["notebook"] for record in records} - executed),
+        "has not executed": sorted(needed - executed),
         "has lost runs": sorted(measured - _runs(profile).keys()),
         "has unfinished runs": [name for name, run in _runs(profile).items() if not run.get("finished")],
         "has figures whose inputs changed:": [record["id"] for record in records if any(_changed(*item) for item in record["inputs"].items())],

@@ -288,6 +288,9 @@ def image_folder(folder: Path, image_size: int | None = None, name: str = "", sp
         raise FileNotFoundError(f"{folder} is not a folder: give one that holds images, or one sub-folder of images for each class.")
     directories = sorted(d for d in folder.iterdir() if d.is_dir() and not d.name.startswith("."))
     classes = [d.name for d in directories] or ["unlabelled"]
+    loose = sorted(f.name for f in folder.iterdir() if directories and f.suffix.lower() in SUFFIXES and f.is_file() and not f.name.startswith("."))
+    if loose:
+        raise ValueError(f"{folder} holds {len(loose)} image(s) beside its sub-folders ({loose[0]}): move each into a class, or remove it.")
     files, labels = [], []
     for label, directory in enumerate(directories or [folder]):
         images = sorted(f for f in directory.rglob("*") if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and not f.is_fifo())

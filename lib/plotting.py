@@ -325,15 +325,14 @@ def show_committed(id: str, profile: str):
     """The stored picture of a figure, for where its pixels or network are absent; prints the command that recomputes it."""
     from IPython.display import Image
 
-    path = artifacts.results_dir(profile) / "figures" / f"{id}.png"
+    path = artifacts.results_dir(profile) / "figures" / f"{id}.json"  # written last
     command = f"make reproduce PROFILE={profile}"
     if not path.exists():
         raise FileNotFoundError(f"no stored figure {id} for profile {profile}: run `{command}` to draw it")
-    file = path.with_suffix(".json")
-    record = artifacts.read_json(file) if file.exists() else {"alt": f"Stored picture of figure {id}", "caption": ""}
+    record = artifacts.read_json(path, ("alt", "caption"))
     print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: {command}")
     print(record["caption"])
-    with Picture.open(path) as stored:
+    with Picture.open(path.with_suffix(".png")) as stored:
         size = [round(pixels * NOTEBOOK_DPI / round(stored.info.get("dpi", (300, 300))[0])) for pixels in stored.size]
         small = stored.convert("RGB").resize(size, Picture.Resampling.LANCZOS)
     return Image(_compact(_png(small, NOTEBOOK_DPI)), alt=record["alt"])
@@ -379,13 +378,8 @@ def _looks(names: list, hue: str = BLUE) -> dict:
     """Label, colour, line and text colour by name: a method's own look, otherwise the hue, black, grey and a tint with distinct lines."""
     lines = ["-", (0, (4, 1.2)), (0, (1, 1)), (0, (6, 1, 1, 1)), (0, (2, 1)), (0, (5, 1, 1, 1, 1, 1)), (0, (8, 2)), (0, (3, 1, 3, 1, 1, 1))]
     shades = [hue, BLACK, GREY, _mix(hue, 0.75)]
-    looks = {}
-    for i, name in enumerate(names):
-        if name in METHODS:
-            looks[name] = METHODS[name].label, METHODS[name].colour, METHODS[name].line, METHODS[name].text_colour
-        else:
-            looks[name] = str(name), shades[i % len(shades)], lines[i % len(lines)], INK
-    return looks
+    own = {name: (METHODS[name].label, METHODS[name].colour, METHODS[name].line, METHODS[name].text_colour) for name in names if name in METHODS}
+    return {name: own.get(name, (str(name), shades[i % len(shades)], lines[i % len(lines)], INK)) for i, name in enumerate(names)}
 
 
 def _log_axis(axis, low: float, high: float) -> None:
@@ -431,9 +425,9 @@ def _legend_below(ax: Axes, *arguments, **options):
     return ax.legend(*arguments, loc="upper center", bbox_to_anchor=(0.5, 0), bbox_transform=anchor, **options)
 
 
-def _thin(points: int, most: int = 200) -> np.ndarray:
-    """Indices of at most `most` evenly spaced points, both ends included."""
-    return np.unique(np.linspace(0, points - 1, min(points, most)).round().astype(int))
+def _thin(points: int) -> np.ndarray:
+    """Indices of at most 200 evenly spaced points, both ends included."""
+    return np.unique(np.linspace(0, points - 1, min(points, 200)).round().astype(int))
 
 
 # ---------------------------------------------------------------------------------------------------------------- charts
@@ -596,13 +590,13 @@ def tsne_plane(features: np.ndarray) -> np.ndarray:
     return TSNE(perplexity=30, init="pca", random_state=0).fit_transform(features)
 
 
-def tsne_plot(ax: Axes, data: pd.DataFrame, *, seed: int = 0) -> pd.DataFrame:
+def tsne_plot(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
     """t-SNE points (x, y, class, κ) coloured by log κ (limits: 1st and 99th percentile), class names at the median of their points.
 
-    The order of drawing is shuffled with `seed`, so that no class hides another. Returns the points in the order drawn.
+    The order of drawing is shuffled, so that no class hides another. Returns the points in the order drawn.
     """
     _require_positive(data, "kappa")
-    drawn, size = _shuffled_points(data, seed, "kappa")
+    drawn, size = _shuffled_points(data, "kappa")
     low, high = np.percentile(drawn["kappa"], [1, 99])
     norm = LogNorm(low, high if high > low else low * 1.01)
     points = ax.scatter(drawn["x"], drawn["y"], c=drawn["kappa"], s=size, cmap="cividis", norm=norm, linewidths=0, rasterized=True)
@@ -619,7 +613,7 @@ def tsne_by_class(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
     as tsne_plot."""
     from seaborn import color_palette  # slow to import
 
-    drawn, size = _shuffled_points(data, 0)
+    drawn, size = _shuffled_points(data)
     names = sorted(drawn["class"].unique())
     colours = dict(zip(names, color_palette("colorblind", len(names)), strict=True))
     ax.scatter(drawn["x"], drawn["y"], c=[colours[name] for name in drawn["class"]], s=size, linewidths=0, rasterized=True)
@@ -629,10 +623,10 @@ def tsne_by_class(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
     return drawn
 
 
-def _shuffled_points(data: pd.DataFrame, seed: int, *also: str) -> tuple[pd.DataFrame, float]:
+def _shuffled_points(data: pd.DataFrame, *also: str) -> tuple[pd.DataFrame, float]:
     """Points to draw in random order, and the size that suits their number."""
     _require(data, "x", "y", "class", *also)
-    drawn = data[["x", "y", "class", *also]].sample(frac=1, random_state=seed).reset_index(drop=True)
+    drawn = data[["x", "y", "class", *also]].sample(frac=1, random_state=0).reset_index(drop=True)
     return drawn, float(np.clip(8000 / len(drawn), 1.0, 8.0))
 
 
@@ -855,7 +849,7 @@ def training_curves(
 def _mean_over_seeds(part: pd.DataFrame, x: str, y: str) -> pd.Series:
     """The mean of ``y`` at every ``x`` of any seed: seeds may have logged at other steps, and a mean of whoever did would jump between them."""
     at = np.unique(part[x])
-    each = [own.groupby(x)[y].mean() for _, own in part.dropna(subset=y).groupby("seed")]
+    each = [own.groupby(x)[y].mean() for _, own in part.groupby("seed")]
     curves = pd.DataFrame([np.interp(at, own.index, own, left=np.nan, right=np.nan) for own in each], columns=at)
     return curves.mean()
 

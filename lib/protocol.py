@@ -63,7 +63,8 @@ def pixels_of_square(top: float, left: float, side: float, size: int) -> tuple[i
     """Top, left and side in pixels of a square given as shares of an image's side; ValueError if it is not inside the image."""
     if not (0 <= top <= 1 and 0 <= left <= 1 and 0 < side <= 1 and max(top, left) + side <= 1 + 1e-9):
         raise ValueError(f"The square with top {top:g}, left {left:g} and side {side:g} is not inside the image (shares of its side).")
-    return round(size * top), round(size * left), max(2, int(size * side))
+    pixels = max(2, int(size * side))
+    return min(round(size * top), size - pixels), min(round(size * left), size - pixels), pixels
 
 
 def _square(images: Tensor, top: int, left: int, side: int) -> Tensor:

@@ -525,13 +525,16 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     log_path, page = output / "log.txt", output / "index.html"
     output.mkdir(parents=True, exist_ok=True)
     scored = output / "scored_folder.txt"
-    if scored.exists() and (other := scored.read_text()) != str(folder):
-        raise ValueError(f"{output} holds the results of {other}: give another place, OUT=folder, or remove it first.")
-    artifacts.write_text(scored, str(folder))
-    before = page.stat().st_mtime_ns if page.exists() else 0
-    print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
-    with artifacts.exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."), open(log_path, "w") as log:
-        status, _ = _run_watched(command, log, {}, output / profile, env=os.environ | {"RESULTS_DIR": str(output)}, cwd=artifacts.ROOT)
+    with artifacts.exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."):
+        if scored.exists() and (other := scored.read_text()) != str(folder):
+            raise ValueError(f"{output} holds the results of {other}: give another place, OUT=folder, or remove it first.")
+        if not scored.exists() and (theirs := [path.name for path in (page, log_path) if path.exists()]):
+            raise ValueError(f"{output} holds {' and '.join(theirs)}, not of make score: give another place, OUT=folder.")
+        artifacts.write_text(scored, str(folder))
+        before = page.stat().st_mtime_ns if page.exists() else 0
+        print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
+        with open(log_path, "w") as log:
+            status, _ = _run_watched(command, log, {}, output / profile, env=os.environ | {"RESULTS_DIR": str(output)}, cwd=artifacts.ROOT)
     if status is None:
         return INTERRUPTED
     if status or not page.exists() or page.stat().st_mtime_ns == before:

@@ -168,6 +168,7 @@ def test_the_share_of_a_gap_that_a_method_closes(drawn_content):
     assert len(row.runs.split()) == 3
     ours, lower, upper = (right["digits", name, 1].mean() for name in ("simvae", "vae", "simclr_latent"))
     assert row.share == pytest.approx((ours - lower) / (upper - lower)) and row.ci_low < 0.25 < row.ci_high
+    assert (row.lower_percent, row.upper_percent) == pytest.approx((100 * lower, 100 * upper)), "of the seed that the share is of"
     by_hand = []
     for draw in np.random.default_rng(1).integers(4000, size=(500, 4000)):
         ours, lower, upper = (right["digits", name, 1][draw].mean() for name in ("simvae", "vae", "simclr_latent"))

@@ -84,6 +84,8 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
     assert len(load("mine")) == 6
     monkeypatch.delenv("DATA_DIR")
     assert data.default_data_dir() == data.ROOT / "data"
+    monkeypatch.chdir(tmp_path)
+    assert load("mine", data_dir=Path(".")).source == load("mine", data_dir=tmp_path).source == "npz file DATA_DIR/mine/train.npz"
 
 
 def test_image_folder_with_and_without_classes(tmp_path):
@@ -94,6 +96,9 @@ def test_image_folder_with_and_without_classes(tmp_path):
     assert classed.classes == ["ant", "cat"] and classed.labels.tolist() == [0, 1, 1]
     assert flat.classes == ["unlabelled"] and flat.labels.tolist() == [0, 0] and flat.source == "image folder DATA_DIR/flat/train"
     assert [file.name for file in flat.images.files] == ["a.jpg", "b.png"]
+    write_image(tmp_path / "pets/train/lost.png")
+    with pytest.raises(ValueError, match=r"holds 1 image\(s\) beside its sub-folders \(lost.png\): move each into a class"):
+        load("pets", data_dir=tmp_path)
 
 
 @pytest.mark.parametrize("packed", [True, False])
@@ -835,6 +840,9 @@ def test_images_with_colours_are_tinted_and_keep_their_labels(tmp_path):
     assert np.abs(found.images[:, 12, 12].astype(int) - white * 200 / 255).max() <= 1, "the middle is always on the image"
     assert data.style_factors(found) == ["age", "tint", "scale", "rotation", "x", "y"]
     assert load("styled_faces", "train", tmp_path, image_size=16).images.shape == (40, 16, 16, 3)
+    for kind, size in (("cat", (20, 30)), ("dog", (40, 24))):
+        write_image(tmp_path / f"photos/train/{kind}/1.png", size)
+    assert load("styled_photos", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), "of a folder with images of several sizes"
     with pytest.raises(ValueError, match="no set 'nothing'"):
         load("styled_nothing", "train", tmp_path)
 

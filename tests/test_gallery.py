@@ -666,6 +666,16 @@ def test_incomplete_results_are_not_published(publishable, damage, message):
     assert (artifacts.ROOT / "figures" / "30_gone.csv").exists()
 
 
+def test_one_papers_part_of_a_profile_is_not_published_over_the_others(publishable):
+    notebook = "60_vje_likelihood"
+    record = artifacts.read_json(publishable / "figures" / "30_roc.json") | {"id": "60_roc", "notebook": notebook}
+    artifacts.write_json(artifacts.ROOT / "figures" / "60_roc.json", record)
+    with pytest.raises(RuntimeError, match=f"standard has not executed {notebook}"):
+        gallery.publish_figures("standard")
+    artifacts.write_text(publishable / "notebooks" / f"{notebook}.ipynb", "{}")
+    assert len(gallery.publish_figures("standard")) == 3, "executed, and it draws nothing now"
+
+
 def test_uncommitted_changes_are_not_published(publishable, monkeypatch):
     monkeypatch.setattr(artifacts, "commit", lambda: "abc+")
     with pytest.raises(RuntimeError, match="uncommitted changes"):

@@ -447,6 +447,15 @@ def test_results_of_another_folder_are_not_overwritten(tmp_path):
     assert (output / "scored_folder.txt").read_text().endswith("2023/photos")
 
 
+def test_files_that_are_not_of_make_score_are_not_overwritten(tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("my own page")
+    with pytest.raises(ValueError, match="site holds index.html, not of make score: give another place, OUT=folder"):
+        reproduction.score(str(tmp_path / "photos"), "smoke", out=str(tmp_path / "site"))
+    assert (tmp_path / "site" / "index.html").read_text() == "my own page" and not (tmp_path / "site" / "scored_folder.txt").exists()
+
+
 def test_make_score_without_images_says_how_to_call_it():
     environment = {name: value for name, value in os.environ.items() if name != "IMAGES"}
     done = subprocess.run(["make", "score"], cwd=artifacts.ROOT, capture_output=True, text=True, env=environment)

@@ -350,9 +350,9 @@ def test_stored_data_are_those_of_the_same_inputs(tmp_path):
 
 def test_tsne_draws_each_point_once_in_a_seeded_order():
     data = kappas(300).assign(x=np.arange(300.0), y=np.arange(300.0) % 7).rename(columns={"group": "class"})
-    first, second, other = (plotting.tsne_plot(plt.subplots()[1], data, seed=seed) for seed in (0, 0, 1))
+    first, second = (plotting.tsne_plot(plt.subplots()[1], data) for _ in range(2))
     pd.testing.assert_frame_equal(first, second)
-    assert not first["x"].equals(other["x"]) and not first["x"].equals(data["x"])
+    assert not first["x"].equals(data["x"])
     assert sorted(first["x"]) == sorted(data["x"])
     _, ax = plt.subplots()
     plotting.tsne_plot(ax, data)

@@ -327,6 +327,7 @@ def test_square_crop_takes_the_square_at_its_place():
         row, column = int(16 * top), int(16 * left)
         whole = augmentations.resize(images[:, :, row : row + 8, column : column + 8], 16)
         torch.testing.assert_close(protocol.square_crop(top, left)(images), whole)
+    assert protocol.pixels_of_square(0.99, 0.98, 0.01, 32) == (30, 30, 2), "two pixels at least, and those inside"
 
 
 def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
