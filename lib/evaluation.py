@@ -245,7 +245,7 @@ def _tenth(labels: np.ndarray) -> np.ndarray:
     mask = np.zeros(len(labels), dtype=bool)
     mask[choose_per_class(labels, 0.1, seed=0, least=1, spared=1)] = True
     if not mask.any():
-        raise ValueError("every class has a single image, so none can be held out; pass one penalty instead of several.")
+        raise ValueError("every class has a single image, so none can be held out: give more images, a larger share of labels, or one penalty.")
     return mask
 
 

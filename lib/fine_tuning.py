@@ -186,7 +186,7 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         labelled = run.train.subset(data.label_subset(run.train.labels, share, settings["seed"]))
         few = run.embed(labelled, common["condition"])
         probabilities = {"linear": evaluation.linear_probe(few["features"], few["label"]).probabilities(whole["features"])}
-        predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(20, len(labelled)))[0]}
+        predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(evaluation.NEAREST, len(labelled)))[0]}
         rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
         if settings["method"] != "raw_pixels":
             search = search_rate(run, run.train, epochs, share)

@@ -155,6 +155,7 @@ def _answer(listener: socket.socket, process: subprocess.Popen, ended: int) -> t
 def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
     """The request and the three streams that came with it; None of another user, and of one who left before it was said."""
     _, user, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+    streams = []
     if user == os.getuid():
         connection.settimeout(5)  # one who says nothing must not keep the others waiting
         with contextlib.suppress(ConnectionError, TimeoutError), connection.makefile("rb") as sent:
@@ -164,8 +165,8 @@ def _receive(connection: socket.socket) -> tuple[dict, list[int]] | None:
             if body and len(body) == length:
                 connection.settimeout(None)
                 return json.loads(body), streams
-            for stream in streams:
-                os.close(stream)
+    for stream in streams:
+        os.close(stream)
     connection.close()
     return None
 

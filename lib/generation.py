@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import artifacts, data, evaluation, factors, image_sets, networks, protocol, training
+from lib import artifacts, augmentations, data, evaluation, factors, image_sets, networks, protocol, training
 from lib.methods.vae import VAE
 from lib.uncertainty import matrix
 
@@ -39,11 +39,6 @@ class Decoder(nn.Module):
         return torch.sigmoid(self.network((features - self.mean) / self.scale).float())
 
 
-def _check_pixels(pixels: Tensor) -> None:
-    if not pixels.is_floating_point() or not (pixels.min() >= 0 and pixels.max() <= 1):
-        raise ValueError(f"Expected pixels as floats in 0..1, got {pixels.dtype} in {pixels.min().item():.3g}..{pixels.max().item():.3g}.")
-
-
 def fit_decoder(
     features: np.ndarray, pixels: Tensor, settings: dict, seed: int = 0, epochs: int = PAPER_DECODER["epochs"], progress_path: Path | None = None
 ) -> Decoder:
@@ -56,7 +51,7 @@ def fit_decoder(
     features = matrix(features, "features")
     if len(features) != len(pixels) or len(features) < 20:
         raise ValueError(f"Expected features and pixels of the same images, at least 20, got {len(features)} and {len(pixels)}.")
-    _check_pixels(pixels)
+    augmentations.check_range(pixels)
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; a decoder takes at least one.")
     with torch.random.fork_rng(devices=[]):
@@ -65,7 +60,8 @@ def fit_decoder(
         held_out = max(1, len(features) // 10)
         x = torch.as_tensor(features, dtype=torch.float32)
         scale, mean = torch.std_mean(x[:-held_out], dim=0)
-        decoder.mean.copy_(mean), decoder.scale.copy_(scale.clamp(min=1e-6))
+        scale[scale <= 1e-6 * mean.abs()] = 1.0  # a feature that does not vary, but for rounding
+        decoder.mean.copy_(mean), decoder.scale.copy_(scale)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"])
         best, kept, since, step = float("inf"), {}, 0, 0
         steps = epochs * math.ceil((len(x) - held_out) / BATCH_SIZE)
@@ -80,8 +76,6 @@ def fit_decoder(
                     step += 1
                     progress.update(step, round(loss.item(), 4))
                 error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
-                if not np.isfinite(error):
-                    raise ValueError(f"The decoder's validation error is {error}; check the features for NaN.")
                 if error < best:
                     best, since = error, 0
                     kept = {name: value.clone() for name, value in decoder.state_dict().items()}
@@ -132,7 +126,7 @@ def fid(sets: dict[str, Tensor], real: Tensor, weights: Path, batch_size: int = 
     from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import
 
     for images in (real, *sets.values()):
-        _check_pixels(images)
+        augmentations.check_range(images)
     measure = FrechetInceptionDistance(reset_real_features=False, feature_extractor_weights_path=str(weights))
 
     def add(images: Tensor, real: bool) -> None:
@@ -215,6 +209,6 @@ def measure_generation(run: protocol.Run, judge: protocol.Run | None, notebook: 
             rows.append(common | row)
     if weights := data.inception_weights():
         found = fid(pictures, pixels, weights)
-        rows += [common | {"condition": condition, "metric": "fid", "value": value} for condition, value in found.items()]
+        rows += [common | {"condition": name, "metric": "fid", "value": value, "n": len(pictures[name])} for name, value in found.items()]
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_reconstruction", {"squared_error": error.astype(np.float16)})
     return run.write_metrics(rows, notebook)

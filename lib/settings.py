@@ -99,7 +99,7 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     own_sets = own.pop("datasets", {})
     budget = {key: value for key, value in profile_settings(profile).items() if key not in whole.get("keeps", ())}
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
-    of_set = ONE_CLASS.sub(r"\g<name>", dataset or "")
+    of_set = ONE_CLASS.sub(r"\g<name>", dataset if isinstance(dataset, str) else "")  # another type is refused below
     data_set = f"dataset of profile {profile!r}"
     budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(of_profile.get("datasets", {}), of_set, data_set)
     own |= _part_of_profile(own_sets, of_set, data_set)

@@ -180,7 +180,7 @@ def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
         raise ValueError(f"An mCE needs arrays [N, 15, 5], got {list(np.shape(correct))} and {list(np.shape(reference))}.")
     ours, theirs = (np.sum(1 - np.mean(right, axis=0, dtype=np.float64), axis=1) for right in (correct, reference))
     if not theirs.all():
-        raise ValueError(f"The reference makes no error under {CORRUPTIONS[int(np.argmin(theirs))]}; take another reference.")
+        raise uncertainty.UndefinedStatistic(f"The reference makes no error under {CORRUPTIONS[int(np.argmin(theirs))]}; take another reference.")
     return float(100 * np.mean(ours / theirs))
 
 

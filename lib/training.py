@@ -506,7 +506,7 @@ class _Loop:
         self.method.train()
         try:
             rank = uncertainty.effective_rank(features.cpu().numpy())
-        except ValueError:
+        except uncertainty.UndefinedStatistic:
             rank = math.nan
         return {"effective_rank": rank, "feature_spread": float(spread(features))}
 

@@ -149,6 +149,16 @@ def test_another_user_is_not_served(monkeypatch):
     monkeypatch.undo()
 
 
+def test_the_streams_of_a_client_that_stalls_are_closed(monkeypatch):
+    patience, before = forkserver.socket.socket.settimeout, len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(forkserver.socket.socket, "settimeout", lambda self, seconds: patience(self, seconds and 0.05))
+    ours, theirs = forkserver.socket.socketpair(forkserver.socket.AF_UNIX)
+    with theirs:
+        forkserver.socket.send_fds(theirs, [forkserver.LENGTH.pack(100)], [0, 1, 2])
+        assert forkserver._receive(ours) is None
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_the_server_ends_its_command_when_it_is_asked_to():
     process = subprocess.Popen([sys.executable, "-c", SERVE, sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"],
                                stdout=subprocess.PIPE, text=True)  # fmt: skip

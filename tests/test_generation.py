@@ -88,9 +88,9 @@ def test_what_cannot_be_decoded_is_refused():
         generation.fit_decoder(np.zeros((30, 2)), torch.zeros(29, 1, 8, 8), SETTINGS)
     with pytest.raises(ValueError, match="features has 60 NaN or infinite values of 60"):
         generation.fit_decoder(np.full((30, 2), np.nan), torch.zeros(30, 1, 8, 8), SETTINGS)
-    with pytest.raises(ValueError, match="floats in 0..1, got torch.float32 in 0..255"):
+    with pytest.raises(ValueError, match="go from 0 to 255; floats in 0..1: divide bytes by 255"):
         generation.fit_decoder(np.zeros((30, 2)), torch.linspace(0, 255, 30 * 64).reshape(30, 1, 8, 8), SETTINGS)
-    with pytest.raises(ValueError, match="floats in 0..1, got torch.uint8"):
+    with pytest.raises(ValueError, match="These images are uint8 of shape"):
         generation.fid({"bytes": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, torch.zeros(2, 1, 8, 8), "no weights")
     with pytest.raises(ValueError, match="epochs is 0"):
         generation.fit_decoder(np.zeros((30, 2)), torch.zeros(30, 1, 8, 8), SETTINGS, epochs=0)

@@ -117,6 +117,7 @@ def test_integers_are_taken_for_floats():
         (lambda: resolve("simsiam", "smoke", learning_rate="0.1"), r"Parameter 'learning_rate' is '0.1' \(str\); it must be a float"),
         (lambda: resolve("simsiam", "smoke", learning_rate=True), r"Parameter 'learning_rate' is True \(bool\)"),
         (lambda: resolve("vi_simsiam", "smoke", divide_loss=1), r"Parameter 'divide_loss' is 1 \(int\); it must be a bool"),
+        (lambda: resolve("simsiam", "smoke", dataset=1), r"Parameter 'dataset' is 1 \(int\); it must be a str"),
         (lambda: resolve("simsiam", "smoke", epochs=-1), "Parameter 'epochs' is -1; it must be at least 0"),
         (lambda: resolve("simsiam", "smoke", batch_size=1), "Parameter 'batch_size' is 1; it must be at least 2"),
         (lambda: resolve("simsiam", "smoke", image_size=4), "Parameter 'image_size' is 4; it must be at least 8"),

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lib import artifacts, data, protocol, settings, shift, training, uncertainty
+from lib import artifacts, data, evaluation, protocol, settings, shift, training, uncertainty
 
 
 @pytest.fixture
@@ -72,6 +72,9 @@ def test_mce_is_the_mean_of_the_ratios_of_sums():
         shift.mean_corruption_error(ours[:, 1:], theirs)
     with pytest.raises(ValueError, match="no error under gaussian_noise"):
         shift.mean_corruption_error(ours, np.ones((40, 15, 5), bool))
+    rarely_wrong = np.arange(200)[:, None, None] * np.ones((1, 15, 5)) >= 3
+    error = evaluation.with_interval(shift.mean_corruption_error, rarely_wrong, rarely_wrong, draws=200)
+    assert error["ci_low"] == error["ci_high"] == pytest.approx(100), "draws without an error of the reference are drawn again"
 
 
 def test_corruption_errors_are_the_runs_own_with_intervals_over_images():

@@ -26,6 +26,7 @@ class ProSMin(nn.Module):
     paper calls λ and β learnable; they are constants there and here. For its rows of the mean alone "λ and σ are zero" (§7); λ = 1 keeps Eq. 2's
     first term, which is then all there is. Without ``pool_views``, the usual case here and the code's, r counts one view's samples.
     ``clip_norm`` bounds the norm of the whole gradient, where that code bounds that of each tensor.
+    The rows of the projector's last layer have unit length (networks.PrototypeHead), where that code trains their length.
     """
 
     embeds_with = ("backbone", "projector", "predictor")
