@@ -32,7 +32,7 @@ PUBLISHED_RUNS = 3  # behind every published standard error
 ALONE = " (its interval is over images alone)"  # said of one seed, where nothing else varies
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
 UNSETTLED = "Student's t over them alone includes the bound"  # said of seeds so few, or so unlike, that by them alone nothing is settled
-REPEATED = "a difference smaller than that of a run from its repetition in another precision"
+REPEATED = "a run's repetition in another precision moved by more"
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
