@@ -148,7 +148,8 @@ def load(
         found = _one_class(load(single["name"], split, data_dir, image_size, download), int(single["label"]), name)
     if found is None and name.startswith("styled_"):
         plain = name.removeprefix("styled_")
-        needed = None if plain in DATASETS and DATASETS[plain].size else image_size  # styles are drawn at a set's own size, where it has one
+        sized = DATASETS[plain].size if plain in DATASETS else any((root / plain / f"{which}.npz").exists() for which in (split, "all"))
+        needed = None if sized else image_size  # styles are drawn on images of a set's own size, where it has one
         found = _styled(load(plain, split, data_dir, needed, download), image_size)
     if found is None:
         known = DATASETS[name]

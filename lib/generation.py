@@ -81,6 +81,8 @@ def fit_decoder(
                     kept = {name: value.clone() for name, value in decoder.state_dict().items()}
                 if since >= PATIENCE:
                     break
+        if not kept:
+            raise ValueError(f"The decoder's validation error was never finite; the last is {error}.")
         decoder.load_state_dict(kept)
     return decoder.eval()
 

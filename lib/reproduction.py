@@ -525,11 +525,16 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     log_path, page = output / "log.txt", output / "index.html"
     output.mkdir(parents=True, exist_ok=True)
     scored = output / "scored_folder.txt"
-    with artifacts.exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."):
+
+    def refuse_what_is_not_ours() -> None:
         if scored.exists() and (other := scored.read_text()) != str(folder):
             raise ValueError(f"{output} holds the results of {other}: give another place, OUT=folder, or remove it first.")
         if not scored.exists() and (theirs := [path.name for path in (page, log_path) if path.exists()]):
             raise ValueError(f"{output} holds {' and '.join(theirs)}, not of make score: give another place, OUT=folder.")
+
+    refuse_what_is_not_ours()
+    with artifacts.exclusive(output / ".lock", f"{output} is being written by another make score; wait for it."):
+        refuse_what_is_not_ours()  # another may have begun since
         artifacts.write_text(scored, str(folder))
         before = page.stat().st_mtime_ns if page.exists() else 0
         print(f"Scoring {folder}" + (f" with the committed encoder {encoder}" if encoder else ": reading, training, scoring"))
