@@ -839,9 +839,10 @@ def test_images_with_colours_are_tinted_and_keep_their_labels(tmp_path):
     white = (np.array(list(image_sets.HUES.values()))[found.extra["tint"]] + 255) // 2
     assert np.abs(found.images[:, 12, 12].astype(int) - white * 200 / 255).max() <= 1, "the middle is always on the image"
     assert data.style_factors(found) == ["age", "tint", "scale", "rotation", "x", "y"]
-    small = load("styled_faces", "train", tmp_path, image_size=16)
-    assert small.images.shape == (40, 16, 16, 3)
-    assert np.array_equal(small.images, styled(load("faces", "train", tmp_path), 16).images), "drawn on images of their own size"
+    assert load("styled_faces", "train", tmp_path, image_size=16).images.shape == (40, 16, 16, 3)
+    write_npz(tmp_path / "mine/train.npz", images=RANDOM.integers(0, 256, (6, 24, 24, 3), dtype=np.uint8), labels=np.arange(6) % 2)
+    small = load("styled_mine", "train", tmp_path, image_size=16)
+    assert np.array_equal(small.images, styled(load("mine", "train", tmp_path), 16).images), "drawn on images of their own size"
     for kind, size in (("cat", (20, 30)), ("dog", (40, 24))):
         write_image(tmp_path / f"photos/train/{kind}/1.png", size)
     assert load("styled_photos", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), "of a folder with images of several sizes"
