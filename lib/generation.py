@@ -76,13 +76,13 @@ def fit_decoder(
                     step += 1
                     progress.update(step, round(loss.item(), 4))
                 error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
+                if not np.isfinite(error):
+                    raise ValueError(f"The decoder's validation error is {error}: its training has diverged.")
                 if error < best:
                     best, since = error, 0
                     kept = {name: value.clone() for name, value in decoder.state_dict().items()}
                 if since >= PATIENCE:
                     break
-        if not kept:
-            raise ValueError(f"The decoder's validation error was never finite; the last is {error}.")
         decoder.load_state_dict(kept)
     return decoder.eval()
 

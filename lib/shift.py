@@ -188,8 +188,9 @@ def corruption_errors(runs: dict[str, dict], correct: dict[str, np.ndarray], ref
     """Of each run (name -> settings) its mCE with a 95 % bootstrap interval over images, and the accuracy on all that is corrupted, in percent.
 
     correct: as mean_corruption_error takes it, by name of the run; reference: one of the names. Columns: method, seed, mce, mce_low, mce_high,
-    corrupted.
+    corrupted. ValueError where the reference makes no error under a corruption.
     """
+    mean_corruption_error(correct[reference], correct[reference])  # on all images it has to be defined; draws on which it is not are drawn again
     rows = []
     for name, right in correct.items():
         error = evaluation.with_interval(mean_corruption_error, right, correct[reference], draws=draws)

@@ -81,6 +81,8 @@ def test_corruption_errors_are_the_runs_own_with_intervals_over_images():
     generator = np.random.default_rng(0)
     correct = {name: generator.random((400, 15, 5)) < chance for name, chance in {"a": 0.7, "b": 0.5}.items()}
     runs = {"a": {"method": "prosmin", "seed": 1}, "b": {"method": "random", "seed": 0}}
+    with pytest.raises(ValueError, match="no error under gaussian_noise"):
+        shift.corruption_errors(runs, correct | {"b": np.ones((400, 15, 5), bool)}, "b", 20)
     found = shift.corruption_errors(runs, correct, "b", draws=100)
     assert found[["method", "seed"]].values.tolist() == [["prosmin", 1], ["random", 0]]
     assert found.mce.tolist() == pytest.approx([shift.mean_corruption_error(correct["a"], correct["b"]), 100])
