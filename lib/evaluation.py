@@ -29,7 +29,7 @@ OWN_PROBE = {"optimizer": "L-BFGS", "weight_decay": PENALTIES, "chosen": "on a t
 # VI-SimSiam 2022, App. 9.1, but for the choice of the epoch: the paper takes the best on validation.
 PAPER_PROBE = {
     "optimizer": "lars", "learning_rate": 1.6, "weight_decay": 0.0, "momentum": 0.9, "batch_size": 512, "epochs": 200, "schedule": "cosine",
-    "chosen_epoch": "last",
+    "augmentation": "none", "chosen_epoch": "last",
 }  # fmt: skip
 NEAREST = 20  # neighbours that vote, and that a distance is taken to; all where there are fewer
 TEMPERATURE = 0.07  # of the votes of neighbours

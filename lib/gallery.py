@@ -259,8 +259,9 @@ def _shared(rows: list[list[str]]) -> list[list[tuple[str, int]]]:
 
 
 def _short(cell: str) -> str:
-    """Long decimals to four significant digits; the CSV has them all."""
-    return f"{float(cell):.4g}" if re.fullmatch(r"-?\d+\.\d{4,}(e[+-]?\d+)?", cell) else cell
+    """Long decimals to three significant digits, whole numbers to all of theirs; the CSV has every digit."""
+    found = re.fullmatch(r"-?(\d+)\.\d{3,}(e[+-]?\d+)?", cell)
+    return f"{float(cell):.{max(3, len(found[1]))}g}" if found else cell
 
 
 def _notebooks(folder: Path) -> list[dict]:

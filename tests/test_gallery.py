@@ -712,3 +712,8 @@ class Outer:
     assert gallery._said_to_deviate(ast.parse(source)) == [
         ("Outer", "it is a mean."), ("Outer.other", r"Deviation from Someone (2020), who takes a \| b."),
     ]  # fmt: skip
+
+
+def test_a_page_shows_three_digits_and_every_whole_one():
+    shown = {"0.0123456": "0.0123", "-0.98765": "-0.988", "1234.5678": "1235", "0.5": "0.5", "12.34": "12.34", "1e-05": "1e-05"}
+    assert {cell: gallery._short(cell) for cell in shown} == shown
