@@ -34,7 +34,7 @@ from lib import artifacts, settings
 from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
-TABLE_ROWS = 1  # of tables that no question leads to
+TABLE_ROWS, ASKED_ROWS = 1, 100  # of tables that no question leads to, and of those that one does
 CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void")  # columns of which a page is not the place
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -50,6 +50,11 @@ FEW = (
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
+BY_PAPER = "Tables and figures of the papers"
+AT_HAND = (
+    "With a paper at hand: what its tables and figures show, where the same of our runs is, on their data and at their length, what that lacks "
+    "besides, and the claims read off it."
+)
 ABOUT = "What this is, what the words mean, and how to run it on your own images or with your own method"  # the way to the README
 # What the README says of each method: claims of the ledger, and one part of each.
 HEADLINES = (
@@ -135,12 +140,14 @@ def build(profile: str) -> Path:
     advice = _advice() if profile == EVIDENCE else []
     places |= ({"verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
     questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
+    by_paper = _by_paper(places, claims)
     content = {
         "profile": profile, "about": ABOUT, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs),
         "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
-        "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "",
+        "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "", "by_paper": by_paper,
+        "papers_places": (BY_PAPER, AT_HAND),
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page)
@@ -237,14 +244,15 @@ def _changed(name: str, digest: str) -> bool:
 
 def _table(path: Path) -> dict:
     frame = artifacts.read_csv(path, dtype=str, keep_default_na=False).drop(columns=list(CSV_ALONE), errors="ignore")
-    asked = any(f"t-{path.stem}" in places for _, *places in QUESTIONS)
-    shown = len(frame) if asked else 0 if path.stem.startswith("90_") else TABLE_ROWS  # the page begins with the ledger
+    asked, length = any(f"t-{path.stem}" in places for _, *places in QUESTIONS), len(frame)
+    begin = frame[frame.iloc[:, 0] == frame.iloc[0, 0]] if length > ASKED_ROWS else frame  # of a long one what its first cell names
+    shown = begin if asked else frame.head(0 if path.stem.startswith("90_") else TABLE_ROWS)  # the page begins with the ledger
     # What every row repeats is said once, below.
-    same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if len(frame) > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
-    frame = frame.drop(columns=list(same))
-    rows = [[_short(cell) for cell in row] for row in frame.head(shown).itertuples(index=False)]
-    columns, href = list(frame.columns), quote(f"tables/{path.name}")
-    return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": _shared(rows), "same": same, "length": len(frame), "href": href}
+    same = {column: _short(cells.iloc[0]) for column, cells in frame.items() if length > 2 and cells.iloc[0] and (cells == cells.iloc[0]).all()}
+    shown = shown.drop(columns=list(same))
+    rows = [[_short(cell) for cell in row] for row in shown.itertuples(index=False)]
+    columns, href = list(shown.columns), quote(f"tables/{path.name}")
+    return {"id": path.stem, "number": path.stem[:2], "columns": columns, "rows": _shared(rows), "same": same, "length": length, "href": href}
 
 
 def _shared(rows: list[list[str]]) -> list[list[tuple[str, int]]]:
@@ -341,6 +349,23 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
             "reasons": [(key, list(same)) for key, same in groupby(words, lambda part: (part["verdict"], _why(part["reason"])))],
         })  # fmt: skip
     return sorted(found, key=lambda claim: (list(PAPERS).index(claim["paper"]), int(claim["id"].split("-")[1])))
+
+
+def _by_paper(places: Iterable[str], claims: list[dict]) -> dict[str, list[dict]]:
+    """By paper its tables and figures (settings/papers.toml): place, shows, lacks, the places of the page that show it, the claims read off it."""
+    found = {paper: [{"lacks": ""} | entry for entry in entries] for paper, entries in settings.read("papers").items()}
+    for paper, entries in found.items():
+        for entry in entries:
+            asked = [*entry.get("figures", ()), *(f"t-{table}" for table in entry.get("tables", ()))]
+            entry["here"] = [place for place in asked if place in places]
+            entry["claims"] = [claim["id"] for claim in claims if claim["paper"] == paper and entry["place"] in named_places(claim["where"])]
+    return {paper: entries for paper, entries in found.items() if any(entry["here"] for entry in entries)}
+
+
+def named_places(where: str) -> list[str]:
+    """The tables and figures that a claim's place names: "Figures 5 right and 6, §7" -> ["Figure 5", "Figure 6"]."""
+    kinds = {"Table": "Table", "Fig": "Figure"}
+    return [f"{kinds[kind]} {number}" for kind, rest in re.findall(r"(Table|Fig)\w*\.? ([^A-Z§]*)", where) for number in re.findall(r"\d+", rest)]
 
 
 def _why(reason: str) -> str:
@@ -549,17 +574,17 @@ def _words(value) -> str:
 
 def _readme(
     profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list,
-    advice: list[list], caption: str, **_
+    advice: list[list], caption: str, by_paper: dict[str, list[dict]], **_
 ) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", "",
              f"[{ABOUT}](../../README.md)", ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
+    where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}
+    where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
+    where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
+    where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
     if questions:
-        where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}
-        where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
-        where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
-        where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
         lines += ["", "## Questions", ""]
         lines += [f"- {_escape(text)} {', '.join(f'[{_escape(name)}]({where[place]})' for place, name in found)}" for text, found in questions]
     lines += ["", "## Which score to use for what", "", caption, "", markdown_table(advice)] if advice else []
@@ -571,6 +596,13 @@ def _readme(
         own = [claim for claim in claims if claim["paper"] == paper]
         head = [["claim", "statement", "verdict", "parts tested", "part", "published", "ours", "why", "evidence"]] if own else []
         lines += ["", f"### {name}", "", markdown_table(head + [_row(claim) for claim in own])] if own else []
+    lines += ["", f"## {BY_PAPER}", "", AT_HAND] if by_paper else []
+    for paper, entries in by_paper.items():
+        rows = [["in the paper", "shows", "here", "lacks", "claims"]]
+        for entry in entries:
+            here = ", ".join(f"[{_escape(place.removeprefix('t-'))}]({where[place]})" for place in entry["here"])
+            rows.append([entry["place"], _escape(entry["shows"]), here, _escape(entry["lacks"]), ", ".join(entry["claims"])])
+        lines += ["", f"**{PAPERS[paper]}**", "", markdown_table(rows)]
     for group in groups:
         lines += ["", f"## {_escape(group['title'])}", ""]
         links = [(notebook["name"], f"notebooks/{quote(notebook['name'])}.ipynb") for notebook in group["notebooks"]]
