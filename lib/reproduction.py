@@ -194,8 +194,9 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
 def source_hash(notebook: str) -> str:
     code = "\n".join(cell["source"] for cell in cells(notebook) if cell["cell_type"] == "code")
     files = artifacts.source_files(code)
-    judges = artifacts.ROOT / "lib" / "claims.py" in files  # nobody else reads the rules
-    files += [path for path in sorted((artifacts.ROOT / "settings").glob("*.toml")) if judges or path.name != "claims.toml"]
+    judges = artifacts.ROOT / "lib" / "claims.py" in files  # nobody else reads the rules, and only the gallery where the papers' figures are
+    unread = {"papers.toml"} if judges else {"papers.toml", "claims.toml"}
+    files += [path for path in sorted((artifacts.ROOT / "settings").glob("*.toml")) if path.name not in unread]
     return artifacts.sha256("\n".join(cell["source"] for cell in cells(notebook)) + "".join(artifacts.sha256(path) for path in files))
 
 
