@@ -93,6 +93,7 @@ QUESTIONS = (
     ("How many hours of training are behind a claim, VJ-1 say?", "VJ-1"),
     ("How well are probabilities calibrated, ProSMin's and its rivals'?", "t-50_calibration"),
     ("Which score follows how far an image is cropped, blurred or corrupted?", "advice"),
+    ("Where is what a paper's table or figure shows, SimVAE's Figure 10 say?", "by-paper"),
 )
 
 
@@ -139,8 +140,9 @@ def build(profile: str) -> Path:
     places |= {claim["id"]: f"claim {claim['id']}" for claim in claims} | ({"runs": "all runs"} if runs else {})
     advice = _advice() if profile == EVIDENCE else []
     places |= ({"verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
-    questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
     by_paper = _by_paper(places, claims)
+    places |= {"by-paper": BY_PAPER.lower()} if by_paper else {}
+    questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
     content = {
         "profile": profile, "about": ABOUT, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs),
         "groups": groups, "claims": claims,
@@ -351,13 +353,13 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
     return sorted(found, key=lambda claim: (list(PAPERS).index(claim["paper"]), int(claim["id"].split("-")[1])))
 
 
-def _by_paper(places: Iterable[str], claims: list[dict]) -> dict[str, list[dict]]:
+def _by_paper(places: dict[str, str], claims: list[dict]) -> dict[str, list[dict]]:
     """By paper its tables and figures (settings/papers.toml): place, shows, lacks, the places of the page that show it, the claims read off it."""
     found = {paper: [{"lacks": ""} | entry for entry in entries] for paper, entries in settings.read("papers").items()}
     for paper, entries in found.items():
         for entry in entries:
             asked = [*entry.get("figures", ()), *(f"t-{table}" for table in entry.get("tables", ()))]
-            entry["here"] = [place for place in asked if place in places]
+            entry["here"] = [(place, places[place]) for place in asked if place in places]
             entry["claims"] = [claim["id"] for claim in claims if claim["paper"] == paper and entry["place"] in named_places(claim["where"])]
     return {paper: entries for paper, entries in found.items() if any(entry["here"] for entry in entries)}
 
@@ -581,7 +583,7 @@ def _readme(
              f"[{ABOUT}](../../README.md)", ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}
-    where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
+    where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what", "by-paper": f"#{_anchor(BY_PAPER)}"}
     where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
     where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
     if questions:
@@ -600,7 +602,7 @@ def _readme(
     for paper, entries in by_paper.items():
         rows = [["in the paper", "shows", "here", "lacks", "claims"]]
         for entry in entries:
-            here = ", ".join(f"[{_escape(place.removeprefix('t-'))}]({where[place]})" for place in entry["here"])
+            here = ", ".join(f"[{_escape(name)}]({where[place]})" for place, name in entry["here"])
             rows.append([entry["place"], _escape(entry["shows"]), here, _escape(entry["lacks"]), ", ".join(entry["claims"])])
         lines += ["", f"**{PAPERS[paper]}**", "", markdown_table(rows)]
     for group in groups:

@@ -377,6 +377,7 @@ ASKED = [
     (11, ["claim VJ-1"], "VJ-1", lambda: [f"({hours('VJ-1')} hours of training)"]),
     (12, ["table 50_calibration"], "t-50_calibration", lambda: ["ECE", "prosmin_vit"]),
     (13, ["which score to use"], "advice", lambda: advised("how far blurred")),
+    (14, ["tables and figures of the papers", "figure 41_generated"], "41_generated", lambda: ["distance of generated to test images"]),
 ]  # fmt: skip
 
 
