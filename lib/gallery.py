@@ -52,8 +52,8 @@ PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
 BY_PAPER = "Tables and figures of the papers"
 AT_HAND = (
-    "With a paper at hand: what its tables and figures show, where the same of our runs is, on their data and at their length, what that lacks "
-    "besides, and the claims read off it."
+    "With a paper at hand: what its tables and figures show, where the same of our runs is, on their data and at their length, the claims "
+    "read off it, and what ours lacks besides."
 )
 ABOUT = "What this is, what the words mean, and how to run it on your own images or with your own method"  # the way to the README
 # What the README says of each method: claims of the ledger, and one part of each.
@@ -600,10 +600,10 @@ def _readme(
         lines += ["", f"### {name}", "", markdown_table(head + [_row(claim) for claim in own])] if own else []
     lines += ["", f"## {BY_PAPER}", "", AT_HAND] if by_paper else []
     for paper, entries in by_paper.items():
-        rows = [["in the paper", "shows", "here", "lacks", "claims"]]
+        rows = [["in the paper", "shows", "here", "claims", "lacks"]]
         for entry in entries:
             here = ", ".join(f"[{_escape(name)}]({where[place]})" for place, name in entry["here"])
-            rows.append([entry["place"], _escape(entry["shows"]), here, _escape(entry["lacks"]), ", ".join(entry["claims"])])
+            rows.append([entry["place"], _escape(entry["shows"]), here, ", ".join(entry["claims"]), _escape(entry["lacks"])])
         lines += ["", f"**{PAPERS[paper]}**", "", markdown_table(rows)]
     for group in groups:
         lines += ["", f"## {_escape(group['title'])}", ""]
