@@ -52,6 +52,10 @@ MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures i
 
 
 # ---------------------------------------------------------------------------------------------------------------- paths
+def default_data_dir() -> Path:
+    return ROOT / (os.environ.get("DATA_DIR") or "data")  # a relative one is below the repository
+
+
 def plain_name(name: str, of: str) -> str:
     """The name, if it can be that of one file or folder and leads nowhere else; otherwise ValueError."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):

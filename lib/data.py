@@ -33,7 +33,7 @@ import pandas as pd
 from PIL import Image
 
 from lib import artifacts
-from lib.artifacts import ROOT
+from lib.artifacts import default_data_dir
 from lib.image_sets import ImageSet, batches, generated, image_folder, label_subset, lazy_images, read_npz, square, styled, train_validation_split
 from lib.settings import ONE_CLASS
 
@@ -120,10 +120,6 @@ DATASETS = {
 
 
 # ------------------------------------------------------------------------------------------------------------ finding a set
-def default_data_dir() -> Path:
-    return ROOT / (os.environ.get("DATA_DIR") or "data")  # a relative one is below the repository
-
-
 def load(
     name: str, split: str = "train", data_dir: Path | None = None, image_size: int | None = None, download: bool = True
 ) -> ImageSet:
@@ -541,6 +537,9 @@ def write_data_page(path: Path) -> None:
         "repository: each is found in `DATA_DIR` or fetched. A set of your own needs no entry here; see `lib/data.py`.\n\n"
         "A checksum is of the images in their order. The results in this repository are of npz files: of cifar10 the official images in another\n"
         "order (\"the first\" test images are others than torchvision's), of cifar100 5,000 of the test images.\n\n"
+        "Four sets are of npz files that nothing fetches, and are left out where `DATA_DIR` has none: imagenette96 (of imagenette 300 and 50 images\n"
+        "a class, centre crops of 96 px), dtd10_128 (ten classes of dtd, 1,200 images of 128 px), cue_conflict128 (images whose shape and texture\n"
+        "are of different classes, Geirhos et al. 2019) and fairface64 (10,000 faces, Karkkainen and Joo 2021, both CC BY 4.0).\n\n"
     )
     artifacts.write_text(path, text + artifacts.markdown_table([table.columns, *table.itertuples(index=False)]) + "\n")
 

@@ -52,8 +52,8 @@ PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
 BY_PAPER = "Tables and figures of the papers"
 AT_HAND = (
-    "With a paper at hand: what its tables and figures show, where the same of our runs is, on their data and at their length, the claims "
-    "read off it, and what ours lacks besides."
+    "With a paper at hand: what its tables and figures show, where our runs show the same, on other data mostly and trained shorter, the claims read "
+    "off it, and what ours lacks besides."
 )
 ABOUT = "What this is, what the words mean, and how to run it on your own images or with your own method"  # the way to the README
 # What the README says of each method: claims of the ledger, and one part of each.

@@ -163,14 +163,17 @@ def _check_values(notebook: str, parameters: dict) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
 def jobs(profile: str, paper: str = "all") -> list[Job]:
-    """Every job of a profile and a paper, those that others need first."""
+    """Every job of a profile and a paper, those that others need first; without runs on absent_sets."""
     settings.profile_settings(profile)
     if paper not in PAPERS:
         raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
     grouping = settings.experiments(profile)["one_job_per"]
     groups: dict[str, list[str]] = {}
     compared = {settings.run_name(run) for run in settings.runs(profile, paper, settings.PROTOCOL)}
+    absent = absent_sets(profile)
     for run in settings.runs(profile, paper):
+        if run["dataset"] in absent:
+            continue
         name = settings.run_name(run)
         own = run["method"] if name in compared else f"{run['method']}-apart"
         half = "all" if name in compared else "all-apart"
@@ -188,6 +191,11 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
         needs = tuple(job.name for job in listed if job.notebook in needed)
         listed.append(Job(entry["name"], entry["name"], {"profile": profile, "train_missing": True}, needs))
     return listed
+
+
+def absent_sets(profile: str) -> list[str]:
+    """The profile's own_sets (settings/experiments.toml) of which there is no folder: jobs has no run on them."""
+    return [name for name in settings.experiments(profile).get("own_sets", ()) if not (artifacts.default_data_dir() / name).is_dir()]
 
 
 @cache
@@ -369,6 +377,8 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     started = time.perf_counter()
     already = sum(path.exists() for path in stamps.values())
     print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
+    for name in absent_sets(profile):
+        print(f"Left out are runs on {name}, which nothing fetches: put it in {artifacts.default_data_dir() / name}. What is stored of them counts.")
     for reason in _not_to_be_had((job for job in listed if not stamps[job.name].exists()), profile):
         print(f"Jobs that need this set will fail, the others go on: {reason}")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."

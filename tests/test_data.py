@@ -83,7 +83,7 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     assert len(load("mine")) == 6
     monkeypatch.delenv("DATA_DIR")
-    assert data.default_data_dir() == data.ROOT / "data"
+    assert data.default_data_dir() == data.artifacts.ROOT / "data"
     monkeypatch.chdir(tmp_path)
     assert load("mine", data_dir=Path(".")).source == load("mine", data_dir=tmp_path).source == "npz file DATA_DIR/mine/train.npz"
 

@@ -20,15 +20,30 @@ PROFILES = ["smoke", "quick", "standard"]
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_jobs_are_unique_known_and_ordered(profile):
+def test_jobs_are_unique_known_and_ordered(profile, monkeypatch):
+    monkeypatch.setattr(reproduction, "absent_sets", lambda profile: [])
     listed = reproduction.jobs(profile)
     names = [job.name for job in listed]
     assert len(set(names)) == len(names) > 3
     for position, job in enumerate(listed):
         assert set(job.needs) <= set(names[:position]), f"{job.name} needs a job that comes later"
         reproduction.check_parameters(job.notebook, job.parameters)
-    trained = " ".join(job.parameters["runs"] for job in listed if job.notebook == "10_pretraining").split()
-    assert sorted(trained) == sorted(settings.run_name(run) for run in settings.runs(profile) + settings.tuning_runs(profile))
+    assert sorted(trained_by(listed)) == sorted(settings.run_name(run) for run in settings.runs(profile) + settings.tuning_runs(profile))
+
+
+def trained_by(listed):
+    return " ".join(job.parameters["runs"] for job in listed if job.notebook == "10_pretraining").split()
+
+
+def test_runs_on_sets_that_nobody_can_fetch_are_left_out_where_these_are_not(monkeypatch, tmp_path):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    own = settings.experiments("standard")["own_sets"]
+    assert reproduction.absent_sets("standard") == own and reproduction.absent_sets("quick") == []
+    every = {settings.run_name(run): run["dataset"] for run in settings.runs("standard") + settings.tuning_runs("standard")}
+    assert set(own) < set(every.values())
+    assert sorted(trained_by(reproduction.jobs("standard"))) == sorted(name for name, dataset in every.items() if dataset not in own)
+    (tmp_path / own[0]).mkdir()
+    assert sorted(trained_by(reproduction.jobs("standard"))) == sorted(name for name, dataset in every.items() if dataset not in own[1:])
 
 
 def test_paper_chooses_jobs():
