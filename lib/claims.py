@@ -36,8 +36,8 @@ REPEATED = "a run's repetition in another precision moved by more"
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
-    "40": ("simvae", resolution.PROTOCOL), "41": ("simvae", resolution.PROTOCOL), "42": ("ablations",), "43": (), "52": ("scoring",),
-    "60_one_class": ("one_class",), "61": ("likelihood",),
+    "40": ("simvae", resolution.PROTOCOL), "41": ("simvae", resolution.PROTOCOL), "44": ("simvae", resolution.PROTOCOL), "42": ("ablations",),
+    "43": (), "52": ("scoring",), "60_one_class": ("one_class",), "61": ("likelihood",),
 }  # fmt: skip
 # What a claim and a part of it may say in settings/claims.toml, first what they must; a claim says for all its parts what is in SHARED.
 SHARED = ("data", "epochs", "family", "about", "methods", "over", "form")
@@ -244,9 +244,8 @@ def runs(part: dict, profile: str) -> list[str]:
         least = {changed[-1]} if query.get("against") == "same_rate" else set()
         found = [run for run, names in zip(found, varied, strict=True) if least <= names <= changes]
     found = [run for run in found if artifacts.config_path(profile, resolution.run_name(run)).exists()]
-    if source.startswith(("40", "41")) and "epochs" not in query:  # of several lengths these notebooks take the shortest
-        fewest = {(run["dataset"], run["method"]): run["epochs"] for run in sorted(found, key=lambda run: -run["epochs"])}
-        found = [run for run in found if run["epochs"] == fewest[run["dataset"], run["method"]]]
+    if source.startswith(("40", "41", "44")) and "epochs" not in query:  # of several lengths these notebooks take the shortest
+        found = comparisons.by_length(found)[0]
     seeds = [{run["seed"] for run in found if run["method"] == method} for method in {run["method"] for run in found}]
     return list(dict.fromkeys(resolution.run_name(run) for run in found if run["seed"] in set.intersection(*seeds)))
 

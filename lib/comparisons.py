@@ -117,6 +117,13 @@ def mixed_precision(listed: list[dict]) -> str:
     return f"Seeds of one run in unlike precision, as the machines were able: {told}." if told else ""
 
 
+def by_length(listed: Sequence[dict]) -> tuple[list[dict], list[dict]]:
+    """These runs in two lists: those of the fewest epochs that their method has on their data set, and those that are longer."""
+    fewest = {(run["dataset"], run["method"]): run["epochs"] for run in sorted(listed, key=lambda run: -run["epochs"])}
+    is_longer = [run["epochs"] > fewest[run["dataset"], run["method"]] for run in listed]
+    return tuple([run for run, late in zip(listed, is_longer, strict=True) if late == asked] for asked in (False, True))
+
+
 def must_beat(reference: str, dataset: str) -> bool:
     """Whether a run on this set must beat the reference row in k-NN accuracy before it says anything about κ, σ or a likelihood."""
     return reference in protocol.UNTRAINED or dataset.startswith(("cifar10", "imagenette"))

@@ -273,17 +273,30 @@ def measure_content(run: protocol.Run, notebook: str) -> pd.DataFrame:
     fitted_to = bank["features"][labelled.places(CLUSTERED_IMAGES)]
     clustering = cluster(fitted_to, test["features"], test["label"], classes, seed=run.settings["seed"])
     rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
+    rows += _variances_within(run, test, common)
+    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
+    return run.write_metrics(rows, notebook)
+
+
+def measure_within(run: protocol.Run, notebook: str) -> pd.DataFrame:
+    """``variance_within`` as measure_content has it, of a run of which no more is asked: metrics of ``notebook``."""
+    images = run.test()
+    common = {"evaluated_on": images.title, "condition": "clean"}
+    return run.write_metrics(_variances_within(run, run.embed(images), common), notebook)
+
+
+def _variances_within(run: protocol.Run, test: evaluation.Embedded, common: dict) -> list[dict]:
     few, views = protocol.embed_views(run, GROUP_VIEWS)
     groups = {
         "classes": (test["features"], test["label"]),
         "views": (np.concatenate([view["features"] for view in views]), np.tile(np.arange(len(few)), GROUP_VIEWS)),
     }  # fmt: skip
+    rows = []
     for condition, (features, group) in groups.items():
         with contextlib.suppress(UndefinedStatistic):  # of a collapsed network: it has no share, and no row
             within = variance_within(features, group)
             rows.append(common | {"condition": condition, "metric": "variance_within", "value": within, "n": len(features)})
-    artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
-    return run.write_metrics(rows, notebook)
+    return rows
 
 
 def measure_factors(run: protocol.Run, dataset: str, notebook: str) -> pd.DataFrame:

@@ -47,7 +47,7 @@ PAPERS = ("all", *settings.PAPERS)
 ON_GPU = (
     "01_ssl_as_inference", "10_pretraining", "21_semi_supervised_evaluation", "30_kappa_distributions", "31_kappa_and_augmentation",
     "33_kappa_closed_form", "36_kappa_across_data_sets", "40_simvae_content_and_style",
-    "41_simvae_reconstruction_and_generation", "42_simvae_ablations", "43_simvae_as_ssl_model",
+    "41_simvae_reconstruction_and_generation", "42_simvae_ablations", "43_simvae_as_ssl_model", "44_simvae_and_collapse",
     "50_prosmin_calibration_and_shift", "51_prosmin_low_shot_and_transfer", "52_prosmin_ablations",
     "60_vje_likelihood", "70_your_own_images",
 )  # fmt: skip
