@@ -276,8 +276,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     Accuracy and correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (statistics.simultaneous_intervals). OOD: no
     scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
     Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with Student's t of the
-    smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted; of a bootstrap of B draws at least pairs / (B + 1),
-    so that the interval decides, which holds all pairs at once. sure: it excludes zero; void: it spans all values that a difference can have.
+    smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted over the pairs, beside the interval, which
+    holds all pairs at once and decides. sure: it excludes zero; void: it spans all values that a difference can have.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))

@@ -19,12 +19,12 @@ import torch
 
 from lib import artifacts, augmentations, comparisons, evaluation, factors, generation, methods, networks, protocol, statistics
 from lib import settings as resolution
+from lib.settings import ILLUSTRATIONS
 
 REPRODUCED, SAME, NOT_REPRODUCED, CONTRADICTED = "reproduced", "same direction", "not reproduced", "contradicted"
 NOT_TESTED, NOT_TESTABLE, FOLLOWED, DEVIATES = "not tested", "not testable", "followed", "deviates"
 # From worst to best: a claim of several parts is as good as the worst of those that were tested.
 ORDER = (CONTRADICTED, NOT_REPRODUCED, DEVIATES, SAME, REPRODUCED, FOLLOWED, NOT_TESTED, NOT_TESTABLE)
-ILLUSTRATIONS = ("smoke", "quick")
 SIDES = {"above": "above", "below": "below", "at_most": "at most", "within": "within"}  # the kinds of rules, in words
 KINDS = ("number", "direction", "qualitative", "recipe")
 SEEDS = 3

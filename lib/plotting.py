@@ -30,6 +30,7 @@ from PIL import Image as Picture
 from PIL import ImageChops
 
 from lib import artifacts
+from lib.settings import ILLUSTRATIONS
 from lib.statistics import mean_over_seeds
 from lib.uncertainty import confidence_bins, confidence_calibration_error, risk_coverage_curve, roc_curve
 
@@ -40,6 +41,7 @@ FEWEST_IN_BIN = 50  # images of a reliability diagram's bin whose accuracy is wo
 CANVASES = {"pdf": FigureCanvasPdf, "svg": FigureCanvasSVG, "png": FigureCanvasAgg}
 UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 NOTEBOOK_DPI = 120  # of the pictures in executed notebooks
+SCREEN_DPI = 150  # of PNG of profiles that are no evidence; their PDF and SVG are as fine as any
 # Of a stored picture: the colours of its palette, and the share of pixels that it may change by so many of 255 levels, the rest by the last number.
 # Sixteen, half a byte a pixel, are for charts: there the smoothed edges of lines and letters change, but no surface whose shades would show as steps.
 PALETTES = ((16, 0.97, 5, 48), (32, 0.995, 5, 15), (64, 0.995, 5, 15), (256, 0.995, 10, 30))
@@ -148,7 +150,8 @@ def save_figure(
     caption = f"{' '.join(caption.split())} {closing_sentence(id, notebook)}" if caption.strip() else ""
     _check_record(id, caption, alt, data, notebook)
     _settle(figure, id)
-    pictures = {kind: _render(figure, kind) for kind in CANVASES}
+    coarse = {"png": SCREEN_DPI} if profile in ILLUSTRATIONS else {}
+    pictures = {kind: _render(figure, kind, coarse.get(kind)) for kind in CANVASES}
     for kind, content in pictures.items():
         if len(content) > MAX_BYTES[kind]:
             raise ValueError(

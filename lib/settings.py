@@ -29,6 +29,7 @@ POSITIVE = ("temperature", "teacher_temperature_start", "teacher_temperature", "
             "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom", "radial_scale",
             "log_variance_bound", "initial_variance")  # fmt: skip
 ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")  # a data set of the images of one class of another
+ILLUSTRATIONS = ("smoke", "quick")  # profiles that are no evidence
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0, "fine_tune_optimizer": "sgd"}
 

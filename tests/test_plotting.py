@@ -66,8 +66,9 @@ def test_five_files_with_provenance(tmp_path):
     assert record["alt"] == ALT and record["claims"] == ["VS1-1"] and record["profile"] == "quick" and record["id"] == "30_points"
     assert record["inputs"] == {"results/quick/metrics/30.csv": artifacts.sha256(source)} and record["commit"] == artifacts.commit()
     pd.testing.assert_frame_equal(pd.read_csv(folder / "30_points.csv"), data, rtol=5e-5)
-    height, width = plt.imread(folder / "30_points.png").shape[:2]
-    assert (width, height) == (975, 600)  # 3.25 x 2.0 in at 300 dpi: exactly the size asked for
+    save(*draw(), profile="standard")
+    sizes = [Image.open(path / "figures" / "30_points.png").size for path in (folder.parent, folder.parents[1] / "standard")]
+    assert sizes == [(487, 300), (975, 600)]  # 3.25 x 2.0 in at 150 dpi, for the screen, and at 300: exactly the size asked for
 
 
 def test_a_long_page_is_drawn_coarser():
@@ -197,7 +198,7 @@ def test_show_committed(capsys):
     picture = plotting.show_committed("30_points", "quick")
     assert picture.data[:4] == b"\x89PNG" and picture.alt == ALT
     whole, shown = Image.open(artifacts.results_dir("quick") / "figures" / "30_points.png"), Image.open(io.BytesIO(picture.data))
-    assert shown.size == pytest.approx([pixels * 120 / 300 for pixels in whole.size], abs=1)  # as large as the picture of a figure just drawn
+    assert shown.size == pytest.approx([pixels * 120 / whole.info["dpi"][0] for pixels in whole.size], abs=1)  # as large as the picture of a figure just drawn
     assert "make reproduce PROFILE=quick" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=quick"):
         plotting.show_committed("30_absent", "quick")
