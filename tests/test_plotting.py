@@ -198,7 +198,8 @@ def test_show_committed(capsys):
     picture = plotting.show_committed("30_points", "quick")
     assert picture.data[:4] == b"\x89PNG" and picture.alt == ALT
     whole, shown = Image.open(artifacts.results_dir("quick") / "figures" / "30_points.png"), Image.open(io.BytesIO(picture.data))
-    assert shown.size == pytest.approx([pixels * 120 / whole.info["dpi"][0] for pixels in whole.size], abs=1)  # as large as the picture of a figure just drawn
+    scale = 120 / whole.info["dpi"][0]
+    assert shown.size == pytest.approx([pixels * scale for pixels in whole.size], abs=1)  # as large as the picture of a figure just drawn
     assert "make reproduce PROFILE=quick" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=quick"):
         plotting.show_committed("30_absent", "quick")
