@@ -366,7 +366,7 @@ def open_by_seeds(placed: pd.DataFrame, pairwise: pd.DataFrame, measure: str, ba
 
 def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:
     """p of Welch's t; where neither varies over its seeds no t is defined, and they differ or are the same."""
-    if statistics.is_constant(first) and statistics.is_constant(second):
+    if uncertainty.is_constant(first) and uncertainty.is_constant(second):
         return float(np.isclose(first.iloc[0], second.iloc[0], rtol=uncertainty.ROUNDING, atol=0))
     return statistics.welch_test(first, second).p_value
 

@@ -12,7 +12,20 @@ import pandas as pd
 import scipy
 from numpy.typing import ArrayLike
 
-from lib.uncertainty import ROUNDING, binary, check_draws, defined, image_counts, matrix, paired, percentiles, resampled, sample, with_order
+from lib.uncertainty import (
+    ROUNDING,
+    binary,
+    check_draws,
+    defined,
+    image_counts,
+    is_constant,
+    matrix,
+    paired,
+    percentiles,
+    resampled,
+    sample,
+    with_order,
+)
 
 
 def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000) -> tuple[float, float]:
@@ -104,11 +117,6 @@ class TestResult(NamedTuple):
     mean_difference: float
     ci_low: float
     ci_high: float
-
-
-def is_constant(values: ArrayLike) -> bool:
-    """Whether values [N] differ by rounding alone."""
-    return np.ptp(values) <= ROUNDING * np.abs(values).max()
 
 
 def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:

@@ -329,10 +329,15 @@ def resampled(statistic: Callable, arrays: list[np.ndarray], order: np.ndarray, 
     return statistic(*(array[rows] for array in arrays))
 
 
+def is_constant(values: ArrayLike) -> bool:
+    """Whether values [N] differ by rounding alone."""
+    return np.ptp(values) <= ROUNDING * np.abs(values).max()
+
+
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation of two [N], N >= 2, row by row; NaN where one of the two is constant."""
     first, second = paired(sample(first, "first"), sample(second, "second"))
-    return float(scipy.stats.spearmanr(first, second).statistic) if np.ptp(first) and np.ptp(second) else np.nan
+    return np.nan if is_constant(first) or is_constant(second) else float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def rank_correlation_per_image(severity: ArrayLike, values: ArrayLike) -> np.ndarray:

@@ -396,6 +396,7 @@ def test_rank_correlation_is_scipys_and_undefined_for_a_constant():
     first, second = np.random.default_rng(0).normal(size=(2, 50))
     assert u.rank_correlation(first, second) == pytest.approx(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
     assert np.isnan(u.rank_correlation(first, np.ones(50))) and np.isnan(u.rank_correlation(np.ones(50), second))
+    assert np.isnan(u.rank_correlation([0.1 + 0.2, 0.3, 0.3], [1, 2, 3])), "which differ by rounding alone"
 
 
 def test_rank_correlation_per_image_is_scipys_and_0_for_what_is_constant():
