@@ -318,7 +318,7 @@ def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str,
     held, rows = {(run["method"], run["seed"]): table for run, table in zip(runs, tables, strict=True) if table}, []
 
     def by_seed(method: str, score: str) -> dict[int, list[np.ndarray]]:
-        return {seed: [table[score], table["outside"]] for (stored, seed), table in held.items() if stored == method}
+        return {seed: [table[score], table["outside"]] for (stored, seed), table in held.items() if stored == method and score in table}
 
     likely, seeds = by_seed(own, "negative_log_likelihood"), {run["seed"] for run in runs if run["method"] == own}
     for on in dict.fromkeys(shown.evaluated_on):

@@ -25,6 +25,9 @@ class VJE(nn.Module):
     ``log_variance_bound`` (a tanh) and starts at log ``initial_variance``; ``feature_wise`` False: one variance an image; ``radial_scale`` is where
     the scale of the radial factor, one learned number, starts. The others are vje_loss's.
 
+    Ours too, and no setting: given degrees of freedom, one elliptical Student-t for all features, one draw of z, and the posterior of a view's
+    embedding from the other view's.
+
     Deviation: the paper's values of all these are not available to us.
     """
 
