@@ -336,3 +336,16 @@ def test_the_bank_is_train_or_its_first_images(run, monkeypatch):
     assert len(run.bank) == 100 and (run.bank.labels == run.train.labels[:100]).all()
     monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
     assert run.bank is run.train
+
+
+def test_kappa_of_views_is_that_of_each_image_under_other_views(run):
+    few, kappa = protocol.kappa_of_views(run, 3)
+    assert len(few) == run.settings["condition_images"] and kappa.shape == (3, len(few)) and len(np.unique(kappa, axis=0)) == 3
+    images = protocol.fit(run.settings, run.channels)(few.batch(np.arange(len(few))).float() / 255)  # [N, C, S, S]
+    strengths = augmentations.recipe(run.settings["augmentation"])
+    for i, row in enumerate(kappa):
+        generator = torch.Generator().manual_seed(training.seed_of(run.settings["seed"], "kappa views", i))
+        with torch.inference_mode():
+            views = augmentations.augment(images, run.settings["image_size"], strengths, generator)
+            expected = run.method.embed(views).native["kappa"]
+        np.testing.assert_allclose(row, expected.numpy(), rtol=1e-4)
