@@ -27,6 +27,8 @@ from lib.uncertainty import (
     with_order,
 )
 
+UNCHANGED = 1e-12  # of an estimate in 0..1, or as a share of a larger one
+
 
 def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000) -> tuple[float, float]:
     """Percentile bootstrap (low, high) over seeds, then images, of the mean over seeds of the statistic, 95 %.
@@ -199,6 +201,11 @@ def _estimates_and_draws(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.nda
     return estimates, draws
 
 
+def _spread(estimates: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Standard deviation of the draws [B, M] of M quantities, and which of these no draw changes by more than rounding, which is no spread."""
+    return draws.std(axis=0, ddof=1), np.abs(draws - estimates).max(axis=0) <= UNCHANGED * np.maximum(1, np.abs(estimates))
+
+
 def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
     """Two-sided p-values [M] of "the quantity is zero", ``2 Φ(-|estimate|/se)`` with the standard deviation of its draws [B, M] for se.
 
@@ -206,8 +213,8 @@ def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
     where it is zero and 0 elsewhere.
     """
     estimates, draws = _estimates_and_draws(estimates, draws)
-    error = draws.std(axis=0, ddof=1)
-    away = np.divide(np.abs(estimates), error, out=np.where(estimates == 0, 0.0, np.inf), where=error > 0)
+    error, constant = _spread(estimates, draws)
+    away = np.divide(np.abs(estimates), error, out=np.where(np.abs(estimates) <= UNCHANGED, 0.0, np.inf), where=~constant)
     return 2 * scipy.stats.norm.sf(away)
 
 
@@ -219,9 +226,8 @@ def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.n
     depend on each other. A quantity that no draw changes has an interval of no width.
     """
     estimates, draws = _estimates_and_draws(estimates, draws)
-    error = draws.std(axis=0, ddof=1)
+    error, constant = _spread(estimates, draws)
     away = np.abs(draws - estimates)
-    constant = away.max(axis=0) <= 1e-12 * np.maximum(1, np.abs(estimates))  # rounding is no spread
     largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
     half = np.quantile(largest, 0.95) * error
     return estimates - half, estimates + half

@@ -165,6 +165,8 @@ def test_bootstrap_p_values_are_those_of_shares_of_draws_without_their_floor():
     np.testing.assert_allclose(statistics.bootstrap_p_values(estimates, draws), shares, atol=0.02)
     assert statistics.bootstrap_p_values([5.0], np.random.default_rng(0).normal(5, 1, size=(99, 1)))[0] < 1e-4
     assert statistics.bootstrap_p_values([0.0, 1.0], np.tile([0.0, 1.0], (9, 1))).tolist() == [1, 0]
+    rounded = [[1e-17, 1.0], [2e-17, 1.0 + 2e-16]]
+    assert statistics.bootstrap_p_values([1e-17, 1.0], rounded).tolist() == [1, 0], "rounding is no spread, and no difference"
 
 
 def test_rank_intervals_by_brute_force():
