@@ -486,9 +486,9 @@ def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of
     assert terms["loss"].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-5)
     torch.testing.assert_close(network.centre, centre)
 
-    pooled = methods.build(small("prosmin", samples=3, pool_views=True)).eval()
+    pooled = methods.build(small("prosmin", samples=3, trade_off=0.5, pool_views=True)).eval()
     torch.manual_seed(7)
-    pools = [losses.scoring_rule(torch.cat([drawn[i], drawn[2]]), target, 0.4545).mean() for i, target in ((1, raw[0]), (0, raw[1]))]
+    pools = [losses.scoring_rule(torch.cat([drawn[i], drawn[2]]), target, 0.5).mean() for i, target in ((1, raw[0]), (0, raw[1]))]
     assert pooled.loss(views)["loss"].item() == pytest.approx(torch.stack(pools).mean().item(), rel=1e-5)
 
 
@@ -530,6 +530,21 @@ def test_prosmin_refuses_a_trade_off_at_which_sigma_diverges():
     methods.build(small("prosmin", trade_off=0.42))
     with pytest.raises(ValueError, match="set trade_off to 1, not 0.5"):
         methods.build(small("prosmin", learned_deviation=False, trade_off=0.5))
+
+
+@pytest.mark.parametrize("kernel", ["energy", "crps"])
+def test_samples_of_several_views_have_a_score_with_a_minimum_from_one_half_on_alone(kernel):
+    noise = torch.randn(10, 4, 200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))  # [V, R, B, D]
+    target, far = torch.zeros(200, 5, dtype=torch.float64), torch.zeros(10, 1, 1, 1, dtype=torch.float64)
+    for trade_off, falls in ((0.4545, True), (0.5, False)):
+        scores = []
+        for distance in (0.0, 1e3, 1e4):
+            far[0] = distance  # one view of ten
+            scores.append(losses.scoring_rule((noise + far).flatten(0, 1), target, trade_off, 1.0, kernel).mean().item())
+        assert (scores[2] < scores[1] < scores[0]) if falls else (scores[2] > scores[1] > scores[0])
+    for trade_off, beta in ((0.4545, 1.0), (0.6, 1.5)):
+        with pytest.raises(ValueError, match=f"trade_off is {trade_off:g} and beta {beta:g}; with pool_views"):
+            methods.build(small("prosmin", pool_views=True, trade_off=trade_off, beta=beta, kernel=kernel))
 
 
 @pytest.mark.parametrize("kernel, beta", [("crps", 1.0), ("energy", 2.0)])

@@ -20,7 +20,9 @@ class ProSMin(nn.Module):
     kernel, trade_off (λ), beta, bandwidth: the scoring rule (losses.scoring_rule). samples: r, of each view; with ``pool_views`` those of all
     views that a target is compared with are taken together, as §10.5.6 has it. learned_deviation false: the mean alone is scored, which needs λ = 1.
 
-    ValueError where λ does not exceed losses.critical_trade_off(beta): σ would grow without bound.
+    ValueError where λ does not exceed losses.critical_trade_off(beta): σ would grow without bound. Of samples pooled over views the score is that of
+    a mixture: ``|z_j - z_k| <= |z_j - t| + |z_k - t|`` keeps it above zero for λ >= ½ and β <= 1, which is asked for; below ½ one view's samples
+    may go to infinity and take it with them.
 
     Deviation: §10.5.6 and the authors' code also pair a view with its own target; the code's centre settles at half the mean, here at the mean. The
     paper calls λ and β learnable; they are constants there and here. For its rows of the mean alone "λ and σ are zero" (§7); λ = 1 keeps Eq. 2's
@@ -34,10 +36,16 @@ class ProSMin(nn.Module):
     def __init__(self, settings: dict, channels: int = 3):
         super().__init__()
         trade_off, critical = settings["trade_off"], losses.critical_trade_off(settings["beta"])
-        if settings["kernel"] != "gaussian" and settings["learned_deviation"] and trade_off <= critical:
+        sampled = settings["kernel"] != "gaussian" and settings["learned_deviation"]
+        if sampled and trade_off <= critical:
             raise ValueError(
                 f"trade_off is {trade_off:g}; with beta {settings['beta']:g} it must exceed {critical:.3f}: below that the score falls without bound "
                 "as the predicted standard deviation grows."
+            )
+        if settings["pool_views"] and sampled and (trade_off < 0.5 or settings["beta"] > 1):
+            raise ValueError(
+                f"trade_off is {trade_off:g} and beta {settings['beta']:g}; with pool_views the first must be at least 0.5 and the second at most 1: "
+                "pooled samples are a mixture's, and one view's, far from the others, may otherwise lower the score without bound."
             )
         if not settings["learned_deviation"] and trade_off != 1:
             raise ValueError(f"Without a learned deviation there are no samples to compare: set trade_off to 1, not {trade_off:g}.")
