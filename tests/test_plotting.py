@@ -3,6 +3,8 @@
 import io
 import itertools
 import json
+import re
+import xml.etree.ElementTree as ElementTree
 
 import matplotlib
 
@@ -75,6 +77,42 @@ def test_a_long_page_is_drawn_coarser():
     figure, _ = plt.subplots(figsize=(2, 20))
     picture = Image.open(io.BytesIO(plotting._render(figure, "png")))
     assert picture.size == (400, plotting.MOST_PIXELS) and picture.info["dpi"] == pytest.approx((200, 200), abs=1) and figure.dpi != 200
+
+
+def test_a_slim_svg_draws_what_matplotlib_wrote():
+    plotting.use_style()
+    figure, axes = plt.subplots(1, 2)
+    axes[0].plot([0, 1 / 3, 1], [0.1, 0.7, 0.2], "o--", label="a line")
+    axes[0].fill_between([0, 1], 0, 1, hatch="//", alpha=0.3)
+    axes[0].set_title("turned", rotation=30)
+    axes[0].legend()
+    axes[1].imshow(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8))
+    axes[1].scatter(np.arange(8), np.arange(8), c=np.arange(8), s=np.arange(1, 9))
+    whole = io.BytesIO()
+    figure.savefig(whole, format="svg")
+    slim = plotting._slim(whole.getvalue())
+    assert len(slim) < 0.75 * len(whole.getvalue())
+    before, after = (ElementTree.fromstring(svg) for svg in (whole.getvalue(), slim))
+    before.remove(before.find(f"{plotting.SVG}metadata"))
+    before, after = list(before.iter()), list(after.iter())
+    assert [element.tag for element in before] == [element.tag for element in after]
+    rules = dict(re.findall(r"\.(s\d+)\{([^}]*)\}", slim.decode()))
+    named = {element.get("id"): number for number, element in enumerate(after) if element.get("id")}
+    origin = {element.get("id"): number for number, element in enumerate(before) if element.get("id")}
+
+    def target(value, places):  # what a link leads to is the same element
+        return re.sub(r"(?<=#)[\w.-]+(?=\)|$)", lambda link: str(places[link[0]]) if link[0] in places else link[0], value)
+
+    for old, new in zip(before, after, strict=True):
+        assert target(rules.get(new.get("class"), ""), named) == target(old.get("style", ""), origin)
+        for key in {*old.attrib, *new.attrib} - {"id", "style", "class"}:
+            words = [re.findall(r"[A-Za-z]|-?[\d.]+", " ".join(svg.get(key).split())) for svg in (old, new)]
+            if key.endswith("href") or key == "clip-path":
+                assert target(old.get(key), origin).split() == target(new.get(key), named).split()
+            else:
+                assert len(words[0]) == len(words[1])
+                assert all(a == b or abs(float(a) - float(b)) <= 0.0005001 for a, b in zip(*words, strict=True))
+    plt.close(figure)
 
 
 def test_saving_leaves_a_figure_without_layout_engine_as_it_is(recwarn):
@@ -555,6 +593,6 @@ def test_a_picture_drawn_once_is_that_of_savefig(kind):
     drawn, expected = plotting._render(figure, kind), io.BytesIO()
     with plotting.without_layout_tables():
         figure.savefig(expected, format=kind, metadata=plotting.UNDATED[kind])
-    assert drawn == expected.getvalue()
+    assert drawn == (plotting._slim(expected.getvalue()) if kind == "svg" else expected.getvalue())
     assert "GSUB" not in subset.Options().drop_tables, "whoever imports lib.plotting keeps the fonts' tables elsewhere"
     plt.close(figure)
