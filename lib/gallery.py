@@ -55,7 +55,8 @@ AT_HAND = (
     "With a paper at hand: what its tables and figures show, where our runs show the same, on other data mostly and trained shorter, the claims read "
     "off it, and what ours lacks besides."
 )
-ABOUT = "What this is, what the words mean, and how to run it on your own images or with your own method"  # the way to the README
+ABOUT = ("What this is, what the words mean, and how to run it on your own images or with your own method", "../../README.md")
+FINDINGS = ("What the results say, method by method, and what the numbers alone do not", "../FINDINGS.md")
 # What the README says of each method: claims of the ledger, and one part of each.
 HEADLINES = (
     ("VS2-1", "50 epochs (5 at standard)"), ("VS2-1", "100 epochs (10 at standard)"),
@@ -144,8 +145,8 @@ def build(profile: str) -> Path:
     places |= {"by-paper": BY_PAPER.lower()} if by_paper else {}
     questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
     content = {
-        "profile": profile, "about": ABOUT, "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs),
-        "groups": groups, "claims": claims,
+        "profile": profile, "ways": [ABOUT, FINDINGS] if profile == EVIDENCE else [ABOUT],
+        "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
         "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "", "by_paper": by_paper,
@@ -575,12 +576,12 @@ def _words(value) -> str:
 
 
 def _readme(
-    profile: str, provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list], questions: list,
-    advice: list[list], caption: str, by_paper: dict[str, list[dict]], **_
+    profile: str, ways: list[tuple[str, str]], provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list],
+    questions: list, advice: list[list], caption: str, by_paper: dict[str, list[dict]], **_
 ) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", "",
-             f"[{ABOUT}](../../README.md)", ""]  # fmt: skip
+             *(f"[{text}]({href})  " for text, href in ways), ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}
     where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what", "by-paper": f"#{_anchor(BY_PAPER)}"}

@@ -29,7 +29,7 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 CAPTION = f"Concentration falls with blur & {HOSTILE}. " + "Each box shows the quartiles of one severity level here. " * 4
 ALT = 'Five "boxes" stand <b>side by side</b>. Their medians fall.'
 OTHER_ALT = 'A "curve" rises <b>fast</b>. It ends high.'
-BESIDE = ("README.md", "settings")  # what pages link to beside results
+BESIDE = ("README.md", "settings", "results/FINDINGS.md")  # what pages link to beside results
 
 
 @pytest.fixture(scope="module")
@@ -39,8 +39,9 @@ def results(tmp_path_factory):
         patch.setattr(artifacts, "RESULTS", tmp_path_factory.mktemp("gallery") / "results")
         plotting.use_style()
         folder = artifacts.results_dir("standard")
+        folder.mkdir(parents=True, exist_ok=True)
         for name in BESIDE:
-            artifacts.RESULTS.with_name(name).symlink_to(artifacts.ROOT / name)
+            (artifacts.RESULTS.parent / name).symlink_to(artifacts.ROOT / name)
         source = folder / "metrics" / "30.csv"
         artifacts.write_text(source, "a\n1\n")
         for id, size in (("20_accuracy", plotting.TEXT), ("30_kappa", plotting.COLUMN), ("30_roc", plotting.SQUARE)):
