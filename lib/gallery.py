@@ -79,6 +79,7 @@ HEADLINES = (
 )  # fmt: skip
 # What a visitor asks, and where index.html answers: a claim, a figure, a table (t-), or a section; what a profile does not have is left out.
 QUESTIONS = (
+    ("Which claims hold, and how sure is that?", "holds"),
     ("Does κ tell right from wrong predictions: what became of VS2-3?", "VS2-3"),
     ("From which table is that verdict read?", "VS2-3"),
     ("Which runs does it rest on, and how long did they take?", "VS2-3"),
@@ -140,7 +141,7 @@ def build(profile: str) -> Path:
     places = {entry["id"]: f"figure {entry['id']}" for entry in figures} | {f"t-{entry['id']}": f"table {entry['id']}" for entry in tables}
     places |= {claim["id"]: f"claim {claim['id']}" for claim in claims} | ({"runs": "all runs"} if runs else {})
     advice = _advice() if profile == EVIDENCE else []
-    places |= ({"verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
+    places |= ({"holds": "what holds", "verdicts": "counts of verdicts"} if claims else {}) | ({"advice": "which score to use"} if advice else {})
     by_paper = _by_paper(places, claims)
     places |= {"by-paper": BY_PAPER.lower()} if by_paper else {}
     questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
@@ -148,7 +149,7 @@ def build(profile: str) -> Path:
         "profile": profile, "ways": [ABOUT, FINDINGS] if profile == EVIDENCE else [ABOUT],
         "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
-        "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW,
+        "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW, "holds": _holding(claims),
         "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "", "by_paper": by_paper,
         "papers_places": (BY_PAPER, AT_HAND),
     }  # fmt: skip
@@ -406,11 +407,24 @@ def _counts(claims: list[dict]) -> list[list]:
     return [["paper", *verdicts, "inconclusive", "claims"], *([name, *row] for name, row in zip([*PAPERS.values(), "all"], cells, strict=True))]
 
 
+def _holding(claims: list[dict]) -> list[tuple[str, list[dict]]]:
+    """The claims that hold by how sure that is, in words, the surest first."""
+    from lib import claims as ledger
+
+    def doubt(claim: dict) -> tuple[bool, bool, bool]:
+        return claim["verdict"] != ledger.REPRODUCED, claim["few_seeds"], claim["unsettled"]
+
+    held = sorted((claim for claim in claims if claim["verdict"] in (ledger.REPRODUCED, ledger.SAME)), key=doubt)
+    found = [list(same) for _, same in groupby(held, doubt)]
+    return [(same[0]["said"] + ", on fewer than three seeds" * same[0]["few_seeds"], same) for same in found]
+
+
 def with_results(readme: str) -> str:
-    """The README of the repository with the present headlines, counts of verdicts by paper, and what to use for what, between their markers."""
+    """The README of the repository with the present headlines, what holds, counts of verdicts by paper, and what to use for what, at their marks."""
     runs = _runs(EVIDENCE)
     claims = _claims(EVIDENCE, runs)
-    tables = {"headlines": _headlines(claims), "verdicts": _counts(claims), "advice": _advice()}
+    held = [[said, f"{_claim_link(claim, f'results/{EVIDENCE}')} {_escape(claim['statement'])}"] for said, same in _holding(claims) for claim in same]
+    tables = {"headlines": _headlines(claims), "holds": [["how sure", "claim"], *held], "verdicts": _counts(claims), "advice": _advice()}
     for name, text in ({"runs": _compared(runs)} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
         readme = re.sub(marks, lambda found, text=text: f"{found[1]}\n{text}\n\n{found[2]}", readme, flags=re.S)
@@ -577,14 +591,15 @@ def _words(value) -> str:
 
 def _readme(
     profile: str, ways: list[tuple[str, str]], provenance: list[tuple[str, str]], groups: list[dict], claims: list[dict], counts: list[list],
-    questions: list, advice: list[list], caption: str, by_paper: dict[str, list[dict]], **_
+    holds: list, questions: list, advice: list[list], caption: str, by_paper: dict[str, list[dict]], **_
 ) -> str:  # fmt: skip
     """The same gallery for a repository browser, which shows Markdown and not HTML."""
     lines = [f"# Results, profile {_escape(profile)}", "", "The same with all tables: [index.html](index.html), from disk in any browser.", "",
              *(f"[{text}]({href})  " for text, href in ways), ""]  # fmt: skip
     lines += [f"- {_escape(name)}: {_escape(value)}" for name, value in provenance]
     where = {claim["id"]: f"#{_anchor(PAPERS[claim['paper']])}" for claim in claims}
-    where |= {"runs": "runs", "verdicts": "#claims", "advice": "#which-score-to-use-for-what", "by-paper": f"#{_anchor(BY_PAPER)}"}
+    where |= {"runs": "runs", "holds": "#claims", "verdicts": "#claims", "advice": "#which-score-to-use-for-what"}
+    where["by-paper"] = f"#{_anchor(BY_PAPER)}"
     where |= {f"t-{table['id']}": table["href"] for group in groups for table in group["tables"]}
     where |= {figure["id"]: figure["files"]["png"] for group in groups for figure in group["figures"]}
     if questions:
@@ -592,7 +607,9 @@ def _readme(
         lines += [f"- {_escape(text)} {', '.join(f'[{_escape(name)}]({where[place]})' for place, name in found)}" for text, found in questions]
     lines += ["", "## Which score to use for what", "", caption, "", markdown_table(advice)] if advice else []
     if claims:
-        lines += ["", "## Claims", "", markdown_table(counts), "", FEW, ""]
+        lines += ["", "## Claims", "", "What holds, the surest first:", ""]
+        lines += [f"- {said}: {', '.join(f'[{id}]({where[id]})' for id in map(itemgetter('id'), same))}" for said, same in holds]
+        lines += ["", markdown_table(counts), "", FEW, ""]
         lines += ["Of every claim the first part that decides its verdict; all of them, in full: [90_claims.csv](tables/90_claims.csv).",
                   "If nothing else is said, an interval of one seed is over images alone."]  # fmt: skip
     for paper, name in PAPERS.items():

@@ -2,6 +2,7 @@
 
 import ast
 import base64
+import itertools
 import json
 import os
 import re
@@ -345,6 +346,13 @@ def count(paper, verdict):
     return str(((frame.paper == paper) & (frame.verdict == verdict)).sum())
 
 
+def held():
+    """How sure a claim is, and the claims that are as sure, as the page lists those that hold."""
+    frame = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv")
+    surely = ~frame.unsettled & ~frame.few_seeds
+    return [f"{verdict.capitalize()}: {', '.join(frame.id[surely & (frame.verdict == verdict)])}." for verdict in ("reproduced", "same direction")]
+
+
 def advised(use):
     """The best score without labels for a use, as its table says it."""
     table = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "80_advice.csv")
@@ -359,27 +367,43 @@ def hours(claim):
 
 # A question of the page; the texts of the links clicked one after another; where the answer stands (an id, or a file); what it holds.
 ASKED = [
-    (0, ["claim VS2-3"], "VS2-3", lambda: [cell("90_verdicts", "verdict", id="VS2-3")]),
-    (1, ["claim VS2-3", "32_auroc.csv"], "tables/32_auroc.csv", lambda: [cell("90_claims", "ours", id="VS2-3")]),
-    (2, ["claim VS2-3", "vi_simsiam-cifar10-e40-seed0"], "vi_simsiam-cifar10-e40-seed0",
+    (0, ["what holds"], "holds", held),
+    (1, ["claim VS2-3"], "VS2-3", lambda: [cell("90_verdicts", "verdict", id="VS2-3")]),
+    (2, ["claim VS2-3", "32_auroc.csv"], "tables/32_auroc.csv", lambda: [cell("90_claims", "ours", id="VS2-3")]),
+    (3, ["claim VS2-3", "vi_simsiam-cifar10-e40-seed0"], "vi_simsiam-cifar10-e40-seed0",
      lambda: [f"{config('vi_simsiam-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
-    (3, ["figure 80_ranks"], "80_ranks", lambda: [first("linear_correctness_auroc"), "correctness"]),
-    (3, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["behind"]),
-    (3, ["which score to use"], "advice", lambda: advised("correctness (linear)")),
-    (4, ["which score to use"], "advice", lambda: advised("far OOD")),
-    (4, ["figure 80_ranks"], "80_ranks", lambda: [first("near_ood_auroc"), "near OOD"]),
-    (5, ["table 20_difference", "20_difference.csv"], "tables/20_difference.csv",
+    (4, ["figure 80_ranks"], "80_ranks", lambda: [first("linear_correctness_auroc"), "correctness"]),
+    (4, ["figure 80_against_trivial"], "80_against_trivial", lambda: ["behind"]),
+    (4, ["which score to use"], "advice", lambda: advised("correctness (linear)")),
+    (5, ["which score to use"], "advice", lambda: advised("far OOD")),
+    (5, ["figure 80_ranks"], "80_ranks", lambda: [first("near_ood_auroc"), "near OOD"]),
+    (6, ["table 20_difference", "20_difference.csv"], "tables/20_difference.csv",
      lambda: [cell("20_difference", "ci_low", epochs=40, classifier="linear", measure="top-1")]),
-    (6, ["all runs"], "simclr-cifar10-e40-seed0", lambda: [f"{config('simclr-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
-    (7, ["figure 31_kappa_by_augmentation", "csv"], "figures/31_kappa_by_augmentation.csv", lambda: ["random crop", "median", "q1"]),
-    (8, ["claim VJ-4"], "VJ-4", lambda: [cell("90_verdicts", "verdict", id="VJ-4"), "interval"]),
-    (9, ["claim PM-1"], "PM-1", lambda: ["not tested", needs("PM-1")]),
-    (10, ["counts of verdicts"], "verdicts", lambda: ["same direction", count("vs2", "same direction")]),
-    (11, ["claim VJ-1"], "VJ-1", lambda: [f"({hours('VJ-1')} hours of training)"]),
-    (12, ["table 50_calibration"], "t-50_calibration", lambda: ["ECE", "prosmin_vit"]),
-    (13, ["which score to use"], "advice", lambda: advised("how far blurred")),
-    (14, ["tables and figures of the papers", "figure 41_generated"], "41_generated", lambda: ["distance of generated to test images"]),
+    (7, ["all runs"], "simclr-cifar10-e40-seed0", lambda: [f"{config('simclr-cifar10-e40-seed0')['seconds'] / 60:.1f}"]),
+    (8, ["figure 31_kappa_by_augmentation", "csv"], "figures/31_kappa_by_augmentation.csv", lambda: ["random crop", "median", "q1"]),
+    (9, ["claim VJ-4"], "VJ-4", lambda: [cell("90_verdicts", "verdict", id="VJ-4"), "interval"]),
+    (10, ["claim PM-1"], "PM-1", lambda: ["not tested", needs("PM-1")]),
+    (11, ["counts of verdicts"], "verdicts", lambda: ["same direction", count("vs2", "same direction")]),
+    (12, ["claim VJ-1"], "VJ-1", lambda: [f"({hours('VJ-1')} hours of training)"]),
+    (13, ["table 50_calibration"], "t-50_calibration", lambda: ["ECE", "prosmin_vit"]),
+    (14, ["which score to use"], "advice", lambda: advised("how far blurred")),
+    (15, ["tables and figures of the papers", "figure 41_generated"], "41_generated", lambda: ["distance of generated to test images"]),
 ]  # fmt: skip
+
+
+def test_every_claim_that_holds_is_listed_once(committed):
+    frame = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv")
+    holding = frame.id[frame.verdict.isin(["reproduced", "same direction"])].tolist()
+    (page,) = re.findall(r'<p id="holds">.*?</p>', (committed / "index.html").read_text(), re.S)
+    assert sorted(re.findall(r'href="#([^"]+)"', page)) == sorted(holding)
+    (table,) = re.findall(r"<!-- holds -->(.*?)<!-- end -->", gallery.with_results((artifacts.ROOT / "README.md").read_text()), re.S)
+    assert sorted(re.findall(r"\| \[([A-Z0-9]+-\d+)\]", table)) == sorted(holding)
+    doubts = [words for words, _ in gallery._holding([
+        {"id": str(place), "verdict": "same direction", "said": "same direction" + " (open)" * unsettled, "few_seeds": few, "unsettled": unsettled}
+        for place, (few, unsettled) in enumerate(itertools.product((True, False), repeat=2))
+    ])]  # fmt: skip
+    assert doubts == ["same direction", "same direction (open)", "same direction, on fewer than three seeds",
+                      "same direction (open), on fewer than three seeds"]  # fmt: skip
 
 
 def test_every_question_is_asked():
