@@ -420,16 +420,16 @@ def _module_files(name: str) -> list[Path]:
     return sorted(path.glob("*.py")) or [file for file in [path.with_suffix(".py")] if file.exists()]
 
 
-def imported_modules(source: str) -> frozenset[str]:
-    """Names of the lib modules that Python source imports, those they import included; a package counts as one module."""
-    found: set[str] = set()
+def source_files(source: str) -> list[Path]:
+    """The files of all lib modules that Python source imports, those they import included; a package counts as one module."""
+    found: dict[str, list[Path]] = {}
     waiting = set(_named_modules(source))
     while waiting:
         name = waiting.pop()
-        found.add(name)
-        for path in _module_files(name):
-            waiting |= _named_modules(path.read_text()) - found
-    return frozenset(found)
+        found[name] = _module_files(name)
+        for path in found[name]:
+            waiting |= _named_modules(path.read_text()) - found.keys()
+    return [path for name in sorted(found) for path in found[name]]
 
 
 @cache
@@ -445,11 +445,6 @@ def _named_modules(source: str) -> frozenset[str]:
             names |= {alias.name.split(".")[1] for alias in node.names if alias.name.startswith("lib.")}
     # That module starts every notebook and changes no number in it.
     return frozenset(name for name in names - {"reproduction"} if _module_files(name))
-
-
-def source_files(source: str) -> list[Path]:
-    """The files of all lib modules that Python source imports."""
-    return [path for name in sorted(imported_modules(source)) for path in _module_files(name)]
 
 
 def write_stamp(path: Path) -> None:

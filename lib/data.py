@@ -24,7 +24,7 @@ import warnings
 import zlib
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -283,7 +283,8 @@ def _read_torchvision(root: Path, name: str, split: str, image_size: int | None)
     known = DATASETS[name]
     source = f"torchvision layout {root / known.folder}"
     if known.provider in ("MNIST", "FashionMNIST"):
-        images, labels = _read_idx(root / known.folder, split)
+        prefix = f"{root / known.folder}/{'train' if split == 'train' else 't10k'}"
+        images, labels = _read_idx(Path(f"{prefix}-images-idx3-ubyte"))[..., None], _read_idx(Path(f"{prefix}-labels-idx1-ubyte"))
         return ImageSet(name, split, images, labels, list(_torchvision_class(name).classes), source=source)
     if known.provider == "ImageFolder":
         folder = root / known.folder / {"test": "val"}.get(split, split)
@@ -438,16 +439,8 @@ def _put_in_place(staging: Path, root: Path) -> None:
             own.rename(target / own.name)
 
 
-def _read_idx(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Images [N, H, W, 1] and labels [N] of MNIST's idx files, packed (.gz) or not."""
-    prefix = {"train": "train", "test": "t10k"}[split]
-    images, labels = _read_idx_file(folder / f"{prefix}-images-idx3-ubyte"), _read_idx_file(folder / f"{prefix}-labels-idx1-ubyte")
-    if len(images) != len(labels):
-        raise OSError(f"{folder} has {len(images)} {split} images but {len(labels)} labels")
-    return images[..., None], labels
-
-
-def _read_idx_file(path: Path) -> np.ndarray:
+def _read_idx(path: Path) -> np.ndarray:
+    """The array of one of MNIST's idx files, packed (.gz) or not."""
     try:
         content = path.read_bytes() if path.exists() else gzip.decompress(path.with_name(path.name + ".gz").read_bytes())
         shape = np.frombuffer(content, ">i4", content[3], offset=4)  # the fourth byte is the number of dimensions
@@ -565,16 +558,16 @@ def inception_weights(download: bool = False) -> Path | None:
     return path
 
 
-def _fetched(name: str) -> Iterator[str]:
-    """What there is to say of each split of a known set that is fetched, or of Inception's weights."""
+def _fetch(name: str) -> None:
+    """Fetch a known set, or Inception's weights, and print what there is to say of each of its splits."""
     if name == "inception":
-        yield f"inception: {inception_weights(download=True)}"
+        print(f"inception: {inception_weights(download=True)}")
         return
     known = DATASETS.get(name)
     for split in ("train", "test"):
         found = load(name, split, image_size=None if known is None or known.size else 224)
         shape = " x ".join(map(str, found.images.shape[1:]))
-        yield f"{name}/{split}: {len(found):,} images, {shape}, {len(found.classes)} classes, {found.source}, sha256 {found.checksum}"
+        print(f"{name}/{split}: {len(found):,} images, {shape}, {len(found.classes)} classes, {found.source}, sha256 {found.checksum}")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -582,21 +575,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["fetch", "table"])
     parser.add_argument("names", nargs="*", metavar="NAME", help=", ".join([*DATASETS, "inception"]))
     options = parser.parse_args(arguments)
-    if options.command == "table":
+    tasks, failed = [partial(write_data_page, artifacts.RESULTS / "DATA.md")], False
+    if options.command == "fetch":
+        if not options.names:
+            parser.error("fetch needs at least one NAME")
+        print(f"DATA_DIR is {default_data_dir()}")
+        tasks = [partial(_fetch, name) for name in options.names]
+    for task in tasks:
         try:
-            write_data_page(artifacts.RESULTS / "DATA.md")
-        except (ValueError, OSError) as error:
-            print(error, file=sys.stderr)
-            return 1
-        return 0
-    if not options.names:
-        parser.error("fetch needs at least one NAME")
-    failed = False
-    print(f"DATA_DIR is {default_data_dir()}")
-    for name in options.names:
-        try:
-            for line in _fetched(name):
-                print(line)
+            task()
         except (ValueError, OSError) as error:
             print(error, file=sys.stderr)
             failed = True

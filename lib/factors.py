@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -167,18 +166,13 @@ def retention_difference(told: Sequence[tuple[np.ndarray, ...]], scales: Sequenc
     return {"difference": gap(*columns), "ci_low": low, "ci_high": high, "n": len(columns[0])}
 
 
-class Clustering(NamedTuple):
-    """Agreement of clusters with classes: accuracy under the best one-to-one assignment, adjusted Rand index, normalised mutual information."""
-
-    accuracy: float
-    ari: float
-    nmi: float
-
-
-def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, clusters: int, starts: int = MIXTURE["starts"], seed: int = 0) -> Clustering:
+def cluster(
+    train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, clusters: int, starts: int = MIXTURE["starts"], seed: int = 0
+) -> dict[str, float]:
     """Fit a Gaussian mixture with full covariances to features [M, D] without labels; compare the clusters of others [N, D] with their classes.
 
-    SimVAE, App. A.7.5 and Tables 5 and 6. Deviation: ``starts`` initialisations, where the paper has 200.
+    accuracy: under the best one-to-one assignment; ari: adjusted Rand index; nmi: normalised mutual information. SimVAE, App. A.7.5 and Tables 5
+    and 6. Deviation: ``starts`` initialisations, where the paper has 200.
     """
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score  # slow to import
     from sklearn.mixture import GaussianMixture
@@ -189,9 +183,9 @@ def cluster(train_x: np.ndarray, test_x: np.ndarray, test_y: np.ndarray, cluster
         raise ValueError(f"clusters is {clusters}; it must be 2 to {len(train_x)}, the number of images.")
     mixture = GaussianMixture(clusters, covariance_type=MIXTURE["covariances"], n_init=starts, random_state=seed).fit(train_x.astype(np.float64))
     found = mixture.predict(test_x.astype(np.float64))
-    return Clustering(
-        hungarian_accuracy(found, test_y), adjusted_rand_score(test_y, found), normalized_mutual_info_score(test_y, found)
-    )
+    return {
+        "accuracy": hungarian_accuracy(found, test_y), "ari": adjusted_rand_score(test_y, found), "nmi": normalized_mutual_info_score(test_y, found),
+    }  # fmt: skip
 
 
 def hungarian_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -272,7 +266,7 @@ def measure_content(run: protocol.Run, notebook: str) -> pd.DataFrame:
     classes = len(run.train.classes)
     fitted_to = bank["features"][labelled.places(CLUSTERED_IMAGES)]
     clustering = cluster(fitted_to, test["features"], test["label"], classes, seed=run.settings["seed"])
-    rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering._asdict().items()]
+    rows += [common | {"classifier": "gmm", "metric": name, "value": value} for name, value in clustering.items()]
     rows += _variances_within(run, test, common)
     artifacts.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
     return run.write_metrics(rows, notebook)

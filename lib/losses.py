@@ -107,19 +107,10 @@ def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, varianc
     _same_shape(least=2, first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
         a, b = _precise(first), _precise(second)
-        dimension = a.shape[1]
-
-        def spread(z: Tensor) -> Tensor:
-            return F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean()
-
-        def redundancy(z: Tensor) -> Tensor:
-            z = z - z.mean(0)
-            matrix = z.T @ z / (len(z) - 1)  # [D, D]
-            return (matrix.square().sum() - torch.diagonal(matrix).square().sum()) / dimension
-
-        terms = {
-            "invariance": F.mse_loss(a, b), "variance": (spread(a) + spread(b)) / 2, "covariance": redundancy(a) + redundancy(b),
-        }  # fmt: skip
+        spreads = [F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (a, b)]
+        matrices = [z.T @ z / (len(z) - 1) for z in (a - a.mean(0), b - b.mean(0))]  # [D, D]
+        redundancies = [(matrix.square().sum() - torch.diagonal(matrix).square().sum()) / a.shape[1] for matrix in matrices]
+        terms = {"invariance": F.mse_loss(a, b), "variance": sum(spreads) / 2, "covariance": sum(redundancies)}
         loss = invariance * terms["invariance"] + variance * terms["variance"] + covariance * terms["covariance"]
         return {"loss": loss} | terms
 

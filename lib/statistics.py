@@ -194,16 +194,13 @@ def holm(p_values: ArrayLike) -> np.ndarray:
     return adjusted
 
 
-def _estimates_and_draws(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def _spread(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Both in float64, the standard deviation of the draws [B, M] of M quantities, and which of these no draw changes by more than rounding."""
     estimates, draws = np.asarray(estimates, dtype=np.float64), matrix(draws, "draws").astype(np.float64)
     if estimates.ndim != 1 or draws.shape[1:] != estimates.shape or len(draws) < 2 or not np.isfinite(estimates).all():
         raise ValueError(f"estimates must be [M], finite, and draws [B, M] with B >= 2, got shapes {estimates.shape} and {draws.shape}.")
-    return estimates, draws
-
-
-def _spread(estimates: np.ndarray, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Standard deviation of the draws [B, M] of M quantities, and which of these no draw changes by more than rounding, which is no spread."""
-    return draws.std(axis=0, ddof=1), np.abs(draws - estimates).max(axis=0) <= UNCHANGED * np.maximum(1, np.abs(estimates))
+    constant = np.abs(draws - estimates).max(axis=0) <= UNCHANGED * np.maximum(1, np.abs(estimates))
+    return estimates, draws, draws.std(axis=0, ddof=1), constant
 
 
 def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
@@ -212,8 +209,7 @@ def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
     Shares of draws would be no smaller than 1/(B + 1), which an adjustment for many quantities makes large. A quantity that no draw changes has 1
     where it is zero and 0 elsewhere.
     """
-    estimates, draws = _estimates_and_draws(estimates, draws)
-    error, constant = _spread(estimates, draws)
+    estimates, draws, error, constant = _spread(estimates, draws)
     away = np.divide(np.abs(estimates), error, out=np.where(np.abs(estimates) <= UNCHANGED, 0.0, np.inf), where=~constant)
     return 2 * scipy.stats.norm.sf(away)
 
@@ -225,8 +221,7 @@ def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.n
     statistic; Romano & Wolf 2005, Montiel Olea & Plagborg-Møller 2019). Draws of all quantities must come from one resample where the quantities
     depend on each other. A quantity that no draw changes has an interval of no width.
     """
-    estimates, draws = _estimates_and_draws(estimates, draws)
-    error, constant = _spread(estimates, draws)
+    estimates, draws, error, constant = _spread(estimates, draws)
     away = np.abs(draws - estimates)
     largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
     half = np.quantile(largest, 0.95) * error
