@@ -114,7 +114,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
         limits.insert(0, "It has no uncertainty of its own: the norm of the features stands in.")
     if name == "vje":
         limits.insert(0, "The formulation is this repository's own: the paper's text was not at hand.")
-        limits.insert(1, "Its likelihood, another score, is measured in notebook 60.")
+        limits.insert(1, "It has partly collapsed (effective rank). Its likelihood, another score, is measured in notebook 60.")
     if name in TOLD_BADLY:
         limits.insert(0, f"Its features hardly tell {TOLD_BADLY[name]} from photographs: that images resemble its training set says little.")
     if surer := list(foreign[foreign.ci_high < 0.5].evaluated_on):

@@ -393,6 +393,22 @@ def test_a_folder_is_scored_from_end_to_end(folder, scored, surveyed):
     assert config["finished"] and config["data"]["images"] == len(used)
 
 
+def test_a_folder_is_scored_by_a_committed_encoder_without_training(tmp_path):
+    folder, output = tmp_path / "images", tmp_path / "page"
+    images = data.load("generated", "test").subset(range(own_images.FEWEST))
+    folder.mkdir()
+    for place, image in enumerate(images.images):
+        Image.fromarray(image).save(folder / f"{place:03}.png")
+    command = [sys.executable, "-m", "lib.reproduction", "--score", str(folder), "--profile", "smoke", "--encoder", "vi_simsiam", "--out", str(output)]
+    done = subprocess.run(command, cwd=artifacts.ROOT, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "with the committed encoder vi_simsiam" in done.stdout and not list(output.rglob("config.json")), "something was trained"
+    kappa = pd.read_csv(output / "kappa.csv").set_index("file").kappa
+    expected = own_images.ask("vi_simsiam", images)["kappa"]
+    np.testing.assert_allclose([kappa[f"{place:03}.png"] for place in range(len(images))], expected, rtol=1e-3)
+    assert "resemble" in (output / "index.html").read_text()
+
+
 def test_the_page_escapes_names_and_loads_nothing(scored):
     page = (scored["output"] / "index.html").read_text()
     assert "&lt;script&gt;alert(1)&lt;" in page and "<script" not in page and "<img src=x" not in page and "onerror=\"" not in page
