@@ -119,6 +119,7 @@ def _read(path: Path, left_out: str, size: int) -> tuple[dict, np.ndarray | None
                 return row | {"status": "huge", "note": f"{image.width * image.height:,} pixels to decode, more than {MOST_PIXELS:,}"}, None
             notes = [f"first of {image.n_frames} frames"] if getattr(image, "n_frames", 1) > 1 else []
             notes += ["turned by its EXIF orientation"] if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT else []
+            notes += [f"enlarged to {size} px, which blurs it"] if min(row["width"], row["height"]) < size else []
             rgb, converted = image_sets.to_rgb(ImageOps.exif_transpose(image))
             return row | {"note": ", ".join(notes + converted)}, np.asarray(image_sets.square(rgb, size))
     except UnidentifiedImageError:
