@@ -75,7 +75,7 @@ def fit_decoder(
                     optimizer.step()
                     step += 1
                     progress.update(step, round(loss.item(), 4))
-                error, since = F.mse_loss(decode(decoder, x[-held_out:]), pixels[-held_out:]).item(), since + 1
+                error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
                 if not np.isfinite(error):
                     raise ValueError(f"The decoder's validation error is {error}: its training has diverged.")
                 if error < best:
@@ -93,6 +93,11 @@ def decode(decoder, features: np.ndarray | Tensor, batch_size: int = 512) -> Ten
     call = decoder.picture if isinstance(decoder, VAE) else decoder
     decoder.eval()
     return torch.cat([call(rows).cpu() for rows in torch.as_tensor(features, dtype=torch.float32).split(batch_size)])
+
+
+def mse(decoder, features: np.ndarray | Tensor, pixels: Tensor) -> float:
+    """Mean squared error a pixel of the reconstructions."""
+    return F.mse_loss(decode(decoder, features), pixels).item()
 
 
 def sample_classes(features: np.ndarray, labels: np.ndarray, count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
