@@ -406,6 +406,35 @@ def test_every_claim_that_holds_is_listed_once(committed):
                       "same direction (open), on fewer than three seeds"]  # fmt: skip
 
 
+def test_numbers_typed_in_the_readme_are_those_of_the_tables():
+    tables = artifacts.ROOT / "results" / gallery.EVIDENCE / "tables"
+    table, advice = (pd.read_csv(tables / f"{name}.csv") for name in ("80_benchmark", "80_advice"))
+
+    def value(method, score, measure):
+        return table.value[(table.method == method) & (table.score == score) & (table.measure == measure)].item()
+
+    def best(use, kind):
+        return advice[(advice.use == use) & (advice.kind == kind)].value.max()
+
+    nearest = table[(table.measure == "far_ood_auroc") & (table.score == "knn_distance")].set_index("method").value
+    untrained = nearest[["random", "random_latent", "random_vit", "raw_pixels"]]
+    trained = nearest.drop([*untrained.index, "supervised"])
+    kappa = [value("vi_simsiam", "uncertainty", measure) for measure in ("linear_correctness_auroc", "far_ood_auroc")]
+    supervised = [value("supervised", score, measure) for score, measure in (
+        ("knn_distance", "near_ood_auroc"), ("knn_distance", "far_ood_auroc"), ("max_softmax", "linear_correctness_auroc"))]  # fmt: skip
+    readme = " ".join((artifacts.ROOT / "README.md").read_text().split())
+    for words, *numbers in (
+        ("better than chance (AUROC {:.2f})", kappa[0]), ("for sure ({:.2f})", kappa[1]), ("a weak sign of errors (AUROC {:.2f})", kappa[0]),
+        ("of a linear probe (AUROC {:.2f})", best("correctness (linear)", "with labels")),
+        ("without labels nothing is good ({:.2f})", best("correctness (linear)", "without labels")),
+        ("For CIFAR-100 nothing is good either ({:.2f})", max(best("near OOD", "with labels"), best("near OOD", "without labels"))),
+        ("({:.2f} to {:.2f}): training without labels", untrained.min(), untrained.max()),
+        ("makes it worse ({:.2f} to {:.2f})", trained.min(), trained.max()),
+        ("its k-NN distance has {:.2f} near and {:.2f} far, its softmax {:.2f} for errors", *supervised),
+    ):
+        assert words.format(*numbers) in readme, words.format(*numbers)
+
+
 def test_every_question_is_asked():
     assert {number for number, *_ in ASKED} == set(range(len(gallery.QUESTIONS)))
 
