@@ -78,12 +78,16 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
             elif name in files and not path.is_file():
                 yield path, "other: not a regular file"
             elif name in files:
-                suffix = path.suffix.lower()
-                known = suffix in (".heic", ".heif", ".avif")
-                why = "cannot be read here; save the image as JPEG or PNG" if known else "is not a kind of image that is read"
-                yield path, "" if suffix in SUFFIXES else f"other: {suffix or 'no suffix'} {why}"
+                yield path, _other(path.suffix.lower())
         folders[:] = [name for name in folders if not name.startswith(".")]
     yield from unreadable
+
+
+def _other(suffix: str) -> str:
+    """Why a file with this suffix is not opened, or ""."""
+    if suffix in (".heic", ".heif", ".avif"):
+        return f"other: {suffix} cannot be read here; save the image as JPEG or PNG"
+    return "" if suffix in SUFFIXES else f"other: {suffix or 'no suffix'} is not a kind of image that is read"
 
 
 def _printable(name: str) -> str:

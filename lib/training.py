@@ -531,11 +531,16 @@ def _guard(means: dict, step: int, steps_per_epoch: int, method: nn.Module, run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Train one run listed in settings/experiments.toml.")
-    parser.add_argument("name", help="the run's name, <method>-<dataset>-<variant>-seed<k>")
+    # torchrun takes --run for an abbreviation of an option of its own, so the name may also stand alone.
+    parser.add_argument("name", nargs="?", help="the run's name, <method>-<dataset>-<variant>-seed<k>")
+    parser.add_argument("--run", default="", help="the same")
     parser.add_argument("--profile", default="quick")
     arguments = parser.parse_args()
+    name = arguments.name or arguments.run
+    if not name:
+        parser.error("which run? Give its name, <method>-<dataset>-<variant>-seed<k>.")
     try:
-        print(train(resolution.find_run(arguments.name, arguments.profile), show_progress=True))
+        print(train(resolution.find_run(name, arguments.profile), show_progress=True))
     except (ValueError, OSError, TrainingStopped) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -565,7 +565,7 @@ def test_seeds_of_randomness_are_apart():
 
 def test_the_command_trains_a_listed_run(monkeypatch, capsys):
     asked = []
-    monkeypatch.setattr("sys.argv", ["training", "simsiam-digits-e1-seed0", "--profile", "smoke"])
+    monkeypatch.setattr("sys.argv", ["training", "--run", "simsiam-digits-e1-seed0", "--profile", "smoke"])
     monkeypatch.setattr(training, "train", lambda settings, show_progress: asked.append(settings) or "folder")
     training.main()
     assert asked == [resolution.resolve("simsiam", "smoke")] and capsys.readouterr().out == "folder\n"
