@@ -331,7 +331,7 @@ def test_local_views_see_a_small_part(monkeypatch):
 
 
 def test_recipes_are_those_of_the_paper():
-    """Chen & He 2021, App. A and D; Chen et al. 2020, App. A; Grill et al. 2020, App. B; Bizeul et al. 2024, Table 2."""
+    """Chen & He 2021, App. A and D; Chen et al. 2020, App. A; Grill et al. 2020, App. B; Bizeul et al. 2024, Table 2; the others as lib has them."""
     paper = {"scale": (0.2, 1.0), "ratio": (3 / 4, 4 / 3), "flip": 0.5, "jitter": 0.8, "brightness": 0.4, "contrast": 0.4, "saturation": 0.4,
              "hue": 0.1, "grey": 0.2, "blur": 0.5, "sigma": (0.1, 2.0)}  # fmt: skip
     message = "a change of the views must raise the version of every method that uses them in settings/recipes.toml"
@@ -346,6 +346,16 @@ def test_recipes_are_those_of_the_paper():
     assert aug.RECIPES["simvae_colour"] == paper | none | colour, message
     uncoloured = {"scale": (0.4, 1.0), "jitter": 0.0, "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
     assert aug.RECIPES["simvae_grey"] == paper | none | uncoloured, message
+    others = {
+        "crop_and_flip": paper | uncoloured | {"scale": (0.2, 1.0), "grey": 0.0, "blur": 0.0},
+        "dino": paper | byol | {"scale": (0.4, 1.0), "local": {"scale": (0.05, 0.4), "blur": 0.5}},
+        "prosmin": paper | strong | {"scale": (0.8, 1.0)},
+        "simvae_colour_crop_0.2": paper | none | colour | {"scale": (0.2, 1.0)},
+        "simvae_colour_crop_1": paper | none | colour | {"scale": (1.0, 1.0)},
+        "simvae_colour_jitter_0": paper | none | uncoloured | {"scale": (0.6, 1.0), "jitter": 0.8},
+    }  # fmt: skip
+    pinned = {"simsiam", "simsiam_small", "simclr", "byol", "simvae_colour", "simvae_grey"} | set(others)
+    assert {name: aug.RECIPES[name] for name in others} == others and set(aug.RECIPES) == pinned, message
 
 
 @pytest.mark.parametrize("views", [1, 5])

@@ -1,5 +1,6 @@
 """A folder of somebody's images: every file is used or reported by its name, copies are found, and the page says what it should, escaped."""
 
+import errno
 import os
 import re
 import subprocess
@@ -190,11 +191,25 @@ def test_hostile_metadata_is_a_broken_file(tmp_path):
     assert image is None and row["status"] == "broken" and "ValueError" in row["note"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_what_may_not_be_read_is_reported(tmp_path):
+def _refuse(monkeypatch, where, name, path):
+    """Let ``where.name`` refuse this one path as the system does."""
+    usual = getattr(where, name)
+
+    def opened(asked, *arguments, **options):
+        if Path(asked) == path:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(asked))
+        return usual(asked, *arguments, **options)
+
+    monkeypatch.setattr(where, name, opened)
+
+
+def test_what_may_not_be_read_is_reported(tmp_path, monkeypatch):
     own_images.example(tmp_path / "own")
     (tmp_path / "own" / "icon.png").chmod(0)
     (tmp_path / "own" / "closed").mkdir(mode=0)
+    if os.geteuid() == 0:  # root may read everything
+        _refuse(monkeypatch, os, "scandir", tmp_path / "own" / "closed")
+        _refuse(monkeypatch, Image, "open", tmp_path / "own" / "icon.png")
     files = own_images.survey(tmp_path / "own", 32)[1].set_index("file")
     assert files.status[["icon.png", "closed"]].tolist() == ["broken", "broken"]
 
@@ -326,12 +341,23 @@ def test_every_committed_encoder_gives_a_column(committed):
     np.testing.assert_allclose(columns.uncertainty_vi_simsiam_kappa, -embedded["kappa"])
     own = about.set_index("encoder")
     assert own.spearman["vi_simsiam"] == pytest.approx(1) and own.uncertainty["simclr"] == methods.TRIVIAL[1]
-    assert set(own.resembles) <= {"not told apart", "no"}
     files = pd.DataFrame({"file": [f"{i}" for i in range(64)], "folder": ".", "status": "used"})
     table = own_images.ranked(files, embedded["kappa"], columns)
     assert table["rank"].tolist() == list(range(1, 65)) and table.kappa.is_monotonic_decreasing
     np.testing.assert_allclose(table.kappa, embedded["kappa"][table["index"]])
     np.testing.assert_allclose(table.uncertainty_vi_simsiam_kappa, -table.kappa)
+
+
+@pytest.mark.parametrize("far, resembles, sentence", [(0.1, "not told apart", "are not told apart from"), (0.9, "no", "do not resemble")])
+def test_images_far_from_the_training_set_are_said_not_to_resemble_it(committed, monkeypatch, far, resembles, sentence):
+    monkeypatch.setattr(encoders, "unlikeness", lambda features, spread: far)
+    images = data.load("generated", "test").subset(range(64))
+    kappa = own_images.ask("vi_simsiam", images)["kappa"]
+    about = own_images.compare(images, kappa)[1]
+    assert set(about.resembles) == {resembles} and set(about.unlikeness) == {far}
+    said = own_images.facts(images.images, kappa, "vi_simsiam", {}, about)
+    assert said[0].startswith("κ by the committed encoder vi_simsiam, trained on cifar10;")
+    assert f"These images {sentence} its training set (unlikeness {far:.2f}, " in said[1]
 
 
 def test_an_order_agrees_with_other_encoders_and_more_than_chance():

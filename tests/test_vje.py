@@ -335,8 +335,9 @@ def views(count=16, seed=0):
     return [torch.rand(count, 1, 16, 16, generator=generator) for _ in range(2)]
 
 
-def test_the_loss_is_symmetric_and_that_of_its_parts():
-    network, (first, second) = small().eval(), views()
+@pytest.mark.parametrize("weights", [{}, {"kl_weight": 0.1, "radial_weight": 0.0}, {"kl_weight": 3.0, "radial_weight": 2.0}])
+def test_the_loss_is_symmetric_and_that_of_its_parts(weights):
+    network, (first, second) = small(**weights).eval(), views()
     torch.manual_seed(0)
     terms = network.loss([first, second])
     assert terms["loss"].item() == pytest.approx((terms["directional"] + terms["radial"] + terms["kl"]).item(), rel=1e-5)
@@ -347,10 +348,22 @@ def test_the_loss_is_symmetric_and_that_of_its_parts():
     for own, other in ((0, 1), (1, 0)):
         s, mean, log_v = z[own]
         sample = mean + (log_v / 2).exp() * torch.randn_like(mean)
-        names = ("directional_freedom", "radial_freedom", "likelihood", "scale_directions", "log_radius", "prior_variance")
+        names = ("directional_freedom", "radial_freedom", "likelihood", "scale_directions", "log_radius", "prior_variance", *weights)
         options = {name: network.settings[name] for name in names}
         expected += losses.vje_loss(z[other][0], mean, log_v, sample, radial_scale=network.log_radial_scale.exp(), **options)["loss"].item() / 2
     assert terms["loss"].item() == pytest.approx(expected / network.dimension, rel=1e-4)
+    torch.manual_seed(0)
+    plain = small().eval().loss([first, second])
+    for name, weight in {"directional": 1.0, "radial": weights.get("radial_weight", 1.0), "kl": weights.get("kl_weight", 1.0)}.items():
+        assert terms[name].item() == pytest.approx(weight * plain[name].item(), rel=1e-5), name
+
+
+def test_features_are_standardised_unless_asked():
+    x = 5 * views(64)[0] + 3
+    for standardise in (True, False):
+        s = small(standardise=standardise).train()(x)[0]
+        unit = (s.mean(0).abs().max() < 1e-4) and (s.var(0, correction=0) - 1).abs().max() < 0.05
+        assert bool(unit) == standardise
 
 
 def test_the_target_is_a_constant_unless_asked():
