@@ -49,7 +49,7 @@ reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 s
 	@$(PY) -m lib.reproduction --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
 
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
-	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions"
+	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions" -rs
 
 test-long: setup ## run the tests that need minutes or a cluster: fifty kills, full disks, several processes, Slurm
 	@$(PY) -m pytest $(PARALLEL) -m long -rs

@@ -197,6 +197,7 @@ def _in_table(query: dict, profile: str) -> Found | None:
 
 def _in_metrics(notebook: str, query: dict, profile: str) -> Found | None:
     runs = [run for run in resolution.runs(profile, group=resolution.PROTOCOL) if run["method"] == query["method"]]
+    runs = [run for run in runs if run["dataset"] == _usual(run, "dataset", profile)]  # profile paper has one method on several sets
     stored = [artifacts.read_metrics(profile, notebook, resolution.run_name(run)) for run in runs]
     stored = [rows for rows in stored if len(rows)]
     rows = _select(pd.concat(stored), query, notebook).dropna(subset=["value"]) if stored else pd.DataFrame()

@@ -230,11 +230,11 @@ def side(difference, better_high: bool = True, published: bool = False) -> str:
 
 
 def told_over_seeds(difference) -> str:
-    """Whether the seeds alone settle a difference: t_low and t_high of ``points_apart``, in words."""
+    """Whether the seeds alone exclude a difference of zero: t_low and t_high of ``points_apart``, in words."""
     if difference.seeds < 2:
         return "one seed, open"
-    settled = "open" if open_over_seeds(difference) else "settled"
-    return f"by a paired t-test over the {difference.seeds} seeds alone [{difference.t_low:+.1f}, {difference.t_high:+.1f}], {settled}"
+    found = "open" if open_over_seeds(difference) else "without zero"
+    return f"by a paired t-test over the {difference.seeds} seeds alone [{difference.t_low:+.1f}, {difference.t_high:+.1f}], {found}"
 
 
 def behind(listed: Sequence[dict], dataset: str, methods: Collection[str], seeds: Collection[int]) -> dict:

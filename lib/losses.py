@@ -169,7 +169,8 @@ def _distillation(student: Tensor, teacher: Tensor, centre: Tensor, student_temp
 def ibot_patch_loss(
     student: Tensor, teacher: Tensor, mask: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float | Tensor = 0.04
 ) -> Tensor:
-    """DINO's cross-entropy at the hidden patches, mean over those of an image, then over the images (iBOT, Zhou et al. 2022, Eq. 3).
+    """DINO's cross-entropy at the hidden patches, mean over those of an image, then over the images (iBOT, Zhou et al. 2022, Eq. 3; the mean
+    is their code's, where that equation has a sum).
 
     student, teacher: [B, N, K] outputs of the heads for the patches of one view, some of them hidden from the student; mask: [B, N], true there.
     An image without hidden patches counts as zero, as in the authors' code.

@@ -27,6 +27,7 @@ from lib import (
     evaluation,
     factors,
     gallery,
+    likelihood,
     losses,
     methods,
     own_files,
@@ -574,6 +575,21 @@ CASES = {
     "a temperature of zero": (
         given(losses.ibot_patch_loss, torch.ones(2, 3, 4), torch.ones(2, 3, 4), torch.ones(2, 3), torch.zeros(4), 0.0),
         "student_temperature", None),
+    "latents without views": (
+        given(losses.log_shared_mean, torch.ones(4, 2)), r"Expected latents \[J, B, L\], got \[4, 2\]", None),
+    "one neighbour to choose from": (
+        given(factors.knn_chosen, HALVES[:1], RIGHT[:1], HALVES), "1 training images leave 0 neighbours to choose from; pass two or more", None),
+    "no seeds": (given(statistics.hierarchical_interval, np.mean, []), r"one array per seed, all of one length >= 1, got lengths \[0\]", None),
+    "a scale below zero": (given(likelihood.mass_over_sphere, 3, -1.0, 4.0), "dim is 3 and scale -1.0; they must be at least 2, and positive", None),
+    "several rows for one number": (
+        given(claims.find, {"table": "20_accuracy", "value": "ours"}, "smoke"), r"2 rows of 20_accuracy.csv answer \{\}; name more of its columns",
+        written(b"ours\n1\n2\n", "results", "smoke", "tables", "20_accuracy.csv")),
+    "a number without its seeds": (
+        given(claims.find, {"table": "20_accuracy", "value": "ours"}, "smoke"), "20_accuracy has a row without its runs or seeds, .*draw its",
+        written(b"ours,seeds\n1,\n", "results", "smoke", "tables", "20_accuracy.csv")),
+    "a record of reproduction that is a list": (
+        lambda place: gallery._provenance(artifacts.results_dir("smoke") / "run.json", []),
+        "run.json must hold one JSON object: it holds a list", written(b"[]", "results", "smoke", "run.json")),
     "images of another size": (
         lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 224, 224)), r"float32 of shape \(2, 3, 224, 224\); .*16 x 16 pixels", None),
     "grey images for an encoder of coloured ones": (
@@ -611,7 +627,8 @@ def test_bad_input_is_one_sentence_before_any_work(case, place, capsys):
 
 
 def test_there_are_enough_cases_and_every_door_lets_good_input_in(place):
-    assert len(CASES) >= 75
+    said = re.search(r"tries (\d+) inputs", (artifacts.ROOT / "tests" / "README.md").read_text())
+    assert len(CASES) == int(said[1])
     assert len(data.load("mine")) == 8 and len(data.load("pets")) == 3 and lib.load("vi_simsiam")
     assert training.train(FINISHED) == place.run and protocol.Run(FINISHED).method
     assert len(artifacts.read_metrics("smoke")) == 1 and settings.stale_runs("smoke") == [BEGUN]

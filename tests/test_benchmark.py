@@ -179,7 +179,7 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     listed = benchmark.runs("standard")
     right = {name: np.mean([benchmark.scores(run)["linear_correct"].mean() for run in listed[name]]) for name in set(placed.method)}
     gap = pairwise.set_index(["measure", "method", "minus_method"]).difference["linear_accuracy"]
-    assert all(gap[a, b] == pytest.approx(right[a] - right[b]) for a, b in gap.index) and set(by.loc["knn_accuracy"].best) <= {1, 2, 3}
+    assert all(gap[a, b] == pytest.approx(right[a] - right[b]) for a, b in gap.index)
     assert [by.loc[("near_ood_auroc", name)].tolist() for name in ("vi_simsiam", "simsiam", "dino")] == [[1, 1], [2, 2], [3, 3]]
     assert (by.loc["far_ood_auroc"] == [1, 3]).all(axis=None)  # the same number for all
     assert (pairwise.p_holm >= 0).all() and set(pairwise.pairing) == {"paired by image", "bound"}

@@ -299,6 +299,22 @@ def test_what_the_interval_of_one_seed_is_over_is_said():
     assert all(part.get("over", "").startswith("classes") for part in claims.claims()["VJ-2"]["parts"])
 
 
+def test_a_method_is_trained_if_every_seed_beats_the_untrained_network_and_raw_pixels(stored, monkeypatch):
+    listed = [resolution.resolve("vi_simsiam", "standard", seed=seed) for seed in (0, 1)]
+    listed += [resolution.resolve(name, "standard") for name in ("random", "raw_pixels")]
+    monkeypatch.setattr(protocol, "compared_runs", lambda profile: listed)
+
+    def store(*shares):
+        for run, share in zip(listed, shares, strict=True):
+            artifacts.write_scores("standard", resolution.run_name(run), run["dataset"], {"knn_correct": np.arange(500) < 500 * share})
+
+    store(0.6, 0.6, 0.3, 0.4)
+    assert claims.is_trained("vi_simsiam", "standard") and not claims.is_trained("dino", "standard")
+    for shares in ((0.6, 0.4, 0.3, 0.4), (0.3, 0.6, 0.3, 0.2), (0.6, 0.6, 0.7, 0.4)):
+        store(*shares)
+        assert not claims.is_trained("vi_simsiam", "standard"), shares
+
+
 def test_a_ledger_asks_once_whether_a_method_is_trained(monkeypatch):
     asked = []
     monkeypatch.setattr(claims, "find", lambda query, profile: Found(0.2, 0.1, 0.3, 10, 3, ""))

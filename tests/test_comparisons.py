@@ -49,6 +49,28 @@ def test_a_rate_that_was_searched_elsewhere_or_nowhere_is_told(shared_results):
     assert comparisons.unsearched("smoke", [resolution.resolve("directpred", "smoke")]) == {}, "a profile that searches nothing"
 
 
+def test_a_best_rate_at_an_end_of_its_grid_is_told_by_the_end():
+    best, grid = {"vje": 1.0, "dino": 4.0, "byol": 2.0}, (1.0, 2.0, 4.0)
+    rows = [(method, "learning_rate", value, value == best[method]) for method in best for value in grid] + [("prosmin", "trade_off", 0.5, True)]
+    tried = pd.DataFrame(rows, columns=["method", "setting", "value", "chosen"])
+    told = comparisons.at_an_end(tried)
+    assert told.startswith("The best rate is the least of its grid for VJE, and the largest of its grid for DINO: ")
+    assert "BYOL" not in told and all(comparisons.at_an_end(tried[tried.method == name]) == "" for name in ("byol", "prosmin"))
+    assert comparisons.at_an_end(tried[tried.method == "dino"]).startswith("The best rate is the largest of its grid for DINO: ")
+
+
+def test_whether_a_run_learned_enough_is_told_for_each_reference(shared_results):
+    n, listed = 400, [resolution.resolve(name, "smoke", dataset="cifar10") for name in ("vi_simsiam", "random", "raw_pixels")]
+    few = [resolution.resolve(name, "smoke", dataset="mnist") for name in ("vi_simsiam", "raw_pixels")]
+    for run, share in zip(listed + few, (0.5, 0.3, 0.5, 0.5, 0.6), strict=True):
+        artifacts.write_scores("smoke", resolution.run_name(run), run["dataset"], {"knn_correct": np.arange(n) < share * n})
+    more, level = comparisons.told_gains(listed[0], listed)
+    assert "minus Random initialisation: +20.0 points [" in more and more.endswith("], learned more.")
+    assert "minus Raw pixels: +0.0 points [" in level and level.endswith("**not learned more: its uncertainty is not tested (under-trained)**.")
+    (not_asked,) = comparisons.told_gains(few[0], few)
+    assert "minus Raw pixels: -10.0 points [" in not_asked and not_asked.endswith("not required on this set.")
+
+
 def test_differences_between_methods_are_paired_by_seed_and_image(shared_results):
     right = {("vje", 0): [1, 1, 0, 0], ("vje", 1): [1, 1, 1, 0], ("simsiam", 0): [1, 0, 0, 0], ("simsiam", 2): [1, 1, 1, 1]}
     listed = [resolution.resolve(method, "smoke", seed=seed) for method, seed in right]
@@ -204,13 +226,13 @@ def test_a_difference_in_words(low, high, seeds, better_high, published, said):
     assert comparisons.side(wide, better_high, published) == said + ", which Student's t over the seeds alone leaves open" * (low > 0 or high < 0)
 
 
-def test_seeds_alone_settle_a_difference_where_their_interval_excludes_zero():
+def test_whether_the_seeds_alone_exclude_zero_is_said():
     told = [
         comparisons.told_over_seeds(SimpleNamespace(seeds=seeds, t_low=low, t_high=high))
         for seeds, low, high in ((3, 0.04, 2.0), (3, -2.0, -0.04), (3, 0.0, 2.0), (1, np.nan, np.nan))
     ]
-    assert told[0] == "by a paired t-test over the 3 seeds alone [+0.0, +2.0], settled"
-    assert told[1].endswith("[-2.0, -0.0], settled") and told[2].endswith("[+0.0, +2.0], open") and told[3] == "one seed, open"
+    assert told[0] == "by a paired t-test over the 3 seeds alone [+0.0, +2.0], without zero"
+    assert told[1].endswith("[-2.0, -0.0], without zero") and told[2].endswith("[+0.0, +2.0], open") and told[3] == "one seed, open"
 
 
 def test_differences_over_classes_say_where_nothing_was_learned():

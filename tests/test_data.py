@@ -17,7 +17,7 @@ import torch
 import torchvision
 from PIL import Image
 
-from lib import augmentations, data, image_sets
+from lib import artifacts, augmentations, data, image_sets
 from lib.data import ImageSet, batches, data_table, generated, image_folder, label_subset, load, styled, train_validation_split
 
 RANDOM = np.random.default_rng(0)
@@ -916,3 +916,10 @@ def test_a_data_folder_that_cannot_be_written_is_a_reason_among_others(tmp_path,
     monkeypatch.setattr(data, "DEBIAN", {})
     with pytest.raises(FileNotFoundError, match="DATA_DIR is .* which cannot be written .*Permission denied"):
         data.load("mnist", data_dir=tmp_path)
+
+
+def test_the_data_page_names_every_set_and_its_terms():
+    head, _, *rows = [line.strip("| ").split(" | ") for line in (artifacts.ROOT / "results" / "DATA.md").read_text().splitlines() if line[:1] == "|"]
+    assert head[0] == "name" and head[4] == "terms"
+    known = [(name, of.terms) for name, of in data.DATASETS.items()]
+    assert [(row[0], row[4]) for row in rows] == known, "write it anew: python -m lib.data table"

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from lib import artifacts, drift
+from lib import artifacts, drift, reproduction
 
 ROW = {
     "method": "simsiam", "trained_on": "digits", "variant": "e1", "evaluated_on": "digits", "condition": "clean", "classifier": "linear", "score": "",
@@ -129,6 +129,15 @@ def test_of_a_part_only_its_own_runs_are_asked(expected):
     assert outside() == [("accuracy", 1)] and outside(whole=False) == []
     expected(ROW)
     assert outside(whole=False) == [("effective_rank", 0)]
+
+
+def test_what_drifts_is_a_failure_of_the_command_and_of_make_reproduce(expected, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["drift", "smoke"])
+    assert (drift.main(), reproduction._compare_with_expected("smoke", "all")) == (0, 0)
+    expected(ROW | {"value": 0.5}, RANK, OTHER)
+    assert (drift.main(), reproduction._compare_with_expected("smoke", "all")) == (1, reproduction.DRIFTED) and reproduction.DRIFTED != 0
+    assert capsys.readouterr().out.count("linear accuracy: expected 0.8 ± 0.16, stored 0.5") == 2
+    assert reproduction._compare_with_expected("standard", "all") == 0  # it has none
 
 
 def test_nothing_stored_or_not_a_number_is_not_accepted(expected):

@@ -287,7 +287,14 @@ def test_content_is_measured_as_its_functions_say(vae_run):
     clustered = factors.cluster(bank["features"], test["features"], test["label"], 10)
     assert {name: frame.value["clean", "gmm", name] for name in ("accuracy", "ari", "nmi")} == pytest.approx(clustered)
     within = frame.xs("variance_within", level="metric").value.droplevel("classifier")
-    assert within["classes"] == pytest.approx(factors.variance_within(test["features"], test["label"])) and 0 < within["views"] < 1
+    assert within["classes"] == pytest.approx(factors.variance_within(test["features"], test["label"]))
+    views = np.stack([view["features"] for view in protocol.embed_views(vae_run, factors.GROUP_VIEWS)[1]]).astype(np.float64)  # [V, N, D]
+    of_views, images, _ = views.shape
+    among = ((views - views.mean(0)) ** 2).sum() / (images * (of_views - 1))
+    total = ((views - views.mean((0, 1))) ** 2).sum() / (images * of_views - 1)
+    assert within["views"] == pytest.approx(among / total, rel=1e-5) and 0 < within["views"] < 1
+    alone = factors.measure_within(vae_run, "44_test").set_index("condition").value
+    assert alone.to_dict() == within[["classes", "views"]].to_dict()
     stored = artifacts.read_metrics("smoke", "40_test", vae_run.name)
     assert len(stored) == len(frame) and set(stored.run_hash) == {vae_run.hash}
 

@@ -565,8 +565,14 @@ def test_readme_has_the_verdicts_of_the_committed_ledger(repository):
     readme = (repository / "README.md").read_text()
     assert gallery.with_results(readme) == readme, "run `make gallery PROFILE=standard`"
     verdicts = pd.read_csv(repository / "results" / gallery.EVIDENCE / "tables" / "90_verdicts.csv")
-    for paper, name in gallery.PAPERS.items():
-        assert re.search(rf"^\| {name} \|.* {(verdicts.paper == paper).sum()} \|$", readme, re.M)
+    table = readme.split("<!-- verdicts -->")[1].split("<!-- end -->")[0].strip()
+    head, *rows = ([cell.strip() for cell in line.strip("| ").split("|")] for line in table.splitlines() if "---" not in line)
+    assert [row[0] for row in rows] == [*gallery.PAPERS.values(), "all"] and set(verdicts.verdict) == set(head[1:-2])
+    for (name, *cells), own in zip(rows, [*(verdicts[verdicts.paper == paper] for paper in gallery.PAPERS), verdicts], strict=True):
+        for verdict, cell in zip(head[1:-2], cells, strict=False):
+            found = own[own.verdict == verdict]
+            assert cell == f"{len(found)}" + f" ({found.few_seeds.sum()})" * bool(found.few_seeds.any()), (name, verdict)
+        assert cells[-2:] == [str(own.inconclusive.sum()), str(len(own))], name
     assert gallery.with_results(readme.replace(f"| {len(verdicts)} |", "| 0 |")) == readme
 
 

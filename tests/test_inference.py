@@ -196,6 +196,27 @@ def test_measures_of_every_kind():
     assert 0 <= dino["entropy"] <= dino["entropy_of_mean"] <= math.log(16) + 1e-6
 
 
+def test_measures_are_those_of_the_projections():
+    method, views = methods.build(run(), 1).train(), two_views(run())
+    with torch.no_grad():
+        first, second = (F.normalize(projection.double(), dim=1) for projection, _ in inference.forward_by_size(method, views))
+    found = inference.measures(method, views)
+    assert found["cosine"] == pytest.approx((first * second).sum(1).mean().item(), abs=1e-5)
+    assert found["spread"] == pytest.approx(first.std(0).mean().item() * first.shape[1] ** 0.5, rel=1e-4)
+    apart = torch.pdist(first) ** 2
+    assert found["uniformity"] == pytest.approx(apart.mul(-2).exp().mean().log().item(), abs=1e-4)
+
+
+def test_a_run_is_watched_before_the_first_step_and_six_times_on_the_same_views():
+    resolved = run()
+    method, views, seen = inference.watch(resolved, 12)
+    assert seen.step.tolist() == [0, 2, 4, 6, 8, 10, 12] and len(views) == 2 and views[0].shape[0] == 256
+    for row, network in ((0, methods.build(resolved, 1).train()), (6, method)):
+        expected = inference.measures(network, views)
+        assert {name: seen[name][row] for name in expected} == pytest.approx(expected, rel=1e-4, abs=1e-5)
+    assert seen.cosine.nunique() > 1
+
+
 def test_parts_taken_out():
     views = two_views(run())
     method = methods.build(run(), 1)

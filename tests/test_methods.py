@@ -513,6 +513,14 @@ def test_prosmins_deviation_starts_at_that_of_a_targets_coordinates():
     assert network.target(images).std(1).mean().item() == pytest.approx(0.2, rel=0.1)
 
 
+def test_prosmins_predictor_without_a_hidden_layer_is_one_linear_layer_each():
+    network, images = methods.build(small("prosmin", predictor_hidden=0)).eval(), draw_views()[0]
+    mean, log_sigma = network.predictor(projection := network.projector(network.backbone(images)))
+    torch.testing.assert_close(mean, projection @ network.predictor.mean.weight.T)
+    start = methods.build(small("prosmin")).predictor.log_sigma.bias[0]
+    assert (log_sigma == start).all() and [tuple(p.shape) for p in network.predictor.parameters()] == [(16, 16), (16, 16), (16,)]
+
+
 def test_prosmins_centre_settles_at_the_mean_and_stays_at_zero_without_centring():
     views = draw_views()
     for momentum, share in ((0.9, 1.0), (1.0, 0.0)):

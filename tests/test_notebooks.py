@@ -127,9 +127,10 @@ def test_stored_results_are_shown_without_training(smoke):
 
 
 def test_committed_results_stay_small():
-    listed = subprocess.run(["git", "ls-files", "-z", "results"], cwd=artifacts.ROOT, capture_output=True, text=True).stdout.split("\0")
+    listed = subprocess.run(["git", "ls-files", "-z", "results"], cwd=artifacts.ROOT, capture_output=True, text=True, check=True).stdout.split("\0")
     files = [artifacts.ROOT / name for name in listed if name and (artifacts.ROOT / name).exists()]
     weights = [path for path in files if path.parent.name == "encoders"]
+    assert len(files) > 1000 and weights
     assert sum(path.stat().st_size for path in files if path not in weights) <= 40_000_000
     assert all(path.stat().st_size <= encoders.MOST_BYTES for path in weights)
     assert all(path.stat().st_size <= 1_000_000 for path in files if path.suffix == ".ipynb")

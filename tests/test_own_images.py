@@ -57,6 +57,7 @@ def write_special(folder, images):
     picture[8].convert("P", palette=Image.Palette.ADAPTIVE).save(path("used", "palette.png"), transparency=0)
     picture[9].convert("LA").save(path("used", "grey and clear.PNG"))
     picture[10].convert("1").save(path("used", "black and white.bmp"))
+    picture[19].save(path("used", "plain.ppm"))
     turned = Image.Exif()
     turned[own_files.ORIENTATION] = 6
     picture[11].transpose(Image.Transpose.ROTATE_90).save(path("used", "turned.JPEG"), exif=turned, quality=98)
@@ -130,8 +131,8 @@ def test_every_file_has_its_status(folder, surveyed):
     for status, names in folder["expected"].items():
         assert sorted(special.file[special.status == status]) == sorted(names), status
     counts = {status: len(names) for status, names in folder["expected"].items()}
-    assert counts == {"used": 18, "broken": 10, "tiny": 2, "huge": 2, "link": 2, "other": 5}
-    assert files.status.value_counts().to_dict() == counts | {"used": CROPS + 6 + 18} and len(files) == 545
+    assert counts == {"used": 19, "broken": 10, "tiny": 2, "huge": 2, "link": 2, "other": 5}
+    assert files.status.value_counts().to_dict() == counts | {"used": CROPS + 6 + 19} and len(files) == 546
     assert len(images) == (files.status == "used").sum() and images.images.shape[1:] == (32, 32, 3) and images.images.dtype == np.uint8
     assert images.classes == sorted({name.split("/")[0] for name in FOLDERS} | {"copies", "special"})
     assert [images.classes[label] for label in images.labels] == list(files.folder[files.status == "used"])

@@ -215,6 +215,7 @@ def test_without_accounting_squeue_is_asked(tmp_path, monkeypatch, status, asked
     monkeypatch.setenv("PATH", str(tmp_path))
     options = reproduction.executor_options("slurm", 2, 1)
     assert options[:4] == ["--executor", "slurm", "--jobs", "2"] and options[options.index("10") + 1 :] == asked
+    assert options[options.index("--retries") + 1] == "2"  # what README promises
 
 
 WATCHED = """

@@ -93,6 +93,10 @@ def test_profiles_and_experiments_name_only_what_there_is(profile):
     assert len(hashes) == len(set(hashes))
 
 
+def test_profile_smoke_runs_every_method():
+    assert {run["method"] for run in settings.runs("smoke")} == set(METHODS)
+
+
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_data_sets_of_a_recipe_change_only_what_it_has(method):
     whole = settings._whole_recipe(method)

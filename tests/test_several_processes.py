@@ -30,6 +30,7 @@ if kill_at and os.environ.get("RANK") == "1" and os.environ["TORCHELASTIC_RESTAR
     def killed(self, views):
         calls.append(1)
         if len(calls) == kill_at:
+            open("was_killed", "w").close()
             os.kill(os.getpid(), signal.SIGKILL)
         return loss(self, views)
 
@@ -86,6 +87,7 @@ def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing
     gone = distance(start_of_both, one)
     assert gone > 0.1 and distance(one, two) < 0.01 * gone
     killed, _ = stored(start(tmp_path, "killed", 2, [script, method, "7"], restarts=1))
+    assert (tmp_path / "was_killed").exists(), "the worker was to be killed"
     assert distance(two, killed) < 1e-4 * gone
 
 

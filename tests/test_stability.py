@@ -15,6 +15,7 @@ from lib.methods.common import forward_by_size, spread
 
 TRAINED = [name for name in methods.METHODS if resolution.recipe(name)["epochs"]]
 EPOCHS = 6
+MAY_COLLAPSE: tuple[str, ...] = ()  # at ten times their learning rate
 
 
 def digits(method, **changed):
@@ -41,6 +42,7 @@ def test_ten_times_the_learning_rate_stays_finite(method):
         folder = training.train(settings)
     except training.TrainingStopped as stopped:
         assert "collapsed to one point" in str(stopped) and "spread" in str(stopped)
+        assert method in MAY_COLLAPSE, stopped
         return
     log = pd.read_csv(folder / "log.csv")
     of_every_row = [name for name in log if name not in ("effective_rank", "feature_spread")]  # those two stand at the end of an epoch

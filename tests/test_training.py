@@ -393,12 +393,24 @@ def test_matrices_alone_are_decayed_where_a_recipe_says_so_and_by_its_schedule(m
 
 def test_lars_adapts_the_rate_of_matrices_without_weight_decay_too():
     """The trust ratio 0.001 ‖w‖/‖g‖ of You et al. 2017 makes the step independent of the gradient's length."""
-    network = nn.Linear(4, 4, bias=False)
+    network = nn.Linear(4, 4)
     settings = tiny("simclr", optimizer="lars", weight_decay=0.0, momentum=0.0, learning_rate=0.1)
     before = network.weight.detach().clone()
-    network.weight.grad = torch.randn(4, 4)
+    network.weight.grad, network.bias.grad = torch.randn(4, 4), torch.zeros(4)
     training.make_optimizer(network, settings).step()
     assert float((network.weight.detach() - before).norm()) == pytest.approx(0.1 * 0.001 * float(before.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("layer", [lambda: nn.Linear(4, 4), lambda: nn.BatchNorm1d(4)])
+def test_lars_neither_decays_nor_adapts_biases_and_batch_norm(layer):
+    network = layer()
+    vectors = {name: parameter for name, parameter in network.named_parameters() if parameter.ndim < 2}
+    before = {name: parameter.detach().clone() for name, parameter in vectors.items()}
+    for parameter in network.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    training.make_optimizer(network, tiny("simclr", optimizer="lars", weight_decay=0.1, momentum=0.0, learning_rate=0.5)).step()
+    for name, parameter in vectors.items():
+        torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * parameter.grad, msg=name)
 
 
 def test_the_loop_tells_a_method_epoch_and_progress(monkeypatch):

@@ -24,10 +24,11 @@ class ProSMin(nn.Module):
     a mixture: ``|z_j - z_k| <= |z_j - t| + |z_k - t|`` keeps it above zero for λ >= ½ and β <= 1, which is asked for; below ½ one view's samples
     may go to infinity and take it with them.
 
-    Deviation: §10.5.6 and the authors' code also pair a view with its own target; the code's centre settles at half the mean, here at the mean. The
-    paper calls λ and β learnable; they are constants there and here. For its rows of the mean alone "λ and σ are zero" (§7); λ = 1 keeps Eq. 2's
-    first term, which is then all there is. Without ``pool_views``, the usual case here and the code's, r counts one view's samples.
-    ``clip_norm`` bounds the norm of the whole gradient, where that code bounds that of each tensor.
+    Deviation: the authors' code starts the target network at the online network's weights, the paper at random ones, as here; that code's second
+    head gives log σ², ours log σ. §10.5.6 and the authors' code also pair a view with its own target; the code's centre settles at half the mean,
+    here at the mean. The paper calls λ and β learnable; they are constants there and here. For its rows of the mean alone "λ and σ are zero" (§7);
+    λ = 1 keeps Eq. 2's first term, which is then all there is. Without ``pool_views``, the usual case here and the code's, r counts one view's
+    samples. ``clip_norm`` bounds the norm of the whole gradient, where that code bounds that of each tensor.
     The rows of the projector's last layer have unit length (networks.PrototypeHead), where that code trains their length.
     """
 
