@@ -15,7 +15,6 @@ from lib.methods.common import forward_by_size, spread
 
 TRAINED = [name for name in methods.METHODS if resolution.recipe(name)["epochs"]]
 EPOCHS = 6
-MAY_COLLAPSE: tuple[str, ...] = ()  # at ten times their learning rate
 
 
 def digits(method, **changed):
@@ -35,15 +34,10 @@ def test_the_same_seed_gives_the_same_weights(tmp_path, monkeypatch):
 @pytest.mark.long
 @pytest.mark.parametrize("method", TRAINED)
 def test_ten_times_the_learning_rate_stays_finite(method):
-    """Losses, weights and embeddings are finite after 60 steps, and κ keeps its bound; outputs that have collapsed are named, not passed over."""
+    """Losses, weights and embeddings are finite after 60 steps, no outputs have collapsed, and κ keeps its bound."""
     usual = digits(method)
     settings = digits(method, epochs=EPOCHS, learning_rate=10 * usual["learning_rate"])
-    try:
-        folder = training.train(settings)
-    except training.TrainingStopped as stopped:
-        assert "collapsed to one point" in str(stopped) and "spread" in str(stopped)
-        assert method in MAY_COLLAPSE, stopped
-        return
+    folder = training.train(settings)  # none collapses, which would stop it
     log = pd.read_csv(folder / "log.csv")
     of_every_row = [name for name in log if name not in ("effective_rank", "feature_spread")]  # those two stand at the end of an epoch
     assert np.isfinite(log[of_every_row].to_numpy(float)).all()
