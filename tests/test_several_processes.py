@@ -74,11 +74,15 @@ def script(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam", "simclr", "dino"])
-def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(tmp_path, script, distance, method):
+@pytest.mark.parametrize("method, killed", [
+    ("simsiam", True), ("vi_simsiam", True), ("simclr", True), ("dino", True), ("barlow_twins", False), ("vicreg", False), ("directpred", False),
+    ("moco_v2", False), ("moco_v3", False), ("supervised", False),
+])  # fmt: skip
+def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(tmp_path, script, distance, method, killed):
     """Tolerance: 1 % of the way that the weights have gone in 10 steps, as the processes add up in another order.
 
-    vi_simsiam's head and dino's prototypes idle at first; simclr's negatives come from both processes.
+    vi_simsiam's head and dino's prototypes idle at first; simclr's and moco_v3's negatives, moco_v2's queue, the correlations of barlow_twins,
+    vicreg and directpred and supervised's labels come from both processes.
     """
     one, alone = stored(start(tmp_path, "one", 0, [script, method, "0"]))
     two, shared = stored(start(tmp_path, "two", 2, [script, method, "0"]))
@@ -86,9 +90,10 @@ def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing
     start_of_both = methods.build(alone["settings"], 1).state_dict()
     gone = distance(start_of_both, one)
     assert gone > 0.1 and distance(one, two) < 0.01 * gone
-    killed, _ = stored(start(tmp_path, "killed", 2, [script, method, "7"], restarts=1))
-    assert (tmp_path / "was_killed").exists(), "the worker was to be killed"
-    assert distance(two, killed) < 1e-4 * gone
+    if killed:
+        again, _ = stored(start(tmp_path, "killed", 2, [script, method, "7"], restarts=1))
+        assert (tmp_path / "was_killed").exists(), "the worker was to be killed"
+        assert distance(two, again) < 1e-4 * gone
 
 
 def test_a_listed_run_under_torchrun_is_found_done(tmp_path, monkeypatch):
