@@ -419,11 +419,16 @@ def _holding(claims: list[dict]) -> list[tuple[str, list[dict]]]:
     return [(same[0]["said"] + ", on fewer than three seeds" * same[0]["few_seeds"], same) for same in found]
 
 
+def _tested_in_part(claim: dict) -> str:
+    return f" ({claim['parts_tested']} of {claim['parts']} parts tested)" if claim["parts_tested"] < claim["parts"] else ""
+
+
 def with_results(readme: str) -> str:
     """The README of the repository with the present headlines, what holds, counts of verdicts by paper, and what to use for what, at their marks."""
     runs = _runs(EVIDENCE)
     claims = _claims(EVIDENCE, runs)
-    held = [[said, f"{_claim_link(claim, f'results/{EVIDENCE}')} {_escape(claim['statement'])}"] for said, same in _holding(claims) for claim in same]
+    held = [[said, f"{_claim_link(claim, f'results/{EVIDENCE}')} {_escape(claim['statement'])}{_tested_in_part(claim)}"]
+            for said, same in _holding(claims) for claim in same]  # fmt: skip
     tables = {"headlines": _headlines(claims), "holds": [["how sure", "claim"], *held], "verdicts": _counts(claims), "advice": _advice()}
     for name, text in ({"runs": _compared(runs)} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
         marks = rf"(<!-- {name} -->\n).*?(<!-- end -->)"

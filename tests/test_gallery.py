@@ -398,6 +398,9 @@ def test_every_claim_that_holds_is_listed_once(committed):
     assert sorted(re.findall(r'href="#([^"]+)"', page)) == sorted(holding)
     (table,) = re.findall(r"<!-- holds -->(.*?)<!-- end -->", gallery.with_results((artifacts.ROOT / "README.md").read_text()), re.S)
     assert sorted(re.findall(r"\| \[([A-Z0-9]+-\d+)\]", table)) == sorted(holding)
+    in_part = frame[frame.id.isin(holding) & (frame.parts_tested < frame.parts)]
+    said = {id: (int(tested), int(parts)) for id, tested, parts in re.findall(r"\[(\S+)\].* \((\d+) of (\d+) parts tested\) \|", table)}
+    assert said == {row.id: (row.parts_tested, row.parts) for row in in_part.itertuples()} and said
     doubts = [words for words, _ in gallery._holding([
         {"id": str(place), "verdict": "same direction", "said": "same direction" + " (open)" * unsettled, "few_seeds": few, "unsettled": unsettled}
         for place, (few, unsettled) in enumerate(itertools.product((True, False), repeat=2))
