@@ -150,6 +150,7 @@ def build(profile: str) -> Path:
         "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW, "holds": _holding(claims),
+        "tested_in_part": _tested_in_part,
         "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "", "by_paper": by_paper,
         "papers_places": (BY_PAPER, AT_HAND),
     }  # fmt: skip
@@ -420,6 +421,7 @@ def _holding(claims: list[dict]) -> list[tuple[str, list[dict]]]:
 
 
 def _tested_in_part(claim: dict) -> str:
+    """How many parts of a claim were tested, where not all were."""
     return f" ({claim['parts_tested']} of {claim['parts']} parts tested)" if claim["parts_tested"] < claim["parts"] else ""
 
 
