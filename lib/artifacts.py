@@ -414,6 +414,14 @@ def stored_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.nda
 
 
 # ---------------------------------------------------------------------------------------------------------------- what code depends on
+# Read when the code itself is: a file that is edited while a run trains is not what measures the run.
+_IMPORTED = {path: path.read_text() for path in (ROOT / "lib").rglob("*.py") if path.is_file()}
+
+
+def _source(path: Path) -> str:
+    return _IMPORTED[path] if path in _IMPORTED else path.read_text()
+
+
 def _module_files(name: str) -> list[Path]:
     """The source files of lib.<name>, a module or a package; none if there is no such module."""
     path = ROOT / "lib" / name
@@ -428,7 +436,7 @@ def source_files(source: str) -> list[Path]:
         name = waiting.pop()
         found[name] = _module_files(name)
         for path in found[name]:
-            waiting |= _named_modules(path.read_text()) - found.keys()
+            waiting |= _named_modules(_source(path)) - found.keys()
     return [path for name in sorted(found) for path in found[name]]
 
 
@@ -457,7 +465,7 @@ def write_stamp(path: Path) -> None:
 @cache
 def code_hash(source: str) -> str:
     """Hash of the code of all lib modules that Python source imports; comments, docstrings and layout aside."""
-    trees = [ast.parse(path.read_text()) for path in source_files(source)]
+    trees = [ast.parse(_source(path)) for path in source_files(source)]
     for node in (node for tree in trees for node in ast.walk(tree)):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and ast.get_docstring(node, clean=False) is not None:
             node.body = node.body[1:]

@@ -287,7 +287,8 @@ def resize(images: Tensor, size: int) -> Tensor:
 def gaussian_blur(images: Tensor, sigma: Tensor, cut: float = BLUR_REACH) -> Tensor:
     """Gaussian blur of [B, C, H, W] with one sigma [B] in pixels an image, borders reflected.
 
-    Deviation: SimSiam's PIL filter approximates the Gaussian by box filters; this is the Gaussian, cut at 4 sigma (``cut``).
+    Deviation: SimSiam's PIL filter approximates the Gaussian by box filters; this is the Gaussian, cut at ``cut`` times the batch's largest
+    sigma (on a CPU, lib.fused_views, at that many of an image's own).
     """
     reach = math.ceil(cut * float(sigma.max()))
     sigma = sigma.to(images.device, non_blocking=True)

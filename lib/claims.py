@@ -32,7 +32,7 @@ PUBLISHED_RUNS = 3  # behind every published standard error
 ALONE = " (its interval is over images alone)"  # said of one seed, where nothing else varies
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
 UNSETTLED = "Student's t over them alone includes the bound"  # said of seeds so few, or so unlike, that by them alone nothing is settled
-REPEATED = "a run's repetition in another precision moved by more"
+REPEATED = "another precision or seed may move one run by more"
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
@@ -63,7 +63,7 @@ class Printed(float):
 class Found(NamedTuple):
     """Our number for one part of a claim: mean over seeds, 95 % interval, images, seeds, the commits that measured it; epochs, runs and Student's t
     interval over the seeds alone if stored; idle: whether of the two runs that it compares neither is surely above the untrained network;
-    repetition: what training one such run again moved it by, if that was tried."""
+    repetition: what training one such run again, with another precision or seed, may move it by, if that is known."""
 
     value: float
     low: float
@@ -479,7 +479,7 @@ def settles_nothing(reason: str) -> bool:
 
 
 def is_unsettled(reason: str) -> bool:
-    """Whether a part's interval lies on one side of the bound, and that of its seeds alone does not, or a repetition moved a run by more."""
+    """Whether a part's interval lies on one side of the bound, and that of its seeds alone does not, or a repetition may move a run by more."""
     return UNSETTLED in reason or REPEATED in reason
 
 

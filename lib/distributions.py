@@ -222,12 +222,16 @@ class PowerSpherical(_TiltedUniform):
         return math.log(2) + torch.digamma(alpha) - torch.digamma(alpha + beta)
 
     def _mean_cosine(self) -> Tensor:
-        kappa = self.concentration.double()
-        return kappa / (self.dim - 1 + kappa)
+        return mean_cosine(self.concentration.double(), self.dim)
+
+
+def mean_cosine(kappa: Tensor, dim: int) -> Tensor:
+    """E[μᵀz] = κ/(D - 1 + κ) of a Power Spherical distribution, of a κ of any shape (a number, a tensor or an array)."""
+    return kappa / (dim - 1 + kappa)
 
 
 def concentration_of(cosine: float, dim: int) -> float:
-    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ; ValueError unless 0 <= ρ < 1."""
+    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ (mean_cosine); ValueError unless 0 <= ρ < 1."""
     if not 0 <= cosine < 1:
         raise ValueError(f"A mean cosine of {cosine:g} belongs to no concentration; give one of at least 0 and below 1.")
     return (dim - 1) * cosine / (1 - cosine)

@@ -377,11 +377,12 @@ def battery(
     """Every measure of the standard protocol on one run: (metrics rows, per-image scores as score_images gives them).
 
     near_ood, far_ood: embeddings of other sets by name (rows have condition near_ood or far_ood and evaluated_on that name; n counts both
-    sets). conditions: embeddings of test images by "<family>_<severity>" ("crop_0.05", "blur_2"), the same images in the same order within
-    a family; a crop's number is the area kept. score is uncertainty (the method's own), feature_norm, knn_distance or max_softmax (the
-    trivial ones, turned so that higher = less certain) or a native quantity. Intervals: 95 % bootstrap over images with the classifier held
-    fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter of them for all else; recentred
-    for calibration errors. A measure that is undefined because only one class occurs (every prediction right) has value NaN.
+    sets, of means and quantiles the other alone). conditions: embeddings of test images by "<family>_<severity>" ("crop_0.05", "blur_2"), the
+    same images in the same order within a family; a crop's number is the area kept. score is uncertainty (the method's own), feature_norm,
+    knn_distance or max_softmax (the trivial ones, turned so that higher = less certain) or a native quantity. Intervals: 95 % bootstrap over
+    images with the classifier held fixed, `draws` draws for accuracy, NLL, Brier, correctness and recall AUROC on the clean test set, a quarter
+    of them for all else that has an interval; recentred for calibration errors. A measure that is undefined because only one class occurs (every
+    prediction right) has value NaN.
     """
     probe = linear_probe(train["features"], train["label"])
     scores = score_images(train, test, probe)

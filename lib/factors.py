@@ -1,6 +1,6 @@
 """What a representation keeps: non-linear probes of classes and factors, style retention, clustering, variance within groups, Fréchet distance.
 
-Functions of plain arrays, so they work on stored embeddings without a network; the last two measure a run by them. Networks and mixtures are
+Functions of plain arrays, so they work on stored embeddings without a network; the last three measure a run by them. Networks and mixtures are
 scikit-learn's.
 """
 

@@ -44,8 +44,8 @@ FETCHES = re.compile(r"""<(?:script|link|img|iframe|source|video|audio|embed|obj
 FIGURE_KEYS = ("id", "caption", "alt", "notebook", "inputs", "claims", "commit")
 FEW = (
     "In brackets: those of which a part rests on fewer than three seeds. Inconclusive: not reproduced, every failing interval includes the bound. "
-    "Open by its seeds: the interval over seeds and images lies on one side of the bound, Student's t over its seeds alone includes it, or a "
-    "repetition in another precision moved a run by more."
+    "Open by its seeds: the interval over seeds and images lies on one side of the bound, Student's t over its seeds alone includes it, or "
+    "another precision or seed may move one run by more."
 )
 VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
@@ -587,7 +587,9 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
     if not isinstance(record, dict):
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
     kept = {name: value for name, value in record.items() if name != "training_seconds"}  # runs are listed apart
-    return [*found, ("longest call of make reproduce, which trains what is not stored yet", _words(kept))]
+    count = len(record.get("training_seconds", ()))
+    then = f" ({count} runs when it was last called)" if count else ""
+    return [*found, (f"longest call of make reproduce, which trains what is not stored yet{then}", _words(kept))]
 
 
 def _words(value) -> str:

@@ -2,7 +2,7 @@
 
 A latent z of an image is read twice: q(z | x_i) from the target network's output for view i, p(z | x_j) from the online network's output for
 view j. With a prior p(z) these give the terms of VI-SimSiam 2023 (ICCV), Eq. 10 to 17; which distributions make which method is its Table 1,
-here ``READINGS``. Everything is differentiable, detaches nothing, and keeps the floating type of its arguments.
+here ``READINGS``. The terms are differentiable, detach nothing, and keep the floating type of their arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
 from lib import augmentations, data, methods, training
-from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher
+from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher, mean_cosine
 from lib.methods.common import agreement, forward_by_size, spread, view_pairs
 from lib.uncertainty import effective_rank
 
@@ -183,7 +183,7 @@ def view_cosines(method: nn.Module, images: Tensor, strengths: dict, generators:
         else:
             kappa = [method.embed(first).native["kappa"]]
         if kappa:
-            one["expected"] = kappa[0].float() / (method.dimension - 1 + kappa[0].float())
+            one["expected"] = mean_cosine(kappa[0].float(), method.dimension)
         found = {name: found.get(name, 0) + value / len(generators) for name, value in one.items()}
     return found
 

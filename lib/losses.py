@@ -335,7 +335,7 @@ def vje_loss(
     _positive(prior_variance=prior_variance)
     with torch.autocast(target.device.type, enabled=False):
         s, m, log_v, z = (_precise(tensor) for tensor in (target, mean, log_variance, sample))
-        kl = gaussian_kl(m, log_v, torch.zeros_like(m), torch.full_like(m, math.log(prior_variance))).mean()
+        kl = kl_to_prior(m, log_v, prior_variance).mean()
         nll = vje_likelihood(s, z, log_v, directional_freedom, radial_freedom, radial_scale, likelihood, scale_directions, log_radius)
         directional, radial = (-term.mean() for term in nll)
         return _summed({"directional": directional, "radial": radial_weight * radial, "kl": kl_weight * kl})
@@ -381,7 +381,7 @@ def vae_loss(
         shapes = f"reconstruction {list(reconstruction.shape)} and images {list(images.shape)}"
         raise ValueError(f"{shapes} must be alike and as many as the {len(mean)} means.")
     with torch.autocast(mean.device.type, enabled=False):
-        kl = gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.zeros_like(mean)).mean()
+        kl = kl_to_prior(mean, log_variance).mean()
         return _summed({"reconstruction": _pixel_nll(reconstruction, images, likelihood, variance, axes=1).mean(), "kl": beta * kl})
 
 
@@ -391,6 +391,11 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_lo
     m, log_v, other_m, other_log_v = (_precise(tensor) for tensor in (mean, log_variance, other_mean, other_log_variance))
     ratio = log_v - other_log_v
     return (torch.expm1(ratio) - ratio + (m - other_m).square() * (-other_log_v).exp()).sum(1) / 2
+
+
+def kl_to_prior(mean: Tensor, log_variance: Tensor, prior_variance: float = 1.0) -> Tensor:
+    """``KL( N(mean, exp log_variance) || N(0, prior_variance I) )`` of diagonal Gaussians [B, L], in nats: [B]."""
+    return gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(prior_variance)))
 
 
 def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance: float, axes: int = 2) -> Tensor:

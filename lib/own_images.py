@@ -136,7 +136,7 @@ def facts(images: np.ndarray, kappa: np.ndarray, encoder: str, settings: dict, a
         )
     if np.ptp(kappa) <= 1e-5 * kappa.mean():
         return [*said, dead]
-    follows = scipy.stats.spearmanr(images.mean((1, 2, 3)), kappa).statistic
+    follows = uncertainty.rank_correlation(images.mean((1, 2, 3)), kappa)
     return [*said, f"The rank correlation of κ with the mean brightness of an image is {follows:+.2f}; that part of the order may be no more."]
 
 

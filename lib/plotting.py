@@ -9,6 +9,7 @@ import io
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,15 +69,16 @@ class MethodStyle(NamedTuple):
 
 
 BLUE, BLACK, GREY, INK, CHANCE = "#0072B2", "#000000", "#595959", "#222222", "#8c8c8c"
+SKY, NAVY = "#3A9BD9", "#003A5C"  # of BLUE's variants
 
-# Colours keep their distance (CAM02-UCS) under deutan, protan and tritan vision; further baselines get no colour, only a marker.
+# Colours of papers keep their distance (CAM02-UCS) under deutan, protan and tritan vision; further baselines get no colour, only a marker.
 METHODS = {
     "vi_simsiam": MethodStyle("VI-SimSiam", BLUE, "o", "-", True, BLUE),
     "vi_simsiam_2022": MethodStyle("VI-SimSiam (2022)", BLUE, "P", (0, (1, 0.8)), True, BLUE),
     "vi_simsiam_undivided": MethodStyle("VI-SimSiam (undivided)", BLUE, "*", (0, (8, 1, 2, 1)), True, BLUE),
-    "vi_simsiam_detached": MethodStyle("VI-SimSiam (κ detached)", BLUE, "p", (0, (3, 1, 1, 1, 1, 1)), True, BLUE),
-    "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", BLUE, "H", (0, (2, 1, 1, 1)), False, BLUE),
-    "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", BLUE, "2", (0, (5, 1, 1, 1)), False, BLUE),
+    "vi_simsiam_detached": MethodStyle("VI-SimSiam (κ detached)", SKY, "p", (0, (3, 1, 1, 1, 1, 1)), True, BLUE),
+    "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", SKY, "H", (0, (2, 1, 1, 1)), False, BLUE),
+    "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", NAVY, "2", (0, (5, 1, 1, 1)), False, BLUE),
     "simvae": MethodStyle("SimVAE", "#D55E00", "s", (0, (6, 1.5)), True, "#C15500"),
     "simvae_public_code": MethodStyle("SimVAE (public code)", "#D55E00", "3", (0, (2, 1.5)), True, "#C15500"),
     "prosmin": MethodStyle("ProSMin", "#009E73", "^", (0, (3, 1.5)), True, "#008661"),
@@ -765,14 +767,16 @@ def dot_interval_plot(
 
 
 def forest_plot(
-    ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None, every: bool = False
+    ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None, every: bool = False,
+    limits: Sequence[float] | None = None,
 ) -> pd.DataFrame:
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
     points to the claimed side (claims.SIDES; two triangles that face each other for "within"). Where a column seeds says 1
     the interval is thin: it is over images alone. Where a column judged is False ours is grey.
-    style: of ours, blue dots by default. Rows with neither number are left out, or empty with `every`.
+    style: of ours, blue dots by default. Rows with neither number are left out, or empty with `every`. limits of the axis, where it shall not hold
+    all intervals: those that it cuts end in an arrow.
     Returns what is drawn, in order.
     """
     _require(data, "name")
@@ -794,6 +798,11 @@ def forest_plot(
     for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "thin: one seed, over images")):
         if rows.any():
             ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=colours[rows], linewidth=width, label=named)
+    if limits is not None:
+        ax.set_xlim(limits)
+        for end, cut, marker in ((limits[0], drawn.ci_low < limits[0], "<"), (limits[1], drawn.ci_high > limits[1], ">")):
+            for row in place[cut]:
+                ax.plot(end, row, marker, color=colours[row], markersize=3, clip_on=False)
     if drawn.published.notna().any():
         ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
     if "bound" in drawn:

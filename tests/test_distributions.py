@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
 
-from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher
+from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher, concentration_of, mean_cosine
 
 FAMILIES = [PowerSpherical, VonMisesFisher]
 DIMS = [2, 3, 4, 5, 16, 66, 128, 2048, 4096]
@@ -506,3 +506,11 @@ def test_degrees_of_freedom_beyond_the_gaussian_are_refused():
     loc = torch.tensor([1.0, 0.0])
     with pytest.raises(ValueError, match="degrees_of_freedom is inf; it must be positive, and 1e6"):
         DirectionalStudentT(loc, torch.ones(2), math.inf)
+
+
+@pytest.mark.parametrize("dim", [2, 16, 256])
+@pytest.mark.parametrize("kappa", [0.0, 3.0, 1e4])
+def test_the_mean_cosine_is_that_of_its_beta_variable_and_gives_the_concentration_back(dim, kappa):
+    mean = mean_cosine(kappa, dim)
+    assert mean == pytest.approx(2 * scipy.stats.beta((dim - 1) / 2 + kappa, (dim - 1) / 2).mean() - 1, abs=1e-12)
+    assert concentration_of(mean, dim) == pytest.approx(kappa)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -100,6 +101,15 @@ def test_the_hash_of_code_follows_its_imports_and_no_comment(tmp_path, monkeypat
     assert hashed(first="""'Said of it.'\nfrom lib import second  # why\nx = 1\n""", third="z = 2\n") == original
     assert hashed(second="y = 2\n") != original
     artifacts.code_hash.cache_clear()
+
+
+def test_the_hash_of_code_is_of_what_was_imported_not_of_an_edit_since(monkeypatch):
+    asked, read = "from lib import losses", Path.read_text
+    artifacts.code_hash.cache_clear()
+    imported = artifacts.code_hash(asked)
+    artifacts.code_hash.cache_clear()
+    monkeypatch.setattr(Path, "read_text", lambda path: read(path) + "edited = 1\n")
+    assert artifacts.code_hash(asked) == imported
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from lib.methods.baselines import RandomInitialisation, RawPixels
 from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 from lib.methods.simsiam import SimSiam, VISimSiam
 
-__all__ = ["METHODS", "Embedding", "RandomInitialisation", "RawPixels", "SimSiam", "VISimSiam", "build", "forward_by_size", "spread",
+__all__ = ["GENERATIVE", "METHODS", "Embedding", "RandomInitialisation", "RawPixels", "SimSiam", "VISimSiam", "build", "forward_by_size", "spread",
            "view_pairs"]  # fmt: skip
 
 METHODS = {
@@ -57,6 +57,7 @@ METHODS = {
     "moco_v2_latent": baselines.MoCo,
     "vicreg_latent": baselines.VICReg,
 }
+GENERATIVE = tuple(name for name, kind in METHODS.items() if issubclass(kind, vae.VAE))  # with a decoder of their own
 
 # What a method's own uncertainty is: the native quantity it comes from, and its name. All others have the negative norm of their features.
 UNCERTAINTIES = {

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.methods.common import Embedding, TwoViews, agreement, forward_by_size, recentre, spread, view_pairs
+from lib.methods.common import Embedding, TwoViews, agreement, forward_by_size, recentre, spread, view_pairs, watched
 from lib.methods.simsiam import SimSiam
 
 
@@ -40,7 +40,7 @@ class VICReg(TwoViews):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
         terms = losses.vicreg_loss(first, second, *(self.settings[name] for name in ("invariance", "variance", "covariance")))
-        return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | {
+        return watched(terms) | {
             "cosine": agreement(first, second), "spread": spread(first),
         }  # fmt: skip
 

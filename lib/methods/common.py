@@ -79,6 +79,11 @@ class TwoViews(nn.Module):
         return Embedding(features, -features.norm(dim=1), {})
 
 
+def watched(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Named scalar terms, all but the loss without gradient: a compiled step would carry a graph for each of them."""
+    return {name: value if name == "loss" else value.detach() for name, value in terms.items()}
+
+
 def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
     """Pairs (i, j): view i predicts the target of global view j, never its own."""
     return [(i, j) for i in range(views) for j in range(global_views) if i != j]

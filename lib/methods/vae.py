@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.methods.common import Embedding
+from lib.methods.common import Embedding, watched
 
 ACTIVE_VARIANCE = 0.01
 
@@ -55,11 +55,11 @@ class VAE(nn.Module):
         terms = self.objective(x, r, mean, log_variance, z, len(views))
         with torch.no_grad():
             mean_image = torch.sigmoid(r) if self.settings["likelihood"] == "bernoulli" else r
-            watched = {
+            also = {
                 "mse": F.mse_loss(mean_image, x), "posterior_variance": log_variance.exp().mean(),
                 "active_latents": (mean.var(0) > ACTIVE_VARIANCE).float().sum(),
             }  # fmt: skip
-        return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | watched
+        return watched(terms) | also
 
     def embed(self, images: Tensor) -> Embedding:
         mean, log_variance = self.encode(self.pixels(images))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import losses, networks
-from lib.methods.common import Embedding, agreement, forward_by_size, spread, view_pairs
+from lib.methods.common import Embedding, agreement, forward_by_size, spread, view_pairs, watched
 
 LIKELIHOOD = ("directional_freedom", "radial_freedom", "likelihood", "scale_directions", "log_radius")
 
@@ -71,11 +71,11 @@ class VJE(nn.Module):
         terms = {name: torch.stack([term[name] for term in found]).mean() / self.dimension for name in found[0]}
         with torch.no_grad():
             length = s[0].norm(dim=1)
-            watched = {
+            also = {
                 "cosine": agreement(mean[0], s[1]), "spread": spread(s[0]), "variance": log_variance[0].exp().mean(),
                 "log_variance_spread": log_variance[0].std(1).mean(), "norm": length.mean(), "norm_spread": length.std() / length.mean(),
             }  # fmt: skip
-        return {name: value if name == "loss" else value.detach() for name, value in terms.items()} | watched
+        return watched(terms) | also
 
     def embed(self, images: Tensor) -> Embedding:
         s = self.backbone(images).float()
@@ -107,7 +107,7 @@ class VJE(nn.Module):
         """What a posterior, mean and log-variance, says of targets, [B] each; all [B, D]."""
         mean, log_variance = posterior
         directional, radial = (-part for part in self._log_p(target, mean, log_variance))
-        kl = losses.gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(self.settings["prior_variance"])))
+        kl = losses.kl_to_prior(mean, log_variance, self.settings["prior_variance"])
         return {
             "log_variance": log_variance.mean(1), "directional": directional, "radial": radial, "negative_log_likelihood": directional + radial,
             "kl": kl, "likelihood_and_kl": directional + radial + kl,
