@@ -168,7 +168,7 @@ def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<th scope=\"row\">AUROC of κ<td>AUROC<td>0.72<td>0.613<td>[0.602, 0.625]<td>3<td" in page
     assert "| same direction | 1 of 1 | AUROC of κ | 0.72 | 0.613 \\[0.602, 0.625\\] AUROC |" in readme
-    assert '<tr id="simsiam-x"><th scope="row"><a href="runs/simsiam-x/config.json">simsiam-x</a><td>1.5<td>' in page
+    assert '<tr id="simsiam-x"><th scope=row><a href="runs/simsiam-x/config.json">simsiam-x</a><td>1.5<td>' in page
     assert "| 1 | 0 | 1 |\n" in readme  # the sum over papers
 
 
@@ -494,7 +494,7 @@ def test_every_run_is_linked_once_and_those_of_a_search_stand_together(committed
     assert sorted(re.findall(r'href="runs/([^/"]+)/config\.json"', page)) == sorted(folder.name for folder in configs)
     tried = [folder.name for folder, run in configs.items() if run["settings"]["split"] == "fit"]
     assert tried and not any(f'<tr id="{name}"' in page for name in tried)
-    rows = re.findall(r'<th scope="row">(\w+-\w+-e\d+)<td>(.*?)<td>([\d.]+)$', page.split('id="searches"')[1], re.M)
+    rows = re.findall(r'<th scope=row>(\w+-\w+-e\d+)<td>(.*?)<td>([\d.]+)$', page.split('id="searches"')[1], re.M)
     same = [run["seconds"] for folder, run in configs.items() if folder.name.startswith("simclr-cifar10-e5-fit-")]
     ((links, minutes),) = [row[1:] for row in rows if row[0] == "simclr-cifar10-e5"]
     assert links.count("<a ") == len(same) > 1 and float(minutes) == pytest.approx(sum(same) / 60, abs=0.051)
