@@ -166,7 +166,7 @@ def test_links_lead_to_files(results):
 
 def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
-    assert "<th scope=\"row\">AUROC of κ<td>AUROC<td>0.72<td>0.613<td>[0.602, 0.625]<td>3<td" in page
+    assert "<th scope=row>AUROC of κ<td>AUROC<td>0.72<td>0.613<td>[0.602, 0.625]<td>3<td" in page
     assert "| same direction | 1 of 1 | AUROC of κ | 0.72 | 0.613 \\[0.602, 0.625\\] AUROC |" in readme
     assert '<tr id="simsiam-x"><th scope=row><a href="runs/simsiam-x/config.json">simsiam-x</a><td>1.5<td>' in page
     assert "| 1 | 0 | 1 |\n" in readme  # the sum over papers
