@@ -490,6 +490,11 @@ def qualified(found: dict) -> str:
     return found["verdict"] + " (open by its seeds)" * found["unsettled"]
 
 
+def tested_in_part(found: dict) -> str:
+    """How many parts of a claim were tested, where not all were."""
+    return f" ({found['parts_tested']} of {found['parts']} parts tested)" if found["parts_tested"] < found["parts"] else ""
+
+
 def verdicts(table: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its own tested parts (not of those BEYOND), how many parts were tested, whether it is
     inconclusive (not reproduced, and no interval lies on the other side), whether it rests on intervals that their seeds alone do not settle

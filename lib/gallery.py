@@ -150,7 +150,6 @@ def build(profile: str) -> Path:
         "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW, "holds": _holding(claims),
-        "tested_in_part": _tested_in_part,
         "questions": questions, "advice": advice, "caption": _advice_caption() if advice else "", "by_paper": by_paper,
         "papers_places": (BY_PAPER, AT_HAND),
     }  # fmt: skip
@@ -345,7 +344,7 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
                  | (open_ := {"inconclusive": ledger.settles_nothing(part["reason"]), "unsettled": ledger.is_unsettled(part["reason"])})
                  | {"said": ledger.qualified(part | open_)} for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
-            "said": ledger.qualified(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
+            "said": ledger.qualified(entry), "in_part": ledger.tested_in_part(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
             "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "seeds": sorted({int(part["seeds"]) for part in words if part["decides"] and part["seeds"]}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
@@ -420,16 +419,11 @@ def _holding(claims: list[dict]) -> list[tuple[str, list[dict]]]:
     return [(same[0]["said"] + ", on fewer than three seeds" * same[0]["few_seeds"], same) for same in found]
 
 
-def _tested_in_part(claim: dict) -> str:
-    """How many parts of a claim were tested, where not all were."""
-    return f" ({claim['parts_tested']} of {claim['parts']} parts tested)" if claim["parts_tested"] < claim["parts"] else ""
-
-
 def with_results(readme: str) -> str:
     """The README of the repository with the present headlines, what holds, counts of verdicts by paper, and what to use for what, at their marks."""
     runs = _runs(EVIDENCE)
     claims = _claims(EVIDENCE, runs)
-    held = [[said, f"{_claim_link(claim, f'results/{EVIDENCE}')} {_escape(claim['statement'])}{_tested_in_part(claim)}"]
+    held = [[said, f"{_claim_link(claim, f'results/{EVIDENCE}')} {_escape(claim['statement'])}{claim['in_part']}"]
             for said, same in _holding(claims) for claim in same]  # fmt: skip
     tables = {"headlines": _headlines(claims), "holds": [["how sure", "claim"], *held], "verdicts": _counts(claims), "advice": _advice()}
     for name, text in ({"runs": _compared(runs)} | {name: markdown_table(rows) for name, rows in tables.items()}).items():
