@@ -62,7 +62,7 @@ for prefix, namespace in (("", SVG), ("xlink", HREF)):
 class MethodStyle(NamedTuple):
     label: str
     colour: str
-    marker: str
+    marker: str | tuple
     line: str | tuple
     fill: bool  # generative and probabilistic methods are filled, discriminative and reference methods hollow
     text_colour: str  # at least 4.5:1 on white
@@ -104,7 +104,7 @@ METHODS = {
     "cr_vae": MethodStyle("CR-VAE", GREY, ">", (0, (1, 1)), True, GREY),
     "supervised": MethodStyle("Supervised", GREY, "x", (0, ()), False, GREY),
     "random": MethodStyle("Random initialisation", GREY, "+", (0, (1, 3)), False, GREY),
-    "random_vit": MethodStyle("Random initialisation, ViT", GREY, "|", (0, (1, 3, 1, 1)), False, GREY),
+    "random_vit": MethodStyle("Random initialisation, ViT", GREY, (6, 2, 0), (0, (1, 3, 1, 1)), False, GREY),
     "raw_pixels": MethodStyle("Raw pixels", GREY, "d", (0, (6, 3)), False, GREY),
 }
 
@@ -473,8 +473,8 @@ def kappa_boxplots(
 ) -> pd.DataFrame:
     """Boxes of κ by group on a log axis; with `correct` (a boolean column) right predictions are filled and wrong ones hollow.
 
-    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges (of κ itself, not of its logarithm), or two
-    percentiles, where a few values near zero would stretch them over decades.
+    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges of log κ, as long as the
+    axis shows them, or two percentiles, where a few values near zero would stretch them over decades.
     Outliers are drawn only for groups of at most 200. n stands under each box. order: a meaningful one; by default by median.
     Returns group, [correct,] n, median, q1, q3, whisker_low, whisker_high, outliers_drawn.
     """
@@ -491,6 +491,12 @@ def kappa_boxplots(
             if len(values) == 0:
                 continue
             box = cbook.boxplot_stats(values, whis=whiskers)[0]
+            if np.isscalar(whiskers):
+                reach = (box["q3"] / box["q1"]) ** whiskers
+                inside = (box["q1"] / reach <= values) & (values <= box["q3"] * reach)
+                box["whislo"] = values[inside].min(initial=box["q1"])
+                box["whishi"] = values[inside].max(initial=box["q3"])
+                box["fliers"] = values[~inside]
             if len(values) > 200:
                 box["fliers"] = np.array([])
             extremes += [box["whislo"], box["whishi"], *box["fliers"]]
@@ -756,7 +762,8 @@ def dot_interval_plot(
         face = style.colour if style.fill else "white"
         if ends:
             ax.hlines(np.full(n, place), part[ends[0]], part[ends[1]], color=style.colour, linewidth=0.6, alpha=0.6)
-        ax.plot(part[value], np.full(n, place), style.marker, color=style.colour, markerfacecolor=face, linestyle="none", zorder=3)
+        look = {"marker": style.marker, "linestyle": "none", "color": style.colour, "markerfacecolor": face}
+        ax.plot(part[value], np.full(n, place), zorder=3, **look)
         rows.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
     ax.set_yticks(range(len(order)), [looks[name].label for name in order])
     ax.locator_params(axis="x", nbins=5 if _inches(ax)[0] > 1.6 else 3)  # numbers of four digits do not touch, in half a page's width or a quarter's
@@ -793,7 +800,8 @@ def forest_plot(
         (~judged & drawn.ours.notna(), CHANCE, "white", "ours, decides nothing"),
     ):
         if rows.any():
-            ax.plot(drawn.ours[rows], place[rows], style.marker, color=colour, markerfacecolor=face, markersize=4, label=named, zorder=3)
+            look = {"marker": style.marker, "linestyle": "none", "color": colour, "markerfacecolor": face, "markersize": 4}
+            ax.plot(drawn.ours[rows], place[rows], label=named, zorder=3, **look)
     alone, colours = drawn.ci_low.notna() & (drawn.get("seeds", 0) == 1), np.where(judged, style.colour, CHANCE)
     for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "thin: one seed, over images")):
         if rows.any():
@@ -853,8 +861,8 @@ def reliability_plot(axes, data: pd.DataFrame, *, colour: str = BLUE) -> pd.Data
 def training_curves(
     ax: Axes, log: pd.DataFrame, *, y: str, label: str, x: str = "epoch", log_scale: bool = False, band: tuple = ()
 ) -> pd.DataFrame:
-    """`y` over training from `log` (method, seed, `x`, `y`): seeds as thin dots, or hollow marks where they are few, their mean as a line named
-    at its end.
+    """`y` over training from `log` (method, seed, `x`, `y`): seeds as thin pale dots, or hollow marks where they are few, their mean as a line named
+    at its end, or where it is the only one in the title.
 
     band: two columns, the lower and upper end of a band behind the line (means over the seeds).
     Returns method, seed, x, y, [band,] mean (over the seeds that have begun and not ended at this x, between whose own it is interpolated).
@@ -873,8 +881,11 @@ def training_curves(
         drawn.loc[part.index, "mean"] = part[x].map(mean)
         if part["seed"].nunique() > 1:
             many = len(part) > 100
-            look = {"marker": ".", "markersize": 1.5, "alpha": 0.6} if many else {"marker": "o", "markersize": (3, 5)[place % 2], "fillstyle": "none"}
-            ax.plot(part[x], part[y], linestyle="", color=style.colour, clip_on=many, zorder=3, rasterized=len(part) > 2000, **look)
+            if many:  # below the line, and pale, or it would not be seen among them
+                look = {"marker": ".", "markersize": 1.5, "color": _mix(style.colour, 0.4), "zorder": 1.5, "rasterized": len(part) > 2000}
+            else:
+                look = {"marker": "o", "markersize": (3, 5)[place % 2], "color": style.colour, "fillstyle": "none", "zorder": 3, "clip_on": False}
+            ax.plot(part[x], part[y], linestyle="", **look)
         if band:
             low, high = (_mean_over_seeds(part, x, column) for column in band)
             ax.fill_between(low.index, low, high, color=style.colour, alpha=0.15, linewidth=0)
@@ -884,7 +895,12 @@ def training_curves(
     if log_scale:
         _log_axis(ax.yaxis, drawn[columns].min(axis=None), drawn[columns].max(axis=None))
         ax.autoscale(axis="y")  # the margins set on the linear axis reach below zero
-    _label_ends(ax, ends)
+    if len(ends) > 1:
+        _label_ends(ax, ends)
+    else:
+        (end, _, label, colour), *_ = ends
+        ax.set_xlim(right=end)
+        ax.set_title(label, color=colour)
     return drawn
 
 

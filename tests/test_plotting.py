@@ -325,7 +325,8 @@ def test_boxes_are_the_quartiles(correct):
         q1, median, q3 = np.percentile(values, [25, 50, 75])
         assert (box[:, 1].min(), box[:, 1].max()) == pytest.approx((q1, q3))
         assert (row["q1"], row["median"], row["q3"], row["n"]) == pytest.approx((q1, median, q3, len(values)))
-        inside = values[(values >= q1 - 1.5 * (q3 - q1)) & (values <= q3 + 1.5 * (q3 - q1))]
+        reach = 1.5 * (np.log(q3) - np.log(q1))
+        inside = values[(np.log(values) >= np.log(q1) - reach) & (np.log(values) <= np.log(q3) + reach)]
         assert (row["whisker_low"], row["whisker_high"]) == pytest.approx((inside.min(), inside.max()))
         assert row["outliers_drawn"] == (len(values) - len(inside) if len(values) <= 200 else 0)
     if not correct:
@@ -505,7 +506,10 @@ def test_training_curves_draw_the_mean_of_the_seeds():
     _, ax = plt.subplots()
     drawn = plotting.training_curves(ax, log, y="loss", label="Loss")
     assert drawn.groupby("epoch")["mean"].first().tolist() == [-1, -2, -3, -4]
-    assert ax.lines[-1].get_ydata().tolist() == [-1, -2, -3, -4] and ax.texts[0].get_text() == "SimSiam"
+    assert ax.lines[-1].get_ydata().tolist() == [-1, -2, -3, -4] and ax.get_title(loc="left") == "SimSiam"
+    plotting.training_curves(ax, pd.concat([log, log.assign(method="dino")]), y="loss", label="Loss")
+    assert {text.get_text() for text in ax.texts} == {"SimSiam", "DINO"}
+    _, ax = plt.subplots()
     drawn = plotting.training_curves(ax, log.assign(low=log.loss - 2 * log.seed, high=log.loss + 2), y="loss", label="Loss", band=("low", "high"))
     assert {"low", "high"} <= set(drawn)
     ends = ax.collections[-1].get_paths()[0].vertices
