@@ -536,7 +536,11 @@ def _hours() -> str:
 
 def deviations() -> str:
     """results/DEVIATIONS.md: where we differ from the papers, as notebooks, recipes and docstrings say it where they do."""
-    collected = "Collected from the notebooks, the recipes and the docstrings of `lib`, where each stands beside what it is about."
+    collected = (
+        "Collected from the notebooks, the recipes and the docstrings of `lib`, where each stands beside what it is about: the paper is the one that "
+        "is spoken of there, and what is above, below or under a heading is so in the notebook that is linked. Where a notebook speaks of the "
+        f"profile's values, those of profile {EVIDENCE} stand at the end, under [Runs](#runs)."
+    )
     parts = ["# Deviations from the papers", "", collected, "", "## Notebooks", ""]
     for path in sorted((artifacts.ROOT / "notebooks").glob("*.ipynb")):
         texts = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "markdown"]
@@ -549,7 +553,26 @@ def deviations() -> str:
     recipes = re.findall(r"^\[(\w+)\]\n((?:#[^\n]*\n)+)", (artifacts.ROOT / "settings" / "recipes.toml").read_text(), re.M)
     said = [(name, re.search(r"\bDeviations?: (.*)", " ".join(comment.replace("#", "").split()))) for name, comment in recipes]
     unlike = [["recipe", "deviation"], *([f"`{name}`", found[1].replace("|", r"\|")] for name, found in said if found)]
-    return "\n".join([*parts, "## Recipes", "", markdown_table(unlike), "", "## Code", "", markdown_table(rows), ""])
+    parts += ["## Recipes", "", markdown_table(unlike), "", "## Code", "", markdown_table(rows), "", "## Runs", "", *_runs_unlike_recipes(), ""]
+    return "\n".join(parts)
+
+
+def _runs_unlike_recipes() -> list[str]:
+    """Of every method that is trained at EVIDENCE where its run differs from its recipe: of the common protocol, else the first that is listed."""
+    first = {}
+    for run in settings.runs(EVIDENCE, group=settings.PROTOCOL) + settings.runs(EVIDENCE):
+        if run["epochs"]:
+            first.setdefault(run["method"], run)
+    text = (
+        f"What a run at profile {EVIDENCE} has in place of its recipe's value (in brackets), of every method that is trained; of one trained on "
+        "several sets it is the run of the common protocol, or the first that is listed. Settings that a method does not read, such as a predictor's "
+        "width where there is none, mean nothing there."
+    )
+    rows = [["method", "data", "in place of the recipe's"]]
+    for method, run in first.items():
+        changes = [f"{name} {_words(here)} ({_words(own)})" for name, (here, own) in settings.unlike_recipe(run).items()]
+        rows.append([f"`{method}`", run["dataset"], ", ".join(changes)])
+    return [text, "", markdown_table(rows)]
 
 
 def _said_to_deviate(tree: ast.AST, within: str = "") -> list[tuple[str, str]]:

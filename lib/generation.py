@@ -45,8 +45,8 @@ def fit_decoder(
     """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
     The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
-    least are kept. Deviation: features are standardised; encoders differ in scale by orders of magnitude, and the rate is the same for all.
-    progress_path: the file that lib.training.Progress writes.
+    least are kept. progress_path: the file that lib.training.Progress writes. Deviation: features are standardised; encoders differ in scale by
+    orders of magnitude, and the rate is the same for all.
     """
     features = matrix(features, "features")
     if len(features) != len(pixels) or len(features) < 20:

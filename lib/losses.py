@@ -293,7 +293,7 @@ def simvae_loss(
     unknown names, variances that are not positive, and a Bernoulli likelihood of images outside 0..1.
 
     Deviation: Algorithm 1 adds the posterior's log-determinant to a loss that is minimised, and divides the squared error by the number of pixels
-    and not by its variance; here are the signs and constants of ELBO_SSL. entropy_weight: 1; the authors' code has 2 π.
+    and not by its variance; here are the signs and constants of ELBO_SSL. The entropy has weight 1, in the authors' code 2 π.
     """
     _same_shape("[J, B, L]", mean=mean, log_variance=log_variance, sample=sample)
     if reconstruction.shape != images.shape or images.shape[:2] != mean.shape[:2]:

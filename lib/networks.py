@@ -202,8 +202,8 @@ def decoder(inputs: int, channels: int, image_size: int, backbone: str) -> nn.Se
     """Latents [B, L] -> what the likelihood is of, [B, C, S, S], unbounded (a sigmoid makes it a mean in 0..1).
 
     For the backbone "mlp" Table 3b: L -> 2000 -> 500 -> 500 -> pixels; for any other Table 4b: a linear layer to 256 channels of S / 2^k px, four
-    residual blocks of 128, 64, 32 and 16 channels of which the first k double the side, and a 5x5 convolution. Deviation: k = 4 at 64 px as printed;
-    at 32 px 3.
+    residual blocks of 128, 64, 32 and 16 channels of which the first k double the side, and a 5x5 convolution. Deviation: k is 4
+    at 64 px, as printed, and 3 at 32 px, which the table does not have.
     """
     if backbone == "mlp":
         shape = (channels, image_size, image_size)
@@ -314,8 +314,9 @@ class GaussianPredictor(nn.Module):
     """ProSMin's predictor (§5): projections [B, K] -> mean [B, K] and log σ [B, K] of a Gaussian with independent coordinates.
 
     Two layers with GELU in between, normalised, then a linear layer for each; hidden 0: those two layers alone. Deviation: the paper does not say
-    what lies between. In the authors' code what is normalised is also cut at zero, which left no unit alive in our narrow predictors; and σ starts
-    at 1, sixteen times the deviation of a target's coordinates, where log σ has a bias here, so that σ starts at ``deviation``.
+    what lies between the two layers and those of the mean and of log σ. In the authors' code what is normalised is also cut at zero, which left no
+    unit alive in our narrow predictors; and σ starts at 1, sixteen times the deviation of a target's coordinates, where log σ has a bias here, so
+    that σ starts at ``deviation``.
     """
 
     def __init__(self, dimension: int, hidden: int, deviation: float, batch_norm: bool = False):
@@ -379,7 +380,7 @@ def own_rows(batch: int) -> slice:
 class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """Batch norm whose statistics are taken over the batches of all processes, each of the same size; for the CPU, where torch has none.
 
-    As in torch the running variance is updated with the biased variance times n / (n - 1). Deviation: sums are taken in float32.
+    As in torch the running variance is updated with the biased variance times n / (n - 1); sums are taken in float32.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:

@@ -196,6 +196,16 @@ def is_usual(settings: dict) -> bool:
     return settings == resolve(settings["method"], settings["profile"], dataset=settings["dataset"], seed=settings["seed"])
 
 
+def unlike_recipe(settings: dict) -> dict[str, tuple]:
+    """Where a run differs from its method's recipe, and from what that has for its data set: setting -> (here, in the recipe).
+
+    What describes another backbone or views that there are none of is left out; other settings that the method does not read are not.
+    """
+    paper = recipe(settings["method"]) | _whole_recipe(settings["method"])["datasets"].get(settings["dataset"], {})
+    unread = ("local_size",) * (not settings["local_views"]) + ("width", "stem") * (settings["backbone"] != "resnet18")
+    return {name: (settings[name], own) for name, own in paper.items() if settings.get(name, own) != own and name not in unread}
+
+
 def trained_with(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in NOT_TRAINED_WITH}
 

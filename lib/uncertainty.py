@@ -122,8 +122,8 @@ def excess_aurc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
 def augrc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
     """Area under the generalised risk-coverage curve (Traub et al. 2024): mean over coverages 1/N … 1 of P(wrong and selected).
 
-    Equals the paper's (1 - AUROC) a (1 - a) + (1 - a)²/2, with a the accuracy, plus (1 - a)/(2N). Deviation: that last term, because the
-    mean over coverages is taken as in `aurc` where the paper integrates from coverage 0.
+    Equals the paper's (1 - AUROC) a (1 - a) + (1 - a)²/2, with a the accuracy, plus (1 - a)/(2N).
+    Deviation: that last term is not the paper's, who integrates from coverage 0; here coverages start at 1/N, as in `aurc`.
     """
     errors = _expected_errors(uncertainty, correct)
     return float(errors.mean() / errors.size)

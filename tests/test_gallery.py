@@ -764,6 +764,9 @@ def test_the_page_of_deviations_is_what_notebooks_recipes_and_docstrings_say():
     recipes = [line.split("`")[1] for line in page.split("## Recipes")[1].split("## Code")[0].splitlines() if line.startswith("| `")]
     assert len(recipes) == (artifacts.ROOT / "settings" / "recipes.toml").read_text().count("Deviation:") and {"simclr", "moco_v3"} <= set(recipes)
     assert "on CIFAR-10 App. B.9 has a temperature of 0.5; the projector's hidden layer" in page
+    runs = {line.split("`")[1]: line for line in page.split("\n## Runs")[1].splitlines() if line.startswith("| `")}
+    assert set(runs) == {run["method"] for run in settings.runs("standard") if run["epochs"]}
+    assert "optimizer sgd (lars)" in runs["barlow_twins"] and "dimension 256 (8192)" in runs["barlow_twins"] and "local_size" not in runs["simclr"]
     assert {"lib.losses.simvae_loss", "lib.methods.simsiam.VISimSiam", "lib.networks.to_concentration"} <= set(own) and len(set(own)) == len(own)
 
 

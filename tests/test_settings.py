@@ -93,6 +93,15 @@ def test_profiles_and_experiments_name_only_what_there_is(profile):
     assert len(hashes) == len(set(hashes))
 
 
+def test_a_run_is_compared_with_its_recipe():
+    run = resolve("byol", "standard", batch_size=4096)
+    apart = settings.unlike_recipe(run)
+    assert apart["optimizer"] == ("sgd", "lars") and apart["width"] == (16, 64) and not {"batch_size", "local_size", "seed"} & set(apart)
+    grey = settings.unlike_recipe(resolve("vae", "standard", dataset="mnist"))
+    assert not {"backbone", "image_size", "augmentation", "width", "stem"} & set(grey), "what the recipe has for MNIST is the paper's"
+    assert not any(settings.unlike_recipe(settings.recipe(name) | {"method": name, "dataset": "none"}) for name in METHODS)
+
+
 def test_profile_smoke_runs_every_method():
     assert {run["method"] for run in settings.runs("smoke")} == set(METHODS)
 

@@ -152,8 +152,8 @@ class MoCo(_WithTarget):
 class MoCoV3(BYOL):
     """MoCo v3 (Chen et al. 2021, Algorithm 1): each view's prediction is to find its image's key, of another view, among the keys of the batch.
 
-    Low-resolution views, which the paper has none of, are queries too where a profile asks for them.
-    Deviation: the mean over the pairs of views, where the algorithm adds its two.
+    Deviation: low-resolution views, of which the paper has none, are queries too where a profile asks for them (quick and standard do); the mean over
+    the pairs of views, where the algorithm adds its two.
     """
 
     takes_local_views = True

@@ -43,7 +43,7 @@ class VISimSiam(TwoViews):
     backbone's features (2023, §5, Algorithm 1). Loss: ``-log p_1(z_2) - log p_2(z_1)``, mean over the batch.
 
     Deviation: κ = (D - 1) exp(a), a smoothly bounded at the logit of a cosine of 0.98 (networks.to_concentration) and starting at that of
-    ``initial_cosine`` (the papers name no positivity map). With divide_loss the
+    ``initial_cosine`` (the papers name no positivity map). The head u has one hidden layer (its layers are not published). With divide_loss the
     loss is divided by D - 1: undivided, its gradient exceeds SimSiam's by a factor of the order of D, and the learning rate must shrink by as
     much. For the first ``concentration_warmup_epochs`` κ keeps its starting value (but for the weight decay of a bias that it shares with the
     predictor's last layer): while views are still unlike, the best κ is near zero, and
@@ -62,7 +62,6 @@ class VISimSiam(TwoViews):
         source = settings["concentration_from"]
         if source == "features":
             self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"])
-            # u_θ; its layers are not published (2023, §5): one hidden layer here
             self.concentration_head = networks.predictor(self.backbone.features, self.backbone.features, 1)
             self.embeds_with, last = ("backbone", "concentration_head"), self.concentration_head[-1]
         elif source == "predictor":

@@ -28,7 +28,7 @@ class VJE(nn.Module):
     Ours too, and no setting: given degrees of freedom, one elliptical Student-t for all features, one draw of z, and the posterior of a view's
     embedding from the other view's.
 
-    Deviation: the paper's values of all these are not available to us.
+    Deviation: what the paper has in place of these choices is not available to us.
     """
 
     embeds_with = ("backbone", "inference", "log_radial_scale")
