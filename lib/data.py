@@ -112,8 +112,8 @@ DATASETS = {
         None, "non-commercial research (Russakovsky et al. 2015)",
         "it needs an account: put it in DATA_DIR/imagenet/train/<class>/ and DATA_DIR/imagenet/val/<class>/"),
     "digits": Known("", "", _splits(train=1_438, test=359), 8, "CC BY 4.0 (Alpaydin & Kaynak 1998, from scikit-learn)"),
-    "styled_fashion_mnist": Known("", "", _splits(train=60_000, test=10_000), 32, "as fashion_mnist; colour and place drawn by lib.data"),
-    "styled_digits": Known("", "", _splits(train=1_438, test=359), 32, "as digits; colour and place drawn by lib.data"),
+    "styled_fashion_mnist": Known("", "", _splits(train=60_000, test=10_000), 32, "as fashion_mnist; colour, size, turn and place drawn by lib.data"),
+    "styled_digits": Known("", "", _splits(train=1_438, test=359), 32, "as digits; colour, size, turn and place drawn by lib.data"),
     "generated": Known("", "", _splits(train=512, test=256), 32, "none: drawn by lib.data"),
     "generated_noise": Known("", "", _splits(train=512, test=256), 32, "none: drawn by lib.data"),
 }  # fmt: skip
@@ -523,16 +523,25 @@ def data_table(data_dir: Path | None = None) -> pd.DataFrame:
 
 
 def write_data_page(path: Path) -> None:
-    """results/DATA.md: the known sets with their terms, and the checksums of those that are here."""
-    table = data_table().rename(columns={"here": "used here (checksum of images and labels)"})
+    """results/DATA.md: the known sets with their terms, the checksums of those that are here, and what the stored results are of."""
+    table = data_table().rename(columns={"here": "at hand when this page was written (checksum of images and labels)"})
     text = (
-        "# Data\n\nThe sets the companion knows by name, under whose terms, and which were used for the stored results. None is part of this\n"
-        "repository: each is found in `DATA_DIR` or fetched. A set of your own needs no entry here; see `lib/data.py`.\n\n"
-        "A checksum is of the images in their order. The results in this repository are of npz files: of cifar10 the official images in another\n"
-        "order (\"the first\" test images are others than torchvision's), of cifar100 5,000 of the test images.\n\n"
-        "Four sets are of npz files that nothing fetches, and are left out where `DATA_DIR` has none: imagenette96 (of imagenette 300 and 50 images\n"
-        "a class, centre crops of 96 px), dtd10_128 (ten classes of dtd, 1,200 images of 128 px), cue_conflict128 (images whose shape and texture\n"
-        "are of different classes, Geirhos et al. 2019) and fairface64 (10,000 faces, Karkkainen and Joo 2021, both CC BY 4.0).\n\n"
+        "# Data\n\n"
+        "The sets the companion knows by name, and under whose terms. None is part of this repository. A set is looked for in `DATA_DIR`: as\n"
+        "npz files (`<name>/<split>.npz`), as a folder of images, then as torchvision stores it; otherwise torchvision fetches it, and of\n"
+        "Fashion-MNIST the Debian package serves too. The last five of the table are made from what is installed or from other sets. A set of\n"
+        "your own needs no entry here; see `lib/data.py`.\n\n"
+        "A checksum is of images and labels in their order; `config.json` of a run has that of its data, and where they came from. Of the\n"
+        "results in this repository MNIST and Fashion-MNIST are the official files, the other sets npz files: cifar10 has the official images\n"
+        "in another order (\"the first\" test images are others than torchvision's), cifar100 5,000 of the 10,000 test images, 38 to 66 of a\n"
+        "class.\n\n"
+        "Four sets are npz files that nothing fetches, and are left out where `DATA_DIR` has none: imagenette96 (of imagenette 300 and 50\n"
+        "images a class, centre crops of 96 px), dtd10_128 (the first ten classes of dtd by name, 1,200 images of 128 px, 80 % of them train\n"
+        "and 20 % test, not dtd's own splits), cue_conflict128 (1,280 images of 128 px, whose shape and texture are of different classes in\n"
+        "all but 80; Geirhos et al. 2019) and fairface64 (10,000 faces of 64 px; Karkkainen and Joo 2021), the last two CC BY 4.0. The\n"
+        "photographs of imagenette96, dtd10_128 and fairface64 were compressed as JPEG again, which blurs and corruptions may feel.\n\n"
+        "Profile paper asks for imagenet100, 100 classes of ImageNet, which nothing fetches: put them in DATA_DIR/imagenet100/train and\n"
+        "DATA_DIR/imagenet100/test, a folder of images for each class.\n\n"
     )
     artifacts.write_text(path, text + artifacts.markdown_table([table.columns, *table.itertuples(index=False)]) + "\n")
 

@@ -512,8 +512,16 @@ def _advice_caption() -> str:
 
 def _hours() -> str:
     """results/README.md: of every claim about data that was tested the training hours behind it, in the best profile that tested it."""
-    lines, done = ["# Hours behind each claim", "", "What this is, and what the words mean: [README](../README.md).", ""], set()
-    lines += ["Wall-clock time of training the runs that a claim is judged from (`seconds` of their config.json); a run counts for each claim."]
+    about = (
+        "In this folder: what came out, [method by method](FINDINGS.md); [where runs and code differ from the papers](DEVIATIONS.md); "
+        f"[the data](DATA.md); and all numbers and figures, of profile [{EVIDENCE}]({EVIDENCE}/README.md) and of [quick](quick/README.md), an "
+        "illustration. What the words of the verdicts mean: [README](../README.md#verdicts)."
+    )
+    counted = (
+        "Wall-clock time of training the runs that a claim is judged from (`seconds` of their config.json); a run counts for each claim. Where the "
+        "table behind a claim does not name its runs, they are those of its methods of the seeds that all have."
+    )
+    lines, done = ["# Results, and the hours behind each claim", "", about, "", counted], set()
     for profile in ("paper", "standard", "quick"):
         runs = _runs(profile)
         tested = [claim for claim in _claims(profile, runs) if claim["parts_tested"] and claim["kind"] != "recipe" and claim["id"] not in done]
