@@ -284,7 +284,8 @@ def _said_by(error: Exception) -> str:
 
 
 def clean_metadata(path: Path) -> None:
-    """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML.
+    """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML or
+    Markdown.
 
     A row of a table is a line: with one for each cell, tables of HTML would take a tenth of all notebooks for quotes and spaces.
     """
@@ -295,9 +296,11 @@ def clean_metadata(path: Path) -> None:
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
         for output in cell.get("outputs", ()):
-            if "text/html" in output.get("data", {}):
-                output["data"].pop("text/plain", None)
-                output["data"]["text/html"] = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)", "", output["data"]["text/html"])
+            data = output.get("data", {})
+            if {"text/html", "text/markdown"} & set(data):
+                data.pop("text/plain", None)
+            if "text/html" in data:
+                data["text/html"] = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)", "", data["text/html"])
     text = re.sub("(?m)^ +", "", nbformat.writes(notebook))  # the spaces before its lines are a fourteenth of the file
     artifacts.write_text(path, text.replace(str(artifacts.ROOT) + "/", "") + "\n")
 
