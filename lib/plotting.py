@@ -473,8 +473,8 @@ def kappa_boxplots(
 ) -> pd.DataFrame:
     """Boxes of κ by group on a log axis; with `correct` (a boolean column) right predictions are filled and wrong ones hollow.
 
-    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges of log κ, as long as the
-    axis shows them, or two percentiles, where a few values near zero would stretch them over decades.
+    Box: quartiles of κ. Line: median. Whiskers: the furthest values within 1.5 interquartile ranges of log κ, the axis's
+    own, or two percentiles, where a few values near zero would stretch them over decades.
     Outliers are drawn only for groups of at most 200. n stands under each box. order: a meaningful one; by default by median.
     Returns group, [correct,] n, median, q1, q3, whisker_low, whisker_high, outliers_drawn.
     """

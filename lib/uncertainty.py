@@ -123,7 +123,7 @@ def augrc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
     """Area under the generalised risk-coverage curve (Traub et al. 2024): mean over coverages 1/N … 1 of P(wrong and selected).
 
     Equals the paper's (1 - AUROC) a (1 - a) + (1 - a)²/2, with a the accuracy, plus (1 - a)/(2N).
-    Deviation: that last term is not the paper's, who integrates from coverage 0; here coverages start at 1/N, as in `aurc`.
+    Deviation: that last term is not the paper's, which integrates from coverage 0; here coverages start at 1/N, as in `aurc`.
     """
     errors = _expected_errors(uncertainty, correct)
     return float(errors.mean() / errors.size)
