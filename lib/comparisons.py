@@ -229,6 +229,21 @@ def side(difference, better_high: bool = True, published: bool = False) -> str:
     return ("ahead" if ahead else "behind") + where + against + LEFT_OPEN * open_over_seeds(difference)
 
 
+def told_auroc(difference) -> str:
+    """The first AUROC minus the second with its intervals, and whether the first ranks better, in words; given as for ``side``.
+
+    An end of the interval that is nearer to zero than NEAR tells nothing: other draws may move it across.
+    """
+    low, high, form = difference.ci_low, difference.ci_high, "+.3f"
+    verdict = "better" if low > NEAR else "**worse**" if high < -NEAR else "not told apart"
+    if verdict == "not told apart":
+        verdict += " (other draws would move an end that near to zero across it)" * bool(min(abs(low), abs(high)) < NEAR)
+    else:
+        verdict += LEFT_OPEN * open_over_seeds(difference)
+    alone = f" (t over {difference.seeds} seeds: [{difference.t_low:{form}}, {difference.t_high:{form}}])" if difference.seeds > 1 else " (one seed)"
+    return f"{difference.difference:{form}} [{low:{form}}, {high:{form}}]{alone}, {verdict}"
+
+
 def told_over_seeds(difference) -> str:
     """Whether the seeds alone exclude a difference of zero: t_low and t_high of ``points_apart``, in words."""
     if difference.seeds < 2:

@@ -62,10 +62,27 @@ def _cumulative_counts(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndar
     return np.append(0, true), np.append(0, last + 1 - true), score[last]
 
 
-def auroc(score: ArrayLike, positive: ArrayLike) -> float:
-    """P(score of a positive > score of a negative) + ½ P(tie), the area under the ROC curve (Hanley & McNeil 1982). Both: [N]."""
-    true, false, _ = _cumulative_counts(*binary(score, positive))
-    return float(np.sum(np.diff(false) * (true[1:] + true[:-1])) / (2 * true[-1] * false[-1]))
+def _groups(group: np.ndarray, shape: tuple[int]) -> list[np.ndarray]:
+    """Where each group's members stand; ValueError where group is not one name [N] for each score."""
+    if group.shape != shape or (group.dtype.kind == "f" and np.isnan(group).any()):
+        raise ValueError(f"group must be [N] like score {shape}, and no NaN; got shape {group.shape}.")
+    order = np.argsort(group, kind="stable")
+    return np.split(order, np.flatnonzero(group[order][1:] != group[order][:-1]) + 1)
+
+
+def auroc(score: ArrayLike, positive: ArrayLike, group: ArrayLike | None = None) -> float:
+    """P(score of a positive > score of a negative) + ½ P(tie), the area under the ROC curve (Hanley & McNeil 1982). All: [N].
+
+    With ``group``, only of a positive and a negative of the same group: the groups' AUROCs, weighted by their pairs. Whether a confidence knows more
+    of an image than how often its class is classified rightly; what sets the groups apart does not enter.
+    """
+    score, positive = binary(score, positive)
+    parts = [slice(None)] if group is None else _groups(np.asarray(group), score.shape)
+    counts = [_cumulative_counts(score[part], positive[part])[:2] for part in parts]
+    pairs = sum(true[-1] * false[-1] for true, false in counts)
+    if not pairs:
+        raise UndefinedStatistic(f"none of the {len(parts)} groups holds a positive and a negative, so there is nothing to rank.")
+    return float(sum(np.sum(np.diff(false) * (true[1:] + true[:-1])) for true, false in counts) / (2 * pairs))
 
 
 def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

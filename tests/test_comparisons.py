@@ -226,6 +226,25 @@ def test_a_difference_in_words(low, high, seeds, better_high, published, said):
     assert comparisons.side(wide, better_high, published) == said + ", which Student's t over the seeds alone leaves open" * (low > 0 or high < 0)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "t_low", "verdict"),
+    [
+        (0.02, 0.04, 0.01, "better"),
+        (0.02, 0.04, -0.01, "better, which Student's t over the seeds alone leaves open"),
+        (-0.04, -0.02, -0.05, "**worse**, which Student's t over the seeds alone leaves open"),
+        (-0.04, 0.04, -0.05, "not told apart"),
+        (0.001, 0.04, 0.01, "not told apart (other draws would move an end that near to zero across it)"),
+        (-0.04, -0.001, 0.01, "not told apart (other draws would move an end that near to zero across it)"),
+    ],
+)
+def test_a_difference_of_aurocs_is_told_with_its_intervals(low, high, t_low, verdict):
+    row = SimpleNamespace(difference=(low + high) / 2, ci_low=low, ci_high=high, t_low=t_low, t_high=0.05, seeds=3)
+    told = f"{row.difference:+.3f} [{low:+.3f}, {high:+.3f}] (t over 3 seeds: [{t_low:+.3f}, +0.050]), {verdict}"
+    assert comparisons.told_auroc(row) == told
+    alone = SimpleNamespace(**vars(row) | {"seeds": 1, "t_low": np.nan, "t_high": np.nan})
+    assert comparisons.told_auroc(alone) == f"{row.difference:+.3f} [{low:+.3f}, {high:+.3f}] (one seed), {verdict.partition(', which')[0]}"
+
+
 def test_whether_the_seeds_alone_exclude_zero_is_said():
     told = [
         comparisons.told_over_seeds(SimpleNamespace(seeds=seeds, t_low=low, t_high=high))

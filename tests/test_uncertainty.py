@@ -52,6 +52,35 @@ def test_auroc_equals_the_count_over_all_pairs():
     assert u.auroc(score, positive) == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)), abs=1e-14)
 
 
+def test_auroc_within_groups_equals_the_count_over_their_pairs():
+    score, positive = sample(120, levels=5)
+    group = np.random.default_rng(2).choice(["cat", "deer", "frog"], size=120)
+    group[np.flatnonzero(positive)[:9]] = "of one class alone"  # no pair
+    higher = score[positive][:, None] - score[~positive][None]
+    same = group[positive][:, None] == group[~positive][None]
+    assert u.auroc(score, positive, group) == pytest.approx(np.mean(((higher > 0) + 0.5 * (higher == 0))[same]), abs=1e-14)
+    assert u.auroc(score, positive, np.full(120, 3)) == u.auroc(score, positive)
+
+
+def test_auroc_within_groups_leaves_out_what_sets_groups_apart():
+    score, positive = sample(300)
+    group = np.arange(300) % 3
+    positive[group == 2] = np.arange(100) < 99  # a class that is nearly always right, and has the highest scores
+    apart = score + 50 * group
+    assert u.auroc(apart, positive, group) == u.auroc(score, positive, group) < u.auroc(apart, positive)
+    assert u.auroc(group, positive, group) == 0.5 < u.auroc(group, positive)
+
+
+def test_auroc_within_groups_says_what_is_wrong_with_them():
+    score, positive = sample(20)
+    with pytest.raises(u.UndefinedStatistic, match="none of the 2 groups"):
+        u.auroc(score, positive, positive)
+    with pytest.raises(ValueError, match=r"group must be \[N\] like score \(20,\)"):
+        u.auroc(score, positive, np.arange(19))
+    with pytest.raises(ValueError, match="no NaN"):
+        u.auroc(score, positive, np.full(20, np.nan))
+
+
 @pytest.mark.parametrize("transform", [lambda x: 1e6 + x, lambda x: 1e6 * np.exp(x), lambda x: np.arctan(x) * 1e-6])
 def test_ranking_is_unchanged_by_a_monotone_transform_and_by_the_order_of_images(transform):
     score, positive = sample()
