@@ -181,7 +181,7 @@ def write_npz(path: Path, *, compact: bool = False, **arrays: np.ndarray) -> Non
             name, values = _in_planes(name, np.asanyarray(values)) if compact else (name, np.asanyarray(values))
             member = zipfile.ZipInfo(f"{name}.npy")  # its date is 1980: the same arrays are the same file
             member.compress_type = compression
-            with archive.open(member, "w", force_zip64=True) as file:
+            with archive.open(member, "w", force_zip64=values.nbytes > 2**30) as file:
                 np.lib.format.write_array(file, values, allow_pickle=False)
     write_bytes(path, buffer.getvalue())
 
