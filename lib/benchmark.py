@@ -273,8 +273,10 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
 def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:
     """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
 
-    Accuracy and correctness AUROC: bootstrap paired by image, seeds then images, maximum statistic (statistics.simultaneous_intervals). OOD: no
-    scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
+    Accuracy and correctness AUROC: a bootstrap paired by image and the maximum statistic (statistics.simultaneous_intervals). What seeds vary by is
+    drawn by ``statistics.seed_noise`` between methods; between scores of one method by resampling its seeds, which with three is too sure of itself.
+    OOD: no scores of other
+    sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the dependence, with
     Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with Student's t of the
     smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted over the pairs, beside the interval, which
     holds all pairs at once and decides. sure: it excludes zero; void: it spans all values that a difference can have.
@@ -282,7 +284,9 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
     if measure.endswith(("_accuracy", "correctness_auroc")):
-        estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1))
+        one_method = all(a == b for (a, _), (b, _) in pairs)
+        estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1), over_seeds=one_method)
+        draws = draws if one_method else draws + _noise_of_seeds(values, measure, entries, len(draws))
         gap, drawn = estimates[first] - estimates[second], draws[:, first] - draws[:, second]
         low, high = statistics.simultaneous_intervals(gap, drawn)
         p, how = statistics.bootstrap_p_values(gap, drawn), "paired by image"
@@ -302,8 +306,10 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     return frame.assign(sure=(low > 0) | (high < 0), void=(low <= -1) & (high >= 1))
 
 
-def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str, what: str) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E]."""
+def _paired_draws(
+    profile: str, entries: list[tuple[str, str]], classifier: str, what: str, over_seeds: bool
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E]; as statistics.hierarchical_draws."""
     found, names = runs(profile), list(dict.fromkeys(score for _, score in entries))
     order = list(dict.fromkeys(method for method, _ in entries))
     arrays = []
@@ -315,9 +321,16 @@ def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str,
         return [columns[-1].mean() if what == "accuracy" else uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
 
     count = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2)
-    estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count)
+    estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count, over_seeds=over_seeds)
     at = [(order.index(method), names.index(score)) for method, score in entries]
     return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
+
+
+def _noise_of_seeds(values: pd.DataFrame, measure: str, entries: list[tuple[str, str]], draws: int) -> np.ndarray:
+    """Draws [B, E] of how far the mean of every (method, score) may be from that of many seeds (``statistics.seed_noise``)."""
+    by_seed = values[(values.measure == measure) & values.value.notna()].groupby(["method", "score"]).value
+    named = [(method, "uncertainty" if measure.endswith("_accuracy") else score) for method, score in entries]  # accuracy depends on no score
+    return statistics.seed_noise([by_seed.get_group(entry) for entry in named], draws)
 
 
 def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, str]) -> tuple[float, float, float]:

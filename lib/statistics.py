@@ -43,13 +43,14 @@ def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[A
 
 
 def hierarchical_draws(
-    statistic: Callable[..., ArrayLike], methods: Sequence[Sequence[Sequence[ArrayLike]]], draws: int = 2000, seed: int = 0
+    statistic: Callable[..., ArrayLike], methods: Sequence[Sequence[Sequence[ArrayLike]]], draws: int = 2000, seed: int = 0, over_seeds: bool = True
 ) -> tuple[np.ndarray, np.ndarray]:
     """Estimates [M, ...] and bootstrap draws [B, M, ...] of the mean over seeds of a statistic of M methods, paired by image.
 
     methods: for each method a list over its seeds of the arrays that the statistic takes, row i the same image everywhere; the statistic is a
     number or an array of numbers (several scores of one method). A draw resamples images once for all methods, then each method's own seeds,
     whose number may differ: a method of one seed has no spread over seeds in it. The difference of two columns is a draw of the paired difference.
+    over_seeds: False keeps every seed in every draw, so that images alone vary.
     """
     prepared = [[with_order(arrays) for arrays in per_seed] for per_seed in methods]
     sizes = {len(order) for per_seed in prepared for _, order in per_seed}
@@ -59,7 +60,7 @@ def hierarchical_draws(
     generator, (size,) = np.random.default_rng(seed), sizes
 
     def mean_over_drawn_seeds(per_seed: list, counts: np.ndarray) -> np.ndarray:
-        drawn = generator.integers(len(per_seed), size=len(per_seed))
+        drawn = generator.integers(len(per_seed), size=len(per_seed)) if over_seeds else range(len(per_seed))
         return np.mean([resampled(statistic, *per_seed[chosen], counts) for chosen in drawn], axis=0)
 
     def draw() -> list[np.ndarray]:
@@ -226,6 +227,30 @@ def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.n
     largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
     half = np.quantile(largest, 0.95) * error
     return estimates - half, estimates + half
+
+
+def seed_noise(groups: Sequence[ArrayLike], draws: int, seed: int = 0) -> np.ndarray:
+    """Draws [B, K] of how far the means of K groups of seeds' values may be from what many seeds would give.
+
+    Student's t of all groups' degrees of freedom together, times ``max(s_k, s)/√n_k``: s_k the standard deviation of the n_k values of group k, s
+    that of all groups pooled, √(Σ (n_k - 1) s_k² / Σ (n_k - 1)). A group of one value has s. Zero where no group has two values.
+
+    For the maximum statistic over many methods of three seeds: a bootstrap takes each method's own three for all there is, and of methods of equal
+    truth it tells some pair apart in about half of all families; with s alone, or a method's own s_k alone, those that vary more or less than the
+    others are told apart too often. With the larger of the two it is about one family in twenty (tests/test_statistics.py).
+    """
+    groups = [np.asarray(values, dtype=np.float64) for values in groups]
+    if not groups or not all(values.ndim == 1 and values.size and np.isfinite(values).all() for values in groups):
+        raise ValueError(f"groups must be lists of finite values, one a seed, none of them empty, got {groups}.")
+    sizes = np.array([values.size for values in groups])
+    freedom = (sizes - 1).sum()
+    if not freedom:
+        return np.zeros((draws, len(groups)))
+    own = np.array([values.std(ddof=1) if values.size > 1 else 0.0 for values in groups])
+    pooled = np.sqrt(np.sum((sizes - 1) * own**2) / freedom)
+    generator = np.random.default_rng(seed)
+    student = generator.normal(size=(draws, len(groups))) / np.sqrt(generator.chisquare(freedom, size=(draws, 1)) / freedom)
+    return student * np.maximum(own, pooled) / np.sqrt(sizes)
 
 
 def rank_intervals(count: int, low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

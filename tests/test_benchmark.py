@@ -199,6 +199,22 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     assert benchmark.open_by_seeds(placed, told.assign(p_seeds=1.0), "far_ood_auroc", "resnet18") == []  # all may be first
 
 
+def test_what_seeds_vary_by_widens_differences_between_methods(stored):
+    values, _ = stored
+    pair = [(("simsiam", "uncertainty"), ("dino", "uncertainty"))]
+    for measure in ("linear_accuracy", "linear_correctness_auroc"):
+        here = (values.measure == measure) & values.method.isin(["simsiam", "dino"]) & (values.score == "uncertainty")
+        widths = []
+        for spread in (0.0, 0.02, 0.04):
+            # simsiam's seeds are apart, dino's are not: both vary by the pooled spread at least
+            by_seed = values.assign(value=values.value.where(~here, 0.5 + spread * (values.seed - 1) * (values.method == "simsiam")))
+            found = benchmark.differences("standard", by_seed, measure, pair).iloc[0]
+            widths.append(found.ci_high - found.ci_low)
+        images, errors = widths[0], [spread * np.sqrt((1 + 1 / 2) / 3) for spread in (0.02, 0.04)]  # own 1, pooled √½
+        half = scipy.stats.norm.isf(0.025)
+        assert widths[1:] == pytest.approx([2 * half * np.hypot(images / 2 / half, 2**0.5 * error) for error in errors], rel=0.25)  # t of 4: √2 wider
+
+
 def test_values_that_differ_by_rounding_alone_have_no_t():
     nearly, same, other = (pd.Series(values) for values in ([0.1 + 0.2, 0.3, 0.3], [0.3, 0.3, 0.3], [0.6, 0.6, 0.6]))
     assert benchmark._p_over_seeds(nearly, same) == 1 and benchmark._p_over_seeds(nearly, other) == 0
