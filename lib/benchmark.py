@@ -54,12 +54,13 @@ GROUPS = {
         ("linear_correctness_auroc", "knn_correctness_auroc", "recall_auroc"),
     "Error left when the least certain images are: area under the risk-coverage curve (AURC), in excess of the least that is possible, and of the "
     "generalised risk (AUGRC)": tuple(f"{name}_{metric}" for metric in ("aurc", "excess_aurc", "augrc") for name in CLASSIFIERS),
-    "Foreign images told apart: AUROC, false positive rate where 95 % are noticed, average precision (chance: the share of foreign images)":
+    "Foreign images told apart: AUROC, false positive rate where 95 % are noticed, average precision (chance: the share of foreign images, "
+    "{near} near, {far} far)":
         tuple(f"{distance}_{metric}" for distance in ("near", "far") for metric in evaluation.OOD_MEASURES),
     "How far an image is cropped, blurred or corrupted: Spearman's ρ with the severity": tuple(GRADED),
     "Probabilities of the linear probe: NLL (nats), ECE with 15 bins of equal width and of equal mass, Brier score":
         ("nll", "ece", "ece_equal_mass", "brier"),
-    "Cost, of each run's own machine and load": ("images_per_second", "training_seconds"),
+    "Cost, of each run's own machine and load; in brackets the lowest and the highest seed": ("images_per_second", "training_seconds"),
 }  # fmt: skip
 KEYS = ["method", "score", "measure", "seed"]
 DIFFERENCES = [
@@ -137,7 +138,8 @@ def _cost(run: dict, accelerator: str) -> pd.DataFrame:
     config = _config(run)
     config = config if _trained_on(config) == accelerator else {}
     values = {"images_per_second": config.get("images_per_second", np.nan), "training_seconds": config.get("seconds", np.nan)}
-    return pd.DataFrame({"measure": values.keys(), "score": "", "value": values.values()})
+    rows = pd.DataFrame({"measure": values.keys(), "score": "", "value": values.values()})
+    return rows.assign(ci_low=rows.value, ci_high=rows.value)  # so that over seeds the lowest and the highest are told
 
 
 def _further_correctness(run: dict) -> pd.DataFrame:
@@ -228,7 +230,10 @@ def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     own, tables = summary[(summary.score == "uncertainty") & summary.value.notna()], {}
     ends = [f" [{kappa_text(row.ci_low)}, {kappa_text(row.ci_high)}]" if pd.notna(row.ci_low) else "" for row in own.itertuples()]
     own = own.assign(cell=own.value.map(kappa_text) + ends)
+    images = own.groupby("measure").n.max()
+    share = {distance: 1 - images.get("linear_accuracy", np.nan) / images.get(f"{distance}_ood_auroc", np.nan) for distance in ("near", "far")}
     for title, names in GROUPS.items():
+        title = title.format(**{distance: f"{value:.2f}" for distance, value in share.items()})
         part = own[own.measure.isin(names)]
         seeds = part.groupby("method").seeds.max()
         fewer = part.seeds < part.method.map(seeds)
@@ -237,6 +242,14 @@ def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
         cells = cells[[name for name in (*names, "seeds") if name in cells]]
         tables[title] = cells.loc[[name for name in methods.METHODS if name in cells.index]].rename(index=label)
     return {title: cells for title, cells in tables.items() if len(cells)}
+
+
+def told_unlike(profile: str) -> list[str]:
+    """What the runs of the table are not alike in, a sentence each: learning rates and their search, views of an image a step, precision."""
+    every = [run for same in runs(profile).values() for run in same]
+    more = ", ".join(dict.fromkeys(f"{label(run['method'])} ({2 + run['local_views']})" for run in every if run.get("local_views")))
+    views = f"More than two views of an image a step: {more or 'none'}."
+    return [sentence for sentence in (*comparisons.told_rates(every), views, comparisons.mixed_precision(every)) if sentence]
 
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons

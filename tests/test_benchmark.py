@@ -49,7 +49,7 @@ def store(method, seed):
     rows.append({"condition": "blur_2", "score": "uncertainty", "metric": "mean", "value": 7.0})
     identity = {"method": method, "seed": seed, "profile": "standard", "notebook": protocol.MEASURED_BY}
     artifacts.write_metrics("standard", protocol.MEASURED_BY, name, rows, **identity)
-    artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {"seconds": 3600 + seed, "images_per_second": 500.0})
+    artifacts.write_json(artifacts.run_dir("standard", name) / "config.json", {"seconds": 3600 + seed, "images_per_second": 500.0, "precision": "bf16"})
     return name
 
 
@@ -119,7 +119,7 @@ def test_numbers_are_means_over_seeds_with_the_widest_of_their_intervals(stored)
 def test_cost_is_of_runs_on_what_most_were_trained_on():
     runs = [resolution.resolve("byol", "standard", seed=seed) for seed in range(4)]
     for run, accelerator in zip(runs, ("none", "a GPU", "none"), strict=False):
-        config = {"seconds": 9.0, "images_per_second": 7.0, "hardware": {"accelerator": accelerator}}
+        config = {"seconds": 9.0, "images_per_second": 7.0, "hardware": {"accelerator": accelerator}, "precision": "bf16"}
         artifacts.write_json(artifacts.run_dir("standard", resolution.run_name(run)) / "config.json", config)
     usual = benchmark._accelerator(runs)
     values = [benchmark._cost(run, usual).value.tolist() for run in runs]
@@ -331,13 +331,21 @@ def test_every_measure_stands_in_one_group_of_the_tables_to_read():
     rows = [("vje", "uncertainty", "nll", 1.25, 3), ("simclr", "uncertainty", "nll", 1.5, 2), ("vje", "feature_norm", "nll", 9.0, 3),
             ("vje", "uncertainty", "training_seconds", 3060.0, 3)]  # fmt: skip
     frame = pd.DataFrame(rows, columns=["method", "score", "measure", "value", "seeds"])
-    frame = frame.assign(ci_low=[1.2, 1.4, 8.0, np.nan], ci_high=[1.3, 1.6, 9.5, np.nan])
+    frame = frame.assign(ci_low=[1.2, 1.4, 8.0, np.nan], ci_high=[1.3, 1.6, 9.5, np.nan], n=10_000)
     nll, cost = benchmark.tables_to_read(frame).values()
     assert nll.nll.to_dict() == {"SimCLR": "1.5 [1.4, 1.6]", "VJE": "1.25 [1.2, 1.3]"} and nll.seeds.to_dict() == {"SimCLR": 2, "VJE": 3}
     assert cost.training_seconds.to_dict() == {"VJE": "3,060"}
     alone = frame.assign(measure=["nll", "nll", "nll", "ece"], seeds=[3, 2, 3, 1], method=["vje", "simclr", "vje", "vje"])
     (calibration,) = benchmark.tables_to_read(alone).values()
     assert calibration.ece.to_dict() == {"SimCLR": "", "VJE": "3,060 (1 seed)"} and calibration.seeds.to_dict() == {"SimCLR": 2, "VJE": 3}
+    rows = [("near_ood_auroc", 15_000), ("far_ood_auroc", 20_000), ("linear_accuracy", 10_000)]
+    near = pd.DataFrame(rows, columns=["measure", "n"]).assign(method="vje", score="uncertainty", value=0.5, seeds=3, ci_low=0.4, ci_high=0.6)
+    assert [title for title in benchmark.tables_to_read(near) if "0.33 near, 0.50 far" in title]  # chance, of average precision
+
+
+def test_what_runs_are_not_alike_in_is_told(stored):
+    told = benchmark.told_unlike("standard")
+    assert told[0].startswith("Learning rates: SimSiam") and told[-1] == "More than two views of an image a step: DINO (6)."
 
 
 def test_a_method_on_simvaes_encoder_is_called_that():
