@@ -248,6 +248,16 @@ def confidence_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins
     return float(np.nansum(binned["count"] * np.abs(binned["accuracy"] - binned["confidence"])) / binned["count"].sum())
 
 
+def calibrated_ece(confidence: ArrayLike, draws: int = 200, bins: int = 15, seed: int = 0) -> float:
+    """The mean ECE of a classifier with these confidences [N] that is perfectly calibrated: correctness drawn as Bernoulli(confidence), [draws] times.
+
+    Above zero, as a bin of n images is off by about √(p (1 - p)/n) by chance: an ECE at this level says nothing of miscalibration.
+    """
+    confidence, generator = np.asarray(confidence, dtype=np.float64), np.random.default_rng(seed)
+    drawn = (generator.random(confidence.shape) < confidence for _ in range(draws))
+    return float(np.mean([confidence_calibration_error(confidence, correct, bins) for correct in drawn]))
+
+
 def expected_calibration_error(probabilities: ArrayLike, labels: ArrayLike, bins: int = 15, equal_mass: bool = False) -> float:
     """Top-label ECE = Σ_b (n_b / N) |accuracy_b - confidence_b| over bins (low, high] (Guo et al. 2017, Eq. 3).
 

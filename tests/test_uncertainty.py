@@ -492,3 +492,17 @@ def test_probabilities_are_refused_from_a_thousandth_off_one():
     u.brier_score(probabilities * 1.0009, np.zeros(4, int))
     with pytest.raises(ValueError, match="summing to 1"):
         u.brier_score(probabilities * 1.01, np.zeros(4, int))
+
+
+def test_a_calibrated_classifier_has_the_ece_that_chance_leaves():
+    probabilities, _ = softmax(n=4000)
+    confidence = probabilities.max(axis=1)
+    one_bin = np.full(900, 0.9)  # mean absolute deviation of a binomial share: √(2/π) σ
+    assert u.calibrated_ece(one_bin, draws=2000) == pytest.approx(np.sqrt(2 / np.pi * 0.9 * 0.1 / 900), rel=0.05)
+    floor = u.calibrated_ece(confidence)
+    correct = np.random.default_rng(7).random(4000) < confidence
+    assert u.confidence_calibration_error(confidence, correct) == pytest.approx(floor, rel=0.5)
+    assert u.confidence_calibration_error(np.sqrt(confidence), correct) > 3 * floor > 3 * u.calibrated_ece(np.tile(confidence, 9), draws=20)
+    assert u.calibrated_ece(np.ones(50), draws=5) == 0
+    with pytest.raises(ValueError, match="confidence"):
+        u.calibrated_ece([0.5, np.nan])
