@@ -249,7 +249,7 @@ def confidence_calibration_error(confidence: ArrayLike, correct: ArrayLike, bins
 
 
 def calibrated_ece(confidence: ArrayLike, draws: int = 200, bins: int = 15, seed: int = 0) -> float:
-    """The mean ECE of a classifier with these confidences [N] that is perfectly calibrated: correctness drawn as Bernoulli(confidence), [draws] times.
+    """The mean ECE of a classifier with these confidences [N] that is perfectly calibrated: correctness is drawn as Bernoulli(confidence).
 
     Above zero, as a bin of n images is off by about √(p (1 - p)/n) by chance: an ECE at this level says nothing of miscalibration.
     """
