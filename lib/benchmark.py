@@ -15,6 +15,7 @@ import scipy
 
 from lib import artifacts, claims, comparisons, evaluation, factors, image_scores, methods, protocol, shift, statistics, uncertainty
 from lib import settings as resolution
+from lib.comparisons import label
 
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
 SCORES = {
@@ -66,13 +67,6 @@ KEYS = ["method", "score", "measure", "seed"]
 DIFFERENCES = [
     "method", "score", "minus_method", "minus_score", "measure", "difference", "ci_low", "ci_high", "p_holm", "seeds", "pairing", "sure", "void",
 ]  # fmt: skip
-
-
-def label(method: str) -> str:
-    """A method's name in words; some are there twice, on the protocol's network and on SimVAE's encoder."""
-    from lib.plotting import method_style  # slow to import
-
-    return method_style(method).label + ", SimVAE's encoder" * method.endswith("_latent")
 
 
 # ---------------------------------------------------------------------------------------------------------------- what is stored
@@ -247,7 +241,7 @@ def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def told_unlike(profile: str) -> list[str]:
     """What the runs of the table are not alike in, a sentence each: learning rates and their search, views of an image a step, precision."""
     every = [run for same in runs(profile).values() for run in same]
-    more = ", ".join(dict.fromkeys(f"{label(run['method'])} ({2 + run['local_views']})" for run in every if run.get("local_views")))
+    more = ", ".join(dict.fromkeys(f"{label(run['method'])} ({2 + run['local_views']})" for run in every if run["epochs"] and run.get("local_views")))
     views = f"More than two views of an image a step: {more or 'none'}."
     return [sentence for sentence in (*comparisons.told_rates(every), views, comparisons.mixed_precision(every)) if sentence]
 

@@ -89,13 +89,18 @@ def at_an_end(tried: pd.DataFrame) -> str:
     return f"The best rate is {', and '.join(told)}: there a better one may lie beyond." if told else ""
 
 
-def told_rates(listed: list[dict]) -> list[str]:
-    """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
+def label(method: str) -> str:
+    """A method's name in words; some are there twice, on the protocol's network and on SimVAE's encoder."""
     from lib.plotting import method_style  # slow to import
 
-    rates = {method_style(run["method"]).label: f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
+    return method_style(method).label + ", SimVAE's encoder" * method.endswith("_latent")
+
+
+def told_rates(listed: list[dict]) -> list[str]:
+    """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
+    rates = {label(run["method"]): f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
     named, tried = {run["method"] for run in listed}, tuning(listed[0]["profile"])
-    why = [f"{method_style(name).label} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed, tried).items() if name in named]
+    why = [f"{label(name)} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed, tried).items() if name in named]
     sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
     sentences += filter(None, [at_an_end(tried[tried.method.isin(named)])])
     return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
