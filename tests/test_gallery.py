@@ -329,8 +329,10 @@ def cell(table, column, **where):
 
 
 def first(measure):
-    """The method of rank 1 as figures name it."""
-    return plotting.method_style(cell("80_ranks", "method", measure=measure, best=1)).label
+    """The method that may be first and has the highest mean, as figures name it."""
+    frame = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "80_ranks.csv")
+    frame = frame[(frame.measure == measure) & (frame.best == 1) & (frame.methods == frame.methods.max())]
+    return plotting.method_style(frame.loc[frame.value.idxmax(), "method"]).label
 
 
 def config(run):
@@ -430,7 +432,7 @@ def test_numbers_typed_in_the_readme_are_those_of_the_tables():
     for words, *numbers in (
         ("better than chance (AUROC {:.2f})", kappa[0]), ("than of its own test images (AUROC {:.2f}", kappa[1]),
         ("a weak sign of errors (AUROC {:.2f})", kappa[0]),
-        ("by the linear probe ({:.1f} %; SimCLR {:.1f}); by k-NN the two are not told apart ({:.1f} and {:.1f} %)", *accuracy),
+        ("which are not told apart, by the linear probe ({:.1f} and {:.1f} %) and by k-NN ({:.1f} and {:.1f} %)", *accuracy),
         ("of a linear probe (AUROC {:.2f})", best("correctness (linear)", "with labels")),
         ("without labels nothing is good ({:.2f})", best("correctness (linear)", "without labels")),
         ("For CIFAR-100 nothing is good either ({:.2f})", max(best("near OOD", "with labels"), best("near OOD", "without labels"))),
@@ -439,6 +441,8 @@ def test_numbers_typed_in_the_readme_are_those_of_the_tables():
         ("its k-NN distance has {:.2f} near and {:.2f} far, its softmax {:.2f} for errors", *supervised),
     ):
         assert words.format(*numbers) in readme, words.format(*numbers)
+    ranks = pd.read_csv(artifacts.ROOT / "results" / gallery.EVIDENCE / "tables" / "80_ranks.csv").set_index(["measure", "method"]).best
+    assert (ranks.loc[["linear_accuracy", "knn_accuracy"]].unstack()[["moco_v3", "simclr"]] == 1).all(axis=None), "one of the two is first"
 
 
 def test_every_question_is_asked():
