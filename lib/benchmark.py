@@ -284,8 +284,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     drawn by ``statistics.seed_noise`` between methods; between scores of one method by resampling its seeds, which with three is too sure of itself.
     OOD: no scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the
     dependence, with Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with
-    Student's t of the smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted over the pairs, beside the interval,
-    which holds all pairs at once and decides. sure: it excludes zero; void: it spans all values that a difference can have.
+    Student's t of the smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted over the pairs, beside the
+    interval, which holds all pairs at once and decides. sure: it excludes zero; void: it spans all values that a difference can have.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
