@@ -44,7 +44,7 @@ METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
 METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
 HALF = 1e-3  # of its size: twice what float16 rounds off
-SIGNIFICANT_BITS = {"": 14, "_max_softmax": 16, "_brier": 8}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
+SIGNIFICANT_BITS = {"": 14, "_max_softmax": 16, "_brier": 6}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
 PLANES = re.compile(r"(.+):([<>|][bif]\d):(\d+)")  # the name of an array stored in planes: its own, dtype, length
 LABELS = "labels"  # in the place of a run's name, the labels of the set; in the place of labels, that they stand there
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
@@ -321,7 +321,7 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". The labels of a set stand once, in
     labels--<set>.npz, unless a run was asked about others under its name. Where a prediction is right is
     stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
-    largest softmax. Of a float 14 significant bits are kept at most, of a softmax 16, of a Brier score, read for its mean, 8, unless the
+    largest softmax. Of a float 14 significant bits are kept at most, of a softmax 16, of a Brier score, read for its mean, 6, unless the
     values differ by so little of their size that their order would suffer.
     """
     stored: dict[str, np.ndarray] = {}
