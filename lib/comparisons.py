@@ -80,12 +80,10 @@ def unsearched(profile: str, listed: Sequence[dict] = (), tried: pd.DataFrame | 
 
 def at_an_end(tried: pd.DataFrame) -> str:
     """Of which methods the best learning rate of a whole search (rows of ``tuning``) is an end of its grid, in words; empty where of none."""
-    from lib.plotting import method_style  # slow to import
-
     tried = tried[tried.setting == "learning_rate"]
     grid, best = tried.groupby("method", sort=False).value, tried[tried.chosen].set_index("method").value
     ends = {words: best.index[best == end[best.index]] for words, end in (("least", grid.min()), ("largest", grid.max()))}
-    told = [f"the {words} of its grid for {'; '.join(method_style(name).label for name in of)}" for words, of in ends.items() if len(of)]
+    told = [f"the {words} of its grid for {'; '.join(map(label, of))}" for words, of in ends.items() if len(of)]
     return f"The best rate is {', and '.join(told)}: there a better one may lie beyond." if told else ""
 
 

@@ -428,10 +428,14 @@ def test_numbers_typed_in_the_readme_are_those_of_the_tables():
     supervised = [value("supervised", score, measure) for score, measure in (
         ("knn_distance", "near_ood_auroc"), ("knn_distance", "far_ood_auroc"), ("max_softmax", "linear_correctness_auroc"))]  # fmt: skip
     accuracy = [100 * value(method, "uncertainty", f"{classifier}_accuracy") for classifier in ("linear", "knn") for method in ("moco_v3", "simclr")]
+    native, leads = (pd.read_csv(tables / f"{name}.csv") for name in ("32_native_uncertainty", "32_against_baselines"))
+    inside = native.set_index(["trained_on", "method"]).linear_within_class["cifar10", "vi_simsiam"]
+    ahead = leads.set_index(["among", "classifier", "against"]).difference["images of one class", "linear", "feature norm"]
     readme = " ".join((artifacts.ROOT / "README.md").read_text().split())
     for words, *numbers in (
         ("better than chance (AUROC {:.2f})", kappa[0]), ("than of its own test images (AUROC {:.2f}", kappa[1]),
         ("a weak sign of errors (AUROC {:.2f})", kappa[0]),
+        ("(among images of one class it does: {:.2f} against {:.2f})", inside, inside - ahead),
         ("which are not told apart, by the linear probe ({:.1f} and {:.1f} %) and by k-NN ({:.1f} and {:.1f} %)", *accuracy),
         ("of a linear probe (AUROC {:.2f})", best("correctness (linear)", "with labels")),
         ("without labels nothing is good ({:.2f})", best("correctness (linear)", "without labels")),
