@@ -31,6 +31,7 @@ CAPTION = f"Concentration falls with blur & {HOSTILE}. " + "Each box shows the q
 ALT = 'Five "boxes" stand <b>side by side</b>. Their medians fall.'
 OTHER_ALT = 'A "curve" rises <b>fast</b>. It ends high.'
 BESIDE = ("README.md", "settings", "results/FINDINGS.md")  # what pages link to beside results
+LINKS = re.compile(r'(?:href="?|src=")([^"#:>\s]+)[#">\s]')  # to files, in quotation marks or, of names that are escaped for a URL, without
 
 
 @pytest.fixture(scope="module")
@@ -156,10 +157,10 @@ def test_every_string_is_escaped(results):
 
 def test_links_lead_to_files(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
-    links = re.findall(r'(?:href|src)="([^"#:]+)"', page) + re.findall(r"\]\(([^)#]+)\)", readme)
+    links = LINKS.findall(page) + re.findall(r"\]\(([^)#]+)\)", readme)
     assert len(links) > 20
     for link in links:
-        assert (results / link).exists(), link
+        assert (results / unquote(link)).exists(), link
     headings = {gallery._anchor(heading) for heading in re.findall(r"^#+ (.+)$", readme, re.M)}
     assert set(re.findall(r"\]\(#([^)]+)\)", readme)) <= headings
 
@@ -168,7 +169,7 @@ def test_published_and_measured_stand_side_by_side(results):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<th scope=row>AUROC of κ<td>AUROC<td>0.72<td>0.613<td>[0.602, 0.625]<td>3<td" in page
     assert "| same direction | 1 of 1 | AUROC of κ | 0.72 | 0.613 \\[0.602, 0.625\\] AUROC |" in readme
-    assert '<tr id="simsiam-x"><th scope=row><a href="runs/simsiam-x/config.json">simsiam-x</a><td>1.5<td>' in page
+    assert '<tr id="simsiam-x"><th scope=row><a href=runs/simsiam-x/config.json>simsiam-x</a><td>1.5<td>' in page
     assert "| 1 | 0 | 1 |\n" in readme  # the sum over papers
 
 
@@ -491,7 +492,7 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
     ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids)) > 100
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
-    for link in set(re.findall(r'(?:href|src)="([^"#:]+)"', page)) | set(re.findall(r"\]\(([^)#]+)\)", (committed / "README.md").read_text())):
+    for link in set(LINKS.findall(page)) | set(re.findall(r"\]\(([^)#]+)\)", (committed / "README.md").read_text())):
         assert (committed / link).exists(), link
     assert len(page) < 500_000  # without pictures, which come when they are looked at
 
@@ -499,7 +500,7 @@ def test_ids_are_unique_and_links_within_the_page_lead_somewhere(committed):
 def test_every_run_is_linked_once_and_those_of_a_search_stand_together(committed):
     page = (committed / "index.html").read_text()
     configs = artifacts.run_configs("standard")
-    assert sorted(re.findall(r'href="runs/([^/"]+)/config\.json"', page)) == sorted(folder.name for folder in configs)
+    assert sorted(re.findall(r"href=runs/([^/>]+)/config\.json>", page)) == sorted(folder.name for folder in configs)
     tried = [folder.name for folder, run in configs.items() if run["settings"]["split"] == "fit"]
     assert tried and not any(f'<tr id="{name}"' in page for name in tried)
     rows = re.findall(r'<th scope=row>(\w+-\w+-e\d+)<td>(.*?)<td>([\d.]+)$', page.split('id="searches"')[1], re.M)
@@ -624,7 +625,7 @@ def test_committed_pages_link_to_committed_files():
     assert {"README.md", "results/README.md", "results/quick/index.html", "results/standard/README.md"} <= set(pages)
     for page in pages:
         text = (artifacts.ROOT / page).read_text()
-        links = re.findall(r'(?:href|src)="([^"#:]+)[#"]', text) + re.findall(r"\]\(([^)#:\s]+)[#)]", text)
+        links = LINKS.findall(text) + re.findall(r"\]\(([^)#:\s]+)[#)]", text)
         targets = {os.path.normpath(Path(page).parent / unquote(link)) for link in links}
         assert links and not targets - {*listed, *folders}, page
 
