@@ -242,7 +242,8 @@ with open(sys.argv[1], "w") as log:
 def test_being_asked_to_end_ends_what_was_started_also_in_the_background(tmp_path, number):
     """A shell that starts a command in the background has it ignore SIGINT."""
     heard = signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN  # whoever started these tests may have had them ignore it
-    asked = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": lambda: signal.signal(signal.SIGINT, heard)}
+    as_started = {signal.SIGINT: heard, signal.SIGHUP: signal.SIG_DFL}  # nohup would have it ignore the latter
+    asked = {"stdout": subprocess.PIPE, "text": True, "preexec_fn": lambda: [signal.signal(*each) for each in as_started.items()]}
     process = subprocess.Popen([sys.executable, "-c", WATCHED, str(tmp_path / "log")], **asked)
     while not (said := (tmp_path / "log").read_text() if (tmp_path / "log").exists() else ""):
         time.sleep(0.1)
