@@ -27,6 +27,7 @@ CERTAINTIES = ("feature_norm", "max_softmax")  # of these scores, those that fal
 SECOND = {"negative_log_likelihood": "negative log-likelihood", "target_energy": "energy of the target"}
 SECOND_IN = ("60_vje_likelihood-ood", "50_prosmin_calibration_and_shift-ood")
 REFERENCES = (*protocol.REFERENCES, "supervised")  # untrained, no network, or trained on the labels
+PREDICTIVE = tuple(name for name in methods.METHODS if name not in (*methods.GENERATIVE, *REFERENCES))  # self-supervised, without a decoder
 RANKED, FEW_SEEDS, NO_SCORES = "ranked", "too few seeds", "no per-image scores"
 
 CLASSIFIERS = ("linear", "knn")

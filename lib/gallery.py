@@ -461,7 +461,7 @@ def _headlines(claims: list[dict]) -> list[list]:
     parts = {(claim["id"], part["part"]): part | {"claim": claim} for claim in claims for _, same in claim["reasons"] for part in same}
     if absent := [f"{id}, {part}" for id, part in HEADLINES if (id, part) not in parts]:
         raise ValueError(f"The ledger has no part {'; '.join(absent)}: name another in gallery.HEADLINES.")
-    ours = "ours, 95 % interval (of one seed: over images alone)"
+    ours = "ours, and its interval (of one seed: over images alone)"
     rows = [["claim, and its verdict over all parts tested", "part", "published", ours, "seeds", "verdict of the part"]]
     for _, same in groupby((parts[headline] for headline in HEADLINES), itemgetter("id")):
         for place, row in enumerate(same):

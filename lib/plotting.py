@@ -45,7 +45,7 @@ UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 SVG, HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 LINK, FINE = re.compile(r"(?<=url\(#)[\w.-]+|(?<=^#)[\w.-]+"), re.compile(r"-?\d+\.\d{4,}")
 PLACE = re.compile(r"^[-\d.A-Zz\s]+$|(?<=translate\()[^)]+")  # the numbers that are lengths, not those of a scale or a turn
-NOTEBOOK_DPI = 120  # of the pictures in executed notebooks
+NOTEBOOK_DPI = 110  # of the pictures in executed notebooks
 SCREEN_DPI = 150  # of PNG of profiles that are no evidence; their PDF and SVG are as fine as any
 # Of a stored picture: the colours of its palette, and the share of pixels that it may change by so many of 255 levels, the rest by the last number.
 # Sixteen, half a byte a pixel, are for charts: there the smoothed edges of lines and letters change, but no surface whose shades would show as steps.
@@ -777,7 +777,7 @@ def forest_plot(
     ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None, every: bool = False,
     limits: Sequence[float] | None = None,
 ) -> pd.DataFrame:
-    """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its 95 % interval.
+    """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
     points to the claimed side (claims.SIDES; two triangles that face each other for "within"). Where a column seeds says 1
@@ -796,7 +796,7 @@ def forest_plot(
     style = style or MethodStyle("", BLUE, "o", "-", True, BLUE)
     judged = drawn.get("judged", pd.Series(True, drawn.index)).astype(bool)
     for rows, colour, face, named in (
-        (judged, style.colour, style.colour if style.fill else "white", "ours, 95 % interval"),
+        (judged, style.colour, style.colour if style.fill else "white", "ours, with its interval"),
         (~judged & drawn.ours.notna(), CHANCE, "white", "ours, decides nothing"),
     ):
         if rows.any():
