@@ -162,7 +162,7 @@ def test_a_notebook_holds_charts_exactly_and_photographs_as_jpeg():
     ax.imshow(np.kron(generator.random((12, 12, 3)), np.ones((40, 40, 1))) * 0.8 + 0.2 * generator.random((480, 480, 3)))
     photographs, chart = plotting.picture(figure, ALT), plotting.picture(draw()[0], ALT)
     assert chart.data[:4] == b"\x89PNG" and photographs.data[:3] == b"\xff\xd8\xff" and photographs._repr_mimebundle_()[1]["image/jpeg"]["alt"] == ALT
-    png = plotting._render(figure, "png", dpi=120)
+    png = plotting._render(figure, "png", dpi=plotting.NOTEBOOK_DPI)
     before, after = (np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), int) for data in (png, photographs.data))
     assert len(photographs.data) <= 0.8 * len(png) and np.abs(before - after).mean() < 10
 
@@ -236,7 +236,7 @@ def test_show_committed(capsys):
     picture = plotting.show_committed("30_points", "quick")
     assert picture.data[:4] == b"\x89PNG" and picture.alt == ALT
     whole, shown = Image.open(artifacts.results_dir("quick") / "figures" / "30_points.png"), Image.open(io.BytesIO(picture.data))
-    scale = 120 / whole.info["dpi"][0]
+    scale = plotting.NOTEBOOK_DPI / whole.info["dpi"][0]
     assert shown.size == pytest.approx([pixels * scale for pixels in whole.size], abs=1)  # as large as the picture of a figure just drawn
     assert "make reproduce PROFILE=quick" in capsys.readouterr().out
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=quick"):
