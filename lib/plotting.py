@@ -45,7 +45,7 @@ UNDATED = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}
 SVG, HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 LINK, FINE = re.compile(r"(?<=url\(#)[\w.-]+|(?<=^#)[\w.-]+"), re.compile(r"-?\d+\.\d{4,}")
 PLACE = re.compile(r"^[-\d.A-Zz\s]+$|(?<=translate\()[^)]+")  # the numbers that are lengths, not those of a scale or a turn
-NOTEBOOK_DPI = 110  # of the pictures in executed notebooks
+NOTEBOOK_DPI = 120  # of the pictures in executed notebooks
 SCREEN_DPI = 150  # of PNG of profiles that are no evidence; their PDF and SVG are as fine as any
 # Of a stored picture: the colours of its palette, and the share of pixels that it may change by so many of 255 levels, the rest by the last number.
 # Sixteen, half a byte a pixel, are for charts: there the smoothed edges of lines and letters change, but no surface whose shades would show as steps.
