@@ -44,7 +44,9 @@ METRIC_KEYS = ["method", "trained_on", "variant", "evaluated_on", "condition", "
 REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
 METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
 HALF = 1e-3  # of its size: twice what float16 rounds off
-SIGNIFICANT_BITS = {"": 14, "_max_softmax": 16, "_brier": 6}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
+SIGNIFICANT_BITS = {"_max_softmax": 16, "_nll": 14, "_brier": 6}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
+MOST_BITS = 14  # of any other score
+TIED = 1e-3  # the share of pairs of images that the fewer bits of any other score may make equal
 PLANES = re.compile(r"(.+):([<>|][bif]\d):(\d+)")  # the name of an array stored in planes: its own, dtype, length
 LABELS = "labels"  # in the place of a run's name, the labels of the set; in the place of labels, that they stand there
 RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
@@ -321,8 +323,9 @@ def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np
     with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". The labels of a set stand once, in
     labels--<set>.npz, unless a run was asked about others under its name. Where a prediction is right is
     stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
-    largest softmax. Of a float 14 significant bits are kept at most, of a softmax 16, of a Brier score, read for its mean, 6, unless the
-    values differ by so little of their size that their order would suffer.
+    largest softmax. Of a softmax 16 significant bits are kept, of an NLL 14, of a Brier score, read for its mean, 6, of another float, read for
+    its order, so few that a pair of a thousand becomes equal, and 14 at most; all of them where the values differ by less than a hundredth of
+    their size.
     """
     stored: dict[str, np.ndarray] = {}
     for name, values in arrays.items():
@@ -353,9 +356,19 @@ def _labels(profile: str, evaluated_on: str, found: np.ndarray | None = None) ->
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
     if values.dtype.kind != "f" or values.itemsize > 4 or not values.std() > np.abs(values).max(initial=0) / 100:  # not so of NaN or of nothing
         return values
-    bits = next(bits for end, bits in reversed(SIGNIFICANT_BITS.items()) if name.endswith(end))
     fraction, exponent = np.frexp(values.astype(np.float32))
-    return np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent).astype(values.dtype)
+
+    def kept(bits: int) -> np.ndarray:
+        return np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent).astype(values.dtype)
+
+    named = [bits for end, bits in SIGNIFICANT_BITS.items() if name.endswith(end)]
+    enough = (bits for bits in range(6, MOST_BITS) if _tied(kept(bits)) - _tied(values) <= TIED)
+    return kept(named[0] if named else next(enough, MOST_BITS))
+
+
+def _tied(values: np.ndarray) -> float:
+    """The share of pairs of entries that are equal, an entry with itself included."""
+    return float((np.unique(values, return_counts=True)[1] ** 2).sum() / values.size**2)
 
 
 def _repeated(values: np.ndarray, earlier: dict[str, np.ndarray]) -> str:

@@ -287,7 +287,8 @@ def clean_metadata(path: Path) -> None:
     """Drop from an executed notebook what differs between machines and runs (paths, times, the kernel's version), and text that is there as HTML or
     Markdown.
 
-    A row of a table is a line: with one for each cell, tables of HTML would take a tenth of all notebooks for quotes and spaces.
+    A row of a table is a line, and what shows a notebook has a style for tables: with one in each, and a line for each cell, tables of HTML
+    would take a tenth of all notebooks.
     """
     import nbformat  # slow to import
 
@@ -300,7 +301,7 @@ def clean_metadata(path: Path) -> None:
             if {"text/html", "text/markdown"} & set(data):
                 data.pop("text/plain", None)
             if "text/html" in data:
-                data["text/html"] = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)", "", data["text/html"])
+                data["text/html"] = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)|(?s:<style scoped>.*?</style>\n)|(?m:^ +)", "", data["text/html"])
     text = re.sub("(?m)^ +", "", nbformat.writes(notebook))  # the spaces before its lines are a fourteenth of the file
     artifacts.write_text(path, text.replace(str(artifacts.ROOT) + "/", "") + "\n")
 

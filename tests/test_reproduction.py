@@ -11,7 +11,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from xml.etree import ElementTree
 
+import nbformat
+import pandas as pd
 import psutil
 import pytest
 
@@ -328,3 +331,17 @@ def test_jobs_at_once_are_what_a_container_allows(cpu, memory, jobs, tmp_path, m
     (tmp_path / "cpu.max").write_text(cpu)
     (tmp_path / "memory.max").write_text(memory)
     assert reproduction.usable_cores() == jobs
+
+
+def test_an_executed_notebook_keeps_its_tables_and_no_style_of_them(tmp_path):
+    table = pd.DataFrame({"method": ["simsiam", "a < b"], "value": [1.5, 2.0]})
+    data = {"text/html": table._repr_html_(), "text/plain": "text"}
+    cell = nbformat.v4.new_code_cell("table", outputs=[nbformat.v4.new_output("display_data", data)])
+    notebook = nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nbformat.write(notebook, path := tmp_path / "page.ipynb")
+    reproduction.clean_metadata(path)
+    (output,) = nbformat.read(path, as_version=4).cells[0].outputs
+    assert set(output.data) == {"text/html"} and "<style" not in output.data["text/html"]
+    rows = [list(row.itertext()) for row in ElementTree.fromstring(output.data["text/html"]).iter("tr")]
+    cells = [[text for text in row if text.strip()] for row in rows]
+    assert cells == [["method", "value"], ["0", "simsiam", "1.5"], ["1", "a < b", "2.0"]]
