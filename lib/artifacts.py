@@ -49,7 +49,7 @@ MOST_BITS = 14  # of any other score
 TIED = 1e-3  # the share of pairs of images that the fewer bits of any other score may make equal
 PLANES = re.compile(r"(.+):([<>|][bif]\d):(\d+)")  # the name of an array stored in planes: its own, dtype, length
 LABELS = "labels"  # in the place of a run's name, the labels of the set; in the place of labels, that they stand there
-RIGHT = " == label"  # what an array of predictions is followed by where it says which are right
+IS_THE_LABEL = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
 
 
@@ -354,7 +354,9 @@ def _labels(profile: str, evaluated_on: str, found: np.ndarray | None = None) ->
 
 
 def _rounded(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind != "f" or values.itemsize > 4 or not values.std() > np.abs(values).max(initial=0) / 100:  # not so of NaN or of nothing
+    if values.dtype.kind != "f" or values.itemsize > 4:
+        return values
+    if not values.std(dtype=np.float64) > np.abs(values).max(initial=0) / 100:  # not so of NaN or of nothing
         return values
     fraction, exponent = np.frexp(values.astype(np.float32))
 
@@ -385,7 +387,7 @@ def _derived(name: str, values: np.ndarray, arrays: dict[str, np.ndarray]) -> st
     """"linear_prediction == label" for a ``linear_correct`` that says so; else ""."""
     prediction = name.removesuffix("_correct") + "_prediction"
     same = prediction in arrays and "label" in arrays and np.array_equal(values, arrays[prediction] == arrays["label"])
-    return prediction + RIGHT if same else ""
+    return prediction + IS_THE_LABEL if same else ""
 
 
 def _behind_nll(name: str) -> tuple[str, str, str]:
@@ -408,10 +410,10 @@ def read_scores(profile: str, run: str, evaluated_on: str, needs: tuple[str, ...
     if "label" in arrays and arrays["label"].dtype.kind == "U":
         arrays["label"] = _labels(profile, evaluated_on)
     for name, said in [(name, values.item()) for name, values in arrays.items() if values.dtype.kind == "U"]:
-        other = said.removeprefix("-").removesuffix(RIGHT)
-        complete = _complete(path, arrays, (other, "label") if said.endswith(RIGHT) else (other,))
+        other = said.removeprefix("-").removesuffix(IS_THE_LABEL)
+        complete = _complete(path, arrays, (other, "label") if said.endswith(IS_THE_LABEL) else (other,))
         same = complete[other]
-        arrays[name] = same == complete["label"] if said.endswith(RIGHT) else -same if said.startswith("-") else same.copy()
+        arrays[name] = same == complete["label"] if said.endswith(IS_THE_LABEL) else -same if said.startswith("-") else same.copy()
     for name in [name for name in arrays if name.endswith("_nll") and len(arrays[name]) < max(map(len, arrays.values()))]:
         whole = _nll_where_right(name, _complete(path, arrays, _behind_nll(name)))
         whole[np.isnan(whole)] = arrays[name]

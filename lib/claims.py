@@ -32,7 +32,7 @@ PUBLISHED_RUNS = 3  # behind every published standard error
 ALONE = " (its interval is over images alone)"  # said of one seed, where nothing else varies
 INCLUDES = "includes the bound"  # said of an interval that settles nothing
 UNSETTLED = "Student's t over them alone includes the bound"  # said of seeds so few, or so unlike, that by them alone nothing is settled
-REPEATED = "another precision or seed may move one run by more"
+MOVED_BY_ONE_RUN = "another precision or seed may move one run by more"
 BEYOND = "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 # Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
 GROUPS = {
@@ -387,7 +387,7 @@ def _lacking(part: dict, behind: list[dict], found: Found, given: list[str]) -> 
     if found.seeds < SEEDS and part.get("about") != "cost":
         lacking.append("too few seeds")
     if abs(found.value) < found.repetition:
-        lacking.append(REPEATED)
+        lacking.append(MOVED_BY_ONE_RUN)
     if "unlike" in part:
         lacking.append(part["unlike"])
     return ", ".join(lacking)
@@ -480,7 +480,7 @@ def settles_nothing(reason: str) -> bool:
 
 def is_unsettled(reason: str) -> bool:
     """Whether a part's interval lies on one side of the bound, and that of its seeds alone does not, or a repetition may move a run by more."""
-    return UNSETTLED in reason or REPEATED in reason
+    return UNSETTLED in reason or MOVED_BY_ONE_RUN in reason
 
 
 def qualified(found: dict) -> str:

@@ -82,8 +82,8 @@ def write(run: Run, metrics: pd.DataFrame) -> Path:
     size = sum(value.nbytes for value in kept.values())
     if size > MOST_BYTES:
         raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {MOST_BYTES}; commit a smaller network.")
-    spread = feature_spread(run.embed(run.train)["features"], run.embed(run.test())["features"])
-    artifacts.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **spread)
+    known = training_statistics(run.embed(run.train)["features"], run.embed(run.test())["features"])
+    artifacts.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **known)
     artifacts.write_text(path.with_suffix(".md"), model_card(info, {"title": run.train.title, "images": len(run.train)}, metrics))
     artifacts.write_tensors(path, kept, info)  # last: an encoder is listed by it
     return path
@@ -151,19 +151,19 @@ def write_cards() -> list[Path]:
 
 
 # ---------------------------------------------------------------------------------------------------------------- likeness to the training set
-def feature_spread(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
+def training_statistics(train: np.ndarray, test: np.ndarray) -> dict[str, np.ndarray]:
     """What is kept of the features [M, D] of a training set, so that other images can be compared with it when it is not at hand.
 
     mean [D] and precision [D, D] (inverse covariance) of evaluation.fitted_gaussian, and the percentiles 0 to 100 of the squared Mahalanobis
     distance ``(x - mean)ᵀ precision (x - mean)`` over test images of the same set (Lee et al. 2018, one Gaussian for all classes).
     """
     gaussian = evaluation.fitted_gaussian(train)
-    spread = {"mean": gaussian.location_.astype(np.float32), "precision": gaussian.precision_.astype(np.float32)}
-    return spread | {"percentiles": np.percentile(_distances(test, spread), np.arange(101)).astype(np.float32)}
+    known = {"mean": gaussian.location_.astype(np.float32), "precision": gaussian.precision_.astype(np.float32)}
+    return known | {"percentiles": np.percentile(_distances(test, known), np.arange(101)).astype(np.float32)}
 
 
-def spread_of(encoder: Path) -> dict[str, np.ndarray]:
-    """The feature_spread that lies beside a committed encoder. ValueError where it is that of another run."""
+def statistics_beside(encoder: Path) -> dict[str, np.ndarray]:
+    """The training_statistics that lies beside a committed encoder. ValueError where it is that of another run."""
     path = encoder.with_suffix(".npz")
     found = artifacts.read_npz(path, ("run_hash", "mean", "precision", "percentiles"))
     if found["run_hash"].item() != (own := artifacts.read_tensors_info(encoder, INFO)["run_hash"]):
@@ -171,15 +171,15 @@ def spread_of(encoder: Path) -> dict[str, np.ndarray]:
     return found
 
 
-def _distances(features: np.ndarray, spread: dict[str, np.ndarray]) -> np.ndarray:
-    away = features.astype(np.float64) - spread["mean"]
-    return np.einsum("nd,de,ne->n", away, spread["precision"].astype(np.float64), away)
+def _distances(features: np.ndarray, known: dict[str, np.ndarray]) -> np.ndarray:
+    away = features.astype(np.float64) - known["mean"]
+    return np.einsum("nd,de,ne->n", away, known["precision"].astype(np.float64), away)
 
 
-def unlikeness(features: np.ndarray, spread: dict[str, np.ndarray]) -> float:
+def unlikeness(features: np.ndarray, known: dict[str, np.ndarray]) -> float:
     """How far images [N, D] are from a training set: the Kolmogorov-Smirnov distance (0 to 1) between their distances and its test images'.
 
     Above UNLIKE they do not resemble it: at some distance the shares of images beyond it differ by more than that.
     """
-    known = spread["percentiles"].astype(np.float64)
-    return float(scipy.stats.ks_1samp(_distances(features, spread), lambda x: np.interp(x, known, np.arange(101) / 100)).statistic)
+    percentiles = known["percentiles"].astype(np.float64)
+    return float(scipy.stats.ks_1samp(_distances(features, known), lambda x: np.interp(x, percentiles, np.arange(101) / 100)).statistic)

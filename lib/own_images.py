@@ -75,7 +75,7 @@ def compare(images: image_sets.ImageSet, kappa: np.ndarray) -> tuple[pd.DataFram
         embedded = ask(name, images)
         native, words = methods.own_uncertainty(name)
         columns[f"uncertainty_{name}_{native or 'trivial_norm'}"] = embedded["uncertainty"]
-        far = encoders.unlikeness(embedded["features"], encoders.spread_of(path))
+        far = encoders.unlikeness(embedded["features"], encoders.statistics_beside(path))
         rows.append({"encoder": name, "trained_on": _info(path)["settings"]["dataset"], "uncertainty": words,
                      "spearman": uncertainty.rank_correlation(embedded["uncertainty"], -kappa), "unlikeness": far,
                      "resembles": "no" if far > encoders.UNLIKE else "not told apart"})  # fmt: skip

@@ -85,7 +85,7 @@ def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_the_test_images_own():
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(5, 5))
     train, test, same, wide, narrow = (scale * generator.normal(size=(4000, 5)) @ mixing + 3 for scale in (1, 1, 1, 2, 0.4))
-    spread = encoders.feature_spread(train, test)
+    spread = encoders.training_statistics(train, test)
     expected = np.linalg.norm(np.linalg.solve(mixing.T, (same - 3).T), axis=0) ** 2
     np.testing.assert_allclose(encoders._distances(same, spread), expected, rtol=0.15, atol=0.15)
     ours, theirs = np.sort(encoders._distances(wide, spread)), encoders._distances(test, spread)
@@ -102,11 +102,11 @@ def test_images_may_be_of_any_precision(encoder):
 
 
 def test_a_spread_is_that_of_its_encoder(encoder):
-    spread = encoders.spread_of(encoder)
+    spread = encoders.statistics_beside(encoder)
     assert len(spread["percentiles"]) == 101
     artifacts.write_npz(encoder.with_suffix(".npz"), **spread | {"run_hash": np.array("another")})
     with pytest.raises(ValueError, match="of the run with hash another, vi_simsiam.safetensors of .*restore both"):
-        encoders.spread_of(encoder)
+        encoders.statistics_beside(encoder)
 
 
 def test_encoders_that_came_with_the_code_are_found_from_any_results_folder(encoder):

@@ -297,7 +297,7 @@ ENCODERS = sorted(path.stem for path in (artifacts.ROOT / "results" / "standard"
 
 
 def unlikeness(name, images):
-    return encoders.unlikeness(own_images.ask(name, images)["features"], encoders.spread_of(encoders.stored()[name]))
+    return encoders.unlikeness(own_images.ask(name, images)["features"], encoders.statistics_beside(encoders.stored()[name]))
 
 
 # The features of some hardly tell digits from photographs (ProSMin's 0.3, DINO's on a vision transformer 0.2); their cards say so.
