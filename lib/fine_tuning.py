@@ -134,6 +134,15 @@ def search_rate(run: Run, images: data.ImageSet, epochs: int, share: float = 1.0
     return found
 
 
+def stored_search(run: Run, notebook: str, share: float) -> dict[float, float]:
+    """What ``search_rate`` found by the run of seed 0, if that run and this grid are what was searched; else empty. It needs no weights."""
+    first = Run(run.settings | {"seed": 0})
+    rows = artifacts.read_metrics(run.profile, notebook, first.name)
+    rows = rows[(rows.condition == f"labels_{share:g}_validation") & (rows.run_hash == first.hash)]
+    found = dict(zip(rows.score.str.removeprefix("learning_rate_").astype(float), rows.value, strict=True))
+    return found if set(found) == set(run.settings["fine_tune_learning_rates"]) else {}
+
+
 def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:
     """The stored searches of fine-tuning's learning rate, and in words which ended at an end of the grid: validation accuracy in per cent, one row
     a search (trained_on, condition, method), one column a rate; empty where nothing was searched."""
@@ -189,7 +198,8 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         predictions = {"knn": evaluation.knn_predict(few["features"], few["label"], whole["features"], k=min(evaluation.NEAREST, len(labelled)))[0]}
         rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
         if settings["method"] != "raw_pixels":
-            search = search_rate(run, run.train, epochs, share)
+            known = stored_search(run, notebook, share) if settings["seed"] else {}
+            search = known or search_rate(run, run.train, epochs, share)
             rate = max(search, key=search.get)
             probabilities["fine_tuned"] = fine_tuned(run, labelled, test, epochs, rate)["probabilities"]
             used = {"epochs": epochs, "learning_rate": rate}

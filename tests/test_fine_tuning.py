@@ -1,5 +1,6 @@
 """lib.fine_tuning: fine-tuning itself; few labels and transfer, each with the search of its learning rate."""
 
+from copy import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -114,6 +115,24 @@ def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     assert fine_tuning.search_rate(run, run.train, 8, 0.05).keys() == {0.01, 0.3} and asked == [0]
     monkeypatch.setattr(run, "settings", run.settings | {"fine_tune_learning_rates": [0.1]})
     assert list(fine_tuning.search_rate(run, run.train, 8, 0.05)) == [0.1] and asked == [0]
+
+
+def test_a_search_that_is_stored_needs_no_weights_of_seed_0(run, calls, monkeypatch):
+    monkeypatch.setattr(run, "settings", run.settings | FEW)
+    fine_tuning.measure_few_labels(run, "21_few")
+    other, searched = copy(run), len(calls)
+    other.settings, other.name = run.settings | {"seed": 3}, f"{run.name}-of-seed-3"
+    monkeypatch.setattr(fine_tuning, "Run", lambda settings: SimpleNamespace(name=run.name, hash=run.hash))
+    fine_tuning.measure_few_labels(other, "21_few")
+    assert [(epochs, rate) for *_, epochs, rate in calls[searched:]] == [(8, 0.3), (4, 0.3)]
+    images = len(data.train_validation_split(run.train.labels)[1])
+    assert fine_tuning.stored_search(other, "21_few", 0.05) == pytest.approx({0.01: 1 / images, 0.3: 2 / images}, rel=1e-4)
+    assert fine_tuning.stored_search(other, "21_few", 0.5) == {} == fine_tuning.stored_search(other, "21_other", 0.05)
+    monkeypatch.setattr(fine_tuning, "Run", lambda settings: SimpleNamespace(name=run.name, hash="another network"))
+    assert fine_tuning.stored_search(other, "21_few", 0.05) == {}
+    monkeypatch.setattr(fine_tuning, "Run", lambda settings: SimpleNamespace(name=run.name, hash=run.hash))
+    other.settings = other.settings | {"fine_tune_learning_rates": [0.01, 0.1]}
+    assert fine_tuning.stored_search(other, "21_few", 0.05) == {}, "of another grid"
 
 
 # ---------------------------------------------------------------------------------------------------------- one network
