@@ -66,7 +66,7 @@ GROUPS = {
 }  # fmt: skip
 KEYS = ["method", "score", "measure", "seed"]
 DIFFERENCES = [
-    "method", "score", "minus_method", "minus_score", "measure", "difference", "ci_low", "ci_high", "p_holm", "seeds", "pairing", "sure", "void",
+    "method", "score", "minus_method", "minus_score", "measure", "difference", "ci_low", "ci_high", "p_holm", "seeds", "pairing", "sure",
 ]  # fmt: skip
 
 
@@ -281,42 +281,46 @@ def advice(summary: pd.DataFrame, top: int = 3) -> pd.DataFrame:
 def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tuple[tuple[str, str], tuple[str, str]]]) -> pd.DataFrame:
     """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
 
-    Accuracy and correctness AUROC: a bootstrap paired by image and the maximum statistic (statistics.simultaneous_intervals). What seeds vary by is
-    drawn by ``statistics.seed_noise`` between methods; between scores of one method by resampling its seeds, which with three is too sure of itself.
-    OOD: no scores of other sets are stored by image, so standard errors are added up, which bounds that of the difference whatever the
-    dependence, with Bonferroni over the pairs; a method's standard error is that of one seed's images and that of its seeds, in quadrature, with
-    Student's t of the smaller of the two methods' degrees of freedom (Welch-Satterthwaite). p_holm: Holm-adjusted over the pairs, beside the
-    interval, which holds all pairs at once and decides. sure: it excludes zero; void: it spans all values that a difference can have.
+    Draws of what images vary by and of what seeds vary by are added up, and the maximum statistic (statistics.simultaneous_intervals) holds the
+    pairs together. Images: of accuracy and correctness AUROC a bootstrap, the same images for all; scores of other sets are not stored by image of
+    every method, so for OOD the standard errors of a seed's two numbers are added up, which bounds that of their difference whatever the
+    dependence. Seeds: between methods ``statistics.seed_noise`` of each one's numbers; between scores of one network Student's t of their
+    differences in each seed, whose spreads are too unlike for that: ``statistics.moderated_errors``. p_holm: Holm-adjusted over the pairs, beside
+    the interval, which holds all pairs at once and decides. sure: the interval excludes zero.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
+    # accuracy depends on no score
+    by_seed = values[(values.measure == measure) & values.value.notna()].set_index(["method", "score", "seed"]).sort_index()
+    numbers = [by_seed.loc[method, "uncertainty" if measure.endswith("_accuracy") else score] for method, score in entries]
+    count, generator = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2), np.random.default_rng(1)
     if measure.endswith(("_accuracy", "correctness_auroc")):
-        one_method = all(a == b for (a, _), (b, _) in pairs)
-        estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1), over_seeds=one_method)
-        draws = draws if one_method else draws + _noise_of_seeds(values, measure, entries, len(draws))
-        gap, drawn = estimates[first] - estimates[second], draws[:, first] - draws[:, second]
-        low, high = statistics.simultaneous_intervals(gap, drawn)
-        p, how = statistics.bootstrap_p_values(gap, drawn), "paired by image"
+        estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1), count)
+        gap, drawn, how = estimates[first] - estimates[second], draws[:, first] - draws[:, second], "paired by image"
     else:
-        estimates, errors, freedom = np.array([_estimate_and_error(values, measure, entry) for entry in entries]).T
-        gap, error = estimates[first] - estimates[second], errors[first] + errors[second]
-        student = scipy.stats.t(np.minimum(freedom[first], freedom[second]))
-        half = student.isf(0.05 / (2 * len(pairs))) * error
-        low, high = np.clip([gap - half, gap + half], -1, 1)  # an AUROC differs from another by no more
-        with np.errstate(divide="ignore", invalid="ignore"):  # two AUROC of 1 have neither a gap nor an error
-            p, how = np.where(gap == 0, 1.0, 2 * student.sf(np.abs(gap) / error)), "bound"
+        estimates = np.array([rows.value.mean() for rows in numbers])
+        errors = np.array([(rows.ci_high - rows.ci_low).mean() for rows in numbers]) / (2 * scipy.stats.norm.isf(0.025))
+        gap, how = estimates[first] - estimates[second], "bound"
+        drawn = gap + generator.normal(size=(count, len(pairs))) * (errors[first] + errors[second])
+    if all(one == other for (one, _), (other, _) in pairs):
+        seeds, freedom = statistics.moderated_errors([numbers[one].value - numbers[other].value for one, other in zip(first, second, strict=True)])
+        error = np.hypot(drawn.std(axis=0, ddof=1), seeds)
+        drawn = drawn + generator.standard_t(freedom, size=drawn.shape) * seeds
+        away = np.divide(np.abs(gap), error, out=np.where(gap == 0, 0.0, np.inf), where=error > 0)
+        p = 2 * scipy.stats.t.sf(away, freedom)
+    else:
+        noise, error = statistics.seed_noise([rows.value for rows in numbers], count), None
+        drawn = drawn + noise[:, first] - noise[:, second]
+        p = statistics.bootstrap_p_values(gap, drawn)
+    low, high = np.clip(statistics.simultaneous_intervals(gap, drawn, error), -1, 1)  # no fraction differs from another by more
     named = [(*a, *b) for a, b in pairs]
     frame = pd.DataFrame(named, columns=["method", "score", "minus_method", "minus_score"]).assign(measure=measure, difference=gap)
-    seeds = values[values.measure == measure].groupby("method").seed.nunique()
-    fewest = np.minimum(seeds[frame.method].to_numpy(), seeds[frame.minus_method].to_numpy())
-    frame = frame.assign(ci_low=low, ci_high=high, p_holm=statistics.holm(p), seeds=fewest, pairing=how)
-    return frame.assign(sure=(low > 0) | (high < 0), void=(low <= -1) & (high >= 1))
+    fewest = [min(len(numbers[one]), len(numbers[other])) for one, other in zip(first, second, strict=True)]
+    return frame.assign(ci_low=low, ci_high=high, p_holm=statistics.holm(p), seeds=fewest, pairing=how, sure=(low > 0) | (high < 0))
 
 
-def _paired_draws(
-    profile: str, entries: list[tuple[str, str]], classifier: str, what: str, over_seeds: bool
-) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E]; as statistics.hierarchical_draws."""
+def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str, what: str, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E] over images alone."""
     found, names = runs(profile), list(dict.fromkeys(score for _, score in entries))
     order = list(dict.fromkeys(method for method, _ in entries))
     arrays = []
@@ -327,26 +331,9 @@ def _paired_draws(
     def measured(*columns: np.ndarray) -> list[float]:
         return [columns[-1].mean() if what == "accuracy" else uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
 
-    count = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2)
-    estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count, over_seeds=over_seeds)
+    estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count, over_seeds=False)
     at = [(order.index(method), names.index(score)) for method, score in entries]
     return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
-
-
-def _noise_of_seeds(values: pd.DataFrame, measure: str, entries: list[tuple[str, str]], draws: int) -> np.ndarray:
-    """Draws [B, E] of how far the mean of every (method, score) may be from that of many seeds (``statistics.seed_noise``)."""
-    by_seed = values[(values.measure == measure) & values.value.notna()].groupby(["method", "score"]).value
-    named = [(method, "uncertainty" if measure.endswith("_accuracy") else score) for method, score in entries]  # accuracy depends on no score
-    return statistics.seed_noise([by_seed.get_group(entry) for entry in named], draws)
-
-
-def _estimate_and_error(values: pd.DataFrame, measure: str, entry: tuple[str, str]) -> tuple[float, float, float]:
-    """Mean over seeds, its standard error, and the degrees of freedom of that: n - 1 for n seeds, the more the more of it comes from images."""
-    part = values[(values.measure == measure) & (values.method == entry[0]) & (values.score == entry[1])]
-    images = (part.ci_high - part.ci_low).mean() / (2 * scipy.stats.norm.isf(0.025))
-    seeds = part.value.std() / len(part) ** 0.5 if len(part) > 1 else 0.0
-    freedom = (len(part) - 1) * (images**2 + seeds**2) ** 2 / seeds**4 if seeds else np.inf
-    return part.value.mean(), float(np.hypot(images, seeds)), freedom
 
 
 def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

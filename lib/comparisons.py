@@ -95,13 +95,18 @@ def label(method: str) -> str:
 
 
 def told_rates(listed: list[dict]) -> list[str]:
-    """The learning rates of runs of one profile in words, and which of them no whole search has chosen: a sentence each."""
-    rates = {label(run["method"]): f"{run['learning_rate']:g}" for run in listed if run["epochs"]}
-    named, tried = {run["method"] for run in listed}, tuning(listed[0]["profile"])
-    why = [f"{label(name)} ({reason})" for name, reason in unsearched(listed[0]["profile"], listed, tried).items() if name in named]
-    sentences = [f"Learning rates: {'; '.join(map(' '.join, rates.items()))}."]
-    sentences += filter(None, [at_an_end(tried[tried.method.isin(named)])])
-    return sentences + [f"No whole search chose those of: {'; '.join(why)}. Comparisons with them are not even-handed."] * bool(why)
+    """The learning rates of runs of one profile in words, and which of them no whole search on these data has chosen: a sentence each."""
+    rates = {run["method"]: f"{label(run['method'])} {run['learning_rate']:g}" for run in listed if run["epochs"]}
+    profile, named = listed[0]["profile"], {run["method"] for run in listed}
+    tried = tuning(profile)
+    reasons = {name: reason for name, reason in unsearched(profile, listed, tried).items() if name in named}
+    sentences = [f"Learning rates: {'; '.join(rates.values())}.", at_an_end(tried[tried.method.isin(named)])]
+    for words, elsewhere in (("No whole search chose those of", False), ("Searched on other data were those of", True)):
+        if why := [f"{label(name)} ({reason})" for name, reason in reasons.items() if reason.startswith("searched on") == elsewhere]:
+            sentences.append(f"{words}: {'; '.join(why)}.")
+    if len({reasons.get(name, "") for name in rates}) > 1:
+        sentences[-1] += " Comparisons with them are not even-handed."
+    return list(filter(None, sentences))
 
 
 def mixed_precision(listed: list[dict]) -> str:

@@ -35,7 +35,7 @@ from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
 TABLE_ROWS, ASKED_ROWS = 1, 100  # of tables that no question leads to, and of those that one does
-CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm", "void")  # columns of which a page is not the place
+CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm")  # columns of which a page is not the place
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
 HIGHLIGHTED = ((Keyword, "b"), (Operator.Word, "b"), (String, "i"), (Comment, "em"))  # the tags of tokens; the others need none

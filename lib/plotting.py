@@ -9,7 +9,6 @@ import io
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -774,16 +773,14 @@ def dot_interval_plot(
 
 
 def forest_plot(
-    ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None, every: bool = False,
-    limits: Sequence[float] | None = None,
+    ax: Axes, data: pd.DataFrame, *, label: str, reference: float = 0.0, style: MethodStyle | None = None, every: bool = False
 ) -> pd.DataFrame:
     """One row for each row of `data` (name, published, ours, ci_low, ci_high): published open, ours filled with its interval.
 
     reference: a grey line, no difference or chance. Columns claimed and bound of `data`, where there are, are a grey triangle at the bound that
     points to the claimed side (claims.SIDES; two triangles that face each other for "within"). Where a column seeds says 1
     the interval is thin: it is over images alone. Where a column judged is False ours is grey.
-    style: of ours, blue dots by default. Rows with neither number are left out, or empty with `every`. limits of the axis, where it shall not hold
-    all intervals: those that it cuts end in an arrow.
+    style: of ours, blue dots by default. Rows with neither number are left out, or empty with `every`.
     Returns what is drawn, in order.
     """
     _require(data, "name")
@@ -806,11 +803,6 @@ def forest_plot(
     for rows, width, named in ((~alone, 1.2, None), (alone, 0.6, "thin: one seed, over images")):
         if rows.any():
             ax.hlines(place[rows], drawn.ci_low[rows], drawn.ci_high[rows], color=colours[rows], linewidth=width, label=named)
-    if limits is not None:
-        ax.set_xlim(limits)
-        for end, cut, marker in ((limits[0], drawn.ci_low < limits[0], "<"), (limits[1], drawn.ci_high > limits[1], ">")):
-            for row in place[cut]:
-                ax.plot(end, row, marker, color=colours[row], markersize=3, clip_on=False)
     if drawn.published.notna().any():
         ax.plot(drawn.published, place - 0.2, "D", color=INK, markerfacecolor="none", markersize=3, label="published", zorder=4)
     if "bound" in drawn:

@@ -215,14 +215,15 @@ def bootstrap_p_values(estimates: ArrayLike, draws: ArrayLike) -> np.ndarray:
     return 2 * scipy.stats.norm.sf(away)
 
 
-def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, errors: ArrayLike | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(low [M], high [M]) that hold all M quantities at once with 95 %: estimate ± c·se.
 
-    se: standard deviation of a quantity's draws [B, M]; c: the 95 % quantile over draws of max_m |draw_m - estimate_m|/se_m (the maximum
-    statistic; Romano & Wolf 2005, Montiel Olea & Plagborg-Møller 2019). Draws of all quantities must come from one resample where the quantities
-    depend on each other. A quantity that no draw changes has an interval of no width.
+    se: ``errors`` [M], or else the standard deviation of a quantity's draws [B, M], which has to exist; c: the 95 % quantile over draws of
+    max_m |draw_m - estimate_m|/se_m (the maximum statistic; Romano & Wolf 2005, Montiel Olea & Plagborg-Møller 2019). Draws of all quantities
+    must come from one resample where the quantities depend on each other. A quantity that no draw changes has an interval of no width.
     """
     estimates, draws, error, constant = _spread(estimates, draws)
+    error = error if errors is None else np.asarray(errors, dtype=np.float64)
     away = np.abs(draws - estimates)
     largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
     half = np.quantile(largest, 0.95) * error
@@ -251,6 +252,34 @@ def seed_noise(groups: Sequence[ArrayLike], draws: int, seed: int = 0) -> np.nda
     generator = np.random.default_rng(seed)
     student = generator.normal(size=(draws, len(groups))) / np.sqrt(generator.chisquare(freedom, size=(draws, 1)) / freedom)
     return student * np.maximum(own, pooled) / np.sqrt(sizes)
+
+
+def moderated_errors(groups: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+    """Standard errors [K] of the means of K groups of seeds' values, and the degrees of freedom [K] of these, by moderated variances.
+
+    Of few seeds a variance is hardly known, and those of different groups may be far from alike. So the true ones are taken to be drawn from a
+    scaled inverse χ² of d0 degrees of freedom around s0², which the groups' own s_k² of d_k degrees of freedom tell, by the mean and variance of
+    their logarithms; each is estimated by (d0 s0² + d_k s_k²)/(d0 + d_k), with d0 + d_k degrees of freedom (Smyth 2004, §§3 and 6.2). Where groups
+    vary alike d0 has no end, and that is the pooled variance. Values that are all equal have no error, and tell nothing of other groups.
+    """
+    groups = [np.asarray(values, dtype=np.float64) for values in groups]
+    if not groups or not all(values.ndim == 1 and values.size and np.isfinite(values).all() for values in groups):
+        raise ValueError(f"groups must be lists of finite values, one a seed, none of them empty, got {groups}.")
+    sizes = np.array([values.size for values in groups])
+    own, variances = sizes - 1, np.array([values.var(ddof=1) if values.size > 1 else 0.0 for values in groups])
+    varying = variances > 0
+    if not varying.any():
+        return np.zeros(len(groups)), np.maximum(own, 1.0)
+    of, known = own[varying], variances[varying]
+    logs = np.log(known) - scipy.special.digamma(of / 2) + np.log(of / 2)
+    excess = logs.var(ddof=1) - scipy.special.polygamma(1, of / 2).mean() if known.size > 1 else 0.0
+    if excess > 0:
+        prior = 2 * scipy.optimize.brentq(lambda half: scipy.special.polygamma(1, half) - excess, 1e-6, 1e9)
+        around = np.exp(logs.mean() + scipy.special.digamma(prior / 2) - np.log(prior / 2))
+        moderated, freedom = (prior * around + own * variances) / (prior + own), prior + own
+    else:
+        moderated, freedom = np.full(len(groups), np.sum(of * known) / of.sum()), np.full(len(groups), float(of.sum()))
+    return np.sqrt(np.where(varying | (own == 0), moderated, 0.0) / sizes), freedom
 
 
 def rank_intervals(count: int, low: ArrayLike, high: ArrayLike) -> tuple[np.ndarray, np.ndarray]:

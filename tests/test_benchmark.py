@@ -221,29 +221,36 @@ def test_values_that_differ_by_rounding_alone_have_no_t():
     assert benchmark._p_over_seeds(nearly, same) == 1 and benchmark._p_over_seeds(nearly, other) == 0
 
 
-def test_the_bound_adds_up_standard_errors(stored):
+def test_of_foreign_images_standard_errors_are_added_up_and_seeds_drawn(stored):
     values, _ = stored
-    found = benchmark.differences("standard", values, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
+    pair = [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]
+    found = benchmark.differences("standard", values, "near_ood_auroc", pair).iloc[0]
     images, seeds = 0.04 / (2 * 1.959964), 0.01 / 3**0.5  # the same for both: 0.04 wide, seeds 0.01 apart
-    half = scipy.stats.t.isf(0.025, 2 * (images**2 + seeds**2) ** 2 / seeds**4) * 2 * np.hypot(images, seeds)
-    assert found.difference == pytest.approx(0.2) and found.seeds == 3
-    assert [found.ci_low, found.ci_high] == pytest.approx([0.2 - half, 0.2 + half], abs=1e-6)
+    assert found.difference == pytest.approx(0.2) and found.seeds == 3 and found.pairing == "bound"
+    half = (found.ci_high - found.ci_low) / 2
+    normal, student = (np.hypot(2 * images, times * seeds) for times in (2**0.5, 2))  # t of 4 degrees of freedom has the variance 4/(4 - 2)
+    assert found.ci_low + half == pytest.approx(0.2) and 1.9 * normal < half < 2.1 * student
     wide = values.assign(value=values.value + values.seed * (values.method == "simsiam"))
-    found = benchmark.differences("standard", wide, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
+    found = benchmark.differences("standard", wide, "near_ood_auroc", pair).iloc[0]
     assert [found.ci_low, found.ci_high] == [-1, 1]
+
+
+def test_scores_of_one_network_differ_by_what_differs_in_each_seed(stored):
+    """The seeds of a network move all of its scores: between two of them that cancels, between networks it does not."""
+    values, _ = stored
+    moved = values.assign(value=values.value + 0.2 * (values.seed - 1) * values.measure.eq("near_ood_auroc"))
+    within = [(("vi_simsiam", "uncertainty"), ("vi_simsiam", "feature_norm")), (("dino", "uncertainty"), ("dino", "knn_distance"))]
+    between = [(one, ("simsiam", "uncertainty")) for one, _ in within]
+    still, seeds = (benchmark.differences("standard", of, "near_ood_auroc", within) for of in (values, moved))
+    pd.testing.assert_frame_equal(still, seeds)
+    still, seeds = (benchmark.differences("standard", of, "near_ood_auroc", between) for of in (values, moved))
+    assert ((seeds.ci_high - seeds.ci_low) > 3 * (still.ci_high - still.ci_low)).all() and not seeds.sure.any()
 
 
 def test_what_is_one_in_every_seed_does_not_differ(stored):
     same = stored[0].assign(value=1.0, ci_low=1.0, ci_high=1.0)
     found = benchmark.differences("standard", same, "near_ood_auroc", [(("vi_simsiam", "uncertainty"), ("simsiam", "uncertainty"))]).iloc[0]
     assert found.difference == 0 and found.p_holm == 1 and not found.sure
-
-
-def test_an_error_that_is_all_between_seeds_has_students_t_of_so_many_seeds():
-    values = pd.DataFrame({"measure": "m", "method": "a", "score": "s", "value": [0.1, 0.2, 0.3], "ci_low": 0.0, "ci_high": 0.0})
-    mean, error, freedom = benchmark._estimate_and_error(values, "m", ("a", "s"))
-    assert [mean, error, freedom] == pytest.approx([0.2, 0.1 / 3**0.5, 2])
-    assert benchmark._estimate_and_error(values.iloc[:1].assign(ci_high=0.1), "m", ("a", "s"))[2] == np.inf
 
 
 def test_own_uncertainty_against_scores_of_the_same_network(stored):

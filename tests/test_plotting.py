@@ -472,10 +472,6 @@ def test_forest_puts_published_and_ours_in_one_row():
     plotting.forest_plot(ax, data, label="points", style=plotting.method_style("dino"))
     assert ax.lines[1].get_marker() == plotting.METHODS["dino"].marker and ax.lines[1].get_markerfacecolor() == "white"
     ax = plt.subplots()[1]
-    plotting.forest_plot(ax, data, label="points", limits=(0.2, 3))
-    cut = [line for line in ax.lines if not line.get_clip_on()]
-    assert ax.get_xlim() == (0.2, 3) and [(line.get_marker(), *line.get_xdata(), *line.get_ydata()) for line in cut] == [("<", 0.2, 0), ("<", 0.2, 2)]
-    ax = plt.subplots()[1]
     plotting.forest_plot(ax, data.assign(claimed=["above", "at_most", nan, nan], bound=[0.3, 2.5, nan, nan]), label="points")
     pointers = {line.get_marker(): line for line in ax.lines[3:]}
     assert set(pointers) == {">", "<"} and sum(not line.get_label().startswith("_") for line in pointers.values()) == 1

@@ -191,6 +191,46 @@ def test_of_methods_of_equal_truth_seed_noise_tells_few_families_apart_and_a_boo
     assert wrong["seed noise"] <= 24 and wrong["bootstrap"] > 100  # of 200: 5 % and its chance, against more than half
 
 
+# Standard deviations over three seeds of what two scores of one network differ by: as unlike as the AUROCs of far sets are, and all the same.
+@pytest.mark.parametrize("spread", [[0.006, 0.03, 0.05, 0.1, 0.18, 0.01, 0.02, 0.09, 0.05, 0.04], [0.05] * 10])
+def test_of_scores_of_equal_truth_moderated_errors_tell_few_families_apart(spread):
+    generator, wrong = np.random.default_rng(0), {"moderated": 0, "pooled": 0}
+    for trial in range(200):
+        own, others = generator.normal(size=(10, 1, 3)), generator.normal(size=(10, 3, 3))  # network, score, seed: three scores share one rival
+        apart = ((own - others) / 2**0.5 * np.array(spread)[:, None, None]).reshape(30, 3)
+        gap, (errors, freedom) = apart.mean(1), statistics.moderated_errors(apart)
+        draws = {"moderated": gap + generator.standard_t(freedom, size=(1000, 30)) * errors}
+        draws["pooled"] = gap + statistics.seed_noise(apart, 1000, trial)
+        for name, by in draws.items():
+            low, high = statistics.simultaneous_intervals(gap, by, errors if name == "moderated" else None)
+            wrong[name] += bool(((low > 0) | (high < 0)).any())
+    assert wrong["moderated"] <= 20  # of 200: 5 % and its chance
+    assert max(spread) == min(spread) or wrong["pooled"] > 30, "for spreads so unlike the larger of own and pooled is too small"
+
+
+def test_moderated_errors_are_those_of_smyth():
+    generator = np.random.default_rng(0)
+    true = 0.3 * 5 / generator.chisquare(5, size=4000)  # scaled inverse χ²: d0 = 5, s0² = 0.3
+    groups = generator.normal(size=(4000, 3)) * np.sqrt(true)[:, None] + generator.normal(size=(4000, 1))
+    errors, freedom = statistics.moderated_errors(groups)
+    assert set(freedom) == {freedom[0]} and freedom[0] == pytest.approx(5 + 2, rel=0.1)
+    own = groups.var(axis=1, ddof=1)
+    np.testing.assert_allclose(errors, np.sqrt((5 * 0.3 + 2 * own) / 7 / 3), rtol=0.05)
+    centred = generator.normal(size=(4000, 3)) * np.sqrt(true)[:, None]
+    errors, freedom = statistics.moderated_errors(centred)
+    assert stats.kstest(centred.mean(1) / errors, stats.t(freedom[0]).cdf).pvalue > 0.01
+
+    alike = generator.normal(size=(3, 3)) * 1e-9 + [[0.0, 1.0, 2.0]]  # no more unlike than by chance: pooled, with all degrees of freedom
+    errors, freedom = statistics.moderated_errors(alike)
+    assert freedom.tolist() == [6, 6, 6] and errors == pytest.approx([1 / 3**0.5] * 3)
+    errors, freedom = statistics.moderated_errors([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0], [7.0]])
+    assert errors == pytest.approx([1 / 3**0.5, 0, 1]) and freedom.tolist() == [2, 2, 2], "equal values have no error, one alone that of the others"
+    assert statistics.moderated_errors([[1.0], [2.0]])[0].tolist() == [0, 0]
+    for bad in ([], [[]], [[1.0, np.nan]]):
+        with pytest.raises(ValueError, match="none of them empty"):
+            statistics.moderated_errors(bad)
+
+
 def test_simultaneous_intervals_are_the_maximum_statistic_by_hand():
     estimates, draws = resampled_means(np.random.default_rng(1).normal(size=(50, 3)) * [1, 5, 0.2])
     low, high = statistics.simultaneous_intervals(estimates, draws)
