@@ -4,8 +4,6 @@ Every kind of file has one writer here, and every write is atomic: the content g
 place when complete, so a reader never meets half a file and an interrupted writer leaves the old one.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import fcntl
@@ -116,10 +114,11 @@ def atomic_path(path: Path):
 
 def remove_unfinished(folder: Path) -> None:
     """Remove below ``folder`` what killed writers left; what began within WRITING seconds may still be written by somebody."""
-    for left in list(folder.rglob(f"{UNFINISHED}*")):
-        with contextlib.suppress(FileNotFoundError):
-            if time.time() - left.stat().st_mtime > WRITING:
-                shutil.rmtree(left, ignore_errors=True)
+    for parent, names, _ in os.walk(folder):  # which passes over what is gone by then
+        for left in [Path(parent, name) for name in names if name.startswith(UNFINISHED)]:
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - left.stat().st_mtime > WRITING:
+                    shutil.rmtree(left, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
@@ -521,7 +520,7 @@ def processor() -> str:
 
 @cache
 def provenance() -> dict:
-    """Commit, library versions and hardware, as stored in every config.json and figure."""
+    """Commit, library versions and hardware, as stored in every config.json and in run.json."""
     import torch
 
     packages = ["torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib"]

@@ -3,8 +3,6 @@
 Everything is read from stored metrics, scores, tables and config.json.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable
 from itertools import combinations
@@ -17,6 +15,7 @@ from lib import artifacts, claims, comparisons, evaluation, factors, image_score
 from lib import settings as resolution
 from lib.comparisons import label
 
+RETAINED = ("retention", "retention_low", "retention_high")
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
 SCORES = {
     "uncertainty": "own", "feature_norm": "feature norm", "knn_distance": "k-NN distance", "max_softmax": "max softmax",
@@ -94,7 +93,7 @@ def measurements(profile: str) -> pd.DataFrame:
     """
     measure_of = {where: name for name, where in MEASURES.items()}
     images, path = image_scores.stored_metrics(profile), artifacts.results_dir(profile) / "tables" / f"{STYLES}.csv"
-    styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "set", "seed", "condition", "retention"])
+    styles = artifacts.read_csv(path) if path.exists() else pd.DataFrame(columns=["method", "trained_on", "set", "seed", "condition", *RETAINED])
     styles = styles[~styles.condition.isin(factors.CONTENT) & (styles.set == resolution.profile_settings(profile)["factor_sets"][0])]
     trained_on = styles.trained_on.str.split(" (", regex=False).str[0]  # without the number of images
     frames, found = [], runs(profile)
@@ -108,7 +107,7 @@ def measurements(profile: str) -> pd.DataFrame:
             shifted = pd.concat([artifacts.read_metrics(profile, notebook, name) for notebook in (CORRUPTIONS, f"{CORRUPTIONS}-{shift.SEVERITY}")])
             shifted = shifted[shifted.metric == "severity_spearman"].assign(measure="corruption_spearman")
             style = styles[(styles.method == method) & (trained_on == run["dataset"]) & (styles.seed == seed)]
-            style = pd.DataFrame({"measure": "style_retention", "score": "", "value": style.retention})
+            style = style[list(RETAINED)].set_axis(["value", "ci_low", "ci_high"], axis=1).assign(measure="style_retention", score="")
             rows = pd.concat([battery, shifted, style, _cost(run, accelerator), _further_correctness(run)]).dropna(subset=["measure", "value"])
             frames.append(rows.assign(method=method, seed=seed, score=rows.score.replace("", "uncertainty")))
     return pd.concat(frames).groupby(KEYS, sort=False)[["value", "ci_low", "ci_high", "n"]].mean().reset_index()
@@ -323,10 +322,14 @@ def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str,
     """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E] over images alone."""
     found, names = runs(profile), list(dict.fromkeys(score for _, score in entries))
     order = list(dict.fromkeys(method for method, _ in entries))
-    arrays = []
+    arrays, labels = [], set()
     for method in order:
         tables = [scores(run) for run in found[method]]
+        labels |= {one["label"].tobytes() for one in tables if "label" in one}
         arrays.append([[*(-evaluation.as_uncertainty(one, name) for name in names), one[f"{classifier}_correct"]] for one in tables])
+
+    if len(labels) > 1:
+        raise ValueError("The stored scores are of test images in several orders and cannot be paired: make all methods' from one copy of the set.")
 
     def measured(*columns: np.ndarray) -> list[float]:
         return [columns[-1].mean() if what == "accuracy" else uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]

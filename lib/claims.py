@@ -4,8 +4,6 @@ Rules are written before the runs, but for those that notebook 90 names. setting
 hold our numbers. Nothing is computed from checkpoints here.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from decimal import Decimal
@@ -189,7 +187,7 @@ def _in_table(query: dict, profile: str) -> Found | None:
     runs = row.get("runs", "")
     if not isinstance(runs, str) or np.isnan(row.get("seeds", 1)):
         raise ValueError(f"Table {query['table']} has a row without its runs or seeds, which answers {query}; draw its notebook again.")
-    known = row.get("commit", ""), row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
+    known = "", row.get("epochs", np.nan), tuple(runs.split()), row.get("t_low", np.nan), row.get("t_high", np.nan)
     weak = set(str(row.get("not_above_untrained")).split())
     known += (bool(row.get("idle", "first" in row and {*row["first"].split(), *row["second"].split()} <= weak)), row.get("repetition", np.nan))
     return Found(row[query["value"]], low, high, n, int(row.get("seeds", 1)), *known)

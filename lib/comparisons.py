@@ -4,8 +4,6 @@ Everything is read from stored metrics, scores and config.json. What runs are me
 that a sentence that changes here makes no measure old.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np

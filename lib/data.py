@@ -7,8 +7,6 @@
 Small sets are arrays in memory; sets of image files are decoded as they are needed. Both answer to the same names.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gzip

@@ -18,8 +18,6 @@ The other instruction set of one processor is asked for by environment variables
     make reproduce PROFILE=quick; .venv/bin/python -m lib.drift quick --widen
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

@@ -4,8 +4,6 @@ Functions of plain arrays, so they work on stored embeddings without a network; 
 scikit-learn's.
 """
 
-from __future__ import annotations
-
 import contextlib
 import warnings
 from collections.abc import Sequence

@@ -6,8 +6,6 @@ this process's arguments, environment, folder and streams, gets the signals that
 is this one's. Where nothing listens (a machine of a cluster, another system than Linux, a notebook by itself), the function is called here.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import gc

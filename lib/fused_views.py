@@ -4,8 +4,6 @@ The mathematics is that of the batched functions in lib.augmentations, which def
 reads and writes the whole batch; here the compiled loop (Numba) does one image after the other, several times faster.
 """
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

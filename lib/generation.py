@@ -1,7 +1,5 @@
 """Images out of representations: reconstructions, decoders for encoders that have none, generation and interpolation in the latent space."""
 
-from __future__ import annotations
-
 import math
 from contextlib import closing
 from pathlib import Path
@@ -74,7 +72,7 @@ def fit_decoder(
                     loss.backward()
                     optimizer.step()
                     step += 1
-                    progress.update(step, round(loss.item(), 4))
+                    progress.update(step, round(loss.item(), 4) if loss.isfinite() else None)
                 error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
                 if not np.isfinite(error):
                     raise ValueError(f"The decoder's validation error is {error}: its training has diverged.")

@@ -3,13 +3,10 @@
 Functions of the test images alone: `measure` stores them once, as scores and metrics of a pseudo-run named RUN, and later reads need no data.
 """
 
-from __future__ import annotations
-
 import io
 
 import numpy as np
 import pandas as pd
-import scipy
 from PIL import Image
 from torch import Tensor
 
@@ -23,9 +20,8 @@ NAMES = ("image_entropy", "file_size")
 
 def grey_entropy(pixels: np.ndarray) -> np.ndarray:
     """Σ -p log₂ p in bits, p the histogram of 256 grey levels (mean over channels, rounded) of each image: uint8 [N, H, W, C] -> float32 [N]."""
-    grey = pixels.mean(axis=-1).round().astype(np.int64).reshape(len(pixels), -1)
-    counts = np.stack([np.bincount(image, minlength=256) for image in grey])
-    return scipy.stats.entropy(counts, axis=1, base=2).astype(np.float32)
+    grey = pixels.mean(axis=-1).round().astype(np.uint8)
+    return np.array([Image.fromarray(image).entropy() for image in grey], dtype=np.float32)
 
 
 def png_size(pixels: np.ndarray) -> np.ndarray:
@@ -64,17 +60,23 @@ def stored_metrics(profile: str) -> pd.DataFrame:
 
 
 def measure(profile: str) -> None:
-    """Store both scores of the profile's test set and of its other sets, and their OOD measures; what is stored stays.
+    """Store both scores of the profile's test set and of its other sets, and their OOD measures; what is stored of these very test images stays.
 
-    Images are as a run takes them (size, channels). Higher = less certain, for both: more to see, harder to name. FileNotFoundError, before
-    anything is written, where a set is not at hand.
+    Images are as a run takes them (size, channels). Higher = less certain, for both: more to see, harder to name. Where the test set is not at hand
+    what is stored stays; FileNotFoundError, before anything is written, where nothing is.
     """
     settings = resolution.profile_settings(profile)
     others = {name: f"{distance}_ood" for distance in ("near", "far") for name in settings[f"ood_{distance}"]}
-    if len(stored_metrics(profile)) and all(stored(profile, name) for name in (settings["dataset"], *others)):
+    kept = set(stored_metrics(profile).run_hash) if all(stored(profile, name) for name in (settings["dataset"], *others)) else set()
+    try:
+        test = data.load(settings["dataset"], "test", image_size=settings["image_size"])
+    except FileNotFoundError:
+        if kept:
+            return
+        raise
+    if kept == {test.checksum}:
         return
-    sets = {name: data.load(name, "test", image_size=settings["image_size"]) for name in (settings["dataset"], *others)}
-    test = sets[settings["dataset"]]
+    sets = {settings["dataset"]: test} | {name: data.load(name, "test", image_size=settings["image_size"]) for name in others}
     fitted, found, rows = protocol.fit(settings, test.images.shape[3]), {}, []
     for name, images in sets.items():
         batches = (fitted(images.batch(part).float() / 255) for part in np.array_split(np.arange(len(images)), max(1, len(images) // 500)))

@@ -94,7 +94,7 @@ def lazy_images(files: list[Path], root: Path, image_size: int | None) -> LazyIm
 
     def header(file: Path) -> tuple[int, int]:
         with _opened(file) as image:
-            turned = image.format == "JPEG" and image.getexif().get(0x0112, 1) > 4  # by a quarter; to ask a PNG decodes it
+            turned = image.format in ("JPEG", "MPO") and image.getexif().get(0x0112, 1) > 4  # by a quarter; to ask a PNG decodes it
             return image.size[::-1] if turned else image.size
 
     with ThreadPoolExecutor(DECODERS) as pool:

@@ -5,8 +5,6 @@ view j. With a prior p(z) these give the terms of VI-SimSiam 2023 (ICCV), Eq. 10
 here ``READINGS``. The terms are differentiable, detach nothing, and keep the floating type of their arguments.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

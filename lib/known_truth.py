@@ -1,7 +1,5 @@
 """Models whose truth is known: Power Spherical posteriors of drawn concentration, and a linear-Gaussian model of views with its evidence."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import NamedTuple

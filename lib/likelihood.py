@@ -1,7 +1,5 @@
 """What a likelihood on embeddings is and says: its mass over the sphere, and what VJE's variances follow (notebook 60)."""
 
-from __future__ import annotations
-
 import math
 from itertools import pairwise
 

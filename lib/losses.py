@@ -1,7 +1,5 @@
 """Training objectives: one pure function of tensors each, in the letters of its paper."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """Backbones, projectors, predictors, the concentration head and decoders."""
 
-from __future__ import annotations
-
 import math
 from contextlib import contextmanager
 from functools import cache

@@ -1,7 +1,5 @@
 """A folder of somebody's images: every file read as far as it can be, or reported by its name; and which images are near-duplicates."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from collections.abc import Iterator

@@ -4,8 +4,6 @@
     kappa = score(images, settings=training_settings(len(images), "standard"))["kappa"]
 """
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

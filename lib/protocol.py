@@ -1,7 +1,5 @@
 """What every run is measured by: its data sets, conditions and the files it leaves."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from pathlib import Path

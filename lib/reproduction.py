@@ -6,8 +6,6 @@ change, and nothing else; a finished pretraining run is recognised by its own ru
 measures are taken again when the code that takes them is edited (protocol.is_measured).
 """
 
-from __future__ import annotations
-
 import argparse
 import ast
 import contextlib
@@ -205,6 +203,8 @@ def source_hash(notebook: str) -> str:
     judges = artifacts.ROOT / "lib" / "claims.py" in files  # nobody else reads the rules, and only the gallery where the papers' figures are
     unread = {"papers.toml"} if judges else {"papers.toml", "claims.toml"}
     files += [path for path in sorted((artifacts.ROOT / "settings").glob("*.toml")) if path.name not in unread]
+    files.append(artifacts.ROOT / "figures" / "style.mplstyle")
+    files += [artifacts.ROOT / "lib" / "own_images.html.j2"] * (artifacts.ROOT / "lib" / "own_images.py" in files)
     return artifacts.sha256("\n".join(cell["source"] for cell in cells(notebook)) + "".join(artifacts.sha256(path) for path in files))
 
 
@@ -361,7 +361,7 @@ def _container_limit(name: str) -> float:
 
 
 def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0) -> int:
-    """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's exit status."""
+    """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's status, INTERRUPTED or DRIFTED."""
     cores = max(1, cores or usable_cores())
     where = executor_options(executor, cores, gpus)
     listed = jobs(profile, paper)
@@ -570,7 +570,7 @@ def main() -> int:
     parser.add_argument("--profile", default="", help="default: quick; for --figures the best complete one")
     parser.add_argument("--paper", default="all", choices=PAPERS)
     parser.add_argument("--executor", default="", help="a Snakemake executor, e.g. slurm; empty: this machine")
-    parser.add_argument("--jobs", type=int, default=None, help="jobs at once, one core each; default: all cores")
+    parser.add_argument("--jobs", type=int, default=None, help="jobs at once, one core each; default: as many as cores and memory allow")
     parser.add_argument("--gpus", default="0", help="GPUs that every job with a network asks the cluster for; default: 0")
     parser.add_argument("--notebook", default="", help="run this one notebook (name or number) instead of the DAG")
     parser.add_argument("--params", default="", help='for --notebook: "method=simsiam seed=1"')

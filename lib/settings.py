@@ -3,8 +3,6 @@
 The files are settings/recipes.toml, settings/profiles.toml and settings/experiments.toml. Resolved settings are one flat dictionary of literals.
 """
 
-from __future__ import annotations
-
 import difflib
 import itertools
 import json
@@ -28,7 +26,7 @@ SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory"
 POSITIVE = ("temperature", "teacher_temperature_start", "teacher_temperature", "bandwidth", "variance", "prior_variance", "loss_scale", "trade_off",
             "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom", "radial_scale",
             "log_variance_bound", "initial_variance")  # fmt: skip
-ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)")  # a data set of the images of one class of another
+ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)\Z")  # a data set of the images of one class of another
 ILLUSTRATIONS = ("smoke", "quick")  # profiles that are no evidence
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
 DEFAULTS = {"seed": 0, "split": "train", "train_images": 0, "precision": "auto", "bank_images": 0, "fine_tune_optimizer": "sgd"}
@@ -273,10 +271,6 @@ def find_runs(names: Sequence[str], profile: str) -> list[dict]:
             nearest = difflib.get_close_matches(name, listed, n=5, cutoff=0)
             raise ValueError(f"Profile {profile!r} lists no run {name!r}; its runs are {nearest} and {len(listed) - len(nearest)} others.")
     return [listed[name] for name in names]
-
-
-def find_run(name: str, profile: str) -> dict:
-    return find_runs([name], profile)[0]
 
 
 def stale_runs(profile: str) -> list[str]:

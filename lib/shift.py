@@ -1,7 +1,5 @@
 """Test data that are not like the training data: the 15 common corruptions, and scores that tell other data sets apart (notebook 50)."""
 
-from __future__ import annotations
-
 import contextlib
 import random
 import re

@@ -75,7 +75,8 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> f
 
 
 def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
-    """Two parameter groups: the predictor, whose learning rate may stay constant (SimSiam, App. C), and everything else.
+    """Parameter groups: the predictor, whose learning rate may stay constant (SimSiam, App. C), and everything else, matrices apart from vectors
+    where these are not decayed.
 
     With LARS, biases and the parameters of batch norm are neither decayed nor adapted (You et al. 2017, as in SimCLR, BYOL, Barlow Twins); they are
     not decayed either where a recipe says ``decays_matrices_only``.
@@ -540,7 +541,7 @@ def main() -> int:
     if not name:
         parser.error("which run? Give its name, <method>-<dataset>-<variant>-seed<k>.")
     try:
-        print(train(resolution.find_run(name, arguments.profile), show_progress=True))
+        print(train(resolution.find_runs([name], arguments.profile)[0], show_progress=True))
     except (ValueError, OSError, TrainingStopped) as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -1,7 +1,5 @@
 """What a person can move in a notebook: a crop of an image, with the κ that a network gives it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import ipywidgets

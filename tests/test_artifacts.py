@@ -96,6 +96,23 @@ def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
     assert not old.exists() and (new / "half.csv").exists()
 
 
+def test_what_another_process_removes_meanwhile_stops_no_cleaning(tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        (tmp_path / f"{artifacts.UNFINISHED}{name}").mkdir(parents=True)
+        os.utime(tmp_path / f"{artifacts.UNFINISHED}{name}", (0, 0))
+    scandir = os.scandir
+
+    def vanishing(path):
+        found = scandir(path)
+        for left in tmp_path.glob(f"{artifacts.UNFINISHED}a"):
+            left.rmdir()
+        return found
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    artifacts.remove_unfinished(tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
     artifacts.check_writable(tmp_path / "new")
     assert os.listdir(tmp_path / "new") == []

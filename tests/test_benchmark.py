@@ -74,6 +74,7 @@ def stored(shared_results):
     second = [row | {"score": "negative_log_likelihood", "value": 0.97}, row | {"score": "radial", "value": 0.2}]
     artifacts.write_metrics("standard", benchmark.SECOND_IN[0], name, second, method="dino", seed=2)
     style = {"trained_on": ["cifar10 (9,000 images)"] * 3 + ["mnist", "cifar10"], "condition": ["colour", "size", "content", "colour", "texture"]}
+    style |= {"retention_low": [0.1, 0.3, 0.9, 0.0, 0.7], "retention_high": [0.5, 0.5, 0.9, 0.0, 0.7]}
     style |= {"retention": [0.2, 0.4, 0.9, 0.0, 0.7], "set": ["styled_fashion_mnist"] * 4 + ["cue_conflict128"]}
     style = pd.DataFrame(style).assign(method="vi_simsiam", seed=0, transfer=True)
     artifacts.write_csv(artifacts.results_dir("standard") / "tables" / f"{benchmark.STYLES}.csv", style)
@@ -110,6 +111,8 @@ def test_numbers_are_means_over_seeds_with_the_widest_of_their_intervals(stored)
     assert table.value[("dino", "uncertainty", "blur_spearman")] == 0.5
     assert table.value[("dino", "uncertainty", "corruption_spearman")] == pytest.approx(0.4)
     assert table.value[("vi_simsiam", "uncertainty", "style_retention")] == pytest.approx(0.3)  # content, other sets apart
+    row = table.loc[("vi_simsiam", "uncertainty", "style_retention")]
+    assert [row.ci_low, row.ci_high] == pytest.approx([0.2, 0.5])
     assert table.value[("byol", "file_size", "near_ood_auroc")] == 0.3
     assert table.value[("dino", "negative_log_likelihood", "near_ood_auroc")] == 0.97 and "radial" not in table.index.get_level_values("score")
     run = resolution.resolve("simclr", "standard", seed=0)
@@ -308,6 +311,34 @@ def test_scores_of_images_are_stored_once_and_need_no_data_afterwards(monkeypatc
     artifacts.scores_path("smoke", image_scores.RUN, "digits").unlink()
     with pytest.raises(FileNotFoundError, match="no data"):
         image_scores.measure("smoke")
+
+
+def test_scores_of_images_are_made_anew_of_another_copy_of_the_set(monkeypatch):
+    """Two copies of a set may be in unlike order, and the scores are merged with the runs' by row."""
+    images = np.random.default_rng(0).integers(255, size=(60, 16, 16, 1)).astype(np.uint8)
+    images[:30] //= 8
+
+    def load(name, split, image_size):
+        return ImageSet(name, split, images, np.arange(60) % 3, ["a", "b", "c"])
+
+    monkeypatch.setattr(image_scores.data, "load", load)
+    image_scores.measure("smoke")
+    first = image_scores.stored("smoke", "digits")
+    images = images[::-1]
+    image_scores.measure("smoke")
+    np.testing.assert_array_equal(image_scores.stored("smoke", "digits")["image_entropy"], first["image_entropy"][::-1])
+
+
+def test_rows_of_unlike_images_are_not_paired(stored, monkeypatch):
+    scores = benchmark.scores
+    assert "label" not in scores(benchmark.runs("standard")["dino"][0])
+    order = {"simsiam": np.arange(N) % 10, "dino": np.arange(N)[::-1] % 10}
+    monkeypatch.setattr(benchmark, "scores", lambda run: scores(run) | {"label": order[run["method"]].astype(np.int16)})
+    pairs = [(("simsiam", "uncertainty"), ("dino", "uncertainty"))]
+    with pytest.raises(ValueError, match="several orders and cannot be paired"):
+        benchmark.differences("standard", stored[0], "linear_accuracy", pairs)
+    order["dino"] = order["simsiam"]
+    assert len(benchmark.differences("standard", stored[0], "linear_accuracy", pairs)) == 1
 
 
 def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_own_scores():

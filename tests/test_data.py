@@ -644,9 +644,12 @@ def test_resize_keeps_the_centre_square(tmp_path):
     upright = load_one(tmp_path, 40)
     np.testing.assert_array_equal(upright, np.rot90(wide[:, :40], -1))
     (tmp_path / "side.png").unlink()
-    Image.fromarray(wide[:, :30]).save(tmp_path / "side.jpg", exif=exif)  # without a size the files have their own, as they are seen
+    # Without a size the files have their own, as they are seen; a camera may put several pictures into one file (MPO).
+    picture = Image.fromarray(wide[:, :30])
+    picture.save(tmp_path / "side.jpg", exif=exif)
+    picture.save(tmp_path / "two.jpg", "MPO", exif=exif, save_all=True, append_images=[picture])
     turned = image_folder(tmp_path, None)
-    assert turned.images.shape[1:3] == tuple(turned.batch([0]).shape[2:]) == (30, 40) and wide.shape[0] == 40
+    assert len(turned) == 2 and turned.images.shape[1:3] == tuple(turned.batch([0]).shape[2:]) == (30, 40) and wide.shape[0] == 40
 
 
 def load_one(folder, size):

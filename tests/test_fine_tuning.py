@@ -117,6 +117,21 @@ def test_other_seeds_take_the_rate_that_seed_0_chose(run, calls, monkeypatch):
     assert list(fine_tuning.search_rate(run, run.train, 8, 0.05)) == [0.1] and asked == [0]
 
 
+def test_a_transfer_whose_rate_is_stored_needs_no_weights_of_seed_0(run, calls, monkeypatch):
+    monkeypatch.setattr(run, "settings", run.settings | FEW | {"transfer_images": 40, "transfer_epochs": 4})
+    fine_tuning.measure_transfer(run, "generated", "51_stored")
+    other, searched = copy(run), len(calls)
+    other.settings, other.name = run.settings | {"seed": 3}, f"{run.name}-of-seed-3"
+    monkeypatch.setattr(fine_tuning, "Run", lambda settings: SimpleNamespace(name=run.name, hash=run.hash))
+    fine_tuning.measure_transfer(other, "generated", "51_stored")
+    assert [(epochs, rate) for *_, epochs, rate in calls[searched:]] == [(4, 0.3)]
+    other.settings = other.settings | {"fine_tune_learning_rates": [0.01, 0.1]}
+    asked = []
+    monkeypatch.setattr(fine_tuning, "search_rate", lambda *given: asked.append(given) or {0.01: 0.0, 0.1: 1.0})
+    fine_tuning.measure_transfer(other, "generated", "51_stored")
+    assert len(asked) == 1 and calls[-1][-1] == 0.1, "of another grid"
+
+
 def test_a_search_that_is_stored_needs_no_weights_of_seed_0(run, calls, monkeypatch):
     monkeypatch.setattr(run, "settings", run.settings | FEW)
     fine_tuning.measure_few_labels(run, "21_few")

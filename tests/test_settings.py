@@ -7,7 +7,7 @@ import pytest
 
 from lib import protocol, settings
 from lib.methods import METHODS
-from lib.settings import find_run, resolve, run_hash, run_name, variant
+from lib.settings import find_runs, resolve, run_hash, run_name, variant
 
 PROFILES = sorted(settings.read("profiles"))
 
@@ -143,7 +143,7 @@ def test_integers_are_taken_for_floats():
         (lambda: resolve("byol", "smoke", target_momentum=3.0), "Parameter 'target_momentum' is 3.0; it must be in 0..1"),
         (lambda: resolve("simclr", "smoke", temperature=-1.0), "Parameter 'temperature' is -1.0; it must be finite and above 0"),
         (lambda: resolve("simsiam", "smoke", clip_norm=float("inf")), "Parameter 'clip_norm' is inf"),
-        (lambda: find_run("simsiam-digits-e9-seed0", "smoke"), "Profile 'smoke' lists no run 'simsiam-digits-e9-seed0'; its runs are"),
+        (lambda: find_runs(["simsiam-digits-e9-seed0"], "smoke"), "Profile 'smoke' lists no run 'simsiam-digits-e9-seed0'; its runs are"),
         (lambda: settings.runs("fast"), "Unknown profile of settings/experiments.toml 'fast'"),
     ],
 )
@@ -209,7 +209,7 @@ def test_every_listed_run_is_found_by_its_name(profile):
     by_name = {run_name(run): run for run in listed}
     assert all(by_name[run_name(run)] == run for run in listed), "two runs that differ have one name"
     for run in listed[::41]:  # each looks through all
-        assert find_run(run_name(run), profile) == run
+        assert find_runs([run_name(run)], profile) == [run]
 
 
 @pytest.mark.parametrize("profile", ["smoke", "quick", "standard", "paper"])
@@ -223,6 +223,7 @@ def test_every_profile_has_what_the_notebooks_on_vje_read(profile):
 
 def test_one_class_has_the_settings_of_its_set():
     whole, single = (settings.resolve("vje", "paper", dataset=name) for name in ("cifar10", "cifar10_class_3"))
+    assert settings.resolve("simsiam", "standard", dataset="fashion_class_1_mnist")["image_size"] == 32, "a name that goes on is another set"
     assert single == whole | {"dataset": "cifar10_class_3"} and whole["image_size"] == 32 != settings.resolve("vje", "paper")["image_size"]
 
 

@@ -100,7 +100,7 @@ def test_a_listed_run_under_torchrun_is_found_done(tmp_path, monkeypatch):
     name = "vi_simsiam-digits-e1-seed0"
     results = start(tmp_path, "listed", 2, ["-m", "lib.training", name, "--profile", "smoke"])
     monkeypatch.setattr(artifacts, "RESULTS", results)
-    settings = resolution.find_run(name, "smoke")
+    settings = resolution.find_runs([name], "smoke")[0]
     images = training.training_images(settings)
     assert training.is_finished("smoke", name, resolution.run_hash(settings, images.checksum))
     assert sorted(path.name for path in (results / "smoke" / "runs" / name).iterdir()) == ["config.json", "log.csv", "model.safetensors"]

@@ -5,8 +5,6 @@ that ``embed`` needs. Where a method has them, the training loop calls ``set_epo
 and ``update_target(progress)`` after it (progress in 0..1); a method with ``classes`` is given labels too, ``loss(views, labels)``.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import nn
 

@@ -1,7 +1,5 @@
 """The methods that others are compared with, in the same loop: contrastive, redundancy-reducing, self-distilling, supervised, untrained."""
 
-from __future__ import annotations
-
 import math
 from copy import deepcopy
 
@@ -40,9 +38,7 @@ class VICReg(TwoViews):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
         terms = losses.vicreg_loss(first, second, *(self.settings[name] for name in ("invariance", "variance", "covariance")))
-        return watched(terms) | {
-            "cosine": agreement(first, second), "spread": spread(first),
-        }  # fmt: skip
+        return watched(terms) | {"cosine": agreement(first, second), "spread": spread(first)}
 
 
 class Supervised(TwoViews):

@@ -1,7 +1,5 @@
 """What methods share: the embedding they answer with, and how views pass a network."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """ProSMin (ICLR 2024): the online network predicts a distribution of the target network's output, and a scoring rule says how well."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

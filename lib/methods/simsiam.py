@@ -1,7 +1,5 @@
 """SimSiam, and VI-SimSiam in both published forms."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """SimVAE and the variational autoencoders it is compared with."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -36,8 +34,7 @@ class VAE(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """What the likelihood takes, [B, C, S, S]: a Gaussian's mean in 0..1, or a Bernoulli's logits."""
-        x = self.decoder(z).float()
-        return x if self.settings["likelihood"] == "bernoulli" else torch.sigmoid(x)
+        return self.decoder(z).float() if self.settings["likelihood"] == "bernoulli" else self.picture(z)
 
     def picture(self, z: Tensor) -> Tensor:
         """The mean image of latents, [B, C, S, S] in 0..1."""

@@ -1,7 +1,5 @@
 """VJE (TMLR 2026): a latent variable explains each view's embedding, inferred from the other's; heavy tails, direction and length apart."""
 
-from __future__ import annotations
-
 import math
 
 import torch
