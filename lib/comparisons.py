@@ -250,6 +250,13 @@ def told_auroc(difference) -> str:
     return f"{difference.difference:{form}} [{low:{form}}, {high:{form}}]{alone}, {verdict}"
 
 
+def sides(differences: pd.DataFrame, names: Sequence[str]) -> str:
+    """For which of these differences (ci_low, ci_high; named one by one) the interval lies above zero, below, and includes it, in words."""
+    above, below = (differences.ci_low > 0).to_numpy(), (differences.ci_high < 0).to_numpy()
+    where = {"above zero": above, "below zero": below, "not told from zero": ~(above | below)}
+    return ", ".join(f"{words} for {'; '.join(np.array(names)[of])}" for words, of in where.items() if of.any())
+
+
 def told_over_seeds(difference) -> str:
     """Whether the seeds alone exclude a difference of zero: t_low and t_high of ``points_apart``, in words."""
     if difference.seeds < 2:

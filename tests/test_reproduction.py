@@ -79,7 +79,8 @@ def test_stamps_follow_parameters_sources_and_needs(monkeypatch):
 def test_a_rule_of_the_ledger_reruns_what_judges_by_it_and_nothing_else(monkeypatch):
     names = ("10_pretraining", "33_kappa_closed_form", "90_claims_ledger")
     hashed, original = artifacts.sha256, {name: reproduction.source_hash(name) for name in names}
-    for edited, rerun in (("claims.toml", {"90_claims_ledger"}), ("papers.toml", set()), ("profiles.toml", set(original)), ("style.mplstyle", set(original))):
+    expected = {"claims.toml": {"90_claims_ledger"}, "papers.toml": set(), "profiles.toml": set(original), "style.mplstyle": set(original)}
+    for edited, rerun in expected.items():
         reproduction.source_hash.cache_clear()
         monkeypatch.setattr(artifacts, "sha256", lambda of, edited=edited: "edited" if getattr(of, "name", "") == edited else hashed(of))
         assert {name for name, digest in original.items() if reproduction.source_hash(name) != digest} == rerun
