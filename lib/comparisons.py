@@ -257,6 +257,16 @@ def sides(differences: pd.DataFrame, names: Sequence[str]) -> str:
     return ", ".join(f"{words} for {'; '.join(np.array(names)[of])}" for words, of in where.items() if of.any())
 
 
+def tally(differences: pd.DataFrame, names: Mapping[str, str], falling: Sequence[str] = ()) -> str:
+    """Of each measure's differences (names: measure -> words), how many are ahead and behind by their interval, in words; falling: better low."""
+    told = []
+    for measure, part in differences.groupby("measure", sort=False):
+        above, below = (part.ci_low > 0).sum(), (part.ci_high < 0).sum()
+        ahead, behind = (below, above) if measure in falling else (above, below)
+        told.append(f"{names[measure]}: {ahead} ahead, {behind} behind, {len(part) - ahead - behind} not told apart")
+    return "; ".join(told)
+
+
 def told_over_seeds(difference) -> str:
     """Whether the seeds alone exclude a difference of zero: t_low and t_high of ``points_apart``, in words."""
     if difference.seeds < 2:
