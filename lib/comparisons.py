@@ -254,7 +254,7 @@ def sides(differences: pd.DataFrame, names: Sequence[str]) -> str:
     """For which of these differences (ci_low, ci_high; named one by one) the interval lies above zero, below, and includes it, in words."""
     above, below = (differences.ci_low > 0).to_numpy(), (differences.ci_high < 0).to_numpy()
     where = {"above zero": above, "below zero": below, "not told from zero": ~(above | below)}
-    return ", ".join(f"{words} for {'; '.join(np.array(names)[of])}" for words, of in where.items() if of.any())
+    return "; ".join(f"{words} for {', '.join(np.array(names)[of])}" for words, of in where.items() if of.any())
 
 
 def tally(differences: pd.DataFrame, names: Mapping[str, str], falling: Sequence[str] = ()) -> str:

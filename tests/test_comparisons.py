@@ -312,3 +312,12 @@ def test_prosmin_is_compared_on_its_own_backbone_alone():
     backbones = {"prosmin": "resnet18", "dino": "resnet18", "moco_v3": "vit", "prosmin_vit": "vit", "dino_vit": "vit", "simsiam": "resnet18"}
     assert comparisons.prosmin_pairs(backbones) == [("prosmin", "dino"), ("prosmin_vit", "moco_v3"), ("prosmin_vit", "dino_vit")]
     assert comparisons.prosmin_pairs({"dino": "vit"}) == []
+
+
+def test_sides_and_tallies_say_where_intervals_lie():
+    rows = [("linear", 0.1, 0.3), ("linear", -0.2, -0.1), ("linear", -0.1, 0.2), ("ece", -0.2, -0.1), ("ece", 0.0, 0.1)]
+    frame = pd.DataFrame(rows, columns=["measure", "ci_low", "ci_high"])
+    assert comparisons.sides(frame, list("abcde")) == "above zero for a; below zero for b, d; not told from zero for c, e"
+    assert comparisons.sides(frame.iloc[:1], ["a"]) == "above zero for a"
+    said = comparisons.tally(frame, {"linear": "accuracy", "ece": "ECE"}, falling=("ece",))
+    assert said == "accuracy: 1 ahead, 1 behind, 1 not told apart; ECE: 1 ahead, 0 behind, 1 not told apart"
