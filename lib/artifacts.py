@@ -363,8 +363,10 @@ def _rounded(name: str, values: np.ndarray) -> np.ndarray:
         return np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent).astype(values.dtype)
 
     named = [bits for end, bits in SIGNIFICANT_BITS.items() if name.endswith(end)]
-    enough = (bits for bits in range(6, MOST_BITS) if _tied(kept(bits)) - _tied(values) <= TIED)
-    return kept(named[0] if named else next(enough, MOST_BITS))
+    if named:
+        return kept(named[0])
+    most = _tied(values) + TIED
+    return kept(next((bits for bits in range(6, MOST_BITS) if _tied(kept(bits)) <= most), MOST_BITS))
 
 
 def _tied(values: np.ndarray) -> float:

@@ -15,8 +15,8 @@ from lib import artifacts, claims, comparisons, evaluation, factors, image_score
 from lib import settings as resolution
 from lib.comparisons import label
 
-RETAINED = ("retention", "retention_low", "retention_high")
 CORRUPTIONS, STYLES = "50_prosmin_calibration_and_shift", "40_style"  # the notebook and the table that are read
+RETAINED = ("retention", "retention_low", "retention_high")  # of that table, read as value, ci_low and ci_high
 SCORES = {
     "uncertainty": "own", "feature_norm": "feature norm", "knn_distance": "k-NN distance", "max_softmax": "max softmax",
     "image_entropy": "image entropy", "file_size": "file size",

@@ -134,13 +134,13 @@ def search_rate(run: Run, images: data.ImageSet, epochs: int, share: float = 1.0
 
 def stored_search(run: Run, notebook: str, share: float) -> dict[float, float]:
     """What ``search_rate`` found by the run of seed 0, if that run and this grid are what was searched; else empty. It needs no weights."""
-    rows = _stored_search(run, notebook, "accuracy")
+    rows = _rows_of_seed_0(run, notebook, "accuracy")
     rows = rows[rows.condition == f"labels_{share:g}_validation"]
     found = dict(zip(rows.score.str.removeprefix("learning_rate_").astype(float), rows.value, strict=True))
     return found if set(found) == set(run.settings["fine_tune_learning_rates"]) else {}
 
 
-def _stored_search(run: Run, notebook: str, metric: str) -> pd.DataFrame:
+def _rows_of_seed_0(run: Run, notebook: str, metric: str) -> pd.DataFrame:
     """The rows of one metric that a notebook stored of the same run with seed 0, as its settings are today."""
     first = Run(run.settings | {"seed": 0})
     rows = artifacts.read_metrics(run.profile, notebook, first.name)
@@ -239,7 +239,7 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     train, test = (image_sets.with_channels(data.load(dataset, split, image_size=size), run.channels) for split in ("train", "test"))
     labelled = train.sample(settings["transfer_images"])
     epochs = settings["transfer_epochs"]
-    chosen = _stored_search(run, f"{notebook}-{dataset}", "learning_rate").value if settings["seed"] else []
+    chosen = _rows_of_seed_0(run, f"{notebook}-{dataset}", "learning_rate").value if settings["seed"] else []
     if set(chosen) & set(settings["fine_tune_learning_rates"]):
         (rate,) = chosen
     else:

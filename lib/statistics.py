@@ -230,6 +230,14 @@ def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, errors: Array
     return estimates - half, estimates + half
 
 
+def _spreads(groups: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarray]:
+    """How many values [K] groups of seeds' values have, and their standard deviations [K], 0 of one value; ValueError for what is none."""
+    groups = [np.asarray(values, dtype=np.float64) for values in groups]
+    if not groups or not all(values.ndim == 1 and values.size and np.isfinite(values).all() for values in groups):
+        raise ValueError(f"groups must be lists of finite values, one a seed, none of them empty, got {groups}.")
+    return np.array([values.size for values in groups]), np.array([values.std(ddof=1) if values.size > 1 else 0.0 for values in groups])
+
+
 def seed_noise(groups: Sequence[ArrayLike], draws: int, seed: int = 0) -> np.ndarray:
     """Draws [B, K] of how far the means of K groups of seeds' values may be from what many seeds would give.
 
@@ -240,14 +248,10 @@ def seed_noise(groups: Sequence[ArrayLike], draws: int, seed: int = 0) -> np.nda
     truth it tells some pair apart in about half of all families; with s alone, or a method's own s_k alone, those that vary more or less than the
     others are told apart too often. With the larger of the two it is about one family in twenty (tests/test_statistics.py).
     """
-    groups = [np.asarray(values, dtype=np.float64) for values in groups]
-    if not groups or not all(values.ndim == 1 and values.size and np.isfinite(values).all() for values in groups):
-        raise ValueError(f"groups must be lists of finite values, one a seed, none of them empty, got {groups}.")
-    sizes = np.array([values.size for values in groups])
+    sizes, own = _spreads(groups)
     freedom = (sizes - 1).sum()
     if not freedom:
         return np.zeros((draws, len(groups)))
-    own = np.array([values.std(ddof=1) if values.size > 1 else 0.0 for values in groups])
     pooled = np.sqrt(np.sum((sizes - 1) * own**2) / freedom)
     generator = np.random.default_rng(seed)
     student = generator.normal(size=(draws, len(groups))) / np.sqrt(generator.chisquare(freedom, size=(draws, 1)) / freedom)
@@ -262,12 +266,8 @@ def moderated_errors(groups: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarra
     their logarithms; each is estimated by (d0 s0² + d_k s_k²)/(d0 + d_k), with d0 + d_k degrees of freedom (Smyth 2004, §§3 and 6.2). Where groups
     vary alike d0 has no end, and that is the pooled variance. Values that are all equal have no error, and tell nothing of other groups.
     """
-    groups = [np.asarray(values, dtype=np.float64) for values in groups]
-    if not groups or not all(values.ndim == 1 and values.size and np.isfinite(values).all() for values in groups):
-        raise ValueError(f"groups must be lists of finite values, one a seed, none of them empty, got {groups}.")
-    sizes = np.array([values.size for values in groups])
-    own, variances = sizes - 1, np.array([values.var(ddof=1) if values.size > 1 else 0.0 for values in groups])
-    varying = variances > 0
+    sizes, spreads = _spreads(groups)
+    own, variances, varying = sizes - 1, spreads**2, spreads > 0
     if not varying.any():
         return np.zeros(len(groups)), np.maximum(own, 1.0)
     of, known = own[varying], variances[varying]
