@@ -50,7 +50,7 @@ COLUMNS = [
 
 
 class Printed(float):
-    """A number of settings/claims.toml that knows its digits: 0.900 is printed with three."""
+    """A number of settings/claims.toml that knows its digits: 0.500 is printed with three."""
 
     def __new__(cls, text: str):
         number = super().__new__(cls, text)
@@ -92,7 +92,7 @@ def claims() -> dict[str, dict]:
         if claim["kind"] not in KINDS:
             raise ValueError(f"Claim {name} has the kind {claim['kind']!r}; choose one of {list(KINDS)}.")
         shared = {key: claim[key] for key in SHARED if key in claim}
-        parts = [shared | part for part in claim.get("parts", [])]
+        parts = [{"unit": claim.get("unit", "")} | shared | part for part in claim.get("parts", [])]
         for part in parts:
             for key in ("at_standard", "unlike"):
                 if told := [of[key] for of in (claim, part) if key in of]:
@@ -140,6 +140,13 @@ def published(part: dict) -> float:
     if isinstance(value, dict):
         value = value["of"] - value["minus"] if "minus" in value else value["of"] / value["over"]
     return float(value)
+
+
+def printed(*names: str) -> pd.DataFrame:
+    """The published numbers of these claims: a row (claim, part, unit, published) for every part that the paper prints one for."""
+    parts = [(name, part) for name in names for part in claims()[name]["parts"] if isinstance(part.get("published"), (dict, float))]
+    rows = [{"claim": name, "part": part["name"], "unit": part["unit"], "published": published(part)} for name, part in parts]
+    return pd.DataFrame(rows).set_index("claim")
 
 
 def rounding(part: dict) -> float:
@@ -460,7 +467,7 @@ def ledger(profile: str) -> pd.DataFrame:
                 continue
             found = find(part["query"], profile) if "query" in part else None
             verdict, reason = decide(part, claim["kind"], found, profile, trained)
-            row = common | {"unit": part.get("unit", common["unit"])}
+            row = common | {"unit": part["unit"]}
             row |= {"part": part["name"], "published": published(part), "verdict": verdict, "reason": reason}
             row |= next(({"claimed": rule, "bound": bound} for rule, bound in part.get("rule", {}).items()), {})
             if found is not None:

@@ -315,8 +315,8 @@ def content_gaps(listed: Sequence[dict], method: str, below: Collection[str], ab
     """The share of the distance in accuracy (MLP probe) from the best method of ``below`` to the best of ``above`` that ``method`` closes.
 
     ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. listed: as of ``content_differences``. A row for each data set
-    with all three in a seed, where the upper is above the lower: their names and percent, share, ci_low, ci_high (bootstrap of the seeds in common
-    and of images), seeds, and the runs ``behind`` it. The best are so on the same test images, in the seeds that each has in common with ``method``;
+    with all three in a seed, where the upper is above the lower: their names and percent, share, what statistics.hierarchical_mean says of it in the
+    seeds in common, and the runs ``behind`` it. The best are so on the same test images, in the seeds that each has in common with ``method``;
     the percent are those of the seeds of all three.
     """
 
@@ -335,12 +335,12 @@ def content_gaps(listed: Sequence[dict], method: str, below: Collection[str], ab
         arrays = [[right[name][seed] for seed in seeds] for name in (method, *ends)]
         lower, upper = (100 * np.mean(of) if seeds else np.nan for of in arrays[1:])
         if lower < upper:
-            low, high = statistics.hierarchical_interval(share, *arrays, draws=draws)
+            found = statistics.hierarchical_mean(share, *arrays, draws=draws)
             row = {"method": method, "dataset": dataset, "lower": ends[0], "upper": ends[1], "lower_percent": lower, "upper_percent": upper}
-            row |= {"share": np.mean([share(*of) for of in zip(*arrays, strict=True)]), "ci_low": low, "ci_high": high, "seeds": len(seeds)}
+            row |= {"share": found.pop("mean")} | found
             rows.append(row | behind(listed, dataset, (method, *ends), seeds))
-    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds", "epochs", "runs"]
-    return pd.DataFrame(rows, columns=columns)
+    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share", "ci_low", "ci_high", "seeds", "n", "t_low", "t_high"]
+    return pd.DataFrame(rows, columns=[*columns, "epochs", "runs"])
 
 
 def differences_outside(runs: list[dict], own: str, name: str, rivals: dict[str, tuple[str, str]], shown: pd.DataFrame, draws: int) -> pd.DataFrame:

@@ -147,6 +147,12 @@ def _rows_of_seed_0(run: Run, notebook: str, metric: str) -> pd.DataFrame:
     return rows[(rows.metric == metric) & (rows.run_hash == first.hash)]
 
 
+def end_of_grid(search: pd.Series) -> str:
+    """Whether the best rate of a search (rate -> accuracy, NaN where not tried) is the "lowest" or the "highest" that was tried; else ""."""
+    tried = search.dropna()
+    return {tried.index[0]: "lowest", tried.index[-1]: "highest"}.get(tried.idxmax(), "")
+
+
 def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, str]:
     """The stored searches of fine-tuning's learning rate, and in words which ended at an end of the grid: validation accuracy in per cent, one row
     a search (trained_on, condition, method), one column a rate; empty where nothing was searched."""
@@ -158,8 +164,7 @@ def searched_rates(metrics: pd.DataFrame, profile: str) -> tuple[pd.DataFrame, s
     table = search.pivot_table(index=["trained_on", "condition", "method"], columns="learning_rate", values="percent", sort=False).sort_index(axis=1)
     ends = {}  # methods may have grids of their own
     for (dataset, share, method), row in table.iterrows():
-        tried = row.dropna().index
-        if end := {tried[0]: "lowest", tried[-1]: "highest"}.get(row.idxmax()):
+        if end := end_of_grid(row):
             ends.setdefault(end, []).append(f"{method} ({dataset}, {share.split('_')[1]})")
     named = "; ".join(f"the {end} for {', '.join(searches)}" for end, searches in ends.items())
     count = f"The best rate lies at an end of the grid for {sum(map(len, ends.values()))} of {len(table)} searches"

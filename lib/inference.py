@@ -9,8 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
+import scipy
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
@@ -186,13 +186,10 @@ def view_cosines(method: nn.Module, images: Tensor, strengths: dict, generators:
     return found
 
 
-def sphere_grid(latitudes: int = 100) -> tuple[Tensor, Tensor]:
-    """Points [N, 3] on the sphere in three dimensions and the area [N] each stands for: Gauss-Legendre in the cosine, equal steps around; float64."""
-    node, weight = (torch.from_numpy(part) for part in np.polynomial.legendre.leggauss(latitudes))
-    step = math.pi / latitudes
-    cosine, azimuth = (part.flatten() for part in torch.meshgrid(node, torch.arange(2 * latitudes, dtype=torch.float64) * step, indexing="ij"))
-    ring = (1 - cosine**2).sqrt()
-    return torch.stack([ring * azimuth.cos(), ring * azimuth.sin(), cosine], 1), (weight * step).repeat_interleave(2 * latitudes)
+def sphere_grid() -> tuple[Tensor, Tensor]:
+    """Points [N, 3] on the sphere in three dimensions and the area [N] each stands for, by SciPy's Lebedev rule of the highest degree; float64."""
+    points, area = scipy.integrate.lebedev_rule(131)
+    return torch.from_numpy(points.T), torch.from_numpy(area)
 
 
 def normaliser_share(dimension: int, kappa: float, cosine: Tensor) -> Tensor:

@@ -30,16 +30,24 @@ from lib.uncertainty import (
 UNCHANGED = 1e-12  # of an estimate in 0..1, or as a share of a larger one
 
 
-def hierarchical_interval(statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000) -> tuple[float, float]:
-    """Percentile bootstrap (low, high) over seeds, then images, of the mean over seeds of the statistic, 95 %.
+def hierarchical_mean(
+    statistic: Callable[..., float], *per_seed: Sequence[ArrayLike], draws: int = 2000, recentred: bool = False
+) -> dict[str, float]:  # fmt: skip
+    """The mean over seeds of a statistic with its 95 % percentile bootstrap over seeds, then images, and Student's t over the seeds alone.
 
-    Each argument is a list with one array per seed: hierarchical_interval(auroc, [score_0, score_1], [correct_0, correct_1]); row i is the same
-    image for every seed. The statistic is taken within a seed, so scores of different scale are never pooled. With three seeds the spread between
-    seeds is underestimated by a factor of about sqrt(2/3), as by any bootstrap of three.
+    Each argument is a list with one array per seed: hierarchical_mean(auroc, [score_0, score_1], [correct_0, correct_1]); row i is the same
+    image for every seed. The statistic is taken within a seed, so scores of different scale are never pooled. recentred: as in
+    uncertainty.bootstrap_interval. Returns mean, ci_low, ci_high, seeds, n (images), and t_low, t_high (NaN for one seed). A bootstrap of three
+    seeds underestimates their spread by a factor of about sqrt(2/3), a t interval of three can be too wide: where they disagree nothing is settled.
     """
     if not per_seed or len({len(arrays) for arrays in per_seed}) != 1 or len(per_seed[0]) == 0:
         raise ValueError(f"pass lists with one array per seed, all of one length >= 1, got lengths {[len(arrays) for arrays in per_seed]}.")
-    return percentiles(hierarchical_draws(statistic, [list(zip(*per_seed, strict=True))], draws)[1])
+    arrays = list(zip(*per_seed, strict=True))
+    (mean,), drawn = hierarchical_draws(statistic, [arrays], draws)
+    low, high = percentiles(drawn + (mean - drawn.mean() if recentred else 0))
+    alone = mean_over_seeds([statistic(*map(np.asarray, of)) for of in arrays])
+    found = {"mean": float(mean), "ci_low": low, "ci_high": high, "seeds": len(arrays), "n": len(arrays[0][0])}
+    return found | {"t_low": alone["ci_low"], "t_high": alone["ci_high"]}
 
 
 def hierarchical_draws(
@@ -75,12 +83,9 @@ def hierarchical_difference(
     statistic: Callable[..., float], first: Mapping[int, Sequence[ArrayLike]], second: Mapping[int, Sequence[ArrayLike]], draws: int = 2000,
     recentred: bool = False,
 ) -> dict[str, float]:  # fmt: skip
-    """statistic(*first) - statistic(*second), mean over seeds, with the interval of hierarchical_interval: paired by seed and by image.
+    """hierarchical_mean of statistic(*first) - statistic(*second), paired by seed and by image; its mean is called difference.
 
     first, second: by seed the arrays that the statistic takes, all of the same images in the same order; seeds that one alone has are left out.
-    recentred: as in uncertainty.bootstrap_interval. Returns difference, ci_low, ci_high, seeds, n (images), and t_low, t_high: Student's t interval
-    of the seeds' own differences, NaN of one seed. A bootstrap of three seeds underestimates what seeds vary by, a t interval of three can be too
-    wide: where they disagree nothing is settled.
     """
     both = sorted(set(first) & set(second))
     if not both:
@@ -90,12 +95,8 @@ def hierarchical_difference(
     def gap(*arrays: np.ndarray) -> float:
         return statistic(*arrays[:arity]) - statistic(*arrays[arity:])
 
-    per_seed = [(*first[seed], *second[seed]) for seed in both]
-    (mean,), drawn = hierarchical_draws(gap, [per_seed], draws)
-    low, high = percentiles(drawn + (mean - drawn.mean() if recentred else 0))
-    alone = mean_over_seeds([gap(*map(np.asarray, arrays)) for arrays in per_seed])
-    found = {"difference": float(mean), "ci_low": low, "ci_high": high, "seeds": len(both), "n": len(per_seed[0][0])}
-    return found | {"t_low": alone["ci_low"], "t_high": alone["ci_high"]}
+    found = hierarchical_mean(gap, *zip(*[(*first[seed], *second[seed]) for seed in both], strict=True), draws=draws, recentred=recentred)
+    return {"difference": found.pop("mean")} | found
 
 
 def permutation_test_auroc(score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0) -> float:

@@ -579,7 +579,7 @@ CASES = {
         given(losses.log_shared_mean, torch.ones(4, 2)), r"Expected latents \[J, B, L\], got \[4, 2\]", None),
     "one neighbour to choose from": (
         given(factors.knn_chosen, HALVES[:1], RIGHT[:1], HALVES), "1 training images leave 0 neighbours to choose from; pass two or more", None),
-    "no seeds": (given(statistics.hierarchical_interval, np.mean, []), r"one array per seed, all of one length >= 1, got lengths \[0\]", None),
+    "no seeds": (given(statistics.hierarchical_mean, np.mean, []), r"one array per seed, all of one length >= 1, got lengths \[0\]", None),
     "a scale below zero": (given(likelihood.mass_over_sphere, 3, -1.0, 4.0), "dim is 3 and scale -1.0; they must be at least 2, and positive", None),
     "several rows for one number": (
         given(claims.find, {"table": "20_accuracy", "value": "ours"}, "smoke"), r"2 rows of 20_accuracy.csv answer \{\}; name more of its columns",

@@ -1,5 +1,6 @@
 """The claims ledger on small stored results: what a query finds, what a rule says of it, and what that makes of a claim."""
 
+import json
 import re
 
 import numpy as np
@@ -287,6 +288,24 @@ def test_a_difference_between_two_runs_that_learned_nothing_tests_nothing(stored
     assert verdict("both")[0] == NOT_TESTED and "neither of the two runs" in verdict("both")[1]
     assert verdict("one")[0] == verdict("none")[0] == NOT_REPRODUCED
 
+
+
+def test_no_published_number_is_typed_into_a_notebook_or_code():
+    """Numbers of three digits and a point, which hardly stand there by chance; 0.996 and the like are settings as well."""
+    cells = [cell for claim in claims.claims().values() for part in claim["parts"] if "recipe" not in part for cell in _cells(part)]
+    texts = {cell.text for cell in cells if "." in cell.text and len(cell.text.replace(".", "").lstrip("0")) > 2}
+    assert len(texts) > 100
+    typed = re.compile(rf"(?<![\d.])(?:{'|'.join(map(re.escape, sorted(texts)))})(?![\d.]*\d)")
+    root = claims.artifacts.ROOT
+    sources = {path.name: path.read_text() for path in (*root.glob("lib/*.py"), *root.glob("lib/methods/*.py"))}
+    for path in root.glob("notebooks/*.ipynb"):
+        sources[path.name] = "\n".join("".join(cell["source"]) for cell in json.loads(path.read_text())["cells"])
+    assert {name: found for name, text in sources.items() if (found := typed.findall(text))} == {}
+
+
+def _cells(part):
+    published = part.get("published", {})
+    return [cell for cell in (published.values() if isinstance(published, dict) else [published]) if isinstance(cell, claims.Printed)]
 
 
 def test_what_the_interval_of_one_seed_is_over_is_said():

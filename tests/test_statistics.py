@@ -12,44 +12,52 @@ from lib import statistics
 from lib import uncertainty as u
 
 
-def test_hierarchical_interval_holds_both_sources_of_spread():
+def interval_over_seeds(*arguments, **options):
+    found = statistics.hierarchical_mean(*arguments, **options)
+    return found["ci_low"], found["ci_high"]
+
+
+def test_hierarchical_mean_holds_both_sources_of_spread():
     generator = np.random.default_rng(0)
     images = generator.normal(size=400)
 
     def mean(x):
         return float(x.mean())
 
-    alike = statistics.hierarchical_interval(mean, [images] * 3, draws=1000)
+    alike = interval_over_seeds(mean, [images] * 3, draws=1000)
     assert alike == pytest.approx(u.bootstrap_interval(mean, images, draws=1000), abs=0.02)
-    spread = statistics.hierarchical_interval(mean, [images, images + 10, images - 10], draws=1000)
+    spread = interval_over_seeds(mean, [images, images + 10, images - 10], draws=1000)
     assert spread[0] < -5 and spread[1] > 5
     with pytest.raises(ValueError, match="same test images"):
-        statistics.hierarchical_interval(mean, [images, images[:-1]])
+        statistics.hierarchical_mean(mean, [images, images[:-1]])
 
 
 def test_of_three_seeds_the_bootstrap_holds_the_truth_in_three_cases_of_four():
     """Where images say nothing its ends are the least and greatest seed, which leave the truth out if all lie on one side: 2/8 (README)."""
     generator = np.random.default_rng(0)
     runs = generator.normal(size=(400, 3))
-    ends = [statistics.hierarchical_interval(np.mean, [np.full(4, value) for value in seeds], draws=300) for seeds in runs]
+    ends = [interval_over_seeds(np.mean, [np.full(4, value) for value in seeds], draws=300) for seeds in runs]
     assert np.mean([low <= 0 <= high for low, high in ends]) == pytest.approx(0.75, abs=0.06)
 
 
-def test_hierarchical_interval_equals_resampling_by_hand():
+def test_hierarchical_mean_equals_resampling_by_hand():
     (first, positive), (second, _) = sample(100), sample(100, seed=1)
     generator, values = np.random.default_rng(0), []
     for _ in range(40):
         rows = generator.integers(100, size=100)  # the same images for every seed
         drawn = [(first, second)[chosen] for chosen in generator.integers(2, size=2)]
         values.append(np.mean([u.auroc(score[rows], positive[rows]) for score in drawn]))
-    expected = tuple(np.quantile(values, [0.025, 0.975]))
-    assert statistics.hierarchical_interval(u.auroc, [first, second], [positive] * 2, draws=40) == pytest.approx(expected, abs=1e-14)
+    found = statistics.hierarchical_mean(u.auroc, [first, second], [positive] * 2, draws=40)
+    own = [u.auroc(score, positive) for score in (first, second)]
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-14)
+    assert (found["mean"], found["seeds"], found["n"]) == (pytest.approx(np.mean(own)), 2, 100)
+    assert (found["t_low"], found["t_high"]) == pytest.approx(stats.t.interval(0.95, 1, np.mean(own), stats.sem(own)))
 
 
-def test_hierarchical_interval_never_pools_scores_of_different_scale():
+def test_hierarchical_mean_never_pools_scores_of_different_scale():
     score, positive = sample()
-    assert statistics.hierarchical_interval(u.auroc, [score, 1e6 * score + 5], [positive] * 2, draws=60) == pytest.approx(
-        statistics.hierarchical_interval(u.auroc, [score, score], [positive] * 2, draws=60), abs=1e-12
+    assert interval_over_seeds(u.auroc, [score, 1e6 * score + 5], [positive] * 2, draws=60) == pytest.approx(
+        interval_over_seeds(u.auroc, [score, score], [positive] * 2, draws=60), abs=1e-12
     )
 
 
@@ -131,11 +139,11 @@ def pairwise(estimates, draws):
     return len(estimates), *(statistics.simultaneous_intervals(*gaps) if len(first) else empty)
 
 
-def test_hierarchical_draws_are_the_bootstrap_of_the_hierarchical_interval():
+def test_hierarchical_draws_are_the_bootstrap_of_the_hierarchical_mean():
     (first, positive), (second, _) = sample(100), sample(100, seed=1)
     estimates, drawn = statistics.hierarchical_draws(u.auroc, [[(first, positive), (second, positive)]], draws=60)
     assert estimates == pytest.approx([(u.auroc(first, positive) + u.auroc(second, positive)) / 2]) and drawn.shape == (60, 1)
-    expected = statistics.hierarchical_interval(u.auroc, [first, second], [positive] * 2, draws=60)
+    expected = interval_over_seeds(u.auroc, [first, second], [positive] * 2, draws=60)
     assert tuple(np.quantile(drawn[:, 0], [0.025, 0.975])) == pytest.approx(expected, abs=1e-14)
 
 

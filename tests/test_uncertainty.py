@@ -454,7 +454,7 @@ def test_nan_is_refused_or_drawn_again_and_never_an_interval():
     with pytest.raises(ValueError, match=r"NaN in what is to be resampled \(1 of 3 values\)"):
         u.bootstrap_interval(np.mean, [1.0, 2.0, np.nan], draws=10)
     with pytest.raises(ValueError, match="NaN in what is to be resampled"):
-        statistics.hierarchical_interval(np.mean, [[1.0, np.nan], [1.0, 2.0]], draws=10)
+        statistics.hierarchical_mean(np.mean, [[1.0, np.nan], [1.0, 2.0]], draws=10)
     low, high = u.bootstrap_interval(u.rank_correlation, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0], draws=200)  # one draw in nine is of one image alone
     assert low == high == 1
     assert np.isnan(u.bootstrap_interval(u.rank_correlation, [1.0, 1.0, 1.0], [1.0, 2.0, 4.0], draws=20)).all()  # nor is the estimate defined
