@@ -505,9 +505,11 @@ def _git(*arguments: str) -> str:
 
 @cache
 def commit() -> str:
-    """Short commit of the code, with ``+`` where lib, notebooks or settings differ from it; ``unknown`` outside a git checkout."""
-    name = _git("rev-parse", "--short=10", "HEAD") or "unknown"
-    changed = _git("status", "--porcelain", "--", "lib", "notebooks", "settings")
+    """Short commit of the code, the last that changed lib, notebooks or settings, with ``+`` where these differ from it; ``unknown`` outside a git
+    checkout. One that adds results alone is not it: on another branch the same results have another.
+    """
+    code = ("--", "lib", "notebooks", "settings")
+    name, changed = _git("log", "-1", "--format=%h", "--abbrev=10", *code) or "unknown", _git("status", "--porcelain", *code)
     return name + ("+" if changed else "")
 
 

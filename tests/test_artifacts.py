@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import time
 
 import numpy as np
@@ -359,14 +360,26 @@ def test_provenance():
     json.dumps(said, allow_nan=False)
 
 
-def test_commit_says_when_the_code_differs_from_it(monkeypatch):
-    answers = {"rev-parse": "0123456789", "status": ""}
-    monkeypatch.setattr(artifacts, "_git", lambda command, *_: answers[command])
-    assert artifacts.commit.__wrapped__() == "0123456789"
-    answers["status"] = " M lib/losses.py"
-    assert artifacts.commit.__wrapped__() == "0123456789+"
-    answers |= {"rev-parse": "", "status": ""}
+def test_commit_is_the_last_of_the_code_and_says_when_the_code_differs_from_it(monkeypatch, tmp_path):
+    def git(*words):
+        named = ["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e"]
+        return subprocess.run([*named, *words], check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.setattr(artifacts, "ROOT", tmp_path)
     assert artifacts.commit.__wrapped__() == "unknown"
+    git("init", "-q")
+    assert artifacts.commit.__wrapped__() == "unknown", "nothing is committed yet"
+    for folder in ("lib", "results"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "a").touch()
+        git("add", folder)
+        git("commit", "-qm", folder)
+    code = git("log", "-1", "--format=%h", "--abbrev=10", "HEAD^").strip()
+    assert artifacts.commit.__wrapped__() == code, "a commit of results alone is none of the code"
+    (tmp_path / "results" / "a").write_text("b")
+    assert artifacts.commit.__wrapped__() == code
+    (tmp_path / "lib" / "a").write_text("b")
+    assert artifacts.commit.__wrapped__() == code + "+"
 
 
 def test_git_need_not_be_there(monkeypatch, tmp_path):

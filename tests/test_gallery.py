@@ -708,6 +708,14 @@ def test_publishing_replaces_the_set_and_names_its_runs(publishable, monkeypatch
         assert record["sha256"][f"30_roc.{kind}"] == artifacts.sha256(publishable / "figures" / f"30_roc.{kind}")
 
 
+def test_figures_are_of_commits_that_are_there(repository):
+    git = ["git", "-C", str(repository), "rev-parse"]
+    if subprocess.run([*git, "--is-shallow-repository"], capture_output=True, text=True).stdout.strip() != "false":
+        pytest.skip("no checkout with its whole history")
+    named = {artifacts.read_json(path, ("commit",))["commit"] for path in repository.glob("figures/*.json")}
+    assert {name for name in named if subprocess.run([*git, "-q", "--verify", f"{name}^{{commit}}"], capture_output=True).returncode} == set()
+
+
 def test_vector_graphics_are_kept_and_linked_where_they_are_published(publishable):
     path = publishable / "figures" / "30_roc.json"
     assert list(gallery._figure(path, "standard")["files"]) == ["png", "csv", "json"], "nothing is published yet"
