@@ -282,14 +282,18 @@ def behind(listed: Sequence[dict], dataset: str, methods: Collection[str], seeds
 
 
 def _content_scores(listed: Sequence[dict]) -> dict[str, dict[str, dict[int, dict[str, np.ndarray]]]]:
-    """What ``factors.measure_content`` stored of each test image: data set -> method -> seed -> scores; ValueError for two runs of one seed."""
+    """What ``factors.measure_content`` stored of each test image, and the battery's k-NN: data set -> method -> seed -> scores.
+
+    ValueError for two runs of one seed.
+    """
     stored: dict[str, dict] = {}
     for run in listed:
         of = stored.setdefault(run["dataset"], {}).setdefault(run["method"], {})
         if run["seed"] in of:
             names = behind(listed, run["dataset"], [run["method"]], [run["seed"]])["runs"]
             raise ValueError(f"Several runs of one method and seed: {names}; compare one of them at a time.")
-        of[run["seed"]] = artifacts.read_scores(run["profile"], resolution.run_name(run), f"{run['dataset']}_content")
+        stored_as = run["profile"], resolution.run_name(run), run["dataset"]
+        of[run["seed"]] = artifacts.read_scores(*stored_as, ("knn_correct",)) | artifacts.read_scores(*stored_as[:2], f"{run['dataset']}_content")
     return stored
 
 
@@ -304,7 +308,7 @@ def content_differences(listed: Sequence[dict], method: str, draws: int) -> pd.D
         ours = by_method.get(method, {})
         for other in [name for name, theirs in by_method.items() if name != method and set(ours) & set(theirs)]:
             told = behind(listed, dataset, (method, other), set(ours) & set(by_method[other]))
-            for classifier in ("mlp_paper", "knn_chosen"):
+            for classifier in ("mlp_paper", "knn_chosen", "knn"):
                 row = {"method": method, "dataset": dataset, "other": other, "classifier": classifier}
                 rows.append(row | told | points_apart(ours, by_method[other], f"{classifier}_correct", draws))
     columns = ["method", "dataset", "other", "classifier", "epochs", "difference", "ci_low", "ci_high", "seeds", "n", "t_low", "t_high", "runs"]

@@ -9,6 +9,7 @@ import io
 import re
 import textwrap
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
 
@@ -114,6 +115,11 @@ def method_style(name: str) -> MethodStyle:
     if known not in METHODS:
         raise ValueError(f"no style for method {name!r}: use one of {', '.join(METHODS)}, or add a row to lib.plotting.METHODS")
     return METHODS[known]
+
+
+def in_order(methods: Collection[str]) -> list[str]:
+    """These methods in the order of METHODS, a method on SimVAE's short representation behind its namesake."""
+    return [found for name in METHODS for found in (name, f"{name}_latent") if found in methods]
 
 
 def use_style() -> None:

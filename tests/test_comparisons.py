@@ -163,6 +163,7 @@ def drawn_content(shared_results):
                 run = resolution.resolve(name, "smoke", dataset=dataset, seed=seed, epochs=2 + (name == "vae"))
                 scores = {"mlp_paper_correct": hits, "knn_chosen_correct": hits[::-1]}
                 artifacts.write_scores("smoke", resolution.run_name(run), f"{dataset}_content", scores)
+                artifacts.write_scores("smoke", resolution.run_name(run), dataset, {"knn_correct": ~hits})
                 runs.append(run)
                 right[dataset, name, seed] = hits
     return runs, right
@@ -176,6 +177,7 @@ def test_content_is_compared_image_by_image_over_the_seeds_in_common(drawn_conte
     ours, theirs = (np.mean([right["digits", name, seed] for seed in (0, 1)]) for name in ("simvae", "vae"))
     assert found.difference_points["digits", "vae", "mlp_paper"] == pytest.approx(100 * (ours - theirs))
     assert found.loc[("digits", "vae", "mlp_paper"), ["ci_low", "ci_high"]].between(3.5, 6.5).all()
+    assert found.difference_points["digits", "vae", "knn"] == pytest.approx(-100 * (ours - theirs)), "the battery's own k-NN"
     compared = [run for run in runs if (run["dataset"], run["method"], run["seed"]) in {("digits", name, 1) for name in ("simvae", "simclr_latent")}]
     assert found.runs["digits", "simclr_latent", "mlp_paper"].split() == list(map(resolution.run_name, compared)), "of the seed in common alone"
     assert set(found.epochs) == {2}, "the fewer of the two methods'"
