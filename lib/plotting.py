@@ -153,7 +153,7 @@ def closing_sentence(id: str, notebook: str) -> str:
 
 
 def save_figure(
-    figure: Figure, id: str, *, caption: str, alt: str, data: pd.DataFrame, profile: str, notebook: str, claims=(), inputs=()
+    figure: Figure | None, id: str, *, caption: str, alt: str, data: pd.DataFrame, profile: str, notebook: str, claims=(), inputs=()
 ) -> None:
     """Write results/<profile>/figures/<id>.{pdf,svg,png,csv,json}; in a notebook, show the figure and its caption.
 
@@ -161,19 +161,24 @@ def save_figure(
     words. data: exactly what is drawn, tidy, units in the column names; 5 digits are kept. notebook: its name, whose number starts the id.
     claims: ids in settings/claims.toml. inputs: the files that were read, stored with their hashes.
     Dates are left out of all formats, so the same data drawn with the same matplotlib give the same bytes.
+
+    figure: None keeps the stored pictures, of networks that are not here, with the caption and data of today; the caption says so.
     """
-    caption = f"{' '.join(caption.split())} {closing_sentence(id, notebook)}" if caption.strip() else ""
+    folder = artifacts.results_dir(profile) / "figures"
+    older = {} if figure else {"pictures_of": _commit_of_pictures(folder / f"{id}.json")}
+    kept = "".join(f" The pictures are those of commit {name}, older than the numbers." for name in older.values())
+    caption = f"{' '.join(caption.split())}{kept} {closing_sentence(id, notebook)}" if caption.strip() else ""
     _check_record(id, caption, alt, data, notebook)
-    _settle(figure, id)
+    if figure:
+        _settle(figure, id)
     coarse = {"png": SCREEN_DPI} if profile in ILLUSTRATIONS else {}
-    pictures = {kind: _render(figure, kind, coarse.get(kind)) for kind in CANVASES}
+    pictures = {kind: _render(figure, kind, coarse.get(kind)) for kind in CANVASES} if figure else {}
     for kind, content in pictures.items():
         if len(content) > MAX_BYTES[kind]:
             raise ValueError(
                 f"{id}.{kind} has {len(content):,} bytes, the limit is {MAX_BYTES[kind]:,}: "
                 + ("show fewer or smaller images" if kind == "png" else "rasterise what has more than 2,000 points (rasterized=True)")
             )
-    folder = artifacts.results_dir(profile) / "figures"
     for kind, content in pictures.items():
         artifacts.write_bytes(folder / f"{id}.{kind}", content)
     artifacts.write_csv(folder / f"{id}.csv", data, digits=5)
@@ -187,8 +192,15 @@ def save_figure(
         "inputs": _hashes(inputs),
         "commit": artifacts.commit(),
     }
-    artifacts.write_json(folder / f"{id}.json", record)  # last: the gallery lists a figure by its json, so only complete ones
-    _show(figure, caption, alt)
+    artifacts.write_json(folder / f"{id}.json", record | older)  # last: the gallery lists a figure by its json, so only complete ones
+    _show(figure, id, profile, caption, alt)
+
+
+def _commit_of_pictures(path: Path) -> str:
+    if not path.exists():
+        raise FileNotFoundError(f"no stored picture of {path.stem} to keep: pass the figure")
+    record = artifacts.read_json(path, ("commit",))
+    return record.get("pictures_of", record["commit"])
 
 
 def stored_data(id: str, profile: str, inputs) -> pd.DataFrame | None:
@@ -351,27 +363,32 @@ def _compact(png: bytes) -> bytes:
     return buffer.getvalue() if len(buffer.getvalue()) <= 0.8 * len(png) else png
 
 
-def _show(figure: Figure, caption: str, alt: str) -> None:
+def _show(figure: Figure | None, id: str, profile: str, caption: str, alt: str) -> None:
     from IPython import get_ipython
     from IPython.display import Markdown, display
 
     if get_ipython() is not None:
         claim, rest = split_caption(caption)
-        display(picture(figure, alt), Markdown(f"**{claim}** {rest}"))
-    plt.close(figure)
+        display(picture(figure, alt) if figure else stored_picture(id, profile), Markdown(f"**{claim}** {rest}"))
+    plt.close(figure or "none")
 
 
 def show_committed(id: str, profile: str):
-    """The stored picture of a figure, for where its pixels or network are absent; prints the command that recomputes it."""
+    """The stored picture of a figure, for where its pixels or network are absent; prints its caption and the command that recomputes it."""
+    image = stored_picture(id, profile)
+    print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: make reproduce PROFILE={profile}")
+    print(artifacts.read_json(artifacts.results_dir(profile) / "figures" / f"{id}.json", ("caption",))["caption"])
+    return image
+
+
+def stored_picture(id: str, profile: str):
+    """The stored picture of a figure as an image for the notebook."""
     from IPython.display import Image
 
     path = artifacts.results_dir(profile) / "figures" / f"{id}.json"  # written last
-    command = f"make reproduce PROFILE={profile}"
     if not path.exists():
-        raise FileNotFoundError(f"no stored figure {id} for profile {profile}: run `{command}` to draw it")
-    record = artifacts.read_json(path, ("alt", "caption"))
-    print(f"Stored picture of {id} (profile {profile}): what it is computed from is not here. To recompute it: {command}")
-    print(record["caption"])
+        raise FileNotFoundError(f"no stored figure {id} for profile {profile}: run `make reproduce PROFILE={profile}` to draw it")
+    record = artifacts.read_json(path, ("alt",))
     with Picture.open(path.with_suffix(".png")) as stored:
         size = [round(pixels * NOTEBOOK_DPI / round(stored.info.get("dpi", (300, 300))[0])) for pixels in stored.size]
         small = stored.convert("RGB").resize(size, Picture.Resampling.LANCZOS)

@@ -73,6 +73,26 @@ def test_five_files_with_provenance(tmp_path):
     assert sizes == [(487, 300), (975, 600)]  # 3.25 x 2.0 in at 150 dpi, for the screen, and at 300: exactly the size asked for
 
 
+def test_stored_pictures_are_kept_with_the_numbers_of_today(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="no stored picture of 30_points"):
+        save(None, draw()[1])
+    figure, data = draw()
+    monkeypatch.setattr(artifacts, "commit", lambda: "0123456789")
+    save(figure, data)
+    folder = tmp_path / "results" / "quick" / "figures"
+    before = {kind: (folder / f"30_points.{kind}").read_bytes() for kind in plotting.CANVASES}
+    for today in ("1111111111", "2222222222"):
+        monkeypatch.setattr(artifacts, "commit", lambda now=today: now)
+        save(None, data + 1, caption=CAPTION.replace("Concentration", "Today"))
+        record = json.loads((folder / "30_points.json").read_text())
+        assert record["caption"].startswith("Today") and record["commit"] == today and record["pictures_of"] == "0123456789"
+        assert "The pictures are those of commit 0123456789, older than the numbers. Drawn by" in record["caption"]
+        pd.testing.assert_frame_equal(pd.read_csv(folder / "30_points.csv"), data + 1, rtol=5e-5)
+        assert {kind: (folder / f"30_points.{kind}").read_bytes() for kind in plotting.CANVASES} == before
+    save(*draw())
+    assert "pictures_of" not in json.loads((folder / "30_points.json").read_text())
+
+
 def test_a_long_page_is_drawn_coarser():
     figure, _ = plt.subplots(figsize=(2, 20))
     picture = Image.open(io.BytesIO(plotting._render(figure, "png")))
