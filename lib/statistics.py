@@ -153,13 +153,17 @@ def mean_over_seeds(values: ArrayLike) -> dict[str, float]:
     return {"mean": float(mean), "ci_low": float(mean - half), "ci_high": float(mean + half), "seeds": len(values)}
 
 
-def reach_of_a_seed(values: ArrayLike) -> float:
-    """By how much two runs may differ that differ in their seed alone, with 95 %: Student's t of N - 1 times √2 times the deviation of values [N].
+def reach_of_a_seed(values: ArrayLike, settings: ArrayLike | None = None) -> float:
+    """By how much two runs may differ that differ in their seed alone, with 95 %: Student's t times √2 times the deviation of values [N].
 
-    NaN for one value. The range of three values is no such bound: a difference of two others exceeds it in three of ten cases.
+    settings [N]: names of what each value was trained with, where that differs: the deviation is that within them, pooled. NaN where none has two
+    values. The range of three values is no such bound: a difference of two others exceeds it in three of ten cases.
     """
-    found = mean_over_seeds(values)
-    return (found["ci_high"] - found["mean"]) * np.sqrt(2 * found["seeds"])
+    mean_over_seeds(values)  # its errors
+    of = pd.Series(np.asarray(values, float)).groupby(np.zeros(len(values)) if settings is None else np.asarray(settings))
+    freedom = len(values) - of.ngroups
+    pooled = np.sum((of.count() - 1) * of.var()) / freedom if freedom else np.nan
+    return float(scipy.stats.t.isf(0.025, max(freedom, 1)) * np.sqrt(2 * pooled))
 
 
 def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:

@@ -385,7 +385,9 @@ def test_a_seed_reaches_as_far_as_two_runs_of_one_distribution_differ():
     apart = np.abs(draws[:, 3] - draws[:, 4])
     assert np.mean(apart <= reach) == pytest.approx(0.95, abs=0.012)
     assert np.mean(apart <= np.ptp(draws[:, :3], axis=1)) == pytest.approx(0.7, abs=0.05)
-    assert np.isnan(statistics.reach_of_a_seed([1.0]))
+    assert np.isnan(statistics.reach_of_a_seed([1.0])) and np.isnan(statistics.reach_of_a_seed([1.0, 2.0], ["a", "b"]))
+    pooled = statistics.reach_of_a_seed([1.0, 3.0, 50.0, 9.0, 13.0, 11.0], ["a", "a", "alone", "b", "b", "b"])
+    assert pooled == pytest.approx(stats.t.isf(0.025, 3) * np.sqrt(2 * (2.0 + 8.0) / 3))
 
 
 def test_percent_over_seeds_is_students_where_one_seed_has_no_interval():
