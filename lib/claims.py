@@ -452,7 +452,7 @@ def decide_recipe(part: dict) -> tuple[str, str]:
         f"no {row.setting} (published: {row.published})" if row.ours is None else f"{row.setting} is {row.ours}, not {row.published}"
         for row in settings[~settings.followed].itertuples()
     ]
-    return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(settings)} settings as published")
+    return (DEVIATES, "; ".join(other)) if other else (FOLLOWED, f"{len(settings)} setting{'s' * (len(settings) != 1)} as published")
 
 
 def ledger(profile: str) -> pd.DataFrame:

@@ -613,8 +613,8 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
     kept = {name: value for name, value in record.items() if name != "training_seconds"}  # runs are listed apart
     count = len(record.get("training_seconds", ()))
-    then = f" ({count} runs when it was last called)" if count else ""
-    return [*found, (f"longest call of make reproduce, which trains what is not stored yet{then}", _words(kept))]
+    then = f" (at the last one {count} runs were stored)" if count else ""
+    return [*found, (f"longest single call of make reproduce, most runs trained by others{then}", _words(kept))]
 
 
 def _words(value) -> str:
@@ -674,7 +674,8 @@ def _readme(
 def _row(claim: dict) -> list[str]:
     """A claim as a row of the README: a number that decides its verdict, the published one, and links to figures, data, notebooks and runs."""
     judged = [part for (verdict, _), parts in claim["reasons"] for part in parts if verdict == claim["verdict"]]
-    part = min(judged, key=lambda part: (not part["decides"], not part["ours"], part["inconclusive"] and not claim["inconclusive"]))
+    open_ = {key: not claim[key] for key in ("inconclusive", "unsettled")}  # such a part does not stand for a claim that is not called so
+    part = min(judged, key=lambda part: (not part["decides"], not part["ours"], *(part[key] and closed for key, closed in open_.items())))
     links = [(id, f"figures/{id}.png") for id in claim["figures"]] + [(Path(file).name, file) for file in claim["files"]]
     links += [(notebook["name"], f"notebooks/{notebook['name']}.ipynb") for notebook in claim["notebooks"]]
     links += [(run, f"runs/{run}/config.json") for run in claim["runs"]]
