@@ -162,8 +162,8 @@ def exclusive(path: Path, busy: str = ""):
         yield
 
 
-def write_csv(path: Path, frame: pd.DataFrame, digits: int = 7) -> None:
-    """Seven significant digits: enough to recompute any statement, short enough to review in a diff. What was measured on some thousand images has
+def write_csv(path: Path, frame: pd.DataFrame, digits: int = 10) -> None:
+    """Ten significant digits: enough to recompute any statement, short enough to review in a diff. What was measured on some thousand images has
     fewer to begin with, and curves, which are looked at, need fewer still."""
     write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
 
