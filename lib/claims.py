@@ -142,11 +142,13 @@ def published(part: dict) -> float:
     return float(value)
 
 
-def printed(*names: str) -> pd.DataFrame:
-    """The published numbers of these claims: a row (claim, part, unit, published) for every part that the paper prints one for."""
-    parts = [(name, part) for name in names for part in claims()[name]["parts"] if isinstance(part.get("published"), (dict, float))]
-    rows = [{"claim": name, "part": part["name"], "unit": part["unit"], "published": published(part)} for name, part in parts]
-    return pd.DataFrame(rows).set_index("claim")
+def printed(*names: str) -> str:
+    """The numbers that the papers print for the parts of these claims, in words; differences and ratios are of two printed cells."""
+    told = []
+    for name in names:
+        parts = [part for part in claims()[name]["parts"] if isinstance(part.get("published"), (dict, float))]
+        told.append(f"{name}, published: " + "; ".join(f"{part['name']} {published(part):.4g} {part['unit']}".rstrip() for part in parts) + ".")
+    return " ".join(told)
 
 
 def rounding(part: dict) -> float:

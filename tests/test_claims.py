@@ -290,6 +290,12 @@ def test_a_difference_between_two_runs_that_learned_nothing_tests_nothing(stored
 
 
 
+def test_published_numbers_in_words():
+    assert claims.printed("VS2-3") == "VS2-3, published: AUROC of κ 0.72 AUROC."
+    both = claims.printed("SV-6", "VS2-6")  # a difference of two cells, and a part without a number of the paper left out
+    assert both.startswith("SV-6, published: SimVAE minus VAE 21.5 points; ") and "VS2-6, published: Pearson's r" in both and "Spearman" not in both
+
+
 def test_no_published_number_is_typed_into_a_notebook_or_code():
     """Numbers of three digits and a point, which hardly stand there by chance; 0.996 and the like are settings as well."""
     cells = [cell for claim in claims.claims().values() for part in claim["parts"] if "recipe" not in part for cell in _cells(part)]
