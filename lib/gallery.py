@@ -613,8 +613,8 @@ def _provenance(path: Path, figures: list[dict]) -> list[tuple[str, str]]:
         raise ValueError(f"{path} must hold one JSON object: it holds a {type(record).__name__}")
     kept = {name: value for name, value in record.items() if name != "training_seconds"}  # runs are listed apart
     count = len(record.get("training_seconds", ()))
-    then = f" (at the last one {count} runs were stored)" if count else ""
-    return [*found, (f"longest single call of make reproduce, most runs trained by others{then}", _words(kept))]
+    then = f", which found or trained {count} runs" if count else ""
+    return [*found, (f"longest call of make reproduce{then}", _words(kept))]
 
 
 def _words(value) -> str:

@@ -715,7 +715,9 @@ def test_figures_are_of_commits_that_are_there(repository):
     git = ["git", "-C", str(repository), "rev-parse"]
     if subprocess.run([*git, "--is-shallow-repository"], capture_output=True, text=True).stdout.strip() != "false":
         pytest.skip("no checkout with its whole history")
-    named = {artifacts.read_json(path, ("commit",))["commit"] for path in repository.glob("figures/*.json")}
+    paths = (*repository.glob("figures/*.json"), *repository.glob("results/*/figures/[0-9]*.json"))
+    records = [artifacts.read_json(path, ("commit",)) for path in paths]
+    named = {record[key].rstrip("+") for record in records for key in ("commit", "pictures_of") if key in record}
     assert {name for name in named if subprocess.run([*git, "-q", "--verify", f"{name}^{{commit}}"], capture_output=True).returncode} == set()
 
 
