@@ -292,8 +292,8 @@ def _content_scores(listed: Sequence[dict]) -> dict[str, dict[str, dict[int, dic
         if run["seed"] in of:
             names = behind(listed, run["dataset"], [run["method"]], [run["seed"]])["runs"]
             raise ValueError(f"Several runs of one method and seed: {names}; compare one of them at a time.")
-        stored_as = run["profile"], resolution.run_name(run), run["dataset"]
-        of[run["seed"]] = artifacts.read_scores(*stored_as, ("knn_correct",)) | artifacts.read_scores(*stored_as[:2], f"{run['dataset']}_content")
+        profile, name, test = run["profile"], resolution.run_name(run), run["dataset"]
+        of[run["seed"]] = artifacts.read_scores(profile, name, test, ("knn_correct",)) | artifacts.read_scores(profile, name, f"{test}_content")
     return stored
 
 

@@ -169,17 +169,7 @@ def save_figure(
     kept = "".join(f" The pictures are those of commit {name}, older than the numbers." for name in older.values())
     caption = f"{' '.join(caption.split())}{kept} {closing_sentence(id, notebook)}" if caption.strip() else ""
     _check_record(id, caption, alt, data, notebook)
-    if figure:
-        _settle(figure, id)
-    coarse = {"png": SCREEN_DPI} if profile in ILLUSTRATIONS else {}
-    pictures = {kind: _render(figure, kind, coarse.get(kind)) for kind in CANVASES} if figure else {}
-    for kind, content in pictures.items():
-        if len(content) > MAX_BYTES[kind]:
-            raise ValueError(
-                f"{id}.{kind} has {len(content):,} bytes, the limit is {MAX_BYTES[kind]:,}: "
-                + ("show fewer or smaller images" if kind == "png" else "rasterise what has more than 2,000 points (rasterized=True)")
-            )
-    for kind, content in pictures.items():
+    for kind, content in (_pictures(figure, id, profile) if figure else {}).items():
         artifacts.write_bytes(folder / f"{id}.{kind}", content)
     artifacts.write_csv(folder / f"{id}.csv", data, digits=5)
     record = {
@@ -194,6 +184,20 @@ def save_figure(
     }
     artifacts.write_json(folder / f"{id}.json", record | older)  # last: the gallery lists a figure by its json, so only complete ones
     _show(figure, id, profile, caption, alt)
+
+
+def _pictures(figure: Figure, id: str, profile: str) -> dict[str, bytes]:
+    """The figure in every format, its layout settled; ValueError for one that is too large to keep."""
+    _settle(figure, id)
+    coarse = {"png": SCREEN_DPI} if profile in ILLUSTRATIONS else {}
+    pictures = {kind: _render(figure, kind, coarse.get(kind)) for kind in CANVASES}
+    for kind, content in pictures.items():
+        if len(content) > MAX_BYTES[kind]:
+            raise ValueError(
+                f"{id}.{kind} has {len(content):,} bytes, the limit is {MAX_BYTES[kind]:,}: "
+                + ("show fewer or smaller images" if kind == "png" else "rasterise what has more than 2,000 points (rasterized=True)")
+            )
+    return pictures
 
 
 def _commit_of_pictures(path: Path) -> str:
@@ -370,7 +374,8 @@ def _show(figure: Figure | None, id: str, profile: str, caption: str, alt: str) 
     if get_ipython() is not None:
         claim, rest = split_caption(caption)
         display(picture(figure, alt) if figure else stored_picture(id, profile), Markdown(f"**{claim}** {rest}"))
-    plt.close(figure or "none")
+    if figure:
+        plt.close(figure)
 
 
 def show_committed(id: str, profile: str):
