@@ -143,12 +143,20 @@ def published(part: dict) -> float:
 
 
 def printed(*names: str) -> str:
-    """The numbers that the papers print for the parts of these claims, in words; differences and ratios are of two printed cells."""
+    """What the papers print for the parts of these claims, in words and with their digits: one cell, or two that are compared."""
     told = []
     for name in names:
-        parts = [part for part in claims()[name]["parts"] if isinstance(part.get("published"), (dict, float))]
-        told.append(f"{name}, published: " + "; ".join(f"{part['name']} {published(part):.4g} {part['unit']}".rstrip() for part in parts) + ".")
+        claim = claims()[name]
+        parts = [part for part in claim["parts"] if isinstance(part.get("published"), (dict, float))]
+        cells = "; ".join(f"{part['name'].replace(f' {BEYOND}', '')} ({_cells(part)})" for part in parts)
+        told.append(f"{name} ({claim['statement']}), published: {cells}.")
     return " ".join(told)
+
+
+def _cells(part: dict) -> str:
+    value = part["published"]
+    cells = map(_digits, value.values() if isinstance(value, dict) else [value])
+    return " against ".join(cells) + " %" * part["unit"].startswith("points")
 
 
 def rounding(part: dict) -> float:
@@ -162,7 +170,12 @@ def rounding(part: dict) -> float:
 
 
 def _half_digit(printed: float) -> float:
-    return float(Decimal(5).scaleb(Decimal(getattr(printed, "text", str(printed))).as_tuple().exponent - 1))
+    return float(Decimal(5).scaleb(Decimal(_digits(printed)).as_tuple().exponent - 1))
+
+
+def _digits(printed: float) -> str:
+    """A number of claims.toml as it stands there, a last zero included."""
+    return getattr(printed, "text", str(printed))
 
 
 # ---------------------------------------------------------------------------------------------------------------- what was measured

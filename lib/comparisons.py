@@ -64,9 +64,15 @@ def unsearched(profile: str, listed: Sequence[dict] = (), tried: pd.DataFrame | 
     """
     tried = tuning(profile) if tried is None else tried
     on, reasons = tried.groupby("method").dataset.first(), {}
+    sets: dict[str, list[str]] = {}
     for run in listed if len(tried) else ():
-        if run["epochs"] and on.get(run["method"]) != run["dataset"]:
-            reasons[run["method"]] = f"searched on {on[run['method']]}" if run["method"] in on else "no search"
+        if run["epochs"] and run["dataset"] not in sets.setdefault(run["method"], []):
+            sets[run["method"]].append(run["dataset"])
+    for method, on_sets in sets.items():
+        elsewhere = [name for name in on_sets if name != on.get(method)]
+        if elsewhere:
+            but = f", not on {' and '.join(elsewhere)}" * (on.get(method) in on_sets)
+            reasons[method] = f"searched on {on[method]}{but}" if method in on else "no search"
     for method, rows in tried.groupby("method", sort=False):
         best = rows[rows.chosen]
         if best.empty:
@@ -108,19 +114,25 @@ def told_rates(listed: list[dict]) -> list[str]:
 
 
 def mixed_precision(listed: list[dict]) -> str:
-    """Which of these measured runs differ in precision from others of the same run but for the seed, in words: machines without bfloat16 train in
-    float32. Empty where none does; a run that is listed twice counts once."""
-    found: dict[str, dict[str, list[str]]] = {}
+    """Which of these measured runs differ in precision from most on their data set, in words: machines without bfloat16 train in float32.
+
+    Seeds are named where those of one run are unlike. Empty where no run differs; a run that is listed twice counts once.
+    """
+    found: dict[str, dict[str, dict[str, list[str]]]] = {}  # data set -> precision -> run but for its seed -> seeds
     for name, run in {resolution.run_name(run): run for run in listed}.items():
         path = artifacts.config_path(run["profile"], name)
         if run["epochs"] and path.exists():
             precision = artifacts.read_json(path, ("precision",))["precision"]
-            found.setdefault(name.rsplit("-seed", 1)[0], {}).setdefault(precision, []).append(str(run["seed"]))
-    mixed = {name: seeds for name, seeds in found.items() if len(seeds) > 1}
-    told = "; ".join(
-        f"{name}: " + ", ".join(f"{precision} for seed {' and '.join(which)}" for precision, which in seeds.items()) for name, seeds in mixed.items()
-    )
-    return f"Seeds of one run in unlike precision, as the machines were able: {told}." if told else ""
+            found.setdefault(run["dataset"], {}).setdefault(precision, {}).setdefault(name.rsplit("-seed", 1)[0], []).append(str(run["seed"]))
+    told = []
+    for by_precision in found.values():
+        usual = max(by_precision, key=lambda precision: sum(map(len, by_precision[precision].values())))
+        for precision, runs in by_precision.items():
+            if precision != usual:
+                seeds = {name: f" (seed {' and '.join(of)})" * any(name in by_precision[other] for other in by_precision.keys() - {precision})
+                         for name, of in runs.items()}  # fmt: skip
+                told.append(f"{precision} for {', '.join(name + of for name, of in seeds.items())}, where the others have {usual}")
+    return f"Runs on one data set in unlike precision, as the machines were able: {'; '.join(told)}." if told else ""
 
 
 def by_length(listed: Sequence[dict]) -> tuple[list[dict], list[dict]]:
@@ -251,20 +263,33 @@ def told_auroc(difference) -> str:
 
 
 def sides(differences: pd.DataFrame, names: Sequence[str]) -> str:
-    """For which of these differences (ci_low, ci_high; named one by one) the interval lies above zero, below, and includes it, in words."""
-    above, below = (differences.ci_low > 0).to_numpy(), (differences.ci_high < 0).to_numpy()
+    """For which of these differences (ci_low, ci_high; named one by one) the interval lies above zero, below, and includes it, in words.
+
+    Where Student's t over the seeds (t_low, t_high, if given) includes zero all the same, it says so.
+    """
+    above, below, unsettled = _told_from_zero(differences)
     where = {"above zero": above, "below zero": below, "not told from zero": ~(above | below)}
-    return "; ".join(f"{words} for {', '.join(np.array(names)[of])}" for words, of in where.items() if of.any())
+    said = np.array([name + " (open by the seeds alone)" * bool(open_) for name, open_ in zip(names, unsettled, strict=True)])
+    return "; ".join(f"{words} for {', '.join(said[of])}" for words, of in where.items() if of.any())
 
 
 def tally(differences: pd.DataFrame, names: Mapping[str, str], falling: Sequence[str] = ()) -> str:
-    """Of each measure's differences (names: measure -> words), how many are ahead and behind by their interval, in words; falling: better low."""
+    """Of each measure's differences (names: measure -> words), how many are ahead and behind by their interval, in words, and how many of these
+    the seeds alone leave open; falling: better low."""
     told = []
     for measure, part in differences.groupby("measure", sort=False):
-        above, below = (part.ci_low > 0).sum(), (part.ci_high < 0).sum()
+        above, below, unsettled = (of.sum() for of in _told_from_zero(part))
         ahead, behind = (below, above) if measure in falling else (above, below)
-        told.append(f"{names[measure]}: {ahead} ahead, {behind} behind, {len(part) - ahead - behind} not told apart")
+        but = f" ({unsettled} of these open by the seeds alone)" * bool(unsettled)
+        told.append(f"{names[measure]}: {ahead} ahead, {behind} behind{but}, {len(part) - ahead - behind} not told apart")
     return "; ".join(told)
+
+
+def _told_from_zero(differences: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which intervals lie above zero, which below, and which of these Student's t over the seeds, where there is one, leaves open."""
+    above, below = (differences.ci_low > 0).to_numpy(), (differences.ci_high < 0).to_numpy()
+    t_low, t_high = (differences[end].to_numpy(float) if end in differences else np.full(len(differences), np.nan) for end in ("t_low", "t_high"))
+    return above, below, (above | below) & (t_low <= 0) & (t_high >= 0)
 
 
 def told_over_seeds(difference) -> str:

@@ -488,8 +488,8 @@ def _legend_below(ax: Axes, *arguments, **options):
 
 
 def _thin(points: int) -> np.ndarray:
-    """Indices of at most 200 evenly spaced points, both ends included."""
-    return np.unique(np.linspace(0, points - 1, min(points, 200)).round().astype(int))
+    """Indices of at most 100 evenly spaced points, both ends included."""
+    return np.unique(np.linspace(0, points - 1, min(points, 100)).round().astype(int))
 
 
 # ---------------------------------------------------------------------------------------------------------------- charts
@@ -592,7 +592,7 @@ def roc_plot(ax: Axes, data: pd.DataFrame, summary: pd.DataFrame, *, positive: s
 
     positive: the positive class in words. The labels of more than two curves, for which the free triangle of a 2.6 in square has no room, stand
     under the axes (0.2 in more height for each line).
-    Returns curve, false_positive_rate, true_positive_rate (at most 200 points of each curve, to six digits), auroc, ci_low, ci_high.
+    Returns curve, false_positive_rate, true_positive_rate (at most 100 points of each curve, to six digits), auroc, ci_low, ci_high.
     """
     _require(data, "curve", "score", "positive")
     _require(summary, "curve", "auroc", "ci_low", "ci_high")
@@ -632,7 +632,7 @@ def risk_coverage_plot(ax: Axes, data: pd.DataFrame) -> pd.DataFrame:
 
     Equal uncertainties share their mean error, as in the expectation over random orders. A thin line shows the error of the whole set:
     what an uninformative score gives. Curves start at 1 % of the images: below, single images make them jump between 0 and 100 %.
-    Returns curve, coverage, error (fractions, at most 200 points of each curve).
+    Returns curve, coverage, error (fractions, at most 100 points of each curve).
     """
     _require(data, "curve", "uncertainty", "correct")
     rows = []

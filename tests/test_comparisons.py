@@ -50,6 +50,8 @@ def test_a_rate_that_was_searched_elsewhere_or_nowhere_is_told(shared_results):
         "No whole search chose those of: DirectPred (no search).", f"Searched on other data were those of: SimVAE (searched on mnist). {uneven}",
     ]  # fmt: skip
     assert comparisons.told_rates(listed[:1])[1:] == ["Searched on other data were those of: SimVAE (searched on mnist)."], "all alike"
+    both = [*listed, resolution.resolve("simvae", "standard", dataset="mnist")]
+    assert comparisons.unsearched("standard", both)["simvae"] == "searched on mnist, not on cifar10", "one of its two sets is the searched one"
     assert comparisons.unsearched("smoke", [resolution.resolve("directpred", "smoke")]) == {}, "a profile that searches nothing"
 
 
@@ -102,19 +104,19 @@ def test_simsiam_and_vi_simsiam_are_paired_at_every_length_and_on_every_set(monk
     assert {run["method"] for run in pair["vi_simsiam"].values()} == {"vi_simsiam"}, "one form of the model, not seeds of both"
 
 
-def test_seeds_trained_in_unlike_precision_are_named(shared_results):
+def test_runs_trained_in_unlike_precision_are_named(shared_results):
     def stored(precisions, **settings):
         runs = [resolution.resolve("simsiam", "smoke", seed=seed, **settings) for seed in range(len(precisions))]
         for run, precision in zip(runs, precisions, strict=True):
             artifacts.write_json(artifacts.run_dir("smoke", resolution.run_name(run)) / "config.json", {"precision": precision})
         return runs
 
-    alike = stored(["bf16", "bf16"], epochs=7) + stored(["float32", "float32"], epochs=8)
-    mixed = stored(["bf16", "float32", "bf16"], epochs=9)
+    alike, mixed = stored(["bf16", "bf16", "bf16"], epochs=7), stored(["bf16", "float32", "bf16"], epochs=9)
+    other, elsewhere = stored(["float32", "float32"], epochs=8), stored(["float32"], dataset="fashion_mnist")
     untrained, absent = resolution.resolve("random", "smoke"), resolution.resolve("simsiam", "smoke", epochs=9, seed=9)
-    assert comparisons.mixed_precision([*alike, untrained, absent]) == ""
-    told = comparisons.mixed_precision([*alike, *mixed, absent, *mixed])
-    assert "simsiam-digits-e9: bf16 for seed 0 and 2, float32 for seed 1" in told and "e7" not in told and "e8" not in told
+    assert comparisons.mixed_precision([*alike, *elsewhere, untrained, absent]) == "", "one on its own set is unlike none"
+    told = comparisons.mixed_precision([*alike, *mixed, *elsewhere, *other, absent, *mixed])
+    assert told.endswith(": float32 for simsiam-digits-e9 (seed 1), simsiam-digits-e8, where the others have bf16.")
 
 
 def test_gains_are_paired_differences_against_the_reference_of_the_same_seed():
@@ -323,3 +325,8 @@ def test_sides_and_tallies_say_where_intervals_lie():
     assert comparisons.sides(frame.iloc[:1], ["a"]) == "above zero for a"
     said = comparisons.tally(frame, {"linear": "accuracy", "ece": "ECE"}, falling=("ece",))
     assert said == "accuracy: 1 ahead, 1 behind, 1 not told apart; ECE: 1 ahead, 0 behind, 1 not told apart"
+    frame[["t_low", "t_high"]] = [(-0.1, 0.5), (-0.3, -0.01), (-0.4, 0.6), (np.nan, np.nan), (-0.1, 0.2)]  # the fourth of one seed
+    open_ = " (open by the seeds alone)"
+    assert comparisons.sides(frame, list("abcde")) == f"above zero for a{open_}; below zero for b, d; not told from zero for c, e"
+    said = comparisons.tally(frame, {"linear": "accuracy", "ece": "ECE"}, falling=("ece",))
+    assert said.startswith("accuracy: 1 ahead, 1 behind (1 of these open by the seeds alone), 1 not told apart; ECE: 1 ahead, 0 behind, 1 not")
