@@ -154,7 +154,7 @@ def build(profile: str) -> Path:
         "papers_places": (BY_PAPER, AT_HAND),
     }  # fmt: skip
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
-    artifacts.write_text(folder / "index.html", page)
+    artifacts.write_text(folder / "index.html", page.replace("&#39;", "'"))  # no attribute of the template stands in single quotation marks
     artifacts.write_text(folder / "README.md", _readme(**content))
     artifacts.write_text(artifacts.RESULTS / "README.md", _hours())
     artifacts.write_text(artifacts.RESULTS / "DEVIATIONS.md", deviations())
