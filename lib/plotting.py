@@ -77,7 +77,7 @@ METHODS = {
     "vi_simsiam_2022": MethodStyle("VI-SimSiam (2022)", BLUE, "P", (0, (1, 0.8)), True, BLUE),
     "vi_simsiam_undivided": MethodStyle("VI-SimSiam (undivided)", BLUE, "*", (0, (8, 1, 2, 1)), True, BLUE),
     "vi_simsiam_detached": MethodStyle("VI-SimSiam (κ detached)", SKY, "p", (0, (3, 1, 1, 1, 1, 1)), True, BLUE),
-    "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", NAVY, "1", (0, (2, 1, 1, 1)), False, BLUE),
+    "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", SKY, "H", (0, (2, 1, 1, 1)), False, BLUE),
     "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", NAVY, "2", (0, (5, 1, 1, 1)), False, BLUE),
     "simvae": MethodStyle("SimVAE", "#D55E00", "s", (0, (6, 1.5)), True, "#C15500"),
     "simvae_public_code": MethodStyle("SimVAE (public code)", "#D55E00", "3", (0, (2, 1.5)), True, "#C15500"),
