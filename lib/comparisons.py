@@ -14,6 +14,7 @@ from lib import settings as resolution
 from lib.artifacts import MEASURED_BY
 
 LEFT_OPEN = ", which Student's t over the seeds alone leaves open"  # said behind a verdict of a bootstrap
+OPEN = "open by the seeds alone"  # the same in a list
 COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")  # with ProSMin
 NEAR = 0.002  # an end of an AUROC's bootstrap interval that is nearer to zero may cross it with other draws
 
@@ -66,10 +67,10 @@ def unsearched(profile: str, listed: Sequence[dict] = (), tried: pd.DataFrame | 
     on, reasons = tried.groupby("method").dataset.first(), {}
     sets: dict[str, list[str]] = {}
     for run in listed if len(tried) else ():
-        if run["epochs"] and run["dataset"] not in sets.setdefault(run["method"], []):
-            sets[run["method"]].append(run["dataset"])
+        if run["epochs"]:
+            sets.setdefault(run["method"], []).append(run["dataset"])
     for method, on_sets in sets.items():
-        elsewhere = [name for name in on_sets if name != on.get(method)]
+        elsewhere = [name for name in dict.fromkeys(on_sets) if name != on.get(method)]
         if elsewhere:
             but = f", not on {' and '.join(elsewhere)}" * (on.get(method) in on_sets)
             reasons[method] = f"searched on {on[method]}{but}" if method in on else "no search"
@@ -129,9 +130,9 @@ def mixed_precision(listed: list[dict]) -> str:
         usual = max(by_precision, key=lambda precision: sum(map(len, by_precision[precision].values())))
         for precision, runs in by_precision.items():
             if precision != usual:
-                seeds = {name: f" (seed {' and '.join(of)})" * any(name in by_precision[other] for other in by_precision.keys() - {precision})
-                         for name, of in runs.items()}  # fmt: skip
-                told.append(f"{precision} for {', '.join(name + of for name, of in seeds.items())}, where the others have {usual}")
+                split = {name for name in runs if sum(name in of for of in by_precision.values()) > 1}
+                named = [name + f" (seed {' and '.join(seeds)})" * (name in split) for name, seeds in runs.items()]
+                told.append(f"{precision} for {', '.join(named)}, where the others have {usual}")
     return f"Runs on one data set in unlike precision, as the machines were able: {'; '.join(told)}." if told else ""
 
 
@@ -269,7 +270,7 @@ def sides(differences: pd.DataFrame, names: Sequence[str]) -> str:
     """
     above, below, unsettled = _told_from_zero(differences)
     where = {"above zero": above, "below zero": below, "not told from zero": ~(above | below)}
-    said = np.array([name + " (open by the seeds alone)" * bool(open_) for name, open_ in zip(names, unsettled, strict=True)])
+    said = np.array([name + f" ({OPEN})" * bool(open_) for name, open_ in zip(names, unsettled, strict=True)])
     return "; ".join(f"{words} for {', '.join(said[of])}" for words, of in where.items() if of.any())
 
 
@@ -280,7 +281,7 @@ def tally(differences: pd.DataFrame, names: Mapping[str, str], falling: Sequence
     for measure, part in differences.groupby("measure", sort=False):
         above, below, unsettled = (of.sum() for of in _told_from_zero(part))
         ahead, behind = (below, above) if measure in falling else (above, below)
-        but = f" ({unsettled} of these open by the seeds alone)" * bool(unsettled)
+        but = f" ({unsettled} of these {OPEN})" * bool(unsettled)
         told.append(f"{names[measure]}: {ahead} ahead, {behind} behind{but}, {len(part) - ahead - behind} not told apart")
     return "; ".join(told)
 
@@ -288,8 +289,8 @@ def tally(differences: pd.DataFrame, names: Mapping[str, str], falling: Sequence
 def _told_from_zero(differences: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which intervals lie above zero, which below, and which of these Student's t over the seeds, where there is one, leaves open."""
     above, below = (differences.ci_low > 0).to_numpy(), (differences.ci_high < 0).to_numpy()
-    t_low, t_high = (differences[end].to_numpy(float) if end in differences else np.full(len(differences), np.nan) for end in ("t_low", "t_high"))
-    return above, below, (above | below) & (t_low <= 0) & (t_high >= 0)
+    over_seeds = differences.reindex(columns=["t_low", "t_high"])
+    return above, below, (above | below) & np.array([open_over_seeds(row) for row in over_seeds.itertuples()], dtype=bool)
 
 
 def told_over_seeds(difference) -> str:
