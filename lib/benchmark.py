@@ -306,6 +306,8 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
         error = np.hypot(drawn.std(axis=0, ddof=1), seeds)
         drawn = drawn + generator.standard_t(freedom, size=drawn.shape) * seeds
         away = np.divide(np.abs(gap), error, out=np.where(gap == 0, 0.0, np.inf), where=error > 0)
+        # Welch and Satterthwaite, of images without end
+        freedom = freedom * np.divide(error, seeds, out=np.full_like(error, np.inf), where=seeds > 0) ** 4
         p = 2 * scipy.stats.t.sf(away, freedom)
     else:
         noise, error = statistics.seed_noise([rows.value for rows in numbers], count), None
@@ -372,6 +374,28 @@ def open_by_seeds(placed: pd.DataFrame, pairwise: pd.DataFrame, measure: str, ba
     first, weak = set(here.method[here.best == 1]), pairs[pairs.p_seeds >= 0.05]
     left = {name for pair in zip(weak.method, weak.minus_method, strict=True) if len(first & set(pair)) == 1 for name in {*pair} - first}
     return [name for name in here.sort_values("value", ascending=False).method if name in left]
+
+
+def told_first(placed: pd.DataFrame, pairwise: pd.DataFrame, summary: pd.DataFrame, measure: str, backbone: str) -> str:
+    """Who can be first of the ranked methods, in words; of a use of MAIN also whose own uncertainty is surely below one half, and of a single first
+    whom the seeds alone leave open (``open_by_seeds``).
+
+    placed, pairwise: as ``ranks`` gives them; summary: as ``table`` does.
+    """
+    here = placed[(placed.measure == measure) & (placed.backbone == backbone)].sort_values("value", ascending=False)
+    first = here[here.best == 1]
+    front = [f"{label(row.method)} (1 to {row.worst})" for row in first.itertuples()]
+    if len(front) == 1:
+        told = f"{front[0]} is first"
+        if measure in MAIN and (left_open := open_by_seeds(placed, pairwise, measure, backbone)):
+            told += f", which its seeds alone leave open against {' and '.join(map(label, left_open))}"
+    elif len(front) > 3:
+        told = f"{len(front)} methods (highest mean: {label(first.method.iloc[0])}) share the first rank"
+    else:
+        told = f"{'; '.join(front[:-1])} and {front[-1]} share the first rank"
+    own = summary[(summary.score == "uncertainty") & (summary.measure == measure) & summary.method.isin(first.method)]
+    below = (own.ci_high < 0.5).sum() if measure in MAIN else 0
+    return told + f", {below} of these surely below one half" * bool(below)
 
 
 def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:

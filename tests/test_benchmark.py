@@ -201,6 +201,13 @@ def test_ranks_follow_from_differences_that_exclude_zero(stored):
     assert benchmark.open_by_seeds(placed, told, "near_ood_auroc", "resnet18") == ["dino"]
     assert benchmark.open_by_seeds(placed, told.assign(p_seeds=1.0), "near_ood_auroc", "resnet18") == ["simsiam", "dino"]  # the better one first
     assert benchmark.open_by_seeds(placed, told.assign(p_seeds=1.0), "far_ood_auroc", "resnet18") == []  # all may be first
+    summary, first = table.reset_index(), [placed, told.assign(p_seeds=0.01)]
+    assert benchmark.told_first(*first, summary, "near_ood_auroc", "resnet18") == "VI-SimSiam (1 to 1) is first"
+    open_ = benchmark.told_first(placed, told, summary, "near_ood_auroc", "resnet18")
+    assert open_ == "VI-SimSiam (1 to 1) is first, which its seeds alone leave open against DINO"
+    below = summary.assign(ci_high=summary.ci_high.mask(summary.method == "dino", 0.4))
+    shared = benchmark.told_first(*first, below, "far_ood_auroc", "resnet18")
+    assert shared.endswith(" (1 to 3) share the first rank, 1 of these surely below one half") and shared.count("; ") == shared.count(" and ") == 1
 
 
 def test_what_seeds_vary_by_widens_differences_between_methods(stored):
@@ -248,6 +255,17 @@ def test_scores_of_one_network_differ_by_what_differs_in_each_seed(stored):
     pd.testing.assert_frame_equal(still, seeds)
     still, seeds = (benchmark.differences("standard", of, "near_ood_auroc", between) for of in (values, moved))
     assert ((seeds.ci_high - seeds.ci_low) > 3 * (still.ci_high - still.ci_low)).all() and not seeds.sure.any()
+
+
+def test_p_of_scores_of_one_network_has_the_seeds_degrees_of_freedom_where_these_are_what_varies(stored):
+    pair, p = [(("vi_simsiam", "uncertainty"), ("vi_simsiam", "feature_norm"))], []
+    own = (stored[0].measure == "near_ood_auroc") & (stored[0].method == "vi_simsiam") & (stored[0].score == "uncertainty")
+    for spread in (1e-3, 1.0):
+        of = stored[0].assign(value=stored[0].value.mask(own, 0.8 + spread * (stored[0].seed - 1)))
+        found = benchmark.differences("standard", of, "near_ood_auroc", pair).iloc[0]
+        p.append((found.p_holm, abs(found.difference) / (spread / 3**0.5)))
+    assert p[0][0] < 1e-6  # images alone: a normal, where t of the seeds' 2 degrees of freedom would leave 0.02
+    assert p[1][0] == pytest.approx(2 * scipy.stats.t.sf(p[1][1], 2), abs=0.01)
 
 
 def test_what_is_one_in_every_seed_does_not_differ(stored):
