@@ -77,7 +77,7 @@ METHODS = {
     "vi_simsiam_2022": MethodStyle("VI-SimSiam (2022)", BLUE, "P", (0, (1, 0.8)), True, BLUE),
     "vi_simsiam_undivided": MethodStyle("VI-SimSiam (undivided)", BLUE, "*", (0, (8, 1, 2, 1)), True, BLUE),
     "vi_simsiam_detached": MethodStyle("VI-SimSiam (κ detached)", SKY, "p", (0, (3, 1, 1, 1, 1, 1)), True, BLUE),
-    "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", SKY, "H", (0, (2, 1, 1, 1)), False, BLUE),
+    "vi_simsiam_read_out": MethodStyle("κ read out of SimSiam", NAVY, (4, 1, 0), (0, (2, 1, 1, 1)), False, BLUE),
     "vi_simsiam_fixed": MethodStyle("VI-SimSiam (κ fixed)", NAVY, "2", (0, (5, 1, 1, 1)), False, BLUE),
     "simvae": MethodStyle("SimVAE", "#D55E00", "s", (0, (6, 1.5)), True, "#C15500"),
     "simvae_public_code": MethodStyle("SimVAE (public code)", "#D55E00", "3", (0, (2, 1.5)), True, "#C15500"),
@@ -766,8 +766,8 @@ def dot_interval_plot(
 
     The first of `order` stands at the top. group: another column for the rows, such as the scores of one method; its first name is filled
     in the colour ``lead``, the others are hollow and grey. Columns `value`_low and `value`_high, where there are, are a thin line through
-    each dot: its own interval, over images. Returns method, seed, value and those ends, mean, ci_low, ci_high (NaN below 5 seeds), n_seeds
-    for each dot.
+    each dot, one above the other: its own interval, over images. Returns method, seed, value and those ends, mean, ci_low, ci_high (NaN below 5
+    seeds), n_seeds for each dot.
     """
     _require(data, group, "seed", value)
     ends = [name for name in (f"{value}_low", f"{value}_high") if name in data]
@@ -787,10 +787,11 @@ def dot_interval_plot(
         if n > 1:
             ax.plot([mean, mean], [place - 0.28, place + 0.28], color=style.colour, linewidth=1.2)
         face = style.colour if style.fill else "white"
+        heights = place + bool(ends) * min(0.18, 0.5 / max(n - 1, 1)) * (np.arange(n) - (n - 1) / 2)
         if ends:
-            ax.hlines(np.full(n, place), part[ends[0]], part[ends[1]], color=style.colour, linewidth=0.6, alpha=0.6)
+            ax.hlines(heights, part[ends[0]], part[ends[1]], color=style.colour, linewidth=0.6, alpha=0.6)
         look = {"marker": style.marker, "linestyle": "none", "color": style.colour, "markerfacecolor": face}
-        ax.plot(part[value], np.full(n, place), zorder=3, **look)
+        ax.plot(part[value], heights, zorder=3, **look)
         rows.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=n))
     ax.set_yticks(range(len(order)), [looks[name].label for name in order])
     ax.locator_params(axis="x", nbins=5 if _inches(ax)[0] > 1.6 else 3)  # numbers of four digits do not touch, in half a page's width or a quarter's

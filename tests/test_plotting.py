@@ -471,7 +471,7 @@ def test_dots_of_the_scores_of_one_method():
         plotting.dot_interval_plot(ax, data.rename(columns={"score": "method"}), value="auroc", label="AUROC")
     drawn = plotting.dot_interval_plot(plt.subplots()[1], data.assign(auroc_low=0.3, auroc_high=0.8), value="auroc", label="AUROC", group="score")
     lines = [path.vertices.tolist() for collection in plt.gca().collections for path in collection.get_paths()]
-    assert lines == [[[0.3, place], [0.8, place]] for place in (0, 0, 1, 1)] and drawn.auroc_high.tolist() == [0.8] * 4
+    assert lines == [[[0.3, place], [0.8, place]] for place in (-0.09, 0.09, 0.91, 1.09)] and drawn.auroc_high.tolist() == [0.8] * 4
 
 
 def test_forest_puts_published_and_ours_in_one_row():
