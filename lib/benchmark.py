@@ -395,7 +395,7 @@ def told_first(placed: pd.DataFrame, pairwise: pd.DataFrame, summary: pd.DataFra
         told = f"{'; '.join(front[:-1])} and {front[-1]} share the first rank"
     own = summary[(summary.score == "uncertainty") & (summary.measure == measure) & summary.method.isin(first.method)]
     below = (own.ci_high < 0.5).sum() if measure in MAIN else 0
-    return told + f", {below} of these surely below one half" * bool(below)
+    return told + f", {'itself' if len(front) == 1 else f'{below} of these'} surely below one half" * bool(below)
 
 
 def _p_over_seeds(first: pd.Series, second: pd.Series) -> float:

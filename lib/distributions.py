@@ -283,7 +283,7 @@ class DirectionalStudentT(_Spherical):
 
     Args: loc [..., D], unit vectors, D >= 2; squared_scale [..., D], the v_k, positive; degrees_of_freedom ν > 0, one number. intrinsic False: the
     D-dimensional Student-t of e = u - loc as it stands in R^D, which is no sub-density on the sphere: its mass exceeds one for small scales.
-    Raises ValueError for other shapes, vectors off the sphere, and scales or ν that are not positive.
+    Raises ValueError for other shapes, vectors off the sphere, scales or ν that are not positive, and ν above 1e9.
 
     Source: our formulation of VJE's directional factor (Oji and Fieguth, Joint Embedding Variational Bayes, TMLR 2026, abstract: "operates on the
     unit sphere, yielding a valid variational bound for the associated spherical subdensity model"); the paper's formula is not available to us.

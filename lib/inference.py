@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from lib import augmentations, data, methods, training
 from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher, mean_cosine
 from lib.methods.common import agreement, forward_by_size, spread, view_pairs
-from lib.uncertainty import effective_rank
+from lib.uncertainty import UndefinedStatistic, effective_rank
 
 
 class PointMass(NamedTuple):
@@ -90,8 +90,8 @@ def expectation(q: PointMass | Categorical, p: Distribution) -> Tensor:
 def j_align(q: Sequence[PointMass | Categorical], p: Sequence[Distribution]) -> Tensor:
     """Σ_{i ≠ j} E_{q(z | x_i)}[log p(z | x_j)] of every image [B], for the q and p of M views (Eq. 17 without its log η).
 
-    Deviation: Eq. 17 as printed is M times the J_align of Eq. 11, since q is the mean of its M experts; all three terms here are M times the
-    paper's, so that their ratio is that of Eq. 10. Pairs i = j are left out, as in §4.
+    Deviation: Eq. 17 as printed is M times the J_align of Eq. 11, since q is the mean of its M experts; for M = 2 all three terms here are M times
+    the paper's, so that their ratio is that of Eq. 10. Pairs i = j are left out, as in §4.
     """
     return torch.stack([expectation(q[i], p[j]) for j, i in view_pairs(len(p), len(q))]).sum(0)
 
@@ -106,9 +106,11 @@ def marginal_log_prob(q: PointMass | Categorical, p: Distribution) -> Tensor:
 
 
 def j_uniform(q: Sequence[PointMass | Categorical], p: Sequence[Distribution]) -> Tensor:
-    """Σ_{i ≠ j} E_{q(z | x_i)}[-log p_D(z)] / (M - 1) of every image [B], p_D the batch mean of p(z | x_j) (M times Eq. 12, single experts)."""
-    terms = [-marginal_log_prob(q[i], p[j]) for j, i in view_pairs(len(p), len(q))]
-    return torch.stack(terms).sum(0) / (len(p) - 1)
+    """Σ_{i ≠ j} E_{q(z | x_i)}[-log p_D(z)] of every image [B], p_D the batch mean of p(z | x_j): a term for each pair of j_align, as in Eq. 26.
+
+    For M = 2 it is M times Eq. 12, with single experts.
+    """
+    return torch.stack([-marginal_log_prob(q[i], p[j]) for j, i in view_pairs(len(p), len(q))]).sum(0)
 
 
 def j_kl(q: Sequence[PointMass | Categorical]) -> Tensor:
@@ -143,7 +145,8 @@ def log_eta(loc: Tensor, kappa: Tensor) -> Tensor:
 def uniformity(z: Tensor) -> Tensor:
     """log of the mean over pairs of exp(-2 |z_a - z_b|²), z normalised (Wang & Isola 2020, §4.1.2): 0 collapsed, near -4 uniform for large D.
 
-    z: [B, D]. At κ = 4 it is, up to a constant, the log of the mean over z of the density that J_uniform takes the mean log of.
+    z: [B, D]. At κ = 4, and with experts at z itself, it is, up to a constant, the log of the mean over z of the density that J_uniform takes the
+    mean log of.
     """
     return torch.pdist(F.normalize(z, dim=-1)).square().mul(-2).exp().mean().log()
 
@@ -152,8 +155,9 @@ def uniformity(z: Tensor) -> Tensor:
 def predictor_gains(method: nn.Module, views: list[Tensor]) -> pd.DataFrame:
     """Eigenvalues λ of E[z z'] over two views, falling, and a predictor's gain ``E[(u_k · p)(u_k · z)] / λ_k`` along each eigenvector u_k.
 
-    z, p: normalised projections and predictions of SimSiam, BYOL or DirectPred. A predictor set by Eq. 23 has gains proportional to sqrt(λ).
-    Directions with λ below a thousandth of the largest are left out: there is nothing along them to predict from.
+    z, p: normalised projections and predictions of SimSiam, BYOL or DirectPred. A predictor set by Eq. 23 has gains proportional to sqrt(λ) before p
+    is normalised, and nearly so after, as each image is normalised by its own length. Directions with λ below a thousandth of the largest are left
+    out: there is nothing along them to predict from.
     """
     z, *p = (torch.cat(outputs).float() for outputs in zip(*forward_by_size(method, views), strict=True))
     p = p[0] if p else z @ method.predictor
@@ -196,7 +200,7 @@ def normaliser_share(dimension: int, kappa: float, cosine: Tensor) -> Tensor:
     """Gradient in the cosine c of two experts, of the ignored M log η over that of the kept terms i ≠ j [C]; targets stay at the experts' directions.
 
     Two vMF of one κ; ``-2 A(r) / sqrt(2 + 2 c)`` with r = κ sqrt(2 + 2 c) and A the mean resultant length, here by automatic differentiation.
-    dimension >= 3; cosine: [C], below 1.
+    dimension >= 2; cosine: [C], strictly between -1 (where the experts cancel: ValueError) and 1 (NaN).
     """
     c = cosine.detach().requires_grad_()
     rest = c.new_zeros(len(c), dimension - 2)
@@ -237,8 +241,8 @@ def measures(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
     """What the outputs for two views [B, C, S, S] say now, with this batch's statistics as in training.
 
     DINO: the three terms, the entropy of the teacher's softmax and that of its mean over images, in nats. Others: cosine of the views' projections,
-    uniformity, spread and effective rank of the first view's; with a predictor of its own also ``e_step_gap``: the mean cosine with the
-    predictions that is lost by q's points f(x_i) against the mode of the product of experts, where an E-step would put it.
+    uniformity, spread and effective rank (NaN where all are one point) of the first view's; with a predictor of its own also ``e_step_gap``: the mean
+    cosine with the predictions that is lost by q's points f(x_i) against the mode of the product of experts, where an E-step would put it.
     """
     online = forward_by_size(method, views)
     if hasattr(method, "teacher"):
@@ -248,7 +252,10 @@ def measures(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
         terms = {"align": j_align(q, p), "uniform": j_uniform(q, p), "kl": j_kl(q), "entropy": q[0].entropy()}
         return {name: float(value.mean()) for name, value in terms.items()} | {"entropy_of_mean": float(Categorical(q[0].probs.mean(0)).entropy())}
     z = [F.normalize(output[0].float(), dim=1) for output in online]
-    rank = effective_rank(z[0].double().cpu().numpy())
+    try:
+        rank = effective_rank(z[0].cpu().numpy())
+    except UndefinedStatistic:
+        rank = math.nan
     found = {"cosine": agreement(*z), "uniformity": uniformity(z[0]), "spread": spread(z[0]), "effective_rank": rank}
     if len(online[0]) == 2:
         both = sum(F.normalize(output[1].float(), dim=1) for output in online)

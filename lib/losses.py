@@ -198,11 +198,14 @@ def best_dispersion(trade_off: float, beta: float) -> float:
     """σ/τ at which the λ-weighted energy or per-coordinate score is least, for a Gaussian of the right mean and targets of deviation τ; inf if none.
 
     ``E|z - t|^β`` goes as ``(σ² + τ²)^(β/2)`` and ``E|z - z'|^β`` as ``(2 σ²)^(β/2)`` with one factor, so that the derivative in σ² vanishes at
-    ``(σ/τ)² = q/(1 - q)``, ``q = [(1 - λ)/λ · 2^(β/2 - 1)]^(2/(2 - β))``: 1 at λ = ½, the weight of a proper score.
+    ``(σ/τ)² = q/(1 - q)``, ``q = [(1 - λ)/λ · 2^(β/2 - 1)]^(2/(2 - β))``: 1 at λ = ½, the weight of a proper score. ValueError unless 0 < λ <= 1
+    and 0 < β < 2.
     """
     if not (0 < trade_off <= 1 and 0 < beta < 2):
         raise ValueError(f"trade_off {trade_off} must be in (0, 1] and beta {beta} in (0, 2).")
-    q = ((1 - trade_off) / trade_off * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))
+    if trade_off <= critical_trade_off(beta):
+        return math.inf
+    q = ((1 - trade_off) / trade_off * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))  # below 1 where λ is above its critical value
     return (q / (1 - q)) ** 0.5 if q < 1 else math.inf
 
 
@@ -315,16 +318,17 @@ def vje_loss(
 
     The model of a target embedding s' = r' u' (r' its length, u' its direction) has a latent z ~ N(0, prior_variance I), and
     ``log p(s' | s) >= E_q[ log p(u' | z/|z|, v) + log p(r' | |z|) ] - KL( q(z | s) || p(z) )`` with q(z | s) = N(mean, diag v), v = exp(log_variance)
-    its variances, which are the directional scale too, and one sample z of q. The density is of (u', r'): surface area times length.
+    its variances, which are the directional squared scales too, and one sample z of q. The density is of (u', r'): surface area times length.
 
     likelihood "polar": p(u' | .) is distributions.DirectionalStudentT with ``directional_freedom``, a sub-density, so that the bound holds; with
-    scale_directions its variances are v / D, that is, v is the scale on a sphere of radius sqrt(D), where a coordinate is of order 1 as under the
-    prior. p(r' | .) is a Student-t in r' of ``radial_scale`` and ``radial_freedom`` (what it gives to r' < 0 is lost, so a sub-density again); with
-    log_radius in log r'. "ambient": the same, but the directional factor is normalised in R^D and not on the sphere, and the bound is none.
-    "euclidean": one Student-t in R^D on s' itself, with scale v: nothing keeps length and direction apart.
+    scale_directions its squared scales are v / D, that is, v is the squared scale on a sphere of radius sqrt(D), where a coordinate is of order 1
+    as under the prior. p(r' | .) is a Student-t in r' of ``radial_scale`` and ``radial_freedom`` (what it gives to r' < 0 is lost, so a sub-density
+    again); with log_radius in log r'. "ambient": the same, but the directional factor is normalised in R^D, not on the sphere: no bound.
+    "euclidean": one Student-t in R^D on s' itself, with squared scales v: nothing keeps length and direction apart.
 
     target, mean, log_variance, sample: [B, D]. Returns scalars "loss" and its terms "directional", "radial" and "kl", the last two weighted.
-    ValueError for other shapes, an unknown likelihood, and a scale, variance or number of degrees of freedom that is not positive and finite.
+    ValueError for other shapes, an unknown likelihood, and a scale or variance that is not positive and finite, or
+    degrees of freedom that are not positive and at most 1e9.
 
     Source: Oji and Fieguth, Joint Embedding Variational Bayes (TMLR 2026), of which the abstract alone is available to us. Deviation: unknown; every
     argument is a choice that the abstract leaves open, and kl_weight and radial_weight other than 1 leave the bound.
@@ -354,6 +358,8 @@ def vje_likelihood(
     if likelihood not in ("polar", "ambient", "euclidean"):
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'polar', 'ambient' or 'euclidean'.")
     _positive(directional_freedom=directional_freedom, radial_freedom=radial_freedom, radial_scale=radial_scale)
+    if max(directional_freedom, radial_freedom) > 1e9:  # beyond, the constants cancel
+        raise ValueError(f"degrees of freedom may be 1e9 at most, got {directional_freedom:g} and {radial_freedom:g}; 1e6 is Gaussian enough.")
     dimension, radius, expected = target.shape[1], target.norm(dim=1), latent.norm(dim=1)
     if likelihood == "euclidean":
         distance = ((target - latent).square() / log_variance.exp()).sum(1)

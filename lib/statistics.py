@@ -229,9 +229,11 @@ def simultaneous_intervals(estimates: ArrayLike, draws: ArrayLike, errors: Array
     """
     estimates, draws, error, constant = _spread(estimates, draws)
     error = error if errors is None else np.asarray(errors, dtype=np.float64)
+    if (error[~constant] <= 0).any():
+        raise ValueError(f"errors must be positive where draws vary, got {error[~constant].min():g}.")
     away = np.abs(draws - estimates)
     largest = np.max(np.where(constant, 0, away / np.where(constant, 1, error)), axis=1)
-    half = np.quantile(largest, 0.95) * error
+    half = np.where(constant, 0.0, np.quantile(largest, 0.95) * error)
     return estimates - half, estimates + half
 
 
@@ -278,7 +280,7 @@ def moderated_errors(groups: Sequence[ArrayLike]) -> tuple[np.ndarray, np.ndarra
     of, known = own[varying], variances[varying]
     logs = np.log(known) - scipy.special.digamma(of / 2) + np.log(of / 2)
     excess = logs.var(ddof=1) - scipy.special.polygamma(1, of / 2).mean() if known.size > 1 else 0.0
-    if excess > 0:
+    if excess > scipy.special.polygamma(1, 1e9):  # below, d0 has no end
         prior = 2 * scipy.optimize.brentq(lambda half: scipy.special.polygamma(1, half) - excess, 1e-6, 1e9)
         around = np.exp(logs.mean() + scipy.special.digamma(prior / 2) - np.log(prior / 2))
         moderated, freedom = (prior * around + own * variances) / (prior + own), prior + own

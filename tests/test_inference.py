@@ -122,6 +122,15 @@ def test_terms_are_the_training_losses(outputs):
         assert ours.dtype == theirs.dtype == torch.float64 and row["value"] < 1e-12 and row["gradient"] < 1e-12, row
 
 
+def test_of_three_views_alignment_and_uniformity_are_simclrs_loss_of_every_pair():
+    """Eq. 26: Claim 4.5 for any number of views."""
+    g = draw(3, BATCH, DIMENSION, seed=3)
+    points, experts = [inference.point_mass(x) for x in g], [inference.von_mises_fisher(x, 4.0) for x in g]
+    both = (inference.j_align(points, experts) + inference.j_uniform(points, experts)).mean() - 6 * math.log(BATCH)
+    pairs = [losses.info_nce_loss(g[i], g[j], 1 / 4, same_view_negatives=False) for i, j in ((0, 1), (0, 2), (1, 2))]
+    assert both.item() == pytest.approx(-2 * sum(pairs).item(), abs=1e-12)
+
+
 def test_compare_sees_values_and_gradients():
     x = draw(3).requires_grad_()
     row = inference.compare("a", "b", (x**2).sum(), (x**2).sum() + 0.5, x)
@@ -194,6 +203,13 @@ def test_measures_of_every_kind():
         assert -4.5 < found["uniformity"] < 0 and 1 <= found["effective_rank"] <= 16
     dino = inference.measures(methods.build(run("dino_two_views"), 1), two_views(run()))
     assert 0 <= dino["entropy"] <= dino["entropy_of_mean"] <= math.log(16) + 1e-6
+
+
+def test_a_network_that_is_one_point_up_to_float32_has_no_rank():
+    method, views = methods.build(run(), 1).train(), two_views(run())
+    point = draw(1, 16).float() * (1 + 1e-7 * draw(len(views[0]), 16, seed=1)).float()
+    method.forward = lambda x: (point, point)
+    assert math.isnan(inference.measures(method, views)["effective_rank"])
 
 
 def test_measures_are_those_of_the_projections():

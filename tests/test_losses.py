@@ -371,7 +371,7 @@ def test_at_one_half_the_true_deviation_is_the_best(kernel, dimension):
 @pytest.mark.parametrize("kernel", ["energy", "crps"])
 def test_the_best_deviation_at_other_trade_offs_has_its_closed_form(trade_off, beta, kernel):
     assert best_deviation(trade_off, beta, kernel, 4) == pytest.approx(0.7 * losses.best_dispersion(trade_off, beta), rel=0.03)
-    assert losses.best_dispersion(losses.critical_trade_off(beta) - 1e-6, beta) == math.inf
+    assert losses.best_dispersion(losses.critical_trade_off(beta), beta) == losses.best_dispersion(0.1, 1.999) == math.inf
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
@@ -447,6 +447,9 @@ def test_losses_without_rows_or_of_impossible_numbers_are_refused():
         (name,) = numbers
         with pytest.raises(ValueError, match=f"{name} is {numbers[name]}; it must be positive and finite"):
             losses.vje_loss(one, one, one, one, **numbers)
+    for freedom in ({"radial_freedom": 1e15}, {"directional_freedom": 1e15, "likelihood": "euclidean"}):
+        with pytest.raises(ValueError, match=r"1e9 at most, got .*1e\+15"):  # where the constants cancel
+            losses.vje_loss(one, one, one, one, **freedom)
     with pytest.raises(ValueError, match="beta 2.0 in"):
         losses.best_dispersion(0.5, 2.0)
 

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from scipy import stats
+from scipy import special, stats
 from test_uncertainty import sample
 
 from lib import statistics
@@ -234,6 +234,9 @@ def test_moderated_errors_are_those_of_smyth():
     errors, freedom = statistics.moderated_errors([[0.0, 1.0, 2.0], [5.0, 5.0, 5.0], [7.0]])
     assert errors == pytest.approx([1 / 3**0.5, 0, 1]) and freedom.tolist() == [2, 2, 2], "equal values have no error, one alone that of the others"
     assert statistics.moderated_errors([[1.0], [2.0]])[0].tolist() == [0, 0]
+    hardly = np.exp(((special.polygamma(1, 1) + 5e-10) / 2) ** 0.5)  # an excess of 5e-10, for which d0 is as good as endless
+    errors, freedom = statistics.moderated_errors([[0.0, 1.0, 2.0], [0.0, hardly, 2 * hardly]])
+    assert freedom.tolist() == [4, 4] and errors[0] == errors[1] == pytest.approx(((1 + hardly**2) / 2 / 3) ** 0.5)
     for bad in ([], [[]], [[1.0, np.nan]]):
         with pytest.raises(ValueError, match="none of them empty"):
             statistics.moderated_errors(bad)
@@ -251,6 +254,11 @@ def test_simultaneous_intervals_are_the_maximum_statistic_by_hand():
     assert 1.8 < (alone[1] - alone[0])[0] / error[0] / 2 < 2.1 < half[0] / error[0] < 2.6  # between one normal and three
     constant = statistics.simultaneous_intervals([0.5, 0.1], np.full((20, 2), [0.5, 0.1]))
     np.testing.assert_array_equal(constant, [[0.5, 0.1]] * 2)
+    of_both = np.column_stack([np.full(400, 0.5), draws[:400, 1]])
+    given = statistics.simultaneous_intervals([0.5, estimates[1]], of_both, [0.1, 2.0])
+    assert given[0][0] == given[1][0] == 0.5 and given[1][1] - given[0][1] > 0  # whatever error it is given
+    with pytest.raises(ValueError, match="errors must be positive where draws vary, got 0"):
+        statistics.simultaneous_intervals([0.5, estimates[1]], of_both, [0.1, 0.0])
 
 
 def test_bootstrap_p_values_are_those_of_shares_of_draws_without_their_floor():
