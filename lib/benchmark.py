@@ -148,9 +148,13 @@ def _further_correctness(run: dict) -> pd.DataFrame:
 
 
 def scores(run: dict) -> dict[str, np.ndarray]:
-    """The stored per-image scores of a run on its test set, with those of the images alone; empty where the run's own are not stored."""
+    """The stored per-image scores of a run on its test set, with those of the images alone, where these are of images in the same order; empty where
+    the run's own are not stored."""
     table = artifacts.stored_scores(run["profile"], resolution.run_name(run), run["dataset"])
-    return table | image_scores.stored(run["profile"], run["dataset"]) if "feature_norm" in table else {}  # the battery's, not a part of them
+    if "feature_norm" not in table:  # the battery's, not a part of them
+        return {}
+    images = image_scores.stored(run["profile"], run["dataset"])
+    return table | images if np.array_equal(images.get("label"), table.get("label")) else table
 
 
 # ---------------------------------------------------------------------------------------------------------------- the table

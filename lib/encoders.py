@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,8 +72,8 @@ def _refuse_other_images(info: dict, backbone: nn.Module, given: tuple[Tensor]) 
 
 
 # ---------------------------------------------------------------------------------------------------------------- writing
-def write(run: Run, metrics: pd.DataFrame) -> Path:
-    """What ``embed`` needs of the run's method, in float16 (at most 1.5 MiB), with a model card beside it."""
+def write(run: Run, metrics: pd.DataFrame) -> Path | None:
+    """What ``embed`` needs of the run's method, in float16, with a model card beside it; of more than 1.5 MiB a warning, and nothing is kept."""
     state = run.method.state_dict()
     needed = {name: value for name, value in state.items() if name.split(".")[0] in run.method.embeds_with}
     kept = {name: value.half() if value.is_floating_point() else value for name, value in needed.items()}
@@ -81,7 +82,8 @@ def write(run: Run, metrics: pd.DataFrame) -> Path:
     info = {"run": run.name, "run_hash": run.hash, "channels": run.channels, "classes": run.train.classes, "settings": settings}
     size = sum(value.nbytes for value in kept.values())
     if size > MOST_BYTES:
-        raise ValueError(f"The encoder of {run.name} takes {size} bytes, more than {MOST_BYTES}; commit a smaller network.")
+        warnings.warn(f"The encoder of {run.name} takes {size:,} bytes, more than {MOST_BYTES:,}, and is not kept; the run is whole.", stacklevel=2)
+        return None
     known = training_statistics(run.embed(run.train)["features"], run.embed(run.test())["features"])
     artifacts.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **known)
     artifacts.write_text(path.with_suffix(".md"), model_card(info, {"title": run.train.title, "images": len(run.train)}, metrics))

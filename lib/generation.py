@@ -75,7 +75,9 @@ def fit_decoder(
                     progress.update(step, round(loss.item(), 4) if loss.isfinite() else None)
                 error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
                 if not np.isfinite(error):
-                    raise ValueError(f"The decoder's validation error is {error}: its training has diverged.")
+                    raise ValueError(
+                        f"The decoder's validation error is {error}: its training has diverged. Train the run again, or set fewer decoder_epochs."
+                    )
                 if error < best:
                     best, since = error, 0
                     kept = {name: value.clone() for name, value in decoder.state_dict().items()}

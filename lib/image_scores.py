@@ -86,6 +86,7 @@ def measure(profile: str) -> None:
         outside = np.repeat([False, True], [len(test), len(sets[name])])
         scores = {score: np.append(found[settings["dataset"]][score], found[name][score]).astype(np.float64) for score in NAMES}
         rows += evaluation.ood_rows(scores, outside, settings["bootstrap_draws"] // 4, evaluated_on=name, condition=condition)
+    found[settings["dataset"]]["label"] = test.labels.astype(np.int16)  # what is merged by row is asked for its order
     for name, arrays in found.items():
         artifacts.write_scores(profile, RUN, name, {"index": np.arange(len(sets[name]), dtype=np.int32)} | arrays)
     identity = {"method": RUN, "profile": profile, "notebook": NOTEBOOK, "run_hash": test.checksum, "commit": artifacts.commit()}

@@ -26,6 +26,7 @@ SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory"
 POSITIVE = ("temperature", "teacher_temperature_start", "teacher_temperature", "bandwidth", "variance", "prior_variance", "loss_scale", "trade_off",
             "beta", "samples", "views", "queue_length", "radial_freedom", "directional_freedom", "radial_scale",
             "log_variance_bound", "initial_variance")  # fmt: skip
+FINITE = ("learning_rate", "weight_decay", "momentum", "warmup_epochs", "clip_norm")  # settings that every method has, finite and not negative
 ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)\Z")  # a data set of the images of one class of another
 ILLUSTRATIONS = ("smoke", "quick")  # profiles that are no evidence
 PROTOCOL = "protocol"  # the group of runs in which all methods are compared
@@ -92,7 +93,8 @@ def resolve(method: str, profile: str, **parameters) -> dict:
 
     Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
     """
-    whole, base = _whole_recipe(method), recipe(method)
+    of_recipe, whole = f"Recipe {method!r} of settings/recipes.toml", _whole_recipe(method)
+    base = {name: same_type(name, value, 0.0, f"{of_recipe}: parameter") if name in FINITE else value for name, value in recipe(method).items()}
     of_profile = _choose(read("profiles"), profile, "profile")
     own = dict(_part_of_profile(of_profile.get("methods", {}), method, f"method of profile {profile!r}"))
     own_sets = own.pop("datasets", {})
@@ -100,12 +102,13 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
     of_set = ONE_CLASS.sub(r"\g<name>", dataset if isinstance(dataset, str) else "")  # another type is refused below
     data_set = f"dataset of profile {profile!r}"
-    budget |= whole["datasets"].get(of_set, {}) | _part_of_profile(of_profile.get("datasets", {}), of_set, data_set)
+    on_set = _checked(f"{of_recipe}, data set {of_set!r}", whole["datasets"].get(of_set, {}), DEFAULTS | base)
+    budget |= on_set | _part_of_profile(of_profile.get("datasets", {}), of_set, data_set)
     own |= _part_of_profile(own_sets, of_set, data_set)
     if base.get("epochs") == 0:
         budget.pop("epochs", None)
-    _check_profile(profile, budget | own, DEFAULTS | base)
-    settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget, **own}
+    budget = _checked(f"Profile {profile!r} of settings/profiles.toml", budget | own, DEFAULTS | base)
+    settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget}
     for name, value in parameters.items():
         if name not in settings:
             raise ValueError(f"Unknown parameter {name!r} for method {method!r}; choose from {sorted(settings)}.")
@@ -123,30 +126,31 @@ def same_type(name: str, value, current, what: str = "Parameter"):
     return value
 
 
-def _check_profile(profile: str, values: dict, base: dict) -> None:
-    """ValueError for what settings/profiles.toml sets and no recipe has, or has with another type: it would be passed over in silence."""
-    where = f"Profile {profile!r} of settings/profiles.toml"
+def _checked(where: str, values: dict, base: dict) -> dict:
+    """A table of settings in the types of ``base``; ValueError for what it sets and no recipe has, or has with another type: it would be passed over
+    in silence."""
+    found = dict(values)
     for name, value in values.items():
         if name in base:
-            same_type(name, value, base[name], f"{where}: parameter")
+            found[name] = same_type(name, value, base[name], f"{where}: parameter")
         elif name not in ("dataset", *NOT_TRAINED_WITH):
             known = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}.union(*read("recipes").values()) - {"inherits", "datasets", "keeps"}
             if name not in known:
                 raise ValueError(f"{where} sets {name!r}, which no recipe has; choose from {sorted(known)}.")
+    return found
 
 
 def _check(settings: dict) -> None:
     at_least = {"epochs": 0, "batch_size": 2, "seed": 0, "image_size": 8, "width": 1, "dimension": 2, "local_views": 0, "train_images": 0}
-    finite = ("learning_rate", "weight_decay", "momentum", "warmup_epochs", "clip_norm")
-    if missing := sorted({*at_least, *finite, "dataset"} - set(settings)):
+    if missing := sorted({*at_least, *FINITE, "dataset"} - set(settings)):
         raise ValueError(f"Method {settings['method']!r} lacks {missing}; add them in settings/recipes.toml, or inherit from a recipe that has them.")
     for name, bound in (at_least | ({"local_size": 8} if settings["local_views"] else {})).items():
         if same_type(name, settings[name], bound) < bound:
             raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be at least {bound}.")
-    for name in finite:
+    for name in FINITE:
         same_type(name, settings[name], 0.0)
     for names, holds, words in (
-        (finite, lambda value: 0 <= value < math.inf, "finite and not negative"),
+        (FINITE, lambda value: 0 <= value < math.inf, "finite and not negative"),
         (SHARES, lambda value: 0 <= value <= 1, "in 0..1"),
         (POSITIVE, lambda value: 0 < value < math.inf, "finite and above 0"),
         ([name for name, value in settings.items() if isinstance(value, float)], math.isfinite, "finite"),

@@ -320,6 +320,7 @@ def test_scores_of_images_are_stored_once_and_need_no_data_afterwards(monkeypatc
     assert set(metrics.condition) == {"near_ood"} and len(metrics) == 6
     assert metrics.value["image_entropy", "ood_auroc"] == metrics.value["file_size", "ood_auroc"] == 1  # noise against black
     assert set(image_scores.stored("smoke", "generated")) == {"index", *image_scores.NAMES}
+    assert image_scores.stored("smoke", "digits")["label"].tolist() == [0, 1, 2] * 20
 
     def gone(*_, **__):
         raise FileNotFoundError("no data here")
@@ -345,6 +346,16 @@ def test_scores_of_images_are_made_anew_of_another_copy_of_the_set(monkeypatch):
     images = images[::-1]
     image_scores.measure("smoke")
     np.testing.assert_array_equal(image_scores.stored("smoke", "digits")["image_entropy"], first["image_entropy"][::-1])
+
+
+def test_scores_of_images_in_another_order_are_not_merged(stored, monkeypatch):
+    run, label = resolution.resolve("simsiam", "standard"), np.arange(N) % 3
+    images = {"label": label[::-1], "image_entropy": np.zeros(N)}
+    monkeypatch.setattr(image_scores, "stored", lambda *_: images)
+    monkeypatch.setattr(artifacts, "stored_scores", lambda *_: {"label": label, "feature_norm": np.zeros(N)})
+    assert "image_entropy" not in benchmark.scores(run)
+    images["label"] = label
+    assert "image_entropy" in benchmark.scores(run)
 
 
 def test_rows_of_unlike_images_are_not_paired(stored, monkeypatch):

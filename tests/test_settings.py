@@ -68,6 +68,25 @@ def test_precedence_of_what_a_recipe_has_for_a_data_set_and_of_what_it_keeps(fil
     assert "keeps" not in child and "datasets" not in child
 
 
+def test_whole_numbers_of_a_recipe_are_floats_where_these_are_meant_and_a_bad_one_is_blamed_on_its_file(files):
+    recipe, profile = f"[mine]\n{COMMON}epochs = 9\nlearning_rate = 1\n[mine.datasets.x]\n", "[tiny]\n"
+    files(recipes=recipe + "learning_rate = 2\n", profiles=profile + "weight_decay = 1\n[other]\nlearning_rate = 0.5\n")
+    mine, whole = resolve("mine", "tiny", dataset="x"), resolve("mine", "tiny", dataset="y")
+    found = [mine["learning_rate"], whole["learning_rate"], mine["weight_decay"]]
+    assert found == [2, 1, 1] and {type(value) for value in found} == {float}
+    assert resolve("mine", "tiny", learning_rate=0.5)["learning_rate"] == resolve("mine", "other", dataset="y")["learning_rate"] == 0.5
+    for text, message in (
+        ('learning_rate = "2"\n', r"data set 'x': parameter 'learning_rate' is '2' \(str\); it must be a float"),
+        ("wdith = 2\n", "data set 'x' sets 'wdith', which no recipe has"),
+    ):
+        files(recipes=recipe + text)
+        with pytest.raises(ValueError, match=f"Recipe 'mine' of settings/recipes.toml, {message}"):
+            resolve("mine", "tiny", dataset="x")
+    files(recipes=recipe.replace("learning_rate = 1", 'learning_rate = "1"'))
+    with pytest.raises(ValueError, match=r"Recipe 'mine' of settings/recipes.toml: parameter 'learning_rate' is '1' \(str\)"):
+        resolve("mine", "tiny")
+
+
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("method", sorted(METHODS))
 def test_every_recipe_resolves_in_every_profile(method, profile):
