@@ -1,9 +1,9 @@
 """From settings/experiments.toml to a run of the whole companion: the jobs, their hashes, the checks before them and the bar over them.
 
 One job is one papermill run of one notebook with one set of parameters. A job is done when its stamp exists; the stamp's name holds a hash of the
-notebook, of every lib module it imports, of the settings they read, of its parameters and of the jobs it needs. So an edit reruns what it can
-change, and nothing else; a finished pretraining run is recognised by its own run hash and never trained again, whatever is edited around it; its
-measures are taken again when the code that takes them is edited (protocol.is_measured).
+notebook, of every lib module it imports, of the settings files, of its parameters and of the jobs it needs. So an edit of any of these, of a
+comment too, executes the notebook again; a finished pretraining run is recognised by its own run hash and never trained again, whatever is edited
+around it; its measures are taken again when the code that takes them is edited (protocol.is_measured).
 """
 
 import argparse
