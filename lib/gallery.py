@@ -702,10 +702,13 @@ def publish_figures(profile: str = "") -> list[Path]:
     """
     if artifacts.commit().endswith("+"):
         raise RuntimeError("lib, notebooks or settings have uncommitted changes: commit them, so that the published figures name code that is there.")
+    if profile:
+        settings.profile_settings(profile)  # ValueError for an unknown one
     wanting = {name: _wanting(name) for name in ([profile] if profile else ("paper", "standard", "quick"))}
     profile = next((name for name, what in wanting.items() if not what), "")
     if not profile:
-        raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}.")
+        raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}. "
+                           f"Make them with: make reproduce PROFILE={next(iter(wanting)) if len(wanting) == 1 else 'quick'}")
     source, target = artifacts.results_dir(profile) / "figures", artifacts.ROOT / "figures"
     records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted(source.glob("*.json"))]
     ids = {record["id"] for record in records}

@@ -1,6 +1,6 @@
 """What every run is measured by: its data sets, conditions and the files it leaves."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -341,13 +341,20 @@ def _validation_accuracy(run: Run) -> dict:
     }  # fmt: skip
 
 
+def at_hand(listed: Iterable[dict]) -> Iterator[Run]:
+    """Those of these runs whose data and network are here, each read as it is asked for."""
+    for settings in listed:
+        if settings["dataset"] not in resolution.absent_sets(settings["profile"]) and (run := Run(settings)).is_at_hand:
+            yield run
+
+
 def probe_by_the_paper(runs: list[dict], notebook: str) -> None:
     """Top-1 and top-5 accuracy of the paper's linear probe (evaluation.paper_probe) for all runs, as metrics of ``notebook``.
 
-    A run whose metrics are stored, or whose network is not at hand, is left as it is.
+    A run whose metrics are stored, or that is not at hand, is left as it is.
     """
-    for ready in map(Run, runs):
-        if not ready.is_at_hand or is_measured(ready, notebook):
+    for ready in at_hand(runs):
+        if is_measured(ready, notebook):
             continue
         bank, test = ready.embed(ready.bank), ready.test()
         probe = evaluation.paper_probe(bank["features"], bank["label"], device=training.best_device())

@@ -161,14 +161,14 @@ def _check_values(notebook: str, parameters: dict) -> None:
 
 # ---------------------------------------------------------------------------------------------------------------- jobs
 def jobs(profile: str, paper: str = "all") -> list[Job]:
-    """Every job of a profile and a paper, those that others need first; without runs on absent_sets."""
+    """Every job of a profile and a paper, those that others need first; without runs on settings.absent_sets."""
     settings.profile_settings(profile)
     if paper not in PAPERS:
         raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
     grouping = settings.experiments(profile)["one_job_per"]
     groups: dict[str, list[str]] = {}
     compared = {settings.run_name(run) for run in settings.runs(profile, paper, settings.PROTOCOL)}
-    absent = absent_sets(profile)
+    absent = settings.absent_sets(profile)
     for run in settings.runs(profile, paper):
         if run["dataset"] in absent:
             continue
@@ -189,11 +189,6 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
         needs = tuple(job.name for job in listed if job.notebook in needed)
         listed.append(Job(entry["name"], entry["name"], {"profile": profile, "train_missing": True}, needs))
     return listed
-
-
-def absent_sets(profile: str) -> list[str]:
-    """The profile's own_sets (settings/experiments.toml) of which there is no folder: jobs has no run on them."""
-    return [name for name in settings.experiments(profile).get("own_sets", ()) if not (artifacts.default_data_dir() / name).is_dir()]
 
 
 @cache
@@ -381,7 +376,7 @@ def reproduce(profile: str, paper: str, executor: str = "", cores: int | None = 
     started = time.perf_counter()
     already = sum(path.exists() for path in stamps.values())
     print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {already} already done. Log: {_shown(log_path)}")
-    for name in absent_sets(profile):
+    for name in settings.absent_sets(profile):
         print(f"Left out are runs on {name}, which nothing fetches: put it in {artifacts.default_data_dir() / name}. What is stored of them counts.")
     for reason in _not_to_be_had((job for job in listed if not stamps[job.name].exists()), profile):
         print(f"Jobs that need this set will fail, the others go on: {reason}")
@@ -594,6 +589,8 @@ def main() -> int:
         elif arguments.score:
             if not arguments.epochs.isdecimal():
                 raise ValueError(f"EPOCHS={arguments.epochs} is not a number of epochs; give a whole number, 0 for a number by the images.")
+            if arguments.encoder and int(arguments.epochs):
+                raise ValueError(f"EPOCHS={arguments.epochs} trains, and ENCODER={arguments.encoder} is trained: leave one of them out.")
             return score(arguments.score, arguments.profile, arguments.encoder, int(arguments.epochs), arguments.out)
         elif arguments.job:
             run_job(arguments.profile, arguments.paper, arguments.job, arguments.stamp)
@@ -607,6 +604,9 @@ def main() -> int:
             if arguments.jobs is not None and arguments.jobs < 1:
                 raise ValueError(f"JOBS={arguments.jobs} is not a number of jobs at once; give a whole number, 1 or more, or leave it out.")
             return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs, int(arguments.gpus))
+    except KeyboardInterrupt:
+        print("Interrupted. Call the same command again to continue.", file=sys.stderr)
+        return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         advice = f". {artifacts.NEXT_STEP}" if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""
         named = f"{arguments.job} failed: " if arguments.job and "failed: " not in str(error) else ""  # lines that say so are shown to whoever called

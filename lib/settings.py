@@ -53,12 +53,19 @@ def profile_settings(profile: str) -> dict:
     return {key: value for key, value in _choose(read("profiles"), profile, "profile").items() if key not in ("methods", "datasets")}
 
 
+def absent_sets(profile: str) -> list[str]:
+    """The profile's own_sets (settings/experiments.toml), which nothing can fetch, of which there is no folder in DATA_DIR."""
+    return [name for name in experiments(profile).get("own_sets", ()) if not (artifacts.default_data_dir() / name).is_dir()]
+
+
 def recipe(method: str) -> dict:
     """A method's paper values: its own table over those it inherits from, later ones over earlier ones; without its parts for single data sets."""
     return {key: value for key, value in _whole_recipe(method).items() if key not in ("datasets", "keeps")}
 
 
 def _whole_recipe(method: str) -> dict:
+    if method not in read("recipes"):
+        raise ValueError(f"Unknown method {method!r}; choose one of {sorted(read('recipes'))}, or add a recipe [{method}] to settings/recipes.toml.")
     return {"datasets": {}} | _inherited(read("recipes"), method, "method", "recipes")
 
 

@@ -154,6 +154,13 @@ def test_the_papers_probe_is_stored_once_for_each_run(run, monkeypatch):
     protocol.probe_by_the_paper([run.settings], notebook)
 
 
+def test_runs_on_a_set_that_is_not_here_are_not_at_hand(run, monkeypatch, tmp_path):
+    absent = resolution.resolve("vi_simsiam", "standard", dataset="imagenette96")
+    assert [found.name for found in protocol.at_hand([run.settings, run.settings | {"seed": 7}])] == [run.name]
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert list(protocol.at_hand([absent])) == []
+
+
 def test_runs_that_notebooks_of_their_own_compare_leave_no_scores_of_the_battery():
     kept = {name: protocol._is_compared(resolution.resolve(name, "smoke")) for name in ("vi_simsiam", "simvae", "simsiam", "ibot")}
     assert kept == {"vi_simsiam": True, "simvae": False, "simsiam": True, "ibot": True}

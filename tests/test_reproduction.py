@@ -25,7 +25,7 @@ PROFILES = ["smoke", "quick", "standard"]
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_jobs_are_unique_known_and_ordered(profile, monkeypatch):
-    monkeypatch.setattr(reproduction, "absent_sets", lambda profile: [])
+    monkeypatch.setattr(settings, "absent_sets", lambda profile: [])
     listed = reproduction.jobs(profile)
     names = [job.name for job in listed]
     assert len(set(names)) == len(names) > 3
@@ -42,7 +42,7 @@ def trained_by(listed):
 def test_runs_on_sets_that_nobody_can_fetch_are_left_out_where_these_are_not(monkeypatch, tmp_path):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     own = settings.experiments("standard")["own_sets"]
-    assert reproduction.absent_sets("standard") == own and reproduction.absent_sets("quick") == []
+    assert settings.absent_sets("standard") == own and settings.absent_sets("quick") == []
     every = {settings.run_name(run): run["dataset"] for run in settings.runs("standard") + settings.tuning_runs("standard")}
     assert set(own) < set(every.values())
     assert sorted(trained_by(reproduction.jobs("standard"))) == sorted(name for name, dataset in every.items() if dataset not in own)
