@@ -97,7 +97,7 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
         settings.profile_settings(parameters["profile"])
     runs = parameters.get("runs", "").split()
     for method in dict.fromkeys([name.split("-")[0] for name in runs] or filter(None, [parameters.get("method")])):
-        settings.recipe(method)
+        settings.check_recipe(method)
         methods.check_known(method)
         plotting.method_style(method)
     return parameters

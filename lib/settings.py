@@ -63,6 +63,17 @@ def recipe(method: str) -> dict:
     return {key: value for key, value in _whole_recipe(method).items() if key not in ("datasets", "keeps")}
 
 
+def check_recipe(method: str) -> None:
+    """ValueError for an unknown method, or for a setting of its recipe that is another's but for a letter or two: nothing would read it."""
+    recipes = read("recipes")
+    _whole_recipe(method)
+    others = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}.union(*(table for name, table in recipes.items() if name != method))
+    for name in sorted(set(recipes[method]) - others):
+        if meant := difflib.get_close_matches(name, others, n=1, cutoff=0.9):
+            raise ValueError(f"Recipe {method!r} of settings/recipes.toml sets {name!r}, which no other recipe has: {meant[0]!r} is meant, or "
+                             "give it a name less like that.")  # fmt: skip
+
+
 def _whole_recipe(method: str) -> dict:
     if method not in read("recipes"):
         raise ValueError(f"Unknown method {method!r}; choose one of {sorted(read('recipes'))}, or add a recipe [{method}] to settings/recipes.toml.")

@@ -171,6 +171,20 @@ def test_bad_values_are_errors(call, message):
         call()
 
 
+def test_a_misspelt_setting_of_an_own_recipe_is_told(files):
+    files(recipes=f"[parent]\n{COMMON}epochs = 9\nlearning_rate = 1.0\n[mine]\ninherits = 'parent'\nlearning_rte = 3\n[new]\nsharpness = 2\n")
+    with pytest.raises(ValueError, match="Recipe 'mine' .* sets 'learning_rte', which no other recipe has: 'learning_rate' is meant"):
+        settings.check_recipe("mine")
+    settings.check_recipe("new")
+    with pytest.raises(ValueError, match=r"Unknown method 'no'; .* or add a recipe \[no\] to settings/recipes.toml"):
+        settings.check_recipe("no")
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_no_recipe_has_a_setting_that_looks_misspelt(method):
+    settings.check_recipe(method)
+
+
 def test_a_file_that_is_not_toml_is_named(files):
     files(recipes="[simsiam\n")
     with pytest.raises(ValueError, match=r"recipes.toml is not valid TOML"):
