@@ -269,12 +269,17 @@ def crop_and_resize(images: Tensor, box: Tensor, size: int, flip: Tensor | None 
 
 def check_range(images: Tensor, wanted: str = "floats in 0..1") -> None:
     """ValueError if images are empty, no floats, or not in 0..1, up to rounding."""
-    if not images.is_floating_point() or not len(images):
+    if not len(images):
+        raise ValueError(f"There are no images in a batch of shape {tuple(images.shape)}; {wanted}: give at least one.")
+    if not images.is_floating_point():
         found = f"{images.dtype} of shape {tuple(images.shape)}".removeprefix("torch.")
         raise ValueError(f"These images are {found}; {wanted}: images.float() / 255 makes them of bytes.")
     low, high = (value.item() for value in images.aminmax())
-    if not (low >= -1e-3 and high <= 1 + 1e-3):  # NaN too
-        raise ValueError(f"These images go from {low:.3g} to {high:.3g}; {wanted}: divide bytes by 255, and leave out any normalisation.")
+    if low != low:
+        raise ValueError(f"These images hold NaN; {wanted}: look where it comes from.")
+    if low < -1e-3 or high > 1 + 1e-3:
+        advice = "divide bytes by 255 (16-bit pixels by 65,535), and leave out any normalisation"
+        raise ValueError(f"These images go from {low:.3g} to {high:.3g}; {wanted}: {advice}.")
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -563,7 +563,7 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run the companion, one notebook of it, or one job of its DAG.")
     parser.add_argument("--profile", default="", help="default: quick; for --figures the best complete one")
-    parser.add_argument("--paper", default="all", choices=PAPERS)
+    parser.add_argument("--paper", default="all", help=f"one of {', '.join(PAPERS)}")
     parser.add_argument("--executor", default="", help="a Snakemake executor, e.g. slurm; empty: this machine")
     parser.add_argument("--jobs", type=int, default=None, help="jobs at once, one core each; default: as many as cores and memory allow")
     parser.add_argument("--gpus", default="0", help="GPUs that every job with a network asks the cluster for; default: 0")
