@@ -23,6 +23,8 @@ from numpy.polynomial.polynomial import polyval
 from torch import Tensor
 from torch.distributions import Dirichlet, Distribution, constraints, register_kl
 
+MOST_FREEDOM = 1e9  # of a Student-t: beyond, its constants cancel
+
 
 class _UnitSphere(constraints.Constraint):
     """Vectors of norm 1, up to 1e-4 (1e-2 in half precision)."""
@@ -295,7 +297,7 @@ class DirectionalStudentT(_Spherical):
         validate = Distribution._validate_args if validate_args is None else validate_args
         if loc.dim() < 1 or loc.shape[-1] < 2 or squared_scale.shape != loc.shape:
             raise ValueError(f"loc has shape {tuple(loc.shape)} and squared_scale {tuple(squared_scale.shape)}; both must be [..., D] with D >= 2")
-        if not 0 < degrees_of_freedom <= 1e9:  # beyond, the constants cancel
+        if not 0 < degrees_of_freedom <= MOST_FREEDOM:
             raise ValueError(f"degrees_of_freedom is {degrees_of_freedom}; it must be positive, and 1e6 is Gaussian enough (at most 1e9)")
         if validate and not (valid := (squared_scale > 0) & (squared_scale < math.inf)).all():
             raise ValueError(f"squared_scale must be finite and positive, but one is {squared_scale[~valid][0].item()}")
@@ -317,8 +319,13 @@ class DirectionalStudentT(_Spherical):
 
 
 def student_t_log_prob(distance: Tensor, log_determinant: Tensor, dim: int, degrees_of_freedom: float) -> Tensor:
-    """Log-density of a Student-t in ``dim`` dimensions from the squared Mahalanobis distance eᵀ Σ⁻¹ e and log det Σ of its scale matrix."""
+    """Log-density of a Student-t in ``dim`` dimensions from the squared Mahalanobis distance eᵀ Σ⁻¹ e and log det Σ of its scale matrix.
+
+    ValueError for degrees of freedom above MOST_FREEDOM.
+    """
     nu = degrees_of_freedom
+    if nu > MOST_FREEDOM:
+        raise ValueError(f"Degrees of freedom may be 1e9 at most, got {nu:g}; 1e6 is Gaussian enough.")
     constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim / 2 * math.log(nu * math.pi)
     return constant - log_determinant / 2 - (nu + dim) / 2 * torch.log1p(distance / nu)
 

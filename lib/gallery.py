@@ -708,7 +708,7 @@ def publish_figures(profile: str = "") -> list[Path]:
     profile = next((name for name, what in wanting.items() if not what), "")
     if not profile:
         raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}. "
-                           f"Make them with: make reproduce PROFILE={next(iter(wanting)) if len(wanting) == 1 else 'quick'}")
+                           f"Make them with: make reproduce PROFILE={[*wanting][-1]}")
     source, target = artifacts.results_dir(profile) / "figures", artifacts.ROOT / "figures"
     records = [artifacts.read_json(path, FIGURE_KEYS) for path in sorted(source.glob("*.json"))]
     ids = {record["id"] for record in records}

@@ -67,7 +67,8 @@ def measure(profile: str) -> None:
     """
     settings = resolution.profile_settings(profile)
     others = {name: f"{distance}_ood" for distance in ("near", "far") for name in settings[f"ood_{distance}"]}
-    kept = set(stored_metrics(profile).run_hash) if all(stored(profile, name) for name in (settings["dataset"], *others)) else set()
+    whole = "label" in stored(profile, settings["dataset"]) and all(stored(profile, name) for name in others)
+    kept = set(stored_metrics(profile).run_hash) if whole else set()
     try:
         test = data.load(settings["dataset"], "test", image_size=settings["image_size"])
     except FileNotFoundError:

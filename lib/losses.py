@@ -358,8 +358,6 @@ def vje_likelihood(
     if likelihood not in ("polar", "ambient", "euclidean"):
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'polar', 'ambient' or 'euclidean'.")
     _positive(directional_freedom=directional_freedom, radial_freedom=radial_freedom, radial_scale=radial_scale)
-    if max(directional_freedom, radial_freedom) > 1e9:  # beyond, the constants cancel
-        raise ValueError(f"degrees of freedom may be 1e9 at most, got {directional_freedom:g} and {radial_freedom:g}; 1e6 is Gaussian enough.")
     dimension, radius, expected = target.shape[1], target.norm(dim=1), latent.norm(dim=1)
     if likelihood == "euclidean":
         distance = ((target - latent).square() / log_variance.exp()).sum(1)

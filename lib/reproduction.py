@@ -39,6 +39,7 @@ JOB_BYTES = 3 * 2**29  # of memory that a job at once may take; profile quick's 
 EXECUTOR_PLUGIN = "snakemake_executor_plugin_"  # how Snakemake finds its executors: packages of this name
 RETRIES = 2  # of a job on a cluster: each has twice the memory of the one before, and as much time again
 INTERRUPTED = 130  # exit status, as a shell has it
+TO_CONTINUE = "Interrupted. Call the same command again to continue."
 DRIFTED = 3  # exit status of a reproduction that is complete and whose numbers are not those expected
 PAPERS = ("all", *settings.PAPERS)
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
@@ -474,7 +475,7 @@ def _run_watched(command: list[str], log: TextIO, stamps: dict[str, Path], folde
     except KeyboardInterrupt:
         os.killpg(process.pid, signal.SIGINT)
         process.wait()
-        print("Interrupted. Call the same command again to continue.")
+        print(TO_CONTINUE)
         return None, 0
     return process.returncode, peak
 
@@ -605,7 +606,7 @@ def main() -> int:
                 raise ValueError(f"JOBS={arguments.jobs} is not a number of jobs at once; give a whole number, 1 or more, or leave it out.")
             return reproduce(arguments.profile, arguments.paper, arguments.executor, arguments.jobs, int(arguments.gpus))
     except KeyboardInterrupt:
-        print("Interrupted. Call the same command again to continue.", file=sys.stderr)
+        print(TO_CONTINUE, file=sys.stderr)
         return INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         advice = f". {artifacts.NEXT_STEP}" if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else ""

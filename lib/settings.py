@@ -42,9 +42,9 @@ def read(name: str, parse_float: type[float] = float) -> dict:
         raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
 
 
-def _choose(table: dict, name: str, what: str) -> dict:
+def _choose(table: dict, name: str, what: str, further: str = "") -> dict:
     if name not in table:
-        raise ValueError(f"Unknown {what} {name!r}; choose one of {sorted(table)}.")
+        raise ValueError(f"Unknown {what} {name!r}; choose one of {sorted(table)}{further}.")
     return table[name]
 
 
@@ -75,8 +75,7 @@ def check_recipe(method: str) -> None:
 
 
 def _whole_recipe(method: str) -> dict:
-    if method not in read("recipes"):
-        raise ValueError(f"Unknown method {method!r}; choose one of {sorted(read('recipes'))}, or add a recipe [{method}] to settings/recipes.toml.")
+    _choose(read("recipes"), method, "method", f", or add a recipe [{method}] to settings/recipes.toml")
     return {"datasets": {}} | _inherited(read("recipes"), method, "method", "recipes")
 
 
