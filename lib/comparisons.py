@@ -26,7 +26,7 @@ def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dic
     """
     found: dict[tuple[str, int], dict[str, dict[int, dict]]] = {}
     for run in protocol.measured([run for group in (resolution.PROTOCOL, "lengths", "datasets") for run in resolution.runs(profile, group=group)]):
-        if run["method"] in ("vi_simsiam", "vi_simsiam_2022", "simsiam"):
+        if run["method"] in protocol.WITH_TOP5:
             found.setdefault((run["dataset"], run["epochs"]), {}).setdefault(run["method"], {}).setdefault(run["seed"], run)
     for of in found.values():
         if older := of.pop("vi_simsiam_2022", None):

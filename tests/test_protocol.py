@@ -180,13 +180,17 @@ def test_a_run_that_methods_are_compared_by_is_so_in_whatever_other_groups_it_is
 
 def test_of_simvaes_comparison_an_uncertainty_of_its_own_is_stored_too(run, monkeypatch):
     monkeypatch.setattr(resolution, "runs", lambda profile, paper="all", group="all": [run.settings] if group in ("simvae", "all") else [])
+    of_all = {*protocol.READ_OF_OTHERS, *["linear_top5_correct"] * (run.settings["method"] in protocol.WITH_TOP5)}
     protocol.measure(run)
     stored = artifacts.read_scores("smoke", run.name, run.settings["dataset"])
-    assert set(stored) == {*protocol.READ_OF_OTHERS, "uncertainty"} and stored["uncertainty"].shape == (359,)
+    assert set(stored) == of_all | {"uncertainty"} and stored["uncertainty"].shape == (359,)
     rows, scores = protocol._battery(run, graded=False)
     monkeypatch.setattr(protocol, "_battery", lambda run, graded: (rows, scores | {"uncertainty": -scores["feature_norm"]}))
     protocol.measure(run)
-    assert set(artifacts.read_scores("smoke", run.name, run.settings["dataset"])) == set(protocol.READ_OF_OTHERS), "no trivial uncertainty"
+    assert set(artifacts.read_scores("smoke", run.name, run.settings["dataset"])) == of_all, "no trivial uncertainty"
+    monkeypatch.setattr(protocol, "WITH_TOP5", () if "linear_top5_correct" in of_all else (run.settings["method"],))
+    protocol.measure(run)
+    assert of_all ^ set(artifacts.read_scores("smoke", run.name, run.settings["dataset"])) == {"linear_top5_correct"}
 
 
 def test_of_runs_that_are_compared_on_the_clean_test_set_that_alone_is_stored(run, monkeypatch):
