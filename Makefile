@@ -60,8 +60,10 @@ test-versions: setup ## run the tests under the oldest and newest versions allow
 smoke: setup ## run the whole pipeline in profile smoke
 	@$(PY) -m lib.reproduction --profile smoke
 
-notebook: setup ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam seed=1"
-	@$(PY) -m lib.reproduction --notebook $(N) --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
+notebook: ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam seed=1"
+	@test -n "$(N)" || { echo 'usage: make notebook N=10 [PROFILE=smoke] [PARAMS="method=simsiam seed=1"]' >&2; exit 2; }
+	@$(MAKE) -s setup
+	@$(PY) -m lib.reproduction --notebook "$(N)" --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1

@@ -46,6 +46,7 @@ SIGNIFICANT_BITS = {"_max_softmax": 16, "_nll": 14, "_brier": 6}  # of a stored 
 MOST_BITS = 14  # of any other score
 TIED = 1e-3  # the share of pairs of images that the fewer bits of any other score may make equal
 PLANES = re.compile(r"(.+):([<>|][bif]\d):(\d+)")  # the name of an array stored in planes: its own, dtype, length
+PICKLE = b"\x80"  # what every pickle since protocol 2 begins with
 LABELS = "labels"  # in the place of a run's name, the labels of the set; in the place of labels, that they stand there
 IS_THE_LABEL = " == label"  # what an array of predictions is followed by where it says which are right
 MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
@@ -280,8 +281,9 @@ def _whole(path: Path, kind: str, advice: str):
     except FileNotFoundError:
         raise
     except Exception as error:
-        # np.load's own words on pickles tell how to load them after all
-        why = "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+        # np.load's own words on pickles tell how to load them after all, and it takes whatever it does not know for one
+        unknown = "pickle" in str(error) and "Object arrays" not in str(error) and path.read_bytes()[:1] != PICKLE
+        why = "it begins unlike one" if unknown else "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
         raise ValueError(f"{path} is truncated or not {kind} ({why}); {advice}.") from error
 
 

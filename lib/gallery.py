@@ -35,6 +35,7 @@ from lib.artifacts import markdown_table
 from lib.settings import PAPERS
 
 TABLE_ROWS, ASKED_ROWS = 1, 100  # of tables that no question leads to, and of those that one does
+WORTH_PUBLISHING = ("paper", "standard", "quick")  # the best first
 CSV_ALONE = ("runs", "first", "second", "not_above_untrained", "pairing", "p_holm")  # columns of which a page is not the place
 PIXELS_PER_INCH = 130  # on screen: 300 dpi pictures are shown somewhat larger than in print
 TEMPLATES = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined)
@@ -698,13 +699,14 @@ def _claim_link(claim: dict, folder: str) -> str:
 def publish_figures(profile: str = "") -> list[Path]:
     """Make figures/ the figures of a profile, the best complete one if none is named; each JSON gains its runs and the hashes of the other files.
 
-    RuntimeError if what draws them is not committed, or if the profile is not complete: one paper's part of it would take the others' figures away.
+    RuntimeError if what draws them is not committed, or if the profile is not complete: one paper's part of it would take the others' figures away;
+    ValueError for one that is not WORTH_PUBLISHING.
     """
     if artifacts.commit().endswith("+"):
         raise RuntimeError("lib, notebooks or settings have uncommitted changes: commit them, so that the published figures name code that is there.")
-    if profile:
-        settings.profile_settings(profile)  # ValueError for an unknown one
-    wanting = {name: _wanting(name) for name in ([profile] if profile else ("paper", "standard", "quick"))}
+    if profile and settings.profile_settings(profile) and profile not in WORTH_PUBLISHING:
+        raise ValueError(f"Figures of profile {profile!r} show that everything runs, and no more: publish those of {', '.join(WORTH_PUBLISHING)}.")
+    wanting = {name: _wanting(name) for name in ([profile] if profile else WORTH_PUBLISHING)}
     profile = next((name for name, what in wanting.items() if not what), "")
     if not profile:
         raise RuntimeError(f"No complete results to publish: {'; '.join(f'{name} {what}' for name, what in wanting.items())}. "

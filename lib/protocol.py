@@ -293,6 +293,7 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
         try:
             test = data.load(name, "test", image_size=8)  # any size: it is not kept
             if name not in data.DATASETS and name in trained:  # a set of one's own
+                test.images[np.arange(len(test))]  # an unreadable image is told before the training, not after it
                 check_classes(train := data.load(name, "train", image_size=8), test)
                 check_several(train)
         except (FileNotFoundError, ValueError) as error:

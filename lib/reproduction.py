@@ -538,7 +538,8 @@ def score(images: str, profile: str, encoder: str = "", epochs: int = 0, out: st
     scored = output / "scored_folder.txt"
 
     def refuse_what_is_not_ours() -> None:
-        if scored.exists() and (other := scored.read_text()) != str(folder):
+        made = page.exists() or any(output.glob("*/runs/*"))  # a folder that was refused leaves neither
+        if made and scored.exists() and (other := scored.read_text()) != str(folder):
             raise ValueError(f"{output} holds the results of {other}: give another place, OUT=folder, or remove it first.")
         if not scored.exists() and (theirs := [path.name for path in (page, log_path) if path.exists()]):
             raise ValueError(f"{output} holds {' and '.join(theirs)}, not of make score: give another place, OUT=folder.")

@@ -275,8 +275,10 @@ CASES = {
     "score into a file": (
         make("--score", "{root}/data", "--out", "{root}/README.md"), "README.md, which is not a folder: give another place, OUT=", None),
     "figures in part": (
-        make("--figures", "--profile", "smoke"), r"30_b.json .*'id'.*; delete it and run the job that writes it again",
-        written(b"{}", "results", "smoke", "figures", "30_b.json")),
+        make("--figures", "--profile", "quick"), r"30_b.json .*'id'.*; delete it and run the job that writes it again",
+        written(b"{}", "results", "quick", "figures", "30_b.json")),
+    "figures that show nothing": (
+        make("--figures", "--profile", "smoke"), "'smoke' show that everything runs, and no more: publish those of paper, standard, quick", None),
     "job unknown": (make("--profile", "smoke", "--job", "nothing"), r"has no job 'nothing'; its jobs are \['00_start_here'", None),
     "notebook unknown": (make("--notebook", "11"), r"No notebook '11'; the notebooks are \['00_start_here'", None),
     "notebook elsewhere": (make("--notebook", "../10_pretraining"), r"No notebook '../10_pretraining'; the notebooks are", None),
@@ -381,6 +383,7 @@ CASES = {
     "a pickle for it": (
         load("mine"), "npz file .it holds pickled objects, which are never loaded.; .*store arrays of numbers and text, not Python objects",
         written(b"\x80\x04}\x94.", *TRAIN)),
+    "text for it": (load("mine"), "train.npz is truncated or not an npz file .it begins unlike one.; delete it", written(b"text", *TRAIN)),
     "half a file": (load("mine"), "train.npz is truncated or not an npz file .*; delete it, or write it again", cut(*TRAIN)),
     "a file of nothing": (load("mine"), "train.npz is truncated or not an npz file .*; delete it, or write it again", written(b"", *TRAIN)),
     "more than there is memory": (load("mine"), "train.npz is truncated or not an npz file .*; delete it, or write it again", claimed_size),

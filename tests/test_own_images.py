@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -485,10 +486,16 @@ def test_results_of_another_folder_are_not_overwritten(tmp_path):
         (tmp_path / year / "photos").mkdir(parents=True)
     output = tmp_path / "results"
     output.mkdir()
-    (output / "scored_folder.txt").write_text(str(tmp_path / "2023" / "photos"))
-    with pytest.raises(ValueError, match="holds the results of .*2023/photos: give another place, OUT=folder"):
-        reproduction.score(str(tmp_path / "2024" / "photos"), "smoke", out=str(output))
-    assert (output / "scored_folder.txt").read_text().endswith("2023/photos")
+    for made in ("index.html", "smoke/runs/a-run/config.json"):  # a page, or a training that was interrupted
+        (output / "scored_folder.txt").write_text(str(tmp_path / "2023" / "photos"))
+        artifacts.write_text(output / made, "theirs")
+        with pytest.raises(ValueError, match="holds the results of .*2023/photos: give another place, OUT=folder"):
+            reproduction.score(str(tmp_path / "2024" / "photos"), "smoke", out=str(output))
+        assert (output / "scored_folder.txt").read_text().endswith("2023/photos")
+        (output / made).unlink()
+    shutil.rmtree(output / "smoke")
+    assert reproduction.score(str(tmp_path / "2024" / "photos"), "smoke", out=str(output)) == 1, "there is no image"
+    assert (output / "scored_folder.txt").read_text().endswith("2024/photos"), "of a folder that was refused there is nothing to keep"
 
 
 def test_files_that_are_not_of_make_score_are_not_overwritten(tmp_path):
@@ -504,6 +511,11 @@ def test_make_score_without_images_says_how_to_call_it():
     environment = {name: value for name, value in os.environ.items() if name != "IMAGES"}
     done = subprocess.run(["make", "score"], cwd=artifacts.ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 2 and done.stderr.startswith("usage: make score IMAGES=folder")
+
+
+def test_make_notebook_without_a_number_says_how_to_call_it():
+    done = subprocess.run(["make", "notebook", "N="], cwd=artifacts.ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage: make notebook N=10")
 
 
 def test_make_takes_a_folder_as_it_was_typed(tmp_path):

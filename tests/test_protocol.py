@@ -1,12 +1,14 @@
 """lib.protocol: images as a method takes them, and the battery of one run."""
 
 import dataclasses
+import itertools
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 from sklearn.covariance import LedoitWolf
 from torchvision.transforms import functional as tv
 
@@ -313,6 +315,13 @@ def test_sets_that_cannot_be_had_are_named_before_any_training(tmp_path, monkeyp
     (tmp_path / "nothing" / "mine").rename(tmp_path / "nothing" / "dogs_class_1")
     assert "has one class, '0'" in protocol.missing_sets([run | {"dataset": "dogs_class_1", "split": "fit"}])[0], "a folder's name is its own"
     assert "no set 'other'" in protocol.missing_sets([run | {"dataset": "other", "split": "fit"}])[0]
+    for split, name in itertools.product(("train", "test"), ("a", "b")):
+        (tmp_path / "nothing" / "birds" / split / name).mkdir(parents=True)
+        for number in range(2):
+            Image.fromarray(np.full((9, 9, 3), 9 * number, np.uint8)).save(tmp_path / "nothing" / "birds" / split / name / f"{number}.png")
+    assert protocol.missing_sets([run | {"dataset": "birds"}]) == []
+    (tmp_path / "nothing" / "birds" / "test" / "b" / "1.png").write_bytes(b"no picture")
+    assert "1.png is not a readable image" in protocol.missing_sets([run | {"dataset": "birds"}])[0]
 
 
 def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch, tiny):
