@@ -4,7 +4,7 @@ Everything is read from stored metrics, scores, tables and config.json.
 """
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -243,11 +243,15 @@ def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def told_unlike(profile: str) -> list[str]:
-    """What the runs of the table are not alike in, a sentence each: learning rates and their search, views of an image a step, precision."""
+    """What the runs of the table are not alike in, a sentence each: learning rates and their search, views of an image a step, precision, and the
+    order of their test images, as where a set is from elsewhere."""
     every = [run for same in runs(profile).values() for run in same]
     more = ", ".join(dict.fromkeys(f"{label(run['method'])} ({2 + run['local_views']})" for run in every if run["epochs"] and run.get("local_views")))
     views = f"More than two views of an image a step: {more or 'none'}."
-    return [sentence for sentence in (*comparisons.told_rates(every), views, comparisons.mixed_precision(every)) if sentence]
+    _, *others = orders_of_images({method: of for method, same in runs(profile).items() if any(of := [scores(run) for run in same])}) or [[]]
+    apart = ", ".join(label(method) for together in others for method in together)
+    apart = f"Test images in another order than the others': {apart}; their differences from those are not paired by image." * bool(apart)
+    return [sentence for sentence in (*comparisons.told_rates(every), views, comparisons.mixed_precision(every), apart) if sentence]
 
 
 # ---------------------------------------------------------------------------------------------------------------- comparisons
@@ -285,11 +289,11 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     """measure of the first minus that of the second (method, score) of every pair, with intervals that hold all pairs at once with 95 %.
 
     Draws of what images vary by and of what seeds vary by are added up, and the maximum statistic (statistics.simultaneous_intervals) holds the
-    pairs together. Images: of accuracy and correctness AUROC a bootstrap, the same images for all; scores of other sets are not stored by image of
-    every method, so for OOD the standard errors of a seed's two numbers are added up, which bounds that of their difference whatever the
-    dependence. Seeds: between methods ``statistics.seed_noise`` of each one's numbers; between scores of one network Student's t of their
-    differences in each seed, whose spreads are too unlike for that: ``statistics.moderated_errors``. p_holm: Holm-adjusted over the pairs, beside
-    the interval, which holds all pairs at once and decides. sure: the interval excludes zero.
+    pairs together. Images: of accuracy and correctness AUROC a bootstrap, the same images for all that have them in one order (pairing); scores of
+    other sets are not stored by image of every method, so for OOD the standard errors of a seed's two numbers are added up, which bounds that of
+    their difference whatever the dependence. Seeds: between methods ``statistics.seed_noise`` of each one's numbers; between scores of one network
+    Student's t of their differences in each seed, whose spreads are too unlike for that: ``statistics.moderated_errors``. p_holm: Holm-adjusted over
+    the pairs, beside the interval, which holds all pairs at once and decides. sure: the interval excludes zero.
     """
     entries = list(dict.fromkeys(entry for pair in pairs for entry in pair))
     first, second = ([entries.index(pair[side]) for pair in pairs] for side in (0, 1))
@@ -298,8 +302,9 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     numbers = [by_seed.loc[method, "uncertainty" if measure.endswith("_accuracy") else score] for method, score in entries]
     count, generator = max(20, resolution.profile_settings(profile)["bootstrap_draws"] // 2), np.random.default_rng(1)
     if measure.endswith(("_accuracy", "correctness_auroc")):
-        estimates, draws = _paired_draws(profile, entries, *measure.split("_", 1), count)
-        gap, drawn, how = estimates[first] - estimates[second], draws[:, first] - draws[:, second], "paired by image"
+        estimates, draws, order = _image_draws(profile, entries, *measure.split("_", 1), count)
+        gap, drawn = estimates[first] - estimates[second], draws[:, first] - draws[:, second]
+        how = np.where(order[first] == order[second], "paired by image", "images in another order")
     else:
         estimates = np.array([rows.value.mean() for rows in numbers])
         errors = np.array([(rows.ci_high - rows.ci_low).mean() for rows in numbers]) / (2 * scipy.stats.norm.isf(0.025))
@@ -324,25 +329,41 @@ def differences(profile: str, values: pd.DataFrame, measure: str, pairs: list[tu
     return frame.assign(ci_low=low, ci_high=high, p_holm=statistics.holm(p), seeds=fewest, pairing=how, sure=(low > 0) | (high < 0))
 
 
-def _paired_draws(profile: str, entries: list[tuple[str, str]], classifier: str, what: str, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Accuracy or correctness AUROC (``what``) of every (method, score), estimates [E] and draws [B, E] over images alone."""
+def _image_draws(profile: str, entries: list[tuple[str, str]], classifier: str, what: str, count: int) -> tuple[np.ndarray, ...]:
+    """Accuracy or correctness AUROC (``what``) of every (method, score): estimates [E], draws [B, E] over images alone, and which of the
+    ``orders_of_images`` each has [E]: a draw has the same images for all of one order, and others for those of another.
+    """
     found, names = runs(profile), list(dict.fromkeys(score for _, score in entries))
-    order = list(dict.fromkeys(method for method, _ in entries))
-    arrays, labels = [], set()
-    for method in order:
-        tables = [scores(run) for run in found[method]]
-        labels |= {one["label"].tobytes() for one in tables if "label" in one}
-        arrays.append([[*(-evaluation.as_uncertainty(one, name) for name in names), one[f"{classifier}_correct"]] for one in tables])
+    tables = {method: [scores(run) for run in found[method]] for method, _ in entries}
 
-    if len(labels) > 1:
-        raise ValueError("The stored scores are of test images in several orders and cannot be paired: make all methods' from one copy of the set.")
+    def columns(of: Mapping[str, np.ndarray]) -> list[np.ndarray]:
+        return [*(-evaluation.as_uncertainty(of, name) for name in names), of[f"{classifier}_correct"]]
 
     def measured(*columns: np.ndarray) -> list[float]:
         return [columns[-1].mean() if what == "accuracy" else uncertainty.auroc(column, columns[-1]) for column in columns[:-1]]
 
-    estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count, over_seeds=False)
-    at = [(order.index(method), names.index(score)) for method, score in entries]
-    return np.array([estimates[where] for where in at]), np.stack([draws[:, i, j] for i, j in at], axis=1)
+    drawn = {}  # method -> estimates [S], draws [B, S] and order
+    for seed, together in enumerate(orders_of_images(tables)):
+        arrays = [[columns(one) for one in tables[method]] for method in together]
+        estimates, draws = statistics.hierarchical_draws(measured, arrays, draws=count, seed=seed, over_seeds=False)
+        drawn |= {method: (estimates[place], draws[:, place], seed) for place, method in enumerate(together)}
+    each = [(*drawn[method], names.index(score)) for method, score in entries]
+    estimates, draws = np.array([of[at] for of, _, _, at in each]), np.stack([of[:, at] for _, of, _, at in each], axis=1)
+    return estimates, draws, np.array([order for _, _, order, _ in each])
+
+
+def orders_of_images(tables: Mapping[str, Sequence[Mapping]]) -> list[list[str]]:
+    """Of these methods (-> stored scores of each seed) those together whose test images stand in one order, by their labels; the first's first.
+
+    ValueError for one whose seeds are of several orders.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for method, of in tables.items():
+        orders = {one["label"].tobytes() if "label" in one else b"" for one in of}
+        if len(orders) > 1:
+            raise ValueError(f"The stored scores of {method} are of test images in several orders: measure all its seeds on one copy of the set.")
+        groups.setdefault(orders.pop(), []).append(method)
+    return list(groups.values())
 
 
 def ranks(profile: str, values: pd.DataFrame, summary: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

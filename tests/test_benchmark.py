@@ -364,10 +364,29 @@ def test_rows_of_unlike_images_are_not_paired(stored, monkeypatch):
     order = {"simsiam": np.arange(N) % 10, "dino": np.arange(N)[::-1] % 10}
     monkeypatch.setattr(benchmark, "scores", lambda run: scores(run) | {"label": order[run["method"]].astype(np.int16)})
     pairs = [(("simsiam", "uncertainty"), ("dino", "uncertainty"))]
-    with pytest.raises(ValueError, match="several orders and cannot be paired"):
-        benchmark.differences("standard", stored[0], "linear_accuracy", pairs)
+    apart = benchmark.differences("standard", stored[0], "linear_accuracy", pairs).iloc[0]
     order["dino"] = order["simsiam"]
-    assert len(benchmark.differences("standard", stored[0], "linear_accuracy", pairs)) == 1
+    paired = benchmark.differences("standard", stored[0], "linear_accuracy", pairs).iloc[0]
+    assert (apart.pairing, paired.pairing) == ("images in another order", "paired by image") and apart.difference == pytest.approx(paired.difference)
+    # both are right on the same images here, but for a tenth of them: paired, little is left to vary
+    assert apart.ci_high - apart.ci_low > 1.2 * (paired.ci_high - paired.ci_low)
+    entries, orders = [("simsiam", "uncertainty"), ("dino", "uncertainty")], [np.arange(N) % 10, np.arange(N)[::-1] % 10]
+    order["dino"] = orders[1]
+    _, draws, which = benchmark._image_draws("standard", entries, "linear", "accuracy", 400)
+    assert which.tolist() == [0, 1] and abs(np.corrcoef(draws.T)[0, 1]) < 0.15
+    order["dino"] = orders[0]
+    _, draws, which = benchmark._image_draws("standard", entries, "linear", "accuracy", 400)
+    assert which.tolist() == [0, 0] and np.corrcoef(draws.T)[0, 1] > 0.5
+
+
+def test_images_in_another_order_are_told_and_seeds_of_one_method_have_one(stored, monkeypatch):
+    scores, label = benchmark.scores, np.arange(N).astype(np.int16)
+    assert not [said for said in benchmark.told_unlike("standard") if "another order" in said]
+    monkeypatch.setattr(benchmark, "scores", lambda run: scores(run) | {"label": label[:: -1 if run["method"] == "dino" else 1].copy()})
+    assert "Test images in another order than the others': DINO; " in benchmark.told_unlike("standard")[-1]
+    with pytest.raises(ValueError, match="scores of dino are of test images in several orders: measure all its seeds on one copy of the set"):
+        benchmark.orders_of_images({"dino": [{"label": label}, {"label": label[::-1]}]})
+    assert benchmark.orders_of_images({"a": [{"label": label}], "b": [{"label": label[::-1]}], "c": [{"label": label}]}) == [["a", "c"], ["b"]]
 
 
 def test_advice_names_the_highest_means_without_labels_with_them_and_of_methods_own_scores():
