@@ -9,13 +9,14 @@ import argparse
 import ast
 import html
 import math
+import os
 import re
 import sys
 from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby, pairwise
 from operator import itemgetter
-from os.path import commonprefix
+from os.path import commonprefix, relpath
 from pathlib import Path
 from urllib.parse import quote
 
@@ -56,8 +57,8 @@ AT_HAND = (
     "With a paper at hand: what its tables and figures show, where our runs show the same, on other data mostly and trained shorter, the claims read "
     "off it, and what ours lacks besides."
 )
-ABOUT = ("What this is, what the words mean, and how to run it on your own images or with your own method", "../../README.md")
-FINDINGS = ("What the results say, method by method, and what the numbers alone do not", "../FINDINGS.md")
+ABOUT = ("What this is, what the words mean, and how to run it on your own images or with your own method", "README.md")
+FINDINGS = ("What the results say, method by method, and what the numbers alone do not", "results/FINDINGS.md")
 # What the README says of each method: claims of the ledger, and one part of each.
 HEADLINES = (
     ("VS2-1", "50 epochs (5 at standard)"), ("VS2-1", "100 epochs (10 at standard)"),
@@ -146,8 +147,10 @@ def build(profile: str) -> Path:
     by_paper = _by_paper(places, claims)
     places |= {"by-paper": BY_PAPER.lower()} if by_paper else {}
     questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
+    home = quote(relpath(artifacts.ROOT, folder).replace(os.sep, "/"))  # the results may lie elsewhere
+    ways = [(text, f"{home}/{page}") for text, page in ([ABOUT, FINDINGS] if profile == EVIDENCE else [ABOUT])]
     content = {
-        "profile": profile, "ways": [ABOUT, FINDINGS] if profile == EVIDENCE else [ABOUT],
+        "profile": profile, "home": home, "ways": ways,
         "provenance": _provenance(folder / "run.json", figures) + _share(profile, runs), "groups": groups, "claims": claims,
         "runs": {name: run for name, run in runs.items() if not _tried(run)}, "searches": _searches(runs),
         "stale": settings.stale_runs(profile), "papers": PAPERS, "counts": _counts(claims), "few": FEW, "holds": _holding(claims),
@@ -157,8 +160,9 @@ def build(profile: str) -> Path:
     page = TEMPLATES.get_template("gallery.html.j2").render(content)
     artifacts.write_text(folder / "index.html", page.replace("&#39;", "'"))  # no attribute of the template stands in single quotation marks
     artifacts.write_text(folder / "README.md", _readme(**content))
-    artifacts.write_text(artifacts.RESULTS / "README.md", _hours())
-    artifacts.write_text(artifacts.RESULTS / "DEVIATIONS.md", deviations())
+    if artifacts.RESULTS == artifacts.ROOT / "results":  # pages of the repository, not of a profile
+        artifacts.write_text(artifacts.RESULTS / "README.md", _hours())
+        artifacts.write_text(artifacts.RESULTS / "DEVIATIONS.md", deviations())
     return folder / "index.html"
 
 

@@ -30,7 +30,6 @@ HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)>"
 CAPTION = f"Concentration falls with blur & {HOSTILE}. " + "Each box shows the quartiles of one severity level here. " * 4
 ALT = 'Five "boxes" stand <b>side by side</b>. Their medians fall.'
 OTHER_ALT = 'A "curve" rises <b>fast</b>. It ends high.'
-BESIDE = ("README.md", "settings", "results/FINDINGS.md")  # what pages link to beside results
 LINKS = re.compile(r'(?:href="?|src=")([^"#:>\s]+)[#">\s]')  # to files, in quotation marks or, of names that are escaped for a URL, without
 
 
@@ -42,8 +41,6 @@ def results(tmp_path_factory):
         plotting.use_style()
         folder = artifacts.results_dir("standard")
         folder.mkdir(parents=True, exist_ok=True)
-        for name in BESIDE:
-            (artifacts.RESULTS.parent / name).symlink_to(artifacts.ROOT / name)
         source = folder / "metrics" / "30.csv"
         artifacts.write_text(source, "a\n1\n")
         for id, size in (("20_accuracy", plotting.TEXT), ("30_kappa", plotting.COLUMN), ("30_roc", plotting.SQUARE)):
@@ -147,12 +144,14 @@ def test_a_stale_run_is_marked_as_such(results, monkeypatch):
     assert "stale:" not in gallery.build("standard").read_text()
 
 
-def test_every_string_is_escaped(results):
+def test_every_string_is_escaped(results, monkeypatch):
     page, readme = (results / "index.html").read_text(), (results / "README.md").read_text()
     assert "<script" not in page and "onerror=alert(2)>" not in page and "<b>" not in page
     assert page.count("&lt;script&gt;") >= 3 + gallery.TABLE_ROWS + 1 + 1 + 2  # captions, table cells, what all rows repeat, hardware, claim
     assert "<script" not in readme and "<img" not in readme
-    assert "<script" not in (results.parent / "README.md").read_text()
+    assert not (results.parent / "README.md").exists(), "a page of the repository, and these results lie elsewhere"
+    monkeypatch.setattr(artifacts, "RESULTS", results.parent)
+    assert "VS2-3" in gallery._hours() and "<script" not in gallery._hours()
 
 
 def test_links_lead_to_files(results):
@@ -309,8 +308,7 @@ def committed(tmp_path_factory):
     """The gallery of the committed evidence, built anew over links to its files."""
     stored, folder = artifacts.ROOT / "results" / gallery.EVIDENCE, tmp_path_factory.mktemp("committed") / "results" / gallery.EVIDENCE
     folder.mkdir(parents=True)
-    for name in ("figures", *BESIDE):
-        (folder.parents[1] / name).symlink_to(artifacts.ROOT / name)
+    (folder.parents[1] / "figures").symlink_to(artifacts.ROOT / "figures")
     for path in stored.iterdir():
         if path.name not in ("index.html", "README.md"):
             (folder / path.name).symlink_to(path)
