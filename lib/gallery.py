@@ -74,7 +74,7 @@ HEADLINES = (
     ("SV-7", "drawn factors: SimVAE minus SimCLR"), ("SV-7", "drawn factors: SimVAE minus VAE"),
     ("PM-2", "top-1, ProSMin minus DINO, ViT"), ("PM-2", "NLL, ProSMin minus DINO, ViT"),
     ("PM-2", "top-1, ProSMin minus DINO, ResNet (not in the paper)"),
-    ("PM-10", "ProSMin minus DINO, dimension 4096"), ("PM-10", "dimension 4096 minus 64, of the paper's growth"),
+    ("PM-10", "ProSMin minus DINO, dimension 4096"), ("PM-10", "dimension 4096 minus 1024"),
     ("VJ-1", "VJE minus SimSiam, linear"), ("VJ-3", "AUROC of the likelihood, MNIST"),
     ("VJ-3", "AUROC of the likelihood, CIFAR-100"), ("VJ-4", "k-NN, 100,000 degrees of freedom minus 4, at the rate tuned for 4"),
     ("VJ-4", "k-NN, 100,000 degrees of freedom minus 4, at a quarter of the rate"),
@@ -345,11 +345,13 @@ def _claims(profile: str, runs: dict[str, dict]) -> list[dict]:
         files += [f"metrics/{query['notebook']}--{run}.csv" for query, named in queries if "notebook" in query for run in named]
         named = dict.fromkeys(run for _, named in queries for run in named)
         hours = _hours_of(runs[run] for run in named)
-        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "reason": part["reason"].replace(ledger.ALONE, "")}
+        shared = [claim[key] for key in ("at_standard", "unlike") if key in claim and (key == "unlike" or profile == EVIDENCE)]
+        words = [_part(part) | {"decides": ledger.BEYOND not in part["part"], "reason": _without(part["reason"].replace(ledger.ALONE, ""), shared)}
                  | (open_ := {"inconclusive": ledger.settles_nothing(part["reason"]), "unsettled": ledger.is_unsettled(part["reason"])})
                  | {"said": ledger.qualified(part | open_)} for part in parts.to_dict("records")]  # fmt: skip
         found.append(entry | {
             "said": ledger.qualified(entry), "in_part": ledger.tested_in_part(entry), "needs": ledger.takes(entry["id"]), "runs": list(named),
+            "unlike": "; ".join(shared) if measured else "",
             "hours": f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}",
             "seeds": sorted({int(part["seeds"]) for part in words if part["decides"] and part["seeds"]}),
             "numbers": {(query.get("table") or query["notebook"])[:2] for query, _ in queries},
@@ -384,6 +386,13 @@ def _why(reason: str) -> str:
     reason = re.sub(r", \d+ seeds?(?=;|$)", "", reason)
     reason = re.sub(r"; too few seeds(, |$)|, too few seeds", lambda found: "; " * (found[1] == ", "), reason)
     return re.sub(r"(?<=within )(\S+) of [\d.-]+(?=\))", r"\1", reason)
+
+
+def _without(reason: str, shared: list[str]) -> str:
+    """A reason without what is unlike the paper in all parts of its claim, which stands below them once."""
+    for told in shared:
+        reason = reason.replace(f"; {told}, ", "; ").replace(f"; {told}", "").replace(f", {told}", "")
+    return reason
 
 
 def _part(row: dict) -> dict:
@@ -471,7 +480,7 @@ def _headlines(claims: list[dict]) -> list[list]:
     for _, same in groupby((parts[headline] for headline in HEADLINES), itemgetter("id")):
         for place, row in enumerate(same):
             claim, link = row["claim"], _claim_link(row, f"results/{EVIDENCE}")
-            tested = f"{claim['parts_tested']} of {claim['parts']} parts"
+            tested = f"{claim['parts_tested']} of {claim['parts']} parts tested"
             said = "" if place else f"{link} {_escape(row['statement'])}: **{claim['said']}** ({tested})"
             rows.append([said, _escape(row["part"]), row["published"], _ours(row), row["seeds"], row["said"]])
     return rows
@@ -510,8 +519,8 @@ def _advice_caption() -> str:
         f"correlation ρ with the severity; of corruptions {(rows.seeds >= ledger.SEEDS).sum()} of {len(rows)} networks have three seeds. No tests: "
         f"what one seed has is unconfirmed. Near OOD: {near}; far OOD: {far}; against {sets['dataset']}. k-NN distance: mean cosine distance to the "
         "nearest training images, in features. A method's own: what it says of an image beside the scores that any network has. The ranks of "
-        "notebook 80 are of one score a method that was fixed before the runs (the feature norm, where it has none of its own) and of methods with "
-        "three seeds."
+        "notebook 80 are of one score a method that was fixed before the runs (the feature norm, where it has none of its own; VJE's log-volume, not "
+        "its likelihood) and of methods with three seeds. Of “how far” each network has that one score alone."
     )
 
 
