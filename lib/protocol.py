@@ -16,8 +16,8 @@ from lib.artifacts import MEASURED_BY
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 COMPARED = (resolution.PROTOCOL, "vit")  # the groups of runs that methods are compared by
-READ_OF_OTHERS = ("index", "linear_correct", "knn_correct")  # the scores that are read of runs of other groups
-WITH_TOP5 = ("vi_simsiam", "vi_simsiam_2022", "simsiam")  # whose paper has a table of it: of these linear_top5_correct is read too
+READ_OF_OTHERS = ("index", "linear_correct", "linear_top5_correct", "knn_correct")  # the scores that are read of runs of other groups
+WITH_TOP5 = ("vi_simsiam", "vi_simsiam_2022", "simsiam")  # whose paper has a table of it: top-5 of each image is read of these alone
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat to count
 MEASURING = "from lib import factors, fine_tuning, generation, protocol, shift"  # an edit to what these import makes measures and embeddings old
@@ -248,8 +248,9 @@ def measure(run: Run) -> pd.DataFrame:
         rows, scores = _battery(run, graded=_is_graded(run.settings))
     frame = run.write_metrics(rows, MEASURED_BY)
     if scores is not None:
-        read = (*READ_OF_OTHERS, *["linear_top5_correct"] * (run.settings["method"] in WITH_TOP5))
-        kept = scores if _is_compared(run.settings) else {name: scores[name] for name in read}
+        kept = dict(scores) if _is_compared(run.settings) else {name: scores[name] for name in READ_OF_OTHERS}
+        if run.settings["method"] not in WITH_TOP5:
+            del kept["linear_top5_correct"]
         if run.settings in resolution.runs(run.profile, group="simvae") and not np.allclose(scores["uncertainty"], -scores["feature_norm"]):
             kept |= {"uncertainty": scores["uncertainty"]}  # one of its own
         artifacts.write_scores(run.profile, run.name, run.settings["dataset"], kept)
