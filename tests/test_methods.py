@@ -296,6 +296,9 @@ def test_kappa_learns_nothing_while_it_warms_up(method):
 def test_read_out_trains_simsiam_and_beside_it_the_concentration_head():
     """The same seed gives the same network, and every weight of it SimSiam's gradient; κ's head gets that of the density alone."""
     simsiam, read_out, dense = (methods.build(small(method)).train() for method in ("simsiam", "vi_simsiam_read_out", "vi_simsiam"))
+    nn.init.normal_(read_out.concentration_head[-1].weight)  # κ differs between images, and could move the features
+    dense.concentration_head.load_state_dict(read_out.concentration_head.state_dict())
+    assert read_out.concentration_head[0].out_features == read_out.backbone.features
     for network in (simsiam, read_out, dense):
         network.loss(draw_views())["loss"].backward()
     gradients = {name: parameter.grad for name, parameter in read_out.named_parameters()}
@@ -356,13 +359,15 @@ def after_a_step(method, **other):
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("simclr", lambda a, b: losses.info_nce_loss(a, b, 0.1)),
-        ("barlow_twins", lambda a, b: 0.024 * losses.barlow_twins_loss(a, b, 5.1e-3)),
-        ("vicreg", lambda a, b: losses.vicreg_loss(a, b, 25, 25, 1)["loss"]),
+        (("simclr", {}), lambda a, b: losses.info_nce_loss(a, b, 0.1)),
+        (("simclr", {"similarity": "dot"}), lambda a, b: losses.info_nce_loss(a, b, 0.1, similarity="dot")),
+        (("barlow_twins", {}), lambda a, b: 0.024 * losses.barlow_twins_loss(a, b, 5.1e-3)),
+        (("vicreg", {}), lambda a, b: losses.vicreg_loss(a, b, 25, 25, 1)["loss"]),
     ],
 )
 def test_two_view_methods_compare_the_projections_of_the_two_views(method, expected):
-    network, views = methods.build(small(method)).eval(), draw_views()
+    name, other = method
+    network, views = methods.build(small(name, **other)).eval(), draw_views()
     projections = [network.projector(network.backbone(view)) for view in views]
     assert network.loss(views)["loss"].item() == pytest.approx(expected(*projections).item(), rel=1e-3)
 
@@ -446,6 +451,13 @@ def test_dinos_prototypes_learn_nothing_in_the_first_epoch(epoch, learns):
     network.set_epoch(epoch)
     network.loss(draw_views())["loss"].backward()
     assert (network.head.prototypes.grad is not None) == learns and network.head.mlp[0].weight.grad is not None
+
+
+def test_the_supervised_loss_is_the_mean_cross_entropy_of_both_views():
+    network, views, labels = methods.build(small("supervised")).eval(), draw_views(), torch.arange(8) % 10
+    logits = [network.projector(network.backbone(view)) for view in views]
+    first, second = (F.cross_entropy(of, labels).item() for of in logits)
+    assert abs(first - second) > 1e-4 and network.loss(views, labels)["loss"].item() == pytest.approx((first + second) / 2, rel=1e-4)
 
 
 def test_supervised_learns_its_labels():
@@ -688,6 +700,18 @@ def test_without_a_warm_up_the_teachers_temperature_is_its_last_from_the_second_
 ])  # fmt: skip
 def test_what_a_method_remembers_of_earlier_steps_is_in_its_state(method, buffers):
     assert buffers <= set(methods.build(small(method)).state_dict())
+
+
+def test_directpred_averages_the_correlation_of_both_views_and_predicts_the_other_views_target():
+    network, views = methods.build(small("directpred", correlation_memory=0.3)).eval(), draw_views()
+    nn.init.normal_(network.target[0][0].weight)  # unlike the trained network
+    z1, z2 = (network.projector(network.backbone(view)) for view in views)
+    before, terms = network.correlation.clone(), network.loss(views)
+    f = F.normalize(torch.cat([z1, z2]), dim=1)
+    torch.testing.assert_close(network.correlation, 0.3 * before + 0.7 * f.T @ f / len(f), rtol=1e-4, atol=1e-6)
+    t1, t2 = (network.target(view) for view in views)
+    expected = losses.byol_loss(z1 @ network.predictor, t2) + losses.byol_loss(z2 @ network.predictor, t1)
+    assert terms["loss"].item() == pytest.approx(expected.item(), rel=1e-4)
 
 
 def test_directpred_takes_the_root_of_no_negative_eigenvalue():

@@ -302,6 +302,13 @@ def test_cr_vae_asks_for_consistency_between_exactly_two_views():
         network.loss([first] * 3)
 
 
+@pytest.mark.parametrize("method", ["vae", "simvae"])
+def test_an_image_is_embedded_as_it_was_trained_on_binarised(method):
+    network, images = small(method, binarise=0.5).eval(), draw_views()[0]
+    assert torch.equal(network.embed(images).features, network.embed((images > 0.5).float()).features)
+    assert not torch.equal(network.embed(images).features, small(method).eval().embed(images).features)
+
+
 @pytest.mark.parametrize("method", FAMILY)
 def test_a_bernoulli_likelihood_takes_logits_and_binarised_images_are_what_is_explained(method):
     network, views = small(method, likelihood="bernoulli", binarise=0.5), draw_views()

@@ -448,6 +448,23 @@ def test_the_other_view_is_the_mirrored_image():
     assert not torch.allclose(found["other_view"], found["negative_log_likelihood"], rtol=1e-3)
 
 
+def test_the_kl_of_the_loss_is_to_the_prior_that_is_given():
+    target, mean, log_v, sample = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(3))
+    prior = torch.distributions.Normal(torch.zeros_like(mean), 2.5**0.5)
+    expected = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (log_v / 2).exp()), prior).sum(1).mean()
+    assert losses.vje_loss(target, mean, log_v, sample, prior_variance=2.5)["kl"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_directions_are_scaled_by_the_square_root_of_the_dimension():
+    target, latent, log_v = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(3))
+    scaled = losses.vje_likelihood(target, latent, log_v, 4, 4, 1.0)[0]
+    torch.testing.assert_close(scaled, losses.vje_likelihood(target, latent, log_v - math.log(6), 4, 4, 1.0, scale_directions=False)[0])
+
+
+def test_a_standardised_embedding_has_no_scale_and_no_shift_to_learn():
+    assert not list(small(standardise=True).backbone[-1].parameters())
+
+
 def test_the_kl_of_an_image_is_to_the_prior_of_the_settings():
     network, image = small(prior_variance=2.5).eval(), views()[0]
     _, mean, log_v = network(image)
