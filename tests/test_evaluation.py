@@ -1,3 +1,4 @@
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -316,10 +317,13 @@ def measured():
     conditions = {}
     for name, factor in [("crop_0.05", 3.0), ("crop_0.5", 2.0), ("crop_1", 1.0), ("blur_1", 1.5), ("blur_2", 2.5)]:
         conditions[name] = test | {"uncertainty": test["uncertainty"] / factor, "kappa": test["kappa"] / factor}
+    for name, noise in (("crop_0.5", 2.0), ("blur_1", 4.0)):  # the others have the features of the clean images
+        degraded = noise * np.random.default_rng(7).normal(size=test["features"].shape).astype(np.float32)
+        conditions[name] = conditions[name] | {"features": test["features"] + degraded}
     near, far = clusters(200, 3), clusters(250, 4)
     far["uncertainty"] = far["uncertainty"] + 1e9
     rows, scores = evaluation.battery(train, test, "blobs", {"other": near}, {"distant": far}, conditions, draws=40)
-    return train, test, rows, scores
+    return train, test, rows, scores, conditions, far
 
 
 def find(rows, **wanted):
@@ -329,9 +333,10 @@ def find(rows, **wanted):
 
 
 def test_scores_hold_what_the_classifiers_say(measured):
-    train, test, _, scores = measured
+    train, test, _, scores, *_ = measured
     probe = evaluation.linear_probe(train["features"], train["label"])
     probabilities = probe.probabilities(test["features"])
+    np.testing.assert_array_equal(scores["linear_top5_correct"], uncertainty.top5_correct(probabilities, test["label"]))
     np.testing.assert_array_equal(scores["linear_prediction"], probabilities.argmax(1))
     np.testing.assert_array_equal(scores["linear_correct"], probabilities.argmax(1) == test["label"])
     assert scores["linear_nll"].astype(float).mean() == pytest.approx(uncertainty.negative_log_likelihood(probabilities, test["label"]), rel=1e-3)
@@ -358,7 +363,7 @@ def test_score_files_of_ten_thousand_images_stay_under_the_bound(tmp_path):
 
 
 def test_battery_rows_are_the_measures(measured):
-    train, test, rows, scores = measured
+    train, test, rows, scores, *_ = measured
     correct = scores["linear_correct"]
     accuracy = find(rows, metric="accuracy", classifier="linear", condition="clean")
     assert accuracy["value"] == correct.mean() and accuracy["n"] == 300
@@ -368,6 +373,8 @@ def test_battery_rows_are_the_measures(measured):
     assert find(rows, metric="correctness_auroc", **own)["value"] == uncertainty.auroc(kappa, correct) > 0.55
     for metric in ("aurc", "excess_aurc", "augrc"):
         assert find(rows, metric=metric, **own)["value"] == getattr(uncertainty, metric)(-kappa, correct)
+        by_neighbours = find(rows, metric=metric, **own | {"classifier": "knn"})["value"]
+        assert by_neighbours == getattr(uncertainty, metric)(-kappa, scores["knn_correct"]) != getattr(uncertainty, metric)(-kappa, correct)
     hit = scores["nearest_neighbour_correct"]
     assert find(rows, metric="recall_auroc", score="uncertainty")["value"] == uncertainty.auroc(kappa, hit)
     probabilities = evaluation.linear_probe(train["features"], train["label"]).probabilities(test["features"])
@@ -385,8 +392,21 @@ def test_battery_rows_are_the_measures(measured):
     )
 
 
+def test_battery_asks_the_probe_of_clean_features_about_degraded_ones(measured):
+    train, test, rows, _, conditions, far = measured
+    probe = evaluation.linear_probe(train["features"], train["label"])
+    right = {name: probe.predict(embedded["features"]) == test["label"] for name, embedded in conditions.items()}
+    assert len({of.mean() for of in right.values()}) > 2
+    for name, correct in right.items():
+        assert find(rows, metric="accuracy", condition=name)["value"] == correct.mean()
+        expected = uncertainty.auroc(conditions[name]["kappa"], correct)
+        assert find(rows, metric="correctness_auroc", condition=name, score="uncertainty")["value"] == pytest.approx(expected)
+        assert find(rows, metric="mean", condition=name, score="kappa")["value"] == pytest.approx(conditions[name]["kappa"].mean())
+    assert find(rows, metric="mean", evaluated_on="distant", score="uncertainty")["value"] == pytest.approx(far["uncertainty"].mean())
+
+
 def test_battery_tells_other_sets_and_severities_in_the_right_direction(measured):
-    _, _, rows, _ = measured
+    _, _, rows, *_ = measured
     far = dict(evaluated_on="distant", condition="far_ood", score="uncertainty")
     assert find(rows, metric="ood_auroc", **far)["value"] == 1 and find(rows, metric="ood_fpr95", **far)["value"] == 0
     assert find(rows, metric="ood_average_precision", **far)["value"] == 1 and find(rows, metric="ood_auroc", **far)["n"] == 550
@@ -403,7 +423,7 @@ def test_a_set_is_not_out_of_its_own_distribution_by_any_score():
 
 
 def test_rows_have_the_columns_of_the_tidy_format_and_name_nothing_twice(measured):
-    _, _, rows, _ = measured
+    _, _, rows, *_ = measured
     same = {"method": "m", "trained_on": "d", "variant": "v", "seed": 0, "profile": "smoke", "notebook": "80", "run_hash": "h", "commit": "c"}
     frame = write_metrics("smoke", "80", "run", rows, **same)
     assert ", ".join(frame.columns) == COLUMNS
@@ -438,23 +458,23 @@ def test_conditions_without_severity_or_of_other_images_are_errors():
 
 
 def test_battery_counts_a_high_uncertainty_as_wrong_under_every_condition(measured):
-    _, _, rows, _ = measured
+    _, _, rows, *_ = measured
     clean, *others = (find(rows, metric="correctness_auroc", classifier="linear", score="uncertainty", condition=condition)["value"]
                       for condition in ("clean", "crop_0.05", "blur_2"))  # fmt: skip
     assert others == pytest.approx([clean, clean])  # the same images, and κ times a factor
 
 
 def test_battery_recentres_calibration_errors_and_draws_a_quarter(measured):
-    _, _, rows, scores = measured
-    low, high = uncertainty.bootstrap_interval(
-        uncertainty.confidence_calibration_error, scores["linear_max_softmax"], scores["linear_correct"], draws=10, recentred=True
-    )
-    row = find(rows, metric="ece")
-    assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-12)
+    _, _, rows, scores, *_ = measured
+    for metric, equal_mass in (("ece", False), ("ece_equal_mass", True)):
+        error = partial(uncertainty.confidence_calibration_error, equal_mass=equal_mass)
+        low, high = uncertainty.bootstrap_interval(error, scores["linear_max_softmax"], scores["linear_correct"], draws=10, recentred=True)
+        row = find(rows, metric=metric)
+        assert (row["ci_low"], row["ci_high"]) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_battery_rows_of_nll_and_brier_are_means(measured):
-    train, test, rows, _ = measured
+    train, test, rows, *_ = measured
     probabilities = evaluation.linear_probe(train["features"], train["label"]).probabilities(test["features"])
     for metric, measure in (("nll", uncertainty.negative_log_likelihood), ("brier", uncertainty.brier_score)):
         assert find(rows, metric=metric)["value"] == pytest.approx(measure(probabilities, test["label"]), rel=1e-3)

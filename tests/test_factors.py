@@ -60,6 +60,21 @@ def test_a_feature_that_hardly_varies_in_training_does_not_outweigh_the_others()
     assert factors.skill(predicted, y[1000:]) > 0.9
 
 
+def test_features_are_standardised_by_what_the_training_images_say():
+    generator = np.random.default_rng(0)
+    x, other = generator.normal(2.0, 3.0, (50, 4)), generator.normal(-5.0, 0.1, (7, 4))
+    train, test = factors._standardised(x, other)
+    np.testing.assert_allclose(test, (other - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(train, (x - x.mean(0)) / x.std(0))
+
+
+def test_the_papers_settings_of_its_probes_are_these():
+    """SimVAE, App. A.7.5: Adam at 3e-4 in batches of 128 for 200 epochs, without weight decay or early stopping; k of 1 to 15."""
+    assert factors.PAPER_MLP == {
+        "learning_rate_init": 3e-4, "batch_size": 128, "alpha": 0.0, "max_iter": 200, "n_iter_no_change": 200, "tol": 0.0}  # fmt: skip
+    assert factors.NEIGHBOURS["most"] == 15 and factors.MIXTURE["covariances"] == "full" and factors.OWN_MLP["early_stopping"]
+
+
 def test_probes_follow_their_seed():
     x, y, _ = rings(300)
     assert np.array_equal(factors.mlp_probe(x, y, x, seed=3), factors.mlp_probe(x, y, x, seed=3))
@@ -310,7 +325,7 @@ def test_factors_are_probed_with_chance_beside_them(vae_run):
 
 
 def test_chance_is_how_often_the_commonest_class_of_train_is_right_on_test():
-    assert factors.chance([0, 0, 0, 1], [1, 1, 0]) == pytest.approx(1 / 3)
+    assert factors.chance([0, 0, 0, 1], [1, 1, 0]) == pytest.approx(1 / 3) != factors.chance([1, 1, 0], [1, 1, 0])
 
 
 def test_the_papers_mlp_probe_is_as_wide_as_the_features_and_takes_them_as_they_are(monkeypatch):

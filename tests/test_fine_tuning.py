@@ -81,6 +81,7 @@ def test_transfer_searches_on_the_other_sets_train_and_is_tested_there_once(run,
         (55, 5, 2, 0.01), (55, 5, 2, 0.3), (60, 256, 8, 0.3),
     ]  # fmt: skip
     assert all(labelled.images.shape[3] == run.channels == test.images.shape[3] for labelled, test, *_ in calls)
+    assert [(labelled.split, test.split) for labelled, test, *_ in calls] == [("train", "train")] * 2 + [("train", "test")]
     stored = artifacts.read_metrics("smoke", "51_moved-generated", run.name).set_index("metric").value
     right = artifacts.read_scores("smoke", run.name, "generated_transfer")["fine_tuned_correct"]
     assert stored["accuracy"] == right.mean() and stored["images"] == 60 and stored["epochs"] == 8 and stored["learning_rate"] == 0.3
@@ -227,6 +228,14 @@ def test_an_epoch_sees_every_labelled_image_once(monkeypatch, batch_size, sizes)
     assert [len(rows) for rows in seen] == sizes
     for epoch in np.split(np.concatenate(seen), 3):
         assert sorted(epoch) == list(range(33))
+
+
+@pytest.mark.parametrize(("name", "kind", "expected"), [("sgd", torch.optim.SGD, {"momentum": 0.9, "weight_decay": 1e-4}),
+                                                        ("adamw", torch.optim.AdamW, {"weight_decay": 0.05})])  # fmt: skip
+def test_the_optimisers_are_those_that_the_docstring_says(name, kind, expected):
+    factory, _ = fine_tuning.FINE_TUNING[name]
+    optimiser = factory([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    assert isinstance(optimiser, kind) and expected.items() <= optimiser.param_groups[0].items()
 
 
 def test_the_learning_rate_falls_on_a_cosine_to_the_end(monkeypatch):

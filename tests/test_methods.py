@@ -595,6 +595,15 @@ def test_prosmins_other_uncertainties_are_what_they_say():
     torch.testing.assert_close(found["target_energy"][2:3], alone["target_energy"])
 
 
+def test_moco_v2_finds_the_other_views_key_among_the_queue():
+    network, views = methods.build(small("moco_v2")).eval(), draw_views()
+    nn.init.normal_(network.target[0][0].weight)  # unlike the trained network
+    (q1, q2), (k1, k2) = ([of(view) for view in views] for of in (nn.Sequential(network.backbone, network.projector), network.target))
+    queue, temperature = network.queue.clone(), network.settings["temperature"]
+    expected = (losses.moco_loss(q1, k2, queue, temperature) + losses.moco_loss(q2, k1, queue, temperature)) / 2
+    assert network.loss(views)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_moco_v3_finds_each_views_key_among_those_of_the_batch():
     network, views = methods.build(small("moco_v3")).eval(), draw_views(local=1)
     queries = [network.predictor(network.projector(network.backbone(view))) for view in views]
@@ -646,19 +655,25 @@ def test_batch_norm_of_a_head_is_over_all_tokens():
 def test_ibots_loss_is_dinos_on_class_tokens_and_the_patch_loss():
     network, views = methods.build(small("ibot")).eval(), draw_views(local=1)
     network.set_epoch(100.0)
+    for centre in (network.centre, network.patch_centre):  # unlike, as after many steps
+        centre.copy_(torch.randn(16))
+    of_classes, of_patches = network.centre.clone(), network.patch_centre.clone()
     torch.manual_seed(3)
     mask = baselines.hidden_patches(16, 8)
     seen = torch.cat([torch.zeros(16, 1, dtype=torch.bool), mask], 1)
     student = network.head(network.backbone.encode(torch.cat(views[:2]), mask=seen))
     teacher = network.teacher[1](network.teacher[0].encode(torch.cat(views[:2])))
     own, local = student[:, 0].chunk(2), network.head(network.backbone(views[2]))
-    classes, zero, options = teacher[:, 0].chunk(2), torch.zeros(16), (0.1, 0.07)
+    classes, options = teacher[:, 0].chunk(2), (0.1, 0.07)
     pairs = [(own[0], classes[1]), (own[1], classes[0]), (local, classes[0]), (local, classes[1])]
-    expected = torch.stack([losses.dino_loss(s, t, zero, *options) for s, t in pairs]).mean()
-    expected = expected + losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, zero, *options)
+    expected = torch.stack([losses.dino_loss(s, t, of_classes, *options) for s, t in pairs]).mean()
+    expected = expected + losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, of_patches, *options)
     torch.manual_seed(3)
-    assert network.loss(views)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
-    torch.testing.assert_close(network.patch_centre, 0.1 * teacher[:, 1:].detach().mean((0, 1)))
+    loss = network.loss(views)["loss"]
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    torch.testing.assert_close(network.patch_centre, 0.9 * of_patches + 0.1 * teacher[:, 1:].detach().mean((0, 1)))
+    loss.backward()
+    assert network.backbone.mask_token.grad.abs().max() > 0, "what stands for a hidden patch is learned"
 
 
 if __name__ == "__main__":

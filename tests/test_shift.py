@@ -6,6 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
+from sklearn.covariance import LedoitWolf
 
 from lib import artifacts, data, evaluation, protocol, settings, shift, training, uncertainty
 
@@ -111,6 +113,11 @@ def test_a_run_is_measured_on_every_corruption_once(results, monkeypatch):
     snow = found[(found.condition == "snow_4") & (found.metric == "mean")].value.item()
     as_stored = float(f"{embedding.uncertainty.mean().item():.{artifacts.METRIC_DIGITS}g}")
     assert snow == pytest.approx(as_stored, rel=1e-5)
+    few = ready.test().subset(ready.test().places(8))
+    said = [ready.ask(few if severity == 0 else shift.corrupted(few, "snow", severity))["uncertainty"] for severity in range(6)]
+    expected = np.mean([stats.spearmanr(range(6), own).statistic for own in np.stack(said, 1)])
+    told = found[(found.condition == "snow") & (found.metric == "severity_spearman")].value.item()
+    assert told == pytest.approx(expected, abs=1e-4) and abs(told) > 0.01
 
     def corrupt_again(*arguments, **options):
         raise AssertionError("measured twice")
@@ -160,8 +167,13 @@ def test_other_scores_are_the_methods_own_by_the_common_measures(results):
     expected = uncertainty.auroc(np.append(known, other), np.repeat([False, True], [len(known), len(other)]))
     row = found[(found.score == "log_sigma") & (found.metric == "ood_auroc")].iloc[0]
     assert row.value == float(f"{expected:.{artifacts.METRIC_DIGITS}g}") and row.ci_low <= row.value <= row.ci_high
+    gaussian = LedoitWolf().fit(ready.embed(ready.bank)["features"].astype(np.float64))
+    known, other = (gaussian.mahalanobis(ready.embed(images)["features"].astype(np.float64)) for images in (ready.test(), ready.other("generated")))
+    distance = uncertainty.auroc(np.append(known, other), np.repeat([False, True], [len(known), len(other)]))
+    assert found[(found.score == "mahalanobis") & (found.metric == "ood_auroc")].value.item() == pytest.approx(distance, abs=1e-4)
     shift.store_outside_scores(ready)
     stored = artifacts.read_scores("smoke", ready.name, "generated_outside")
+    assert [shift.outside({"ood_near": near, "ood_far": ["b"]}) for near in (["a"], [])] == ["a", "b"]
     assert shift.outside(run) == "generated" and uncertainty.auroc(stored["uncertainty"], stored["outside"]) == pytest.approx(expected, abs=1e-4)
 
 
