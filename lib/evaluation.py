@@ -394,10 +394,11 @@ def battery(
         rows.append(row | with_interval(statistic, *arrays, draws=draws, recentred=metric.startswith("ece")))
 
     def describe(embedded, condition, on=evaluated_on):
-        for name in ["uncertainty", *native_scores(embedded)]:
+        native = native_scores(embedded)
+        for name in ["uncertainty", *native]:
             values = embedded[name].astype(np.float64)
             add("mean", np.mean, values, condition=condition, score=name, on=on)
-            for level in QUANTILES:
+            for level in QUANTILES if name in native or not native else ():  # the uncertainty is a native quantity, or minus one
                 add(f"q{100 * level:02.0f}", partial(np.quantile, q=level), values, condition=condition, score=name, on=on, draws=0)
 
     uncertainties = {name: as_uncertainty(scores, name) for name in ("uncertainty", "feature_norm", "knn_distance", "max_softmax")}

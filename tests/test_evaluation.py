@@ -383,6 +383,10 @@ def test_battery_rows_are_the_measures(measured):
         assert find(rows, metric=metric)["value"] == pytest.approx(expected, abs=1e-6)
     assert find(rows, metric="effective_rank")["value"] == uncertainty.effective_rank(test["features"])
     assert find(rows, metric="q95", score="kappa", condition="clean")["value"] == np.quantile(test["kappa"].astype(float), 0.95)
+    assert not [row for row in rows if row["metric"] == "q95" and row["score"] == "uncertainty"], "they are those of κ"
+    bare = [{name: part[name] for name in ("features", "uncertainty", "label")} for part in (train, test)]
+    alone, _ = evaluation.battery(*bare, "blobs", draws=4)
+    assert find(alone, metric="q05", score="uncertainty")["value"] == np.quantile(test["uncertainty"].astype(float), 0.05)
     max_softmax = find(rows, metric="correctness_auroc", condition="clean", classifier="linear", score="max_softmax")
     assert max_softmax["value"] == uncertainty.auroc(scores["linear_max_softmax"], correct) > 0.6
     feature_norm = find(rows, metric="correctness_auroc", condition="clean", classifier="linear", score="feature_norm")
