@@ -248,7 +248,8 @@ def told_unlike(profile: str) -> list[str]:
     every = [run for same in runs(profile).values() for run in same]
     more = ", ".join(dict.fromkeys(f"{label(run['method'])} ({2 + run['local_views']})" for run in every if run["epochs"] and run.get("local_views")))
     views = f"More than two views of an image a step: {more or 'none'}."
-    _, *others = orders_of_images({method: of for method, same in runs(profile).items() if any(of := [scores(run) for run in same])}) or [[]]
+    stored = {method: [table for run in same if (table := scores(run))] for method, same in runs(profile).items()}
+    _, *others = sorted(orders_of_images({method: of for method, of in stored.items() if of}), key=len, reverse=True) or [[]]
     apart = ", ".join(label(method) for together in others for method in together)
     apart = f"Test images in another order than the others': {apart}; their differences from those are not paired by image." * bool(apart)
     return [sentence for sentence in (*comparisons.told_rates(every), views, comparisons.mixed_precision(every), apart) if sentence]

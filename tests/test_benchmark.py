@@ -384,6 +384,11 @@ def test_images_in_another_order_are_told_and_seeds_of_one_method_have_one(store
     assert not [said for said in benchmark.told_unlike("standard") if "another order" in said]
     monkeypatch.setattr(benchmark, "scores", lambda run: scores(run) | {"label": label[:: -1 if run["method"] == "dino" else 1].copy()})
     assert "Test images in another order than the others': DINO; " in benchmark.told_unlike("standard")[-1]
+    first = next(iter(benchmark.runs("standard")))
+    only = {"label": label[::-1].copy()}
+    monkeypatch.setattr(benchmark, "scores", lambda run: only if run["method"] == first else {"label": label} if run["seed"] else {})
+    said = benchmark.told_unlike("standard")[-1]
+    assert f"than the others': {benchmark.label(first)}; " in said, "the most are the others, and a run without stored scores is of no order"
     with pytest.raises(ValueError, match="scores of dino are of test images in several orders: measure all its seeds on one copy of the set"):
         benchmark.orders_of_images({"dino": [{"label": label}, {"label": label[::-1]}]})
     assert benchmark.orders_of_images({"a": [{"label": label}], "b": [{"label": label[::-1]}], "c": [{"label": label}]}) == [["a", "c"], ["b"]]
