@@ -2,6 +2,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -233,6 +234,26 @@ def test_probe_chooses_a_strong_penalty_for_noise_and_a_weak_one_for_signal():
     assert evaluation.linear_probe(signal["features"], signal["label"]).penalty < noise.penalty
 
 
+def test_all_of_train_is_fitted_with_the_penalty_that_was_chosen():
+    generator = np.random.default_rng(3)
+    x, y = generator.normal(size=(200, 8)).astype(np.float32), generator.integers(3, size=200)
+    probe = evaluation.linear_probe(x, y)
+    assert probe.penalty == max(evaluation.PENALTIES), "of noise"
+    alone, weak = (evaluation.linear_probe(x, y, penalties=[penalty]).weight for penalty in (probe.penalty, min(evaluation.PENALTIES)))
+    np.testing.assert_allclose(probe.weight, alone, atol=2e-3)
+    assert np.abs(probe.weight - weak).max() > 0.02
+
+
+def test_nearest_neighbours_are_those_of_the_protocol():
+    """Wu et al. 2018, §3.4, as DINO has it: 20 neighbours by the cosine, weighted by exp(s / 0.07)."""
+    assert (evaluation.NEAREST, evaluation.TEMPERATURE) == (20, 0.07)
+
+
+def test_a_percentage_has_its_interval_beside_it():
+    rows = evaluation.in_percent(pd.DataFrame({"value": [0.5], "ci_low": [0.4], "ci_high": [0.7]})).iloc[0]
+    assert rows[["percent", "percent_low", "percent_high"]].tolist() == pytest.approx([50, 40, 70])
+
+
 def test_the_penalty_is_judged_on_images_that_were_not_fitted(monkeypatch):
     fitted, fit = [], evaluation._logistic_regression
     monkeypatch.setattr(evaluation, "_logistic_regression", lambda x, *rest: fitted.append(x.shape[1]) or fit(x, *rest))
@@ -319,7 +340,9 @@ def measured():
         conditions[name] = test | {"uncertainty": test["uncertainty"] / factor, "kappa": test["kappa"] / factor}
     for name, noise in (("crop_0.5", 2.0), ("blur_1", 4.0)):  # the others have the features of the clean images
         degraded = noise * np.random.default_rng(7).normal(size=test["features"].shape).astype(np.float32)
-        conditions[name] = conditions[name] | {"features": test["features"] + degraded}
+        shaken = np.random.default_rng(8).uniform(0.9, 1.1, len(degraded))  # less than from one severity to the next
+        doubts = {score: shaken * conditions[name][score] for score in ("uncertainty", "kappa")}
+        conditions[name] = conditions[name] | {"features": test["features"] + degraded} | doubts
     near, far = clusters(200, 3), clusters(250, 4)
     far["uncertainty"] = far["uncertainty"] + 1e9
     rows, scores = evaluation.battery(train, test, "blobs", {"other": near}, {"distant": far}, conditions, draws=40)
@@ -405,6 +428,7 @@ def test_battery_asks_the_probe_of_clean_features_about_degraded_ones(measured):
         assert find(rows, metric="accuracy", condition=name)["value"] == correct.mean()
         expected = uncertainty.auroc(conditions[name]["kappa"], correct)
         assert find(rows, metric="correctness_auroc", condition=name, score="uncertainty")["value"] == pytest.approx(expected)
+        assert name not in ("crop_0.5", "blur_1") or expected != pytest.approx(uncertainty.auroc(test["kappa"], correct), abs=1e-4)
         assert find(rows, metric="mean", condition=name, score="kappa")["value"] == pytest.approx(conditions[name]["kappa"].mean())
     assert find(rows, metric="mean", evaluated_on="distant", score="uncertainty")["value"] == pytest.approx(far["uncertainty"].mean())
 

@@ -297,6 +297,8 @@ def test_content_is_measured_as_its_functions_say(vae_run):
     stored = artifacts.read_scores("smoke", vae_run.name, "digits_content")
     assert frame.value["clean", "knn_chosen", "accuracy"] == np.mean(predicted == test["label"]) == stored["knn_chosen_correct"].mean()
     assert frame.value["clean", "knn_chosen", "k"] == k and 0.1 < frame.value["clean", "mlp_paper", "accuracy"] <= 1
+    asked = factors.mlp_probe(bank["features"], bank["label"], test["features"], "paper", vae_run.settings["seed"])
+    assert frame.value["clean", "mlp_paper", "accuracy"] == np.mean(asked == test["label"])
     low, high = frame.loc[("clean", "mlp_paper", "accuracy"), ["ci_low", "ci_high"]]
     assert low < frame.value["clean", "mlp_paper", "accuracy"] < high
     clustered = factors.cluster(bank["features"], test["features"], test["label"], 10)
@@ -320,6 +322,9 @@ def test_factors_are_probed_with_chance_beside_them(vae_run):
     assert set(frame.index.get_level_values(0)) == {"content", "colour", "scale", "rotation", "x", "y"}
     assert {metric for name, metric in frame.index if name in ("content", "colour")} == {"accuracy", "chance"}
     assert {metric for name, metric in frame.index if name not in ("content", "colour")} == {"r2", "chance"}
+    parts = [data.load("styled_digits", split, image_size=vae_run.settings["image_size"]).sample(most)
+             for split, most in (("train", 400), ("test", 200))]  # fmt: skip
+    assert frame["content", "chance"] == pytest.approx(factors.chance(*(part.labels for part in parts)))
     assert frame["scale", "r2"] > 0.05 > frame["scale", "chance"] == 0 and 0.05 < frame["content", "chance"] < 0.2
     assert len(artifacts.read_metrics("smoke", "40_test-styled_digits", vae_run.name)) == 12
 
