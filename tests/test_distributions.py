@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
 
-from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher, concentration_of, mean_cosine
+from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher, _tangent, concentration_of, mean_cosine
 
 FAMILIES = [PowerSpherical, VonMisesFisher]
 DIMS = [2, 3, 4, 5, 16, 66, 128, 2048, 4096]
@@ -514,3 +514,11 @@ def test_the_mean_cosine_is_that_of_its_beta_variable_and_gives_the_concentratio
     mean = mean_cosine(kappa, dim)
     assert mean == pytest.approx(2 * scipy.stats.beta((dim - 1) / 2 + kappa, (dim - 1) / 2).mean() - 1, abs=1e-12)
     assert concentration_of(mean, dim) == pytest.approx(kappa)
+
+
+@pytest.mark.parametrize("q", [1e-12, 1e-6, 9e-4, 1.1e-3, 0.3])
+def test_the_logarithm_map_is_as_long_as_the_angle_on_both_sides_of_its_series(q):
+    angle = 2 * math.asin(math.sqrt(q))
+    loc = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
+    chord = torch.tensor([[-2 * q, math.sin(angle), 0.0]], dtype=torch.float64)  # cos θ - 1 = -2 sin²(θ/2)
+    assert _tangent(loc, chord).norm().item() == pytest.approx(angle, rel=1e-11)

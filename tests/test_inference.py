@@ -275,5 +275,22 @@ def test_dinos_measures_are_of_its_centred_teacher():
     method.centre.normal_(generator=torch.Generator().manual_seed(0)).div_(20)
     with torch.no_grad():
         share = torch.softmax((method.teacher(torch.cat(views)).chunk(2)[0] - method.centre) / method.teacher_temperature, dim=1)
+        outputs = method.teacher(torch.cat(views)).chunk(2)
+        teacher = [torch.softmax((output - method.centre) / method.teacher_temperature, dim=1) for output in outputs]
+        student = [F.log_softmax(output / method.settings["temperature"], dim=1) for (output,) in inference.forward_by_size(method, views)]
     expected = torch.distributions.Categorical(share).entropy().mean().item()
-    assert inference.measures(method, views)["entropy"] == pytest.approx(expected, rel=1e-4)
+    found = inference.measures(method, views)
+    assert found["entropy"] == pytest.approx(expected, rel=1e-4)
+    q, p = ([torch.distributions.Categorical(probs=of) for of in teacher], [torch.distributions.Categorical(logits=of) for of in student])
+    assert found["align"] == pytest.approx(inference.j_align(q, p).mean().item(), rel=1e-4), "the student has its own temperature"
+
+
+def test_an_e_steps_points_are_the_target_networks_where_there_is_one():
+    method, views = methods.build(run("byol"), 1).train(), two_views(run("byol"))
+    torch.nn.init.normal_(method.target[1][-1].weight)  # unlike the trained network
+    with torch.no_grad():
+        predictions = [F.normalize(predicted, dim=1) for _, predicted in inference.forward_by_size(method, views)]
+        points = [F.normalize(target, dim=1) for target in method.targets(views)]
+    both = sum(predictions)
+    expected = (both.norm(dim=1) - sum((both * point).sum(1) for point in points) / 2).mean() / 2
+    assert inference.measures(method, views)["e_step_gap"] == pytest.approx(expected.item(), rel=1e-3)
