@@ -282,8 +282,11 @@ def _whole(path: Path, kind: str, advice: str):
         raise
     except Exception as error:
         # np.load's own words on pickles tell how to load them after all, and it takes whatever it does not know for one
-        unknown = "pickle" in str(error) and "Object arrays" not in str(error) and path.read_bytes()[:1] != PICKLE
-        why = "it begins unlike one" if unknown else "it holds pickled objects, which are never loaded" if "pickle" in str(error) else one_line(error)
+        why = one_line(error)
+        if "pickle" in str(error):
+            with path.open("rb") as file:
+                pickled = "Object arrays" in str(error) or file.read(1) == PICKLE
+            why = "it holds pickled objects, which are never loaded" if pickled else "it begins unlike one"
         raise ValueError(f"{path} is truncated or not {kind} ({why}); {advice}.") from error
 
 

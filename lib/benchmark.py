@@ -245,10 +245,11 @@ def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
 def told_unlike(profile: str) -> list[str]:
     """What the runs of the table are not alike in, a sentence each: learning rates and their search, views of an image a step, precision, and the
     order of their test images, as where a set is from elsewhere."""
-    every = [run for same in runs(profile).values() for run in same]
+    found = runs(profile)
+    every = [run for same in found.values() for run in same]
     more = ", ".join(dict.fromkeys(f"{label(run['method'])} ({2 + run['local_views']})" for run in every if run["epochs"] and run.get("local_views")))
     views = f"More than two views of an image a step: {more or 'none'}."
-    stored = {method: [table for run in same if (table := scores(run))] for method, same in runs(profile).items()}
+    stored = {method: [table for run in same if (table := scores(run))] for method, same in found.items()}
     _, *others = sorted(orders_of_images({method: of for method, of in stored.items() if of}), key=len, reverse=True) or [[]]
     apart = ", ".join(label(method) for together in others for method in together)
     apart = f"Test images in another order than the others': {apart}; their differences from those are not paired by image." * bool(apart)

@@ -9,7 +9,6 @@ import argparse
 import ast
 import html
 import math
-import os
 import re
 import sys
 from collections import Counter
@@ -147,7 +146,7 @@ def build(profile: str) -> Path:
     by_paper = _by_paper(places, claims)
     places |= {"by-paper": BY_PAPER.lower()} if by_paper else {}
     questions = [(text, found) for text, *asked in QUESTIONS if (found := [(place, places[place]) for place in asked if place in places])]
-    home = quote(relpath(artifacts.ROOT, folder).replace(os.sep, "/"))  # the results may lie elsewhere
+    home = quote(Path(relpath(artifacts.ROOT, folder)).as_posix())  # the results may lie elsewhere
     ways = [(text, f"{home}/{page}") for text, page in ([ABOUT, FINDINGS] if profile == EVIDENCE else [ABOUT])]
     content = {
         "profile": profile, "home": home, "ways": ways,
