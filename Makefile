@@ -42,11 +42,11 @@ setup: ## create .venv and install the pinned requirements and the project (skip
 	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .
 	@$(PY) -m pip check
 	@echo "Compiling the augmentations, so that no job has to"
-	@$(PY) -c "from lib import augmentations; augmentations.compile_views()"
+	@$(PY) -c "from lib.data import views; views.compile_views()"
 	@touch .venv/.installed
 
 reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS= GPUS=
-	@$(PY) -m lib.reproduction --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
+	@$(PY) -m lib.pipeline.jobs --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
 
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
 	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions" -rs
@@ -58,12 +58,12 @@ test-versions: setup ## run the tests under the oldest and newest versions allow
 	@$(PY) -m pytest -m versions -rs
 
 smoke: setup ## run the whole pipeline in profile smoke
-	@$(PY) -m lib.reproduction --profile smoke
+	@$(PY) -m lib.pipeline.jobs --profile smoke
 
 notebook: ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam seed=1"
 	@test -n "$(N)" || { echo 'usage: make notebook N=10 [PROFILE=smoke] [PARAMS="method=simsiam seed=1"]' >&2; exit 2; }
 	@$(MAKE) -s setup
-	@$(PY) -m lib.reproduction --notebook "$(N)" --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
+	@$(PY) -m lib.pipeline.jobs --notebook "$(N)" --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1
@@ -75,13 +75,13 @@ export IMAGES OUT
 score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODER=vi_simsiam EPOCHS= OUT=
 	@test -n "$$IMAGES" || { echo 'usage: make score IMAGES=folder [ENCODER=vi_simsiam] [EPOCHS=100] [OUT=folder]' >&2; exit 2; }
 	@$(MAKE) -s setup
-	@$(PY) -m lib.reproduction --score "$$IMAGES" --profile $(or $(PROFILE),standard) --encoder "$$ENCODER" --epochs "$${EPOCHS:-0}" --out "$$OUT"
+	@$(PY) -m lib.pipeline.jobs --score "$$IMAGES" --profile $(or $(PROFILE),standard) --encoder "$$ENCODER" --epochs "$${EPOCHS:-0}" --out "$$OUT"
 
 figures: setup ## publish the figures of the best complete profile in figures/, from a clean commit: PROFILE=standard
-	@$(PY) -m lib.reproduction --figures $(if $(PROFILE),--profile $(PROFILE))
+	@$(PY) -m lib.pipeline.jobs --figures $(if $(PROFILE),--profile $(PROFILE))
 
 gallery: setup ## rebuild results/<profile>/index.html: PROFILE=quick
-	@$(PY) -m lib.gallery $(or $(PROFILE),quick)
+	@$(PY) -m lib.pipeline.site $(or $(PROFILE),quick)
 
 benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
 	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))

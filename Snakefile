@@ -1,10 +1,10 @@
-# The DAG of the companion: one job is one papermill run of one notebook with one set of parameters (lib/reproduction.py lists them).
+# The DAG of the companion: one job is one papermill run of one notebook with one set of parameters (lib/pipeline/jobs.py lists them).
 # A job's output is its stamp, whose name holds the hash of everything the job depends on; checkpoints are outside the outputs, because
 # Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile, the paper and the GPUs.
 
 import sys
 
-from lib import reproduction
+from lib.pipeline import jobs as reproduction
 
 PROFILE = config.get("profile", "quick")
 PAPER = config.get("paper", "all")
@@ -41,4 +41,4 @@ for job in JOBS.values():
         params:
             job=job.name,
         shell:
-            "{sys.executable:q} -m lib.forkserver run lib.reproduction:main --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"
+            "{sys.executable:q} -m lib.pipeline.forkserver run lib.pipeline.jobs:main --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"

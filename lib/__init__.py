@@ -2,7 +2,7 @@
 
 
 def load(name: str):
-    """The committed encoder of a method, e.g. ``lib.load("vi_simsiam")``; see ``lib.encoders.load``."""
-    from lib import encoders
+    """The committed encoder of a method, e.g. ``lib.load("vi_simsiam")``; see ``lib.evaluation.encoders.load``."""
+    from lib.evaluation import encoders
 
     return encoders.load(name)

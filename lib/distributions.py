@@ -32,7 +32,9 @@ class _UnitSphere(constraints.Constraint):
     event_dim = 1
 
     def check(self, value: Tensor) -> Tensor:
-        return (value.float().norm(dim=-1) - 1).abs() < (1e-2 if value.dtype.itemsize == 2 else 1e-4)
+        return (value.float().norm(dim=-1) - 1).abs() < (
+            1e-2 if value.dtype.itemsize == 2 else 1e-4
+        )
 
 
 _unit_sphere = _UnitSphere()
@@ -44,8 +46,10 @@ def _unit_vectors(vectors: Tensor, name: str, validate: bool) -> Tensor:
         vectors = vectors.float()
     if validate and not (on_sphere := _unit_sphere.check(vectors)).all():
         norm = vectors[~on_sphere][0].norm().item()
-        raise ValueError(f"{name} must hold unit vectors in its last dimension, but one has norm {norm:.6g}; normalise it first, "
-                         "for example with torch.nn.functional.normalize(..., dim=-1)")
+        raise ValueError(
+            f"{name} must hold unit vectors in its last dimension, but one has norm {norm:.6g}; normalise it first, "
+            "for example with torch.nn.functional.normalize(..., dim=-1)"
+        )
     return F.normalize(vectors.float(), dim=-1) if vectors.dtype.itemsize == 2 else vectors
 
 
@@ -56,9 +60,11 @@ class _Spherical(Distribution):
 
     def _check_value(self, value: Tensor) -> Tensor:
         expected = self.batch_shape + self.event_shape
-        if value.shape[max(0, value.dim() - len(expected)):] != expected:
-            raise ValueError(f"value has shape {tuple(value.shape)}, which does not end with batch shape + event shape {tuple(expected)}; "
-                             "nothing is broadcast here: reshape the value, or expand the distribution")
+        if value.shape[max(0, value.dim() - len(expected)) :] != expected:
+            raise ValueError(
+                f"value has shape {tuple(value.shape)}, which does not end with batch shape + event shape {tuple(expected)}; "
+                "nothing is broadcast here: reshape the value, or expand the distribution"
+            )
         return _unit_vectors(value, "value", self._validate_args)
 
 
@@ -72,8 +78,14 @@ class HypersphericalUniform(_Spherical):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = True
 
-    def __init__(self, dim: int, validate_args: bool | None = None, *, dtype: torch.dtype | None = None,
-                 device: torch.device | str | None = None):
+    def __init__(
+        self,
+        dim: int,
+        validate_args: bool | None = None,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
         if dim < 2:
             raise ValueError(f"dim is {dim}, but the sphere needs at least 2 dimensions")
         self.dim = dim
@@ -83,7 +95,9 @@ class HypersphericalUniform(_Spherical):
     def expand(self, batch_shape, _instance=None):
         new = self._get_checked_instance(HypersphericalUniform, _instance)
         new.dim, new._zero = self.dim, self._zero
-        Distribution.__init__(new, torch.Size(batch_shape), self.event_shape, validate_args=self._validate_args)
+        Distribution.__init__(
+            new, torch.Size(batch_shape), self.event_shape, validate_args=self._validate_args
+        )
         return new
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -92,7 +106,9 @@ class HypersphericalUniform(_Spherical):
 
     def rsample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))
-        return F.normalize(torch.randn(shape, dtype=self._zero.dtype, device=self._zero.device), dim=-1)
+        return F.normalize(
+            torch.randn(shape, dtype=self._zero.dtype, device=self._zero.device), dim=-1
+        )
 
     def entropy(self) -> Tensor:
         return (self._zero + log_sphere_area(self.dim)).expand(self.batch_shape)
@@ -112,22 +128,32 @@ class _TiltedUniform(_Spherical):
 
     arg_constraints = {"loc": _unit_sphere, "concentration": constraints.nonnegative}
 
-    def __init__(self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None):
+    def __init__(
+        self, loc: Tensor, concentration: Tensor | float, validate_args: bool | None = None
+    ):
         validate = Distribution._validate_args if validate_args is None else validate_args
         if loc.dim() < 1 or loc.shape[-1] < 2:
-            raise ValueError(f"loc has shape {tuple(loc.shape)}, but it must be [..., D] with D >= 2")
+            raise ValueError(
+                f"loc has shape {tuple(loc.shape)}, but it must be [..., D] with D >= 2"
+            )
         loc = _unit_vectors(loc, "loc", validate)
         if isinstance(concentration, int | float):
             concentration = loc.new_full(loc.shape[:-1], concentration)
         if concentration.shape != loc.shape[:-1]:
-            raise ValueError(f"concentration has shape {tuple(concentration.shape)}, but loc of shape {tuple(loc.shape)} needs "
-                             f"{tuple(loc.shape[:-1])}, one number per direction; squeeze or expand it (nothing is broadcast here)")
+            raise ValueError(
+                f"concentration has shape {tuple(concentration.shape)}, but loc of shape {tuple(loc.shape)} needs "
+                f"{tuple(loc.shape[:-1])}, one number per direction; squeeze or expand it (nothing is broadcast here)"
+            )
         if validate and not (valid := (concentration >= 0) & (concentration < math.inf)).all():
-            raise ValueError(f"concentration must be finite and >= 0, but one is {concentration[~valid][0].item()}; "
-                             "map the network's output to a positive number, or look for NaN upstream")
+            raise ValueError(
+                f"concentration must be finite and >= 0, but one is {concentration[~valid][0].item()}; "
+                "map the network's output to a positive number, or look for NaN upstream"
+            )
         dtype = torch.promote_types(loc.dtype, concentration.dtype)
         self.loc, self.concentration = loc.to(dtype), concentration.to(dtype)
-        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # checked above, with clearer errors
+        super().__init__(
+            loc.shape[:-1], loc.shape[-1:], validate_args=False
+        )  # checked above, with clearer errors
         self._validate_args = validate
 
     def expand(self, batch_shape, _instance=None):
@@ -188,13 +214,26 @@ class PowerSpherical(_TiltedUniform):
         shape = self._extended_shape(torch.Size(sample_shape))  # [..., D]
         alpha, beta = self._alpha_beta()
         # Dirichlet and not Beta: it returns B and 1 - B, so that sqrt(1 - t²) keeps its digits when κ is large.
-        near, far = Dirichlet(torch.stack([alpha, beta], -1), validate_args=False).rsample(torch.Size(sample_shape)).unbind(-1)
+        near, far = (
+            Dirichlet(torch.stack([alpha, beta], -1), validate_args=False)
+            .rsample(torch.Size(sample_shape))
+            .unbind(-1)
+        )
         cosine, sine = near - far, 2 * (near * far).sqrt()
-        tangent = F.normalize(torch.randn(shape[:-1] + (self.dim - 1,), dtype=self.loc.dtype, device=self.loc.device), dim=-1)
-        around_e1 = torch.cat([cosine[..., None].to(tangent), sine[..., None].to(tangent) * tangent], -1)  # [..., D]
+        tangent = F.normalize(
+            torch.randn(shape[:-1] + (self.dim - 1,), dtype=self.loc.dtype, device=self.loc.device),
+            dim=-1,
+        )
+        around_e1 = torch.cat(
+            [cosine[..., None].to(tangent), sine[..., None].to(tangent) * tangent], -1
+        )  # [..., D]
         side = torch.where(self.loc[..., :1] < 0, -1.0, 1.0).to(self.loc)
-        u = torch.cat([self.loc[..., :1] + side, self.loc[..., 1:]], -1)  # its reflection sends e1 to -side · loc
-        reflected = around_e1 - 2 * u * (u * around_e1).sum(-1, keepdim=True) / (u * u).sum(-1, keepdim=True)
+        u = torch.cat(
+            [self.loc[..., :1] + side, self.loc[..., 1:]], -1
+        )  # its reflection sends e1 to -side · loc
+        reflected = around_e1 - 2 * u * (u * around_e1).sum(-1, keepdim=True) / (u * u).sum(
+            -1, keepdim=True
+        )
         return -side * reflected
 
     @property
@@ -203,7 +242,9 @@ class PowerSpherical(_TiltedUniform):
         alpha, beta = self._alpha_beta()
         total = alpha + beta
         variance, rho = 4 * alpha * beta / (total**2 * (total + 1)), total / (2 * beta)
-        return (variance[..., None] * ((1 - rho[..., None]) * self.loc**2 + rho[..., None])).to(self.loc.dtype)
+        return (variance[..., None] * ((1 - rho[..., None]) * self.loc**2 + rho[..., None])).to(
+            self.loc.dtype
+        )
 
     def _alpha_beta(self) -> tuple[Tensor, Tensor]:
         beta = torch.full_like(self.concentration, (self.dim - 1) / 2, dtype=torch.float64)
@@ -216,8 +257,11 @@ class PowerSpherical(_TiltedUniform):
 
     def _log_m(self) -> Tensor:
         alpha, beta = self._alpha_beta()
-        return ((alpha - beta) * math.log(2) + (torch.lgamma(alpha) - torch.lgamma(beta))
-                - (torch.lgamma(alpha + beta) - torch.lgamma(2 * beta)))
+        return (
+            (alpha - beta) * math.log(2)
+            + (torch.lgamma(alpha) - torch.lgamma(beta))
+            - (torch.lgamma(alpha + beta) - torch.lgamma(2 * beta))
+        )
 
     def _mean_g(self) -> Tensor:
         alpha, beta = self._alpha_beta()
@@ -235,7 +279,9 @@ def mean_cosine(kappa: Tensor, dim: int) -> Tensor:
 def concentration_of(cosine: float, dim: int) -> float:
     """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ (mean_cosine); ValueError unless 0 <= ρ < 1."""
     if not 0 <= cosine < 1:
-        raise ValueError(f"A mean cosine of {cosine:g} belongs to no concentration; give one of at least 0 and below 1.")
+        raise ValueError(
+            f"A mean cosine of {cosine:g} belongs to no concentration; give one of at least 0 and below 1."
+        )
     return (dim - 1) * cosine / (1 - cosine)
 
 
@@ -291,16 +337,32 @@ class DirectionalStudentT(_Spherical):
     unit sphere, yielding a valid variational bound for the associated spherical subdensity model"); the paper's formula is not available to us.
     """
 
-    arg_constraints = {"loc": _unit_sphere, "squared_scale": constraints.independent(constraints.positive, 1)}
+    arg_constraints = {
+        "loc": _unit_sphere,
+        "squared_scale": constraints.independent(constraints.positive, 1),
+    }
 
-    def __init__(self, loc: Tensor, squared_scale: Tensor, degrees_of_freedom: float, intrinsic: bool = True, validate_args: bool | None = None):
+    def __init__(
+        self,
+        loc: Tensor,
+        squared_scale: Tensor,
+        degrees_of_freedom: float,
+        intrinsic: bool = True,
+        validate_args: bool | None = None,
+    ):
         validate = Distribution._validate_args if validate_args is None else validate_args
         if loc.dim() < 1 or loc.shape[-1] < 2 or squared_scale.shape != loc.shape:
-            raise ValueError(f"loc has shape {tuple(loc.shape)} and squared_scale {tuple(squared_scale.shape)}; both must be [..., D] with D >= 2")
+            raise ValueError(
+                f"loc has shape {tuple(loc.shape)} and squared_scale {tuple(squared_scale.shape)}; both must be [..., D] with D >= 2"
+            )
         if not 0 < degrees_of_freedom <= MOST_FREEDOM:
-            raise ValueError(f"degrees_of_freedom is {degrees_of_freedom}; it must be positive, and 1e6 is Gaussian enough (at most 1e9)")
+            raise ValueError(
+                f"degrees_of_freedom is {degrees_of_freedom}; it must be positive, and 1e6 is Gaussian enough (at most 1e9)"
+            )
         if validate and not (valid := (squared_scale > 0) & (squared_scale < math.inf)).all():
-            raise ValueError(f"squared_scale must be finite and positive, but one is {squared_scale[~valid][0].item()}")
+            raise ValueError(
+                f"squared_scale must be finite and positive, but one is {squared_scale[~valid][0].item()}"
+            )
         self.loc, self.squared_scale = _unit_vectors(loc, "loc", validate), squared_scale
         self.degrees_of_freedom, self.intrinsic = float(degrees_of_freedom), intrinsic
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # checked above
@@ -314,18 +376,26 @@ class DirectionalStudentT(_Spherical):
         if self.intrinsic:
             dim -= 1
             residual = _tangent(self.loc, residual)
-            log_determinant = log_determinant - (self.loc.square() * self.squared_scale).sum(-1).log()
-        return student_t_log_prob((residual.square() / self.squared_scale).sum(-1), log_determinant, dim, nu)
+            log_determinant = (
+                log_determinant - (self.loc.square() * self.squared_scale).sum(-1).log()
+            )
+        return student_t_log_prob(
+            (residual.square() / self.squared_scale).sum(-1), log_determinant, dim, nu
+        )
 
 
-def student_t_log_prob(distance: Tensor, log_determinant: Tensor, dim: int, degrees_of_freedom: float) -> Tensor:
+def student_t_log_prob(
+    distance: Tensor, log_determinant: Tensor, dim: int, degrees_of_freedom: float
+) -> Tensor:
     """Log-density of a Student-t in ``dim`` dimensions from the squared Mahalanobis distance eᵀ Σ⁻¹ e and log det Σ of its scale matrix.
 
     ValueError for degrees of freedom above MOST_FREEDOM.
     """
     nu = degrees_of_freedom
     if nu > MOST_FREEDOM:
-        raise ValueError(f"Degrees of freedom may be 1e9 at most, got {nu:g}; 1e6 is Gaussian enough.")
+        raise ValueError(
+            f"Degrees of freedom may be 1e9 at most, got {nu:g}; 1e6 is Gaussian enough."
+        )
     constant = math.lgamma((nu + dim) / 2) - math.lgamma(nu / 2) - dim / 2 * math.log(nu * math.pi)
     return constant - log_determinant / 2 - (nu + dim) / 2 * torch.log1p(distance / nu)
 
@@ -340,11 +410,19 @@ def _tangent(loc: Tensor, chord: Tensor) -> Tensor:
     q = chord.square().sum(-1, keepdim=True) / 4
     along = chord - (loc * chord).sum(-1, keepdim=True) * loc
     near = q < 1e-3
-    sine = torch.where(near, 1.0, along.square().sum(-1, keepdim=True)).clamp(min=torch.finfo(chord.dtype).tiny).sqrt()
-    stretch = torch.where(near, 1 + q * (2 / 3 + q * (8 / 15 + q * 16 / 35)), torch.atan2(sine, 1 - 2 * q) / sine)
+    sine = (
+        torch.where(near, 1.0, along.square().sum(-1, keepdim=True))
+        .clamp(min=torch.finfo(chord.dtype).tiny)
+        .sqrt()
+    )
+    stretch = torch.where(
+        near, 1 + q * (2 / 3 + q * (8 / 15 + q * 16 / 35)), torch.atan2(sine, 1 - 2 * q) / sine
+    )
     axis = F.one_hot(loc.detach().abs().argmin(-1), loc.shape[-1]).to(loc)
     anywhere = F.normalize(axis - (loc * axis).sum(-1, keepdim=True) * loc, dim=-1)
-    return torch.where(~near & (sine < 4 * torch.finfo(chord.dtype).eps), math.pi * anywhere, stretch * along)
+    return torch.where(
+        ~near & (sine < 4 * torch.finfo(chord.dtype).eps), math.pi * anywhere, stretch * along
+    )
 
 
 def _debye_polynomials(terms: int) -> list[Polynomial]:
@@ -353,7 +431,9 @@ def _debye_polynomials(terms: int) -> list[Polynomial]:
     polynomials = [Polynomial([1])]
     while len(polynomials) < terms:
         last = polynomials[-1]
-        polynomials.append(p**2 * (1 - p**2) / 2 * last.deriv() + ((1 - 5 * p**2) * last).integ() / 8)
+        polynomials.append(
+            p**2 * (1 - p**2) / 2 * last.deriv() + ((1 - 5 * p**2) * last).integ() / 8
+        )
     return polynomials
 
 
@@ -375,9 +455,20 @@ def _von_mises_fisher_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     z_squared = (kappa / n) ** 2
     w = torch.sqrt(1 + z_squared)
     p, w_minus_1 = 1 / w, z_squared / (1 + w)
-    at_p = polyval(p, series.coef)  # numpy's Horner scheme is plain arithmetic, so that it takes tensors
-    log_m = n * (w_minus_1 - torch.log1p(w_minus_1 / 2)) - torch.log1p(w_minus_1) / 2 + torch.log(at_p / float(series(1)))
-    rho = 2 * (n + 1) / n * (1 / (1 + w) - p**2 / (2 * n) - p**3 * polyval(p, series.deriv().coef) / (n * at_p))
+    at_p = polyval(
+        p, series.coef
+    )  # numpy's Horner scheme is plain arithmetic, so that it takes tensors
+    log_m = (
+        n * (w_minus_1 - torch.log1p(w_minus_1 / 2))
+        - torch.log1p(w_minus_1) / 2
+        + torch.log(at_p / float(series(1)))
+    )
+    rho = (
+        2
+        * (n + 1)
+        / n
+        * (1 / (1 + w) - p**2 / (2 * n) - p**3 * polyval(p, series.deriv().coef) / (n * at_p))
+    )
     for k in (n - step for step in range(steps)):
         inverse_minus_1 = kappa**2 * rho / (4 * k * (k + 1))
         log_m = log_m + torch.log1p(inverse_minus_1)
@@ -387,8 +478,10 @@ def _von_mises_fisher_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 def _check_same_space(p: Distribution, q: Distribution) -> None:
     if p.event_shape != q.event_shape or q.batch_shape not in (torch.Size(), p.batch_shape):
-        raise ValueError(f"KL divergence needs distributions on one sphere with equal batch shapes, but they are {tuple(p.batch_shape)} x "
-                         f"{tuple(p.event_shape)} and {tuple(q.batch_shape)} x {tuple(q.event_shape)}; expand one of them")
+        raise ValueError(
+            f"KL divergence needs distributions on one sphere with equal batch shapes, but they are {tuple(p.batch_shape)} x "
+            f"{tuple(p.event_shape)} and {tuple(q.batch_shape)} x {tuple(q.event_shape)}; expand one of them"
+        )
 
 
 @register_kl(_TiltedUniform, HypersphericalUniform)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.augmentations import check_range
+from lib.data.views import check_range
 from lib.distributions import DirectionalStudentT, PowerSpherical, student_t_log_prob
 
 
@@ -54,7 +54,12 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
 
 # ---------------------------------------------------------------------------------------------------------------- baselines
 def info_nce_loss(
-    first: Tensor, second: Tensor, temperature: float = 0.5, same_view_negatives: bool = True, rows: slice = slice(None), similarity: str = "cosine"
+    first: Tensor,
+    second: Tensor,
+    temperature: float = 0.5,
+    same_view_negatives: bool = True,
+    rows: slice = slice(None),
+    similarity: str = "cosine",
 ) -> Tensor:
     """SimCLR's NT-Xent (Chen et al. 2020, Eq. 1), mean over the 2 B anchors, in nats.
 
@@ -69,13 +74,18 @@ def info_nce_loss(
     if similarity not in ("cosine", "dot"):
         raise ValueError(f"Unknown similarity {similarity!r}; choose 'cosine' or 'dot'.")
     with torch.autocast(first.device.type, enabled=False):
-        a, b = (F.normalize(_precise(z), dim=1) if similarity == "cosine" else _precise(z) for z in (first, second))
+        a, b = (
+            F.normalize(_precise(z), dim=1) if similarity == "cosine" else _precise(z)
+            for z in (first, second)
+        )
         anchors = torch.arange(len(a), device=a.device)[rows]
         terms = []
         for own, other in ((a, b), (b, a)):
             logits = own[anchors] @ other.T / temperature  # [B', B]
             if same_view_negatives:
-                same = (own[anchors] @ own.T / temperature).scatter(1, anchors[:, None], float("-inf"))
+                same = (own[anchors] @ own.T / temperature).scatter(
+                    1, anchors[:, None], float("-inf")
+                )
                 logits = torch.cat([logits, same], 1)  # [B', 2 B]
             terms.append(F.cross_entropy(logits, anchors))
         return (terms[0] + terms[1]) / 2
@@ -92,10 +102,18 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 
         a, b = (F.batch_norm(_precise(z), None, None, training=True) for z in (first, second))
         correlation = a.T @ b / len(first)  # [D, D]
         diagonal = torch.diagonal(correlation)
-        return (1 - diagonal).square().sum() + redundancy_weight * (correlation.square().sum() - diagonal.square().sum())
+        return (1 - diagonal).square().sum() + redundancy_weight * (
+            correlation.square().sum() - diagonal.square().sum()
+        )
 
 
-def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, variance: float = 25.0, covariance: float = 1.0) -> dict[str, Tensor]:
+def vicreg_loss(
+    first: Tensor,
+    second: Tensor,
+    invariance: float = 25.0,
+    variance: float = 25.0,
+    covariance: float = 1.0,
+) -> dict[str, Tensor]:
     """``λ s(Z, Z') + μ [v(Z) + v(Z')] + ν [c(Z) + c(Z')]`` (Bardes et al. 2022, Eq. 1 to 6): the terms, and under "loss" their weighted sum.
 
     s: mean squared distance over batch and coordinates; v: mean over coordinates of max(0, 1 - sqrt(Var + 1e-4)); c: sum of the squared
@@ -107,9 +125,20 @@ def vicreg_loss(first: Tensor, second: Tensor, invariance: float = 25.0, varianc
         a, b = _precise(first), _precise(second)
         spreads = [F.relu(1 - (z.var(0) + 1e-4).sqrt()).mean() for z in (a, b)]
         matrices = [z.T @ z / (len(z) - 1) for z in (a - a.mean(0), b - b.mean(0))]  # [D, D]
-        redundancies = [(matrix.square().sum() - torch.diagonal(matrix).square().sum()) / a.shape[1] for matrix in matrices]
-        terms = {"invariance": F.mse_loss(a, b), "variance": sum(spreads) / 2, "covariance": sum(redundancies)}
-        loss = invariance * terms["invariance"] + variance * terms["variance"] + covariance * terms["covariance"]
+        redundancies = [
+            (matrix.square().sum() - torch.diagonal(matrix).square().sum()) / a.shape[1]
+            for matrix in matrices
+        ]
+        terms = {
+            "invariance": F.mse_loss(a, b),
+            "variance": sum(spreads) / 2,
+            "covariance": sum(redundancies),
+        }
+        loss = (
+            invariance * terms["invariance"]
+            + variance * terms["variance"]
+            + covariance * terms["covariance"]
+        )
         return {"loss": loss} | terms
 
 
@@ -127,11 +156,15 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
     _positive(temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
         q, k = F.normalize(_precise(query), dim=1), F.normalize(_precise(key.detach()), dim=1)
-        logits = torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().to(q).T], 1) / temperature  # [B, 1 + K]
+        logits = (
+            torch.cat([(q * k).sum(1, keepdim=True), q @ queue.detach().to(q).T], 1) / temperature
+        )  # [B, 1 + K]
         return F.cross_entropy(logits, torch.zeros(len(q), dtype=torch.long, device=q.device))
 
 
-def moco_v3_loss(query: Tensor, key: Tensor, temperature: float = 0.2, rows: slice = slice(None)) -> Tensor:
+def moco_v3_loss(
+    query: Tensor, key: Tensor, temperature: float = 0.2, rows: slice = slice(None)
+) -> Tensor:
     """``-2 τ log exp(q_i . k_i / τ) / sum_j exp(q_i . k_j / τ)``, mean over the queries, keys constants (MoCo v3, Chen et al. 2021, Algorithm 1).
 
     query: [B', D], the ``rows`` of a batch whose keys are key [B, D]; both are normalised here.
@@ -145,7 +178,11 @@ def moco_v3_loss(query: Tensor, key: Tensor, temperature: float = 0.2, rows: sli
 
 
 def dino_loss(
-    student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float | Tensor = 0.04
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float | Tensor = 0.04,
 ) -> Tensor:
     """``-mean_b sum_k P_t(k) log P_s(k)`` with P_t = softmax((teacher - c) / τ_t), a constant, and P_s = softmax(student / τ_s).
 
@@ -155,17 +192,30 @@ def dino_loss(
     _same_shape(student=student, teacher=teacher)
     _positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     with torch.autocast(student.device.type, enabled=False):
-        return _distillation(student, teacher, centre, student_temperature, teacher_temperature).mean()
+        return _distillation(
+            student, teacher, centre, student_temperature, teacher_temperature
+        ).mean()
 
 
-def _distillation(student: Tensor, teacher: Tensor, centre: Tensor, student_temperature: float, teacher_temperature: float | Tensor) -> Tensor:
+def _distillation(
+    student: Tensor,
+    teacher: Tensor,
+    centre: Tensor,
+    student_temperature: float,
+    teacher_temperature: float | Tensor,
+) -> Tensor:
     """``-sum_k P_t(k) log P_s(k)`` over the last axis: [..., K] -> [...]."""
     target = torch.softmax((_precise(teacher.detach()) - centre) / teacher_temperature, dim=-1)
     return -(target * torch.log_softmax(_precise(student) / student_temperature, dim=-1)).sum(-1)
 
 
 def ibot_patch_loss(
-    student: Tensor, teacher: Tensor, mask: Tensor, centre: Tensor, student_temperature: float = 0.1, teacher_temperature: float | Tensor = 0.04
+    student: Tensor,
+    teacher: Tensor,
+    mask: Tensor,
+    centre: Tensor,
+    student_temperature: float = 0.1,
+    teacher_temperature: float | Tensor = 0.04,
 ) -> Tensor:
     """DINO's cross-entropy at the hidden patches, mean over those of an image, then over the images (iBOT, Zhou et al. 2022, Eq. 3; the mean
     is their code's, where that equation has a sum).
@@ -178,7 +228,9 @@ def ibot_patch_loss(
         raise ValueError(f"Expected student and teacher [B, N, K] and a mask [B, N], got {shapes}.")
     _positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
     with torch.autocast(student.device.type, enabled=False):
-        entropy = _distillation(student, teacher, centre, student_temperature, teacher_temperature)  # [B, N]
+        entropy = _distillation(
+            student, teacher, centre, student_temperature, teacher_temperature
+        )  # [B, N]
         return ((entropy * mask).sum(1) / mask.sum(1).clamp(min=1)).mean()
 
 
@@ -205,12 +257,19 @@ def best_dispersion(trade_off: float, beta: float) -> float:
         raise ValueError(f"trade_off {trade_off} must be in (0, 1] and beta {beta} in (0, 2).")
     if trade_off <= critical_trade_off(beta):
         return math.inf
-    q = ((1 - trade_off) / trade_off * 2 ** (beta / 2 - 1)) ** (2 / (2 - beta))  # below 1 where λ is above its critical value
+    q = ((1 - trade_off) / trade_off * 2 ** (beta / 2 - 1)) ** (
+        2 / (2 - beta)
+    )  # below 1 where λ is above its critical value
     return (q / (1 - q)) ** 0.5 if q < 1 else math.inf
 
 
 def scoring_rule(
-    samples: Tensor, target: Tensor, trade_off: float = 0.5, beta: float = 1.0, kernel: str = "energy", bandwidth: float | None = None
+    samples: Tensor,
+    target: Tensor,
+    trade_off: float = 0.5,
+    beta: float = 1.0,
+    kernel: str = "energy",
+    bandwidth: float | None = None,
 ) -> Tensor:
     """The λ-weighted score of each predicted distribution, from R of its samples (ProSMin, Eq. 2, 4 to 6; §10.5.1, §10.5.2).
 
@@ -225,11 +284,17 @@ def scoring_rule(
     Deviation: where two points meet, |d|^β has no gradient for β <= 1; there it is zero here. β = 2 is taken too: it scores the mean alone.
     """
     if samples.ndim != 3 or samples.shape[1:] != target.shape:
-        raise ValueError(f"Expected samples [R, B, D] and a target [B, D], got {list(samples.shape)} and {list(target.shape)}.")
+        raise ValueError(
+            f"Expected samples [R, B, D] and a target [B, D], got {list(samples.shape)} and {list(target.shape)}."
+        )
     if not 0 < trade_off <= 1 or not 0 < beta <= 2:
-        raise ValueError(f"trade_off is {trade_off} and beta {beta}; they must be in (0, 1] and in (0, 2].")
+        raise ValueError(
+            f"trade_off is {trade_off} and beta {beta}; they must be in (0, 1] and in (0, 2]."
+        )
     if len(samples) < 2 and trade_off < 1:
-        raise ValueError("One sample has no pair to compare: draw at least two, or set trade_off to 1.")
+        raise ValueError(
+            "One sample has no pair to compare: draw at least two, or set trade_off to 1."
+        )
     if kernel == "gaussian" and not (bandwidth and bandwidth > 0):
         raise ValueError(f"The Gaussian kernel needs a positive bandwidth, got {bandwidth}.")
     measures = {
@@ -245,14 +310,21 @@ def scoring_rule(
         if trade_off == 1:
             return score
         first, second = torch.triu_indices(len(z), len(z), 1, device=z.device)
-        return score - (1 - trade_off) * m(z[first] - z[second]).mean(0)  # [R (R - 1) / 2, B, D]: every pair counts twice in the sum
+        return score - (1 - trade_off) * m(z[first] - z[second]).mean(
+            0
+        )  # [R (R - 1) / 2, B, D]: every pair counts twice in the sum
 
 
 # ---------------------------------------------------------------------------------------------------------------- variational autoencoders
 LOG_2PI = math.log(2 * math.pi)
 
 
-def log_shared_mean(z: Tensor, prior_variance: float = 0.15, mean_prior: str = "uniform", mean_prior_variance: float = 1.0) -> Tensor:
+def log_shared_mean(
+    z: Tensor,
+    prior_variance: float = 0.15,
+    mean_prior: str = "uniform",
+    mean_prior_variance: float = 1.0,
+) -> Tensor:
     """log s(z_1 .. z_J): the prior of latents z [J, B, L] of views that share a mean ψ, integrated out; [B], in nats (SimVAE, Eq. 6 and A.4).
 
     With z_j ~ N(ψ, σ² I), σ² = prior_variance, L latents and z̄ the mean of the z_j,
@@ -268,21 +340,44 @@ def log_shared_mean(z: Tensor, prior_variance: float = 0.15, mean_prior: str = "
         raise ValueError(f"Expected latents [J, B, L], got {list(z.shape)}.")
     _positive(prior_variance=prior_variance, mean_prior_variance=mean_prior_variance)
     views, _, latents = z.shape
-    widths = {"uniform": None, "normal": mean_prior_variance + prior_variance / views, "public_code": 1.0}
+    widths = {
+        "uniform": None,
+        "normal": mean_prior_variance + prior_variance / views,
+        "public_code": 1.0,
+    }
     if mean_prior not in widths:
         raise ValueError(f"Unknown mean_prior {mean_prior!r}; choose one of {sorted(widths)}.")
     centre = z.mean(0)  # [B, L]
     apart = (z - centre).square().sum((0, 2)) / (2 * prior_variance)  # [B]
-    log_s = -latents * ((views - 1) / 2 * (LOG_2PI + math.log(prior_variance)) + math.log(views) / 2) - apart
+    log_s = (
+        -latents * ((views - 1) / 2 * (LOG_2PI + math.log(prior_variance)) + math.log(views) / 2)
+        - apart
+    )
     if widths[mean_prior] is None:
         return log_s
-    return log_s - (centre.square().sum(1) / widths[mean_prior] + latents * (LOG_2PI + math.log(widths[mean_prior]))) / 2
+    return (
+        log_s
+        - (
+            centre.square().sum(1) / widths[mean_prior]
+            + latents * (LOG_2PI + math.log(widths[mean_prior]))
+        )
+        / 2
+    )
 
 
 def simvae_loss(
-    reconstruction: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor, sample: Tensor, likelihood: str = "gaussian",
-    variance: float = 0.02, prior_variance: float = 0.15, mean_prior: str = "uniform", mean_prior_variance: float = 1.0, entropy_weight: float = 1.0,
-) -> dict[str, Tensor]:  # fmt: skip
+    reconstruction: Tensor,
+    images: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    sample: Tensor,
+    likelihood: str = "gaussian",
+    variance: float = 0.02,
+    prior_variance: float = 0.15,
+    mean_prior: str = "uniform",
+    mean_prior_variance: float = 1.0,
+    entropy_weight: float = 1.0,
+) -> dict[str, Tensor]:
     """``-ELBO_SSL`` of J views of each image, in nats with all constants, mean over the images (SimVAE, §3 "ELBO_SSL", A.2).
 
     ``- sum_j [ log p(x_j | z_j) + H(q(z_j | x_j)) ] - log s(z_1 .. z_J)`` with one sample z_j of q(z_j | x_j) = N(mean_j, diag exp(log_variance_j)),
@@ -305,15 +400,33 @@ def simvae_loss(
     with torch.autocast(mean.device.type, enabled=False):
         nll = _pixel_nll(reconstruction, images, likelihood, variance)  # [J, B]
         entropy = (1 + LOG_2PI + _precise(log_variance)).sum(2) / 2  # [J, B]
-        log_s = log_shared_mean(_precise(sample), prior_variance, mean_prior, mean_prior_variance)  # [B]
-        return _summed({"reconstruction": nll.sum(0).mean(), "entropy": -entropy_weight * entropy.sum(0).mean(), "prior": -log_s.mean()})
+        log_s = log_shared_mean(
+            _precise(sample), prior_variance, mean_prior, mean_prior_variance
+        )  # [B]
+        return _summed(
+            {
+                "reconstruction": nll.sum(0).mean(),
+                "entropy": -entropy_weight * entropy.sum(0).mean(),
+                "prior": -log_s.mean(),
+            }
+        )
 
 
 def vje_loss(
-    target: Tensor, mean: Tensor, log_variance: Tensor, sample: Tensor, directional_freedom: float = 4.0, radial_freedom: float = 4.0,
-    radial_scale: Tensor | float = 1.0, likelihood: str = "polar", scale_directions: bool = True, log_radius: bool = False,
-    prior_variance: float = 1.0, kl_weight: float = 1.0, radial_weight: float = 1.0,
-) -> dict[str, Tensor]:  # fmt: skip
+    target: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    sample: Tensor,
+    directional_freedom: float = 4.0,
+    radial_freedom: float = 4.0,
+    radial_scale: Tensor | float = 1.0,
+    likelihood: str = "polar",
+    scale_directions: bool = True,
+    log_radius: bool = False,
+    prior_variance: float = 1.0,
+    kl_weight: float = 1.0,
+    radial_weight: float = 1.0,
+) -> dict[str, Tensor]:
     """``-ELBO`` of one view's embedding given the other's, in nats with all constants, mean over the batch; VJE in our own formulation.
 
     The model of a target embedding s' = r' u' (r' its length, u' its direction) has a latent z ~ N(0, prior_variance I), and
@@ -338,9 +451,21 @@ def vje_loss(
     with torch.autocast(target.device.type, enabled=False):
         s, m, log_v, z = (_precise(tensor) for tensor in (target, mean, log_variance, sample))
         kl = kl_to_prior(m, log_v, prior_variance).mean()
-        nll = vje_likelihood(s, z, log_v, directional_freedom, radial_freedom, radial_scale, likelihood, scale_directions, log_radius)
+        nll = vje_likelihood(
+            s,
+            z,
+            log_v,
+            directional_freedom,
+            radial_freedom,
+            radial_scale,
+            likelihood,
+            scale_directions,
+            log_radius,
+        )
         directional, radial = (-term.mean() for term in nll)
-        return _summed({"directional": directional, "radial": radial_weight * radial, "kl": kl_weight * kl})
+        return _summed(
+            {"directional": directional, "radial": radial_weight * radial, "kl": kl_weight * kl}
+        )
 
 
 def _positive(**numbers: Tensor | float) -> None:
@@ -351,29 +476,59 @@ def _positive(**numbers: Tensor | float) -> None:
 
 
 def vje_likelihood(
-    target: Tensor, latent: Tensor, log_variance: Tensor, directional_freedom: float, radial_freedom: float, radial_scale: Tensor | float,
-    likelihood: str = "polar", scale_directions: bool = True, log_radius: bool = False,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    target: Tensor,
+    latent: Tensor,
+    log_variance: Tensor,
+    directional_freedom: float,
+    radial_freedom: float,
+    radial_scale: Tensor | float,
+    likelihood: str = "polar",
+    scale_directions: bool = True,
+    log_radius: bool = False,
+) -> tuple[Tensor, Tensor]:
     """log p(u' | z) and log p(r' | z) of vje_loss for targets and latents [B, D]: two [B]; under "euclidean" all is in the first."""
     if likelihood not in ("polar", "ambient", "euclidean"):
-        raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'polar', 'ambient' or 'euclidean'.")
-    _positive(directional_freedom=directional_freedom, radial_freedom=radial_freedom, radial_scale=radial_scale)
+        raise ValueError(
+            f"Unknown likelihood {likelihood!r}; choose 'polar', 'ambient' or 'euclidean'."
+        )
+    _positive(
+        directional_freedom=directional_freedom,
+        radial_freedom=radial_freedom,
+        radial_scale=radial_scale,
+    )
     dimension, radius, expected = target.shape[1], target.norm(dim=1), latent.norm(dim=1)
     if likelihood == "euclidean":
         distance = ((target - latent).square() / log_variance.exp()).sum(1)
-        return student_t_log_prob(distance, log_variance.sum(1), dimension, directional_freedom), torch.zeros_like(radius)
+        return student_t_log_prob(
+            distance, log_variance.sum(1), dimension, directional_freedom
+        ), torch.zeros_like(radius)
     squared_scale = log_variance.exp() / (dimension if scale_directions else 1)
-    direction = DirectionalStudentT(F.normalize(latent, dim=1), squared_scale, directional_freedom, likelihood == "polar", validate_args=False)
+    direction = DirectionalStudentT(
+        F.normalize(latent, dim=1),
+        squared_scale,
+        directional_freedom,
+        likelihood == "polar",
+        validate_args=False,
+    )
     values, centres = (radius.log(), expected.log()) if log_radius else (radius, expected)
     scale = torch.as_tensor(radial_scale, dtype=values.dtype, device=values.device)
-    log_radial = student_t_log_prob(((values - centres) / scale).square(), 2 * scale.log(), 1, radial_freedom)
-    return direction.log_prob(F.normalize(target, dim=1)), log_radial - (values if log_radius else 0)
+    log_radial = student_t_log_prob(
+        ((values - centres) / scale).square(), 2 * scale.log(), 1, radial_freedom
+    )
+    return direction.log_prob(F.normalize(target, dim=1)), log_radial - (
+        values if log_radius else 0
+    )
 
 
 def vae_loss(
-    reconstruction: Tensor, images: Tensor, mean: Tensor, log_variance: Tensor, likelihood: str = "gaussian", variance: float = 0.02,
+    reconstruction: Tensor,
+    images: Tensor,
+    mean: Tensor,
+    log_variance: Tensor,
+    likelihood: str = "gaussian",
+    variance: float = 0.02,
     beta: float = 1.0,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """``- log p(x | z) + β KL( q(z | x) || N(0, I) )``, in nats, mean over the images (Kingma & Welling 2014, Eq. 10; β: Higgins et al. 2017, Eq. 4).
 
     reconstruction, images: [B, ...], as in simvae_loss; mean, log_variance: [B, L]. Returns "loss" and its terms "reconstruction", "kl".
@@ -384,23 +539,43 @@ def vae_loss(
         raise ValueError(f"{shapes} must be alike and as many as the {len(mean)} means.")
     with torch.autocast(mean.device.type, enabled=False):
         kl = kl_to_prior(mean, log_variance).mean()
-        return _summed({"reconstruction": _pixel_nll(reconstruction, images, likelihood, variance, axes=1).mean(), "kl": beta * kl})
+        return _summed(
+            {
+                "reconstruction": _pixel_nll(
+                    reconstruction, images, likelihood, variance, axes=1
+                ).mean(),
+                "kl": beta * kl,
+            }
+        )
 
 
-def gaussian_kl(mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor) -> Tensor:
+def gaussian_kl(
+    mean: Tensor, log_variance: Tensor, other_mean: Tensor, other_log_variance: Tensor
+) -> Tensor:
     """``KL( N(mean, exp log_variance) || N(other_mean, exp other_log_variance) )`` of diagonal Gaussians [B, L], in nats: [B]."""
-    _same_shape(mean=mean, log_variance=log_variance, other_mean=other_mean, other_log_variance=other_log_variance)
-    m, log_v, other_m, other_log_v = (_precise(tensor) for tensor in (mean, log_variance, other_mean, other_log_variance))
+    _same_shape(
+        mean=mean,
+        log_variance=log_variance,
+        other_mean=other_mean,
+        other_log_variance=other_log_variance,
+    )
+    m, log_v, other_m, other_log_v = (
+        _precise(tensor) for tensor in (mean, log_variance, other_mean, other_log_variance)
+    )
     ratio = log_v - other_log_v
     return (torch.expm1(ratio) - ratio + (m - other_m).square() * (-other_log_v).exp()).sum(1) / 2
 
 
 def kl_to_prior(mean: Tensor, log_variance: Tensor, prior_variance: float = 1.0) -> Tensor:
     """``KL( N(mean, exp log_variance) || N(0, prior_variance I) )`` of diagonal Gaussians [B, L], in nats: [B]."""
-    return gaussian_kl(mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(prior_variance)))
+    return gaussian_kl(
+        mean, log_variance, torch.zeros_like(mean), torch.full_like(mean, math.log(prior_variance))
+    )
 
 
-def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance: float, axes: int = 2) -> Tensor:
+def _pixel_nll(
+    reconstruction: Tensor, images: Tensor, likelihood: str, variance: float, axes: int = 2
+) -> Tensor:
     """``-log p(x | z)`` summed over all but the first ``axes`` axes."""
     x, r = _precise(images), _precise(reconstruction)
     if likelihood == "bernoulli":
@@ -409,7 +584,9 @@ def _pixel_nll(reconstruction: Tensor, images: Tensor, likelihood: str, variance
     if likelihood != "gaussian":
         raise ValueError(f"Unknown likelihood {likelihood!r}; choose 'gaussian' or 'bernoulli'.")
     _positive(variance=variance)
-    error = F.mse_loss(r, x, reduction="none").flatten(axes)  # one pass over the pixels, forwards and backwards
+    error = F.mse_loss(r, x, reduction="none").flatten(
+        axes
+    )  # one pass over the pixels, forwards and backwards
     return (error.sum(axes) / variance + error.shape[axes] * (LOG_2PI + math.log(variance))) / 2
 
 

@@ -42,7 +42,11 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
     if stem not in stems:
         raise ValueError(f"Unknown stem {stem!r}; choose one of {sorted(stems)}.")
     kernel, stride = stems[stem]
-    layers = [nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    layers = [
+        nn.Conv2d(channels, width, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
     layers += [nn.MaxPool2d(3, 2, 1)] if stem == "imagenet" else []
     inputs = width
     for stage, stride in enumerate((1, 2, 2, 2)):
@@ -50,8 +54,13 @@ def resnet18(width: int = 64, stem: str = "imagenet", channels: int = 3) -> nn.S
         shortcut = None
         if stride != 1 or inputs != outputs:
             convolution = nn.Conv2d if inputs >= 8 else NarrowShortcut
-            shortcut = nn.Sequential(convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        layers += [residual_block()(inputs, outputs, stride, shortcut), residual_block()(outputs, outputs)]
+            shortcut = nn.Sequential(
+                convolution(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+            )
+        layers += [
+            residual_block()(inputs, outputs, stride, shortcut),
+            residual_block()(outputs, outputs),
+        ]
         inputs = outputs
     network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
     network.features = inputs
@@ -69,7 +78,11 @@ def mlp(channels: int, image_size: int) -> nn.Sequential:
 
 
 def _relu_layers(*widths: int) -> list[nn.Module]:
-    return [layer for inputs, outputs in pairwise(widths) for layer in (nn.Linear(inputs, outputs), nn.ReLU())]
+    return [
+        layer
+        for inputs, outputs in pairwise(widths)
+        for layer in (nn.Linear(inputs, outputs), nn.ReLU())
+    ]
 
 
 def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
@@ -79,10 +92,17 @@ def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
     """
     if image_size < 16:
         raise ValueError(f"image_size is {image_size} px; resnet_simvae needs at least 16 px.")
-    layers = [nn.ZeroPad2d((1, 2, 1, 2)), nn.Conv2d(channels, 16, 4, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
+    layers = [
+        nn.ZeroPad2d((1, 2, 1, 2)),
+        nn.Conv2d(channels, 16, 4, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+    ]
     layers += [nn.MaxPool2d(3, 2, 1)] if image_size >= 64 else []
     for inputs, outputs, stride in ((16, 32, 1), (32, 64, 2), (64, 128, 2), (128, 256, 2)):
-        shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        shortcut = nn.Sequential(
+            nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs)
+        )
         layers.append(residual_block()(inputs, outputs, stride, shortcut))
     network = nn.Sequential(*layers, nn.Flatten())
     halvings = 4 if image_size >= 64 else 3  # each rounds up
@@ -90,7 +110,9 @@ def resnet_simvae(channels: int, image_size: int) -> nn.Sequential:
     return network
 
 
-def vit(width: int, depth: int, heads: int, patch_size: int, image_size: int, channels: int = 3) -> nn.Module:
+def vit(
+    width: int, depth: int, heads: int, patch_size: int, image_size: int, channels: int = 3
+) -> nn.Module:
     """Vision transformer (Dosovitskiy et al. 2021; timm's): images [B, C, H, W] -> class token [B, width], of any side that patches divide.
 
     ``encode(images, mask)`` gives the tokens of class and patches, [B, 1 + N, width]; patches where mask [B, 1 + N] says so are hidden behind a
@@ -100,10 +122,20 @@ def vit(width: int, depth: int, heads: int, patch_size: int, image_size: int, ch
     from timm.models.vision_transformer import VisionTransformer
 
     if width % heads or width % 4:
-        raise ValueError(f"A vit's width must be a multiple of 4 and of its heads, got width {width} and {heads} heads.")
+        raise ValueError(
+            f"A vit's width must be a multiple of 4 and of its heads, got width {width} and {heads} heads."
+        )
     network = MaskedVisionTransformerTIMM(
         VisionTransformer(
-            image_size, patch_size, channels, num_classes=0, global_pool="token", embed_dim=width, depth=depth, num_heads=heads, dynamic_img_size=True
+            image_size,
+            patch_size,
+            channels,
+            num_classes=0,
+            global_pool="token",
+            embed_dim=width,
+            depth=depth,
+            num_heads=heads,
+            dynamic_img_size=True,
         )
     )
     network.mask_token.requires_grad_(False)  # learned by the method that hides patches
@@ -131,7 +163,11 @@ BACKBONES = {
     "mlp": lambda settings, channels: mlp(channels, settings["image_size"]),
     "resnet_simvae": lambda settings, channels: resnet_simvae(channels, settings["image_size"]),
     "vit": lambda settings, channels: vit(
-        *(settings[name] for name in ("vit_width", "vit_depth", "vit_heads", "patch_size", "image_size")), channels
+        *(
+            settings[name]
+            for name in ("vit_width", "vit_depth", "vit_heads", "patch_size", "image_size")
+        ),
+        channels,
     ),
 }
 
@@ -147,26 +183,40 @@ def backbone(settings: dict, channels: int) -> nn.Module:
     as NaN in some runs and not in others).
     """
     if settings["backbone"] not in BACKBONES:
-        raise ValueError(f"Unknown backbone {settings['backbone']!r}; choose one of {sorted(BACKBONES)}.")
+        raise ValueError(
+            f"Unknown backbone {settings['backbone']!r}; choose one of {sorted(BACKBONES)}."
+        )
     sizes = ("image_size", "local_size") if settings["local_views"] else ("image_size",)
     if settings["backbone"] == "resnet18":
         smallest = 4 * STEM_STRIDES.get(settings["stem"], 1) + 1
         for name in sizes:
             if settings[name] < smallest:
-                raise ValueError(f"{name} is {settings[name]} px; a resnet18 with stem {settings['stem']!r} needs at least {smallest} px.")
+                raise ValueError(
+                    f"{name} is {settings[name]} px; a resnet18 with stem {settings['stem']!r} needs at least {smallest} px."
+                )
     elif settings["backbone"] == "vit":
         if "patch_size" not in settings:
-            raise ValueError(f"The recipe of {settings['method']} says nothing of a vit; take one that does, such as prosmin, dino_vit or ibot.")
+            raise ValueError(
+                f"The recipe of {settings['method']} says nothing of a vit; take one that does, such as prosmin, dino_vit or ibot."
+            )
         for name in sizes:
             if settings[name] % settings["patch_size"]:
-                raise ValueError(f"{name} is {settings[name]} px; a vit needs a multiple of its patch_size {settings['patch_size']}.")
+                raise ValueError(
+                    f"{name} is {settings[name]} px; a vit needs a multiple of its patch_size {settings['patch_size']}."
+                )
     elif settings["local_views"]:
-        raise ValueError(f"A {settings['backbone']} takes views of one size; set local_views to 0, not {settings['local_views']}.")
+        raise ValueError(
+            f"A {settings['backbone']} takes views of one size; set local_views to 0, not {settings['local_views']}."
+        )
     network = BACKBONES[settings["backbone"]](settings, channels)
     if not (settings.get("binarise") or settings.get("representation")):
         return network
     before = [Binarise(settings["binarise"])] if settings.get("binarise") else []
-    after = [nn.Linear(network.features, settings["representation"])] if settings.get("representation") else []
+    after = (
+        [nn.Linear(network.features, settings["representation"])]
+        if settings.get("representation")
+        else []
+    )
     whole = nn.Sequential(*before, *network, *after)
     whole.features = settings.get("representation") or network.features
     return whole
@@ -185,10 +235,16 @@ class UpsamplingBlock(nn.Module):
         def grow(kernel: int) -> nn.Module:
             if stride == 1:
                 return nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-            return nn.ConvTranspose2d(inputs, outputs, kernel, stride, kernel // 2, output_padding=1, bias=False)
+            return nn.ConvTranspose2d(
+                inputs, outputs, kernel, stride, kernel // 2, output_padding=1, bias=False
+            )
 
         self.residual = nn.Sequential(
-            grow(3), nn.BatchNorm2d(outputs), nn.ReLU(), nn.Conv2d(outputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs)
+            grow(3),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
         )
         self.shortcut = nn.Sequential(grow(1), nn.BatchNorm2d(outputs))
 
@@ -205,14 +261,28 @@ def decoder(inputs: int, channels: int, image_size: int, backbone: str) -> nn.Se
     """
     if backbone == "mlp":
         shape = (channels, image_size, image_size)
-        return nn.Sequential(*_relu_layers(inputs, 2000, 500, 500), nn.Linear(500, math.prod(shape)), nn.Unflatten(1, shape))
-    doublings = next((k for k in (4, 3, 2, 1) if image_size % 2**k == 0 and image_size // 2**k >= 4), None)
+        return nn.Sequential(
+            *_relu_layers(inputs, 2000, 500, 500),
+            nn.Linear(500, math.prod(shape)),
+            nn.Unflatten(1, shape),
+        )
+    doublings = next(
+        (k for k in (4, 3, 2, 1) if image_size % 2**k == 0 and image_size // 2**k >= 4), None
+    )
     if doublings is None:
-        raise ValueError(f"image_size is {image_size} px; the decoder doubles at least once from 4 px or more: use a multiple of 2 from 8 on.")
+        raise ValueError(
+            f"image_size is {image_size} px; the decoder doubles at least once from 4 px or more: use a multiple of 2 from 8 on."
+        )
     side, widths = image_size // 2**doublings, (256, 128, 64, 32, 16)
-    blocks = [UpsamplingBlock(before, after, 2 if k < doublings else 1) for k, (before, after) in enumerate(pairwise(widths))]
+    blocks = [
+        UpsamplingBlock(before, after, 2 if k < doublings else 1)
+        for k, (before, after) in enumerate(pairwise(widths))
+    ]
     return nn.Sequential(
-        nn.Linear(inputs, 256 * side**2), nn.Unflatten(1, (256, side, side)), *blocks, nn.Conv2d(widths[-1], channels, 5, padding=2)
+        nn.Linear(inputs, 256 * side**2),
+        nn.Unflatten(1, (256, side, side)),
+        *blocks,
+        nn.Conv2d(widths[-1], channels, 5, padding=2),
     )
 
 
@@ -224,7 +294,9 @@ def layer_outputs(network: nn.Sequential, x: Tensor) -> list[str]:
     for place, layer in enumerate(network):
         x = layer(x)
         shape = f"{x.shape[1]}@{x.shape[2]}×{x.shape[3]}" if x.ndim == 4 else str(x.shape[1])
-        if isinstance(layer, nn.Linear | nn.MaxPool2d | UpsamplingBlock | residual_block()) or (place == last and isinstance(layer, nn.Conv2d)):
+        if isinstance(layer, nn.Linear | nn.MaxPool2d | UpsamplingBlock | residual_block()) or (
+            place == last and isinstance(layer, nn.Conv2d)
+        ):
             found.append(shape)
         elif isinstance(layer, nn.Unflatten):
             found[-1] = shape
@@ -242,7 +314,10 @@ def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:
 def predictor(dimension: int, hidden: int, outputs: int | None = None) -> nn.Sequential:
     """SimSiam's prediction MLP (Chen & He 2021, §3): a bottleneck with batch norm and ReLU inside, nothing after the output."""
     return nn.Sequential(
-        nn.Linear(dimension, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(), nn.Linear(hidden, outputs or dimension)
+        nn.Linear(dimension, hidden, bias=False),
+        nn.BatchNorm1d(hidden),
+        nn.ReLU(),
+        nn.Linear(hidden, outputs or dimension),
     )
 
 
@@ -279,7 +354,9 @@ def to_concentration(raw: Tensor, dimension: int, mapping: str = "natural") -> T
         return F.softplus(raw)
     if mapping == "exp":
         return torch.exp(raw)
-    raise ValueError(f"Unknown concentration_map {mapping!r}; choose one of ['exp', 'natural', 'softplus'].")
+    raise ValueError(
+        f"Unknown concentration_map {mapping!r}; choose one of ['exp', 'natural', 'softplus']."
+    )
 
 
 class PrototypeHead(nn.Module):
@@ -288,9 +365,15 @@ class PrototypeHead(nn.Module):
     [..., F] -> [..., K]; batch_norm: between each hidden layer and its GELU, over all tokens.
     """
 
-    def __init__(self, inputs: int, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool = False):
+    def __init__(
+        self, inputs: int, hidden: int, bottleneck: int, prototypes: int, batch_norm: bool = False
+    ):
         super().__init__()
-        self.mlp = nn.Sequential(*_gelu_layer(inputs, hidden, batch_norm), *_gelu_layer(hidden, hidden, batch_norm), nn.Linear(hidden, bottleneck))
+        self.mlp = nn.Sequential(
+            *_gelu_layer(inputs, hidden, batch_norm),
+            *_gelu_layer(hidden, hidden, batch_norm),
+            nn.Linear(hidden, bottleneck),
+        )
         for module in self.mlp:
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
@@ -305,7 +388,11 @@ class PrototypeHead(nn.Module):
 
 
 def _gelu_layer(inputs: int, outputs: int, batch_norm: bool) -> list[nn.Module]:
-    return [nn.Linear(inputs, outputs), *([nn.BatchNorm1d(outputs)] if batch_norm else []), nn.GELU()]
+    return [
+        nn.Linear(inputs, outputs),
+        *([nn.BatchNorm1d(outputs)] if batch_norm else []),
+        nn.GELU(),
+    ]
 
 
 class GaussianPredictor(nn.Module):
@@ -319,7 +406,11 @@ class GaussianPredictor(nn.Module):
 
     def __init__(self, dimension: int, hidden: int, deviation: float, batch_norm: bool = False):
         super().__init__()
-        self.mlp = nn.Sequential(*_gelu_layer(dimension, hidden, batch_norm), nn.Linear(hidden, hidden)) if hidden else None
+        self.mlp = (
+            nn.Sequential(*_gelu_layer(dimension, hidden, batch_norm), nn.Linear(hidden, hidden))
+            if hidden
+            else None
+        )
         self.mean = nn.Linear(hidden or dimension, dimension, bias=False)
         self.log_sigma = nn.Linear(hidden or dimension, dimension)
         nn.init.zeros_(self.log_sigma.weight)
@@ -349,7 +440,11 @@ def update_average(target: nn.Module, online: nn.Module, momentum: float) -> Non
 @contextmanager
 def keep_running_statistics(network: nn.Module):
     """Let batch norm use the statistics of its batches, in training mode, without adding them to its running ones."""
-    tracking = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats]
+    tracking = [
+        module
+        for module in network.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
+    ]
     for module in tracking:
         module.track_running_stats = False
     try:
@@ -404,7 +499,11 @@ class SynchronisedBatchNorm(nn.modules.batchnorm._BatchNorm):
                 self.running_mean.lerp_(mean, self.momentum)
                 self.running_var.lerp_(variance * count / (count - 1), self.momentum)
         normalised = centred * (variance + self.eps).rsqrt().view(shape)
-        return (normalised * self.weight.view(shape) + self.bias.view(shape) if self.affine else normalised).to(input.dtype)
+        return (
+            normalised * self.weight.view(shape) + self.bias.view(shape)
+            if self.affine
+            else normalised
+        ).to(input.dtype)
 
 
 def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Module:
@@ -413,7 +512,9 @@ def synchronise_batch_norm(network: nn.Module, device: torch.device) -> nn.Modul
         return nn.SyncBatchNorm.convert_sync_batchnorm(network)
     for name, child in network.named_children():
         if isinstance(child, nn.modules.batchnorm._BatchNorm):
-            replacement = SynchronisedBatchNorm(child.num_features, child.eps, child.momentum, child.affine).train(child.training)
+            replacement = SynchronisedBatchNorm(
+                child.num_features, child.eps, child.momentum, child.affine
+            ).train(child.training)
             replacement.load_state_dict(child.state_dict())
             setattr(network, name, replacement)
         else:

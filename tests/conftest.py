@@ -2,15 +2,19 @@
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when numpy is loaded; several threads beside other work are many times slower than one
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # read when numpy is loaded; several threads beside other work are many times slower than one
 
 import matplotlib as mpl
 import numpy as np
 import pytest
 import torch
 
-from lib import artifacts, protocol, training
-from lib import settings as resolution
+from lib.evaluation import measure as protocol
+from lib.runs import settings as resolution
+from lib.runs import store as artifacts
+from lib.training import loop as training
 
 RESULTS = artifacts.RESULTS
 torch.set_num_threads(1)
@@ -26,7 +30,9 @@ def isolated(request, monkeypatch):
     """Fixed seeds, no style left over for the next test, and a results folder of the test's own unless a fixture of its module has set one."""
     torch.manual_seed(0)
     np.random.seed(0)
-    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)  # which torch.compile turns off for all that follows
+    monkeypatch.setattr(
+        torch.distributions.Distribution, "_validate_args", True
+    )  # which torch.compile turns off for all that follows
     if artifacts.RESULTS == RESULTS:
         monkeypatch.setattr(artifacts, "RESULTS", request.getfixturevalue("tmp_path") / "results")
     with mpl.rc_context():
@@ -39,7 +45,13 @@ def distance():
 
     def between(first, second):
         assert first.keys() == second.keys()
-        return sum((first[name].double() - second[name].double()).square().sum().item() for name in first) ** 0.5
+        return (
+            sum(
+                (first[name].double() - second[name].double()).square().sum().item()
+                for name in first
+            )
+            ** 0.5
+        )
 
     return between
 
@@ -66,9 +78,15 @@ def shared_results(tmp_path_factory):
 def tiny():
     """Settings of a network that learns within a second."""
     return {
-        "width": 2, "dimension": 8, "predictor_hidden": 4, "image_size": 9, "batch_size": 64, "train_images": 256, "precision": "float32",
+        "width": 2,
+        "dimension": 8,
+        "predictor_hidden": 4,
+        "image_size": 9,
+        "batch_size": 64,
+        "train_images": 256,
+        "precision": "float32",
         "condition_images": 40,
-    }  # fmt: skip
+    }
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +106,10 @@ def frame(run):
 @pytest.fixture(scope="module")
 def vae_run(shared_results, tiny):
     """A trained SimVAE."""
-    settings = resolution.resolve("simvae", "smoke", **(tiny | {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}))
+    settings = resolution.resolve(
+        "simvae",
+        "smoke",
+        **(tiny | {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}),
+    )
     training.train(settings)
     return protocol.Run(settings)

@@ -16,14 +16,29 @@ import pandas as pd
 import psutil
 from PIL import Image
 
-from lib import artifacts, forkserver, reproduction
+from lib.pipeline import forkserver
+from lib.pipeline import jobs as reproduction
+from lib.runs import store as artifacts
 
 # One job more than there are cores: each waits for its kernel to start and to end.
-COMMAND = [sys.executable, "-m", "lib.reproduction", "--profile", "smoke", "--jobs", str((os.cpu_count() or 1) + 1)]
+COMMAND = [
+    sys.executable,
+    "-m",
+    "lib.pipeline.jobs",
+    "--profile",
+    "smoke",
+    "--jobs",
+    str((os.cpu_count() or 1) + 1),
+]
 
 
 def environment(results: Path, **more: str) -> dict[str, str]:
-    return os.environ | reproduction.thread_limits(reproduction.THREADS) | {"RESULTS_DIR": str(results)} | more
+    return (
+        os.environ
+        | reproduction.thread_limits(reproduction.THREADS)
+        | {"RESULTS_DIR": str(results)}
+        | more
+    )
 
 
 def family(process: int) -> list[psutil.Process]:
@@ -46,7 +61,9 @@ def kill_all(process: subprocess.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
-    while any(map(is_alive, halted)):  # on a busy machine a signal takes effect some time after it is sent
+    while any(
+        map(is_alive, halted)
+    ):  # on a busy machine a signal takes effect some time after it is sent
         time.sleep(0.01)
 
 
@@ -56,7 +73,9 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def reproduce_with_kills(results: Path, moments: list[float], whole_family: list[bool], arguments=()) -> dict:
+def reproduce_with_kills(
+    results: Path, moments: list[float], whole_family: list[bool], arguments=()
+) -> dict:
     """Call make reproduce (smoke) again and again; end call k by SIGKILL after moments[k] seconds, and let the call after the last one finish.
 
     The seconds of the last kill are counted from when a run is finished, however slow the machine, so that there is one to be left alone.
@@ -68,7 +87,11 @@ def reproduce_with_kills(results: Path, moments: list[float], whole_family: list
     broken, rewritten, kills, finished = [], [], 0, {}
     for number, (moment, everything) in enumerate(zip(moments, whole_family, strict=True), start=1):
         process = subprocess.Popen(
-            [*COMMAND, *arguments], cwd=artifacts.ROOT, env=environment(results), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [*COMMAND, *arguments],
+            cwd=artifacts.ROOT,
+            env=environment(results),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
         while number == len(moments) and process.poll() is None and not finished_runs(results):
             time.sleep(0.2)
@@ -86,14 +109,31 @@ def reproduce_with_kills(results: Path, moments: list[float], whole_family: list
         rewritten += [path for path, state in finished.items() if now.get(path) != state]
         finished |= now
     early = kills < len(moments)
-    done = subprocess.run([*COMMAND, *arguments], cwd=artifacts.ROOT, env=environment(results), capture_output=True, text=True)
+    done = subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=artifacts.ROOT,
+        env=environment(results),
+        capture_output=True,
+        text=True,
+    )
     now = finished_runs(results)
     rewritten += [path for path, state in finished.items() if now.get(path) != state]
-    return {"kills": kills, "done": done, "broken": broken, "rewritten": rewritten, "early": early, "finished_before": len(finished)}
+    return {
+        "kills": kills,
+        "done": done,
+        "broken": broken,
+        "rewritten": rewritten,
+        "early": early,
+        "finished_before": len(finished),
+    }
 
 
-def random_moments(generator: random.Random, count: int, longest: float) -> tuple[list[float], list[bool]]:
-    return [generator.uniform(0.5, longest) for _ in range(count)], [generator.random() < 0.5 for _ in range(count)]
+def random_moments(
+    generator: random.Random, count: int, longest: float
+) -> tuple[list[float], list[bool]]:
+    return [generator.uniform(0.5, longest) for _ in range(count)], [
+        generator.random() < 0.5 for _ in range(count)
+    ]
 
 
 def finished_runs(results: Path) -> dict[Path, tuple[int, int]]:
@@ -108,7 +148,9 @@ def not_whole(results: Path) -> list[str]:
     for path in results.rglob("*"):
         if path.is_dir() or any(part.startswith(".") for part in path.relative_to(results).parts):
             continue
-        with contextlib.suppress(FileNotFoundError):  # a job that is being stopped may still clear up
+        with contextlib.suppress(
+            FileNotFoundError
+        ):  # a job that is being stopped may still clear up
             try:
                 _read_whole(path)
             except FileNotFoundError:
@@ -134,21 +176,33 @@ def _read_whole(path: Path) -> None:
             picture.load()
     else:
         endings = {".pdf": b"%%EOF\n", ".svg": b"</svg>\n", ".html": b"</html>", ".md": b"\n"}
-        assert path.read_bytes().endswith(endings[path.suffix]) or path.read_bytes().rstrip().endswith(endings[path.suffix].rstrip()), "cut short"
+        assert path.read_bytes().endswith(
+            endings[path.suffix]
+        ) or path.read_bytes().rstrip().endswith(endings[path.suffix].rstrip()), "cut short"
 
 
 def different_results(first: Path, second: Path) -> list[str]:
     """Metrics, scores and trained weights that are not the same, to the last digit, in two results folders."""
     kinds = ("*/metrics/*.csv", "*/scores/*.npz", "*/runs/*/model.safetensors")
-    names = [{path.relative_to(folder) for kind in kinds for path in folder.glob(kind)} for folder in (first, second)]
+    names = [
+        {path.relative_to(folder) for kind in kinds for path in folder.glob(kind)}
+        for folder in (first, second)
+    ]
     assert names[0] and names[1], "one of the two has no results"
     lacking = [f"{name} is in one alone" for name in sorted(names[0] ^ names[1])]
-    return lacking + [f"{name} differs" for name in sorted(names[0] & names[1]) if _content(first / name) != _content(second / name)]
+    return lacking + [
+        f"{name} differs"
+        for name in sorted(names[0] & names[1])
+        if _content(first / name) != _content(second / name)
+    ]
 
 
 def _content(path: Path):
     if path.suffix == ".npz":
-        return {name: (array.dtype, array.shape, array.tobytes()) for name, array in artifacts.read_npz(path).items()}
+        return {
+            name: (array.dtype, array.shape, array.tobytes())
+            for name, array in artifacts.read_npz(path).items()
+        }
     if path.suffix == ".safetensors":
         tensors, info = artifacts.read_tensors(path)
         return info, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
@@ -161,21 +215,53 @@ def fork_server(environment: dict[str, str]):
     if not forkserver.is_possible():
         yield environment
         return
-    command = [sys.executable, "-m", "lib.forkserver", "serve", "sh", "-c", f'echo "${forkserver.SOCKET}"; cat']
-    with subprocess.Popen(command, cwd=artifacts.ROOT, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+    command = [
+        sys.executable,
+        "-m",
+        "lib.pipeline.forkserver",
+        "serve",
+        "sh",
+        "-c",
+        f'echo "${forkserver.SOCKET}"; cat',
+    ]
+    with subprocess.Popen(
+        command,
+        cwd=artifacts.ROOT,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as server:
         yield environment | {forkserver.SOCKET: server.stdout.readline().strip()}
         server.stdin.close()  # its command ends, and so does the server
 
 
 def not_shown(results: Path, names: list[str]) -> list[str]:
     """The notebooks that do not run with their defaults (train_missing=False) when weights and embeddings are gone, and what they said."""
-    away = [*results.glob("smoke/runs/*/model.safetensors"), *results.glob("smoke/runs/*/embeddings/*")]
+    away = [
+        *results.glob("smoke/runs/*/model.safetensors"),
+        *results.glob("smoke/runs/*/embeddings/*"),
+    ]
     for path in away:
         path.rename(path.with_name(path.name + ".away"))
 
     def show(name: str) -> str:
-        words = ["lib.reproduction:main", "--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
-        done = subprocess.run([sys.executable, "-m", "lib.forkserver", "run", *words], cwd=artifacts.ROOT, env=asking, capture_output=True, text=True)
+        words = [
+            "lib.pipeline.jobs:main",
+            "--notebook",
+            name,
+            "--profile",
+            "smoke",
+            "--params",
+            "train_missing=False",
+        ]
+        done = subprocess.run(
+            [sys.executable, "-m", "lib.pipeline.forkserver", "run", *words],
+            cwd=artifacts.ROOT,
+            env=asking,
+            capture_output=True,
+            text=True,
+        )
         return f"{name}: {done.stdout}{done.stderr}" if done.returncode else ""
 
     try:
@@ -194,10 +280,15 @@ def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psu
         for asker in members:
             with contextlib.suppress(psutil.Error, OSError, ValueError):
                 words = asker.cmdline()
-                if any("ipykernel" in word for word in words) and any(file.path.endswith(f"/{job}.lock") for file in asker.parent().open_files()):
+                if any("ipykernel" in word for word in words) and any(
+                    file.path.endswith(f"/{job}.lock") for file in asker.parent().open_files()
+                ):
                     folder = str(Path(words[words.index("-f") + 1]).parent)
                     for member in members:
-                        if any(connection.laddr.startswith(folder) for connection in member.net_connections("unix")):
+                        if any(
+                            connection.laddr.startswith(folder)
+                            for connection in member.net_connections("unix")
+                        ):
                             time.sleep(2)
                             return member
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""lib.artifacts: atomic writes, round trips, and errors that name the file."""
+"""lib.runs.store: atomic writes, round trips, and errors that name the file."""
 
 import json
 import os
@@ -11,8 +11,9 @@ import pytest
 import torch
 from scipy import stats
 
-from lib import artifacts, uncertainty
-from lib.artifacts import (
+from lib.evaluation import uncertainty
+from lib.runs import store as artifacts
+from lib.runs.store import (
     METRIC_COLUMNS,
     read_json,
     read_metrics,
@@ -26,9 +27,25 @@ from lib.artifacts import (
     write_text,
 )
 
-ROW = {"method": "simsiam", "trained_on": "digits", "variant": "e1", "evaluated_on": "digits", "condition": "clean", "classifier": "knn",
-       "score": "", "metric": "accuracy", "value": 0.5, "ci_low": 0.4, "ci_high": 0.6, "n": 100, "seed": 0, "profile": "smoke",
-       "notebook": "20", "run_hash": "0012", "commit": "1e5"}  # fmt: skip
+ROW = {
+    "method": "simsiam",
+    "trained_on": "digits",
+    "variant": "e1",
+    "evaluated_on": "digits",
+    "condition": "clean",
+    "classifier": "knn",
+    "score": "",
+    "metric": "accuracy",
+    "value": 0.5,
+    "ci_low": 0.4,
+    "ci_high": 0.6,
+    "n": 100,
+    "seed": 0,
+    "profile": "smoke",
+    "notebook": "20",
+    "run_hash": "0012",
+    "commit": "1e5",
+}
 
 
 # ---------------------------------------------------------------------------------------------------------------- atomic writes
@@ -44,7 +61,9 @@ every_writer = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 @every_writer
 @pytest.mark.parametrize("broken", ["fsync", "replace"])
-def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch, write, broken):
+def test_a_crash_while_writing_leaves_the_old_file_and_nothing_else(
+    tmp_path, monkeypatch, write, broken
+):
     path = tmp_path / "file.dat"
     path.write_text("old")
 
@@ -70,7 +89,9 @@ def test_what_is_half_written_is_never_seen(tmp_path):
     path = tmp_path / "file.txt"
     with artifacts.atomic_path(path) as temporary:
         temporary.write_text("half")
-        assert not path.exists() and temporary.name == path.name and not list(tmp_path.glob("*.txt"))
+        assert (
+            not path.exists() and temporary.name == path.name and not list(tmp_path.glob("*.txt"))
+        )
     assert path.read_text() == "half" and os.listdir(tmp_path) == ["file.txt"]
 
 
@@ -78,7 +99,9 @@ def test_readers_do_not_find_what_a_killed_writer_left(monkeypatch):
     """A metrics table cut short beside the whole one: the pattern of the reader must not match it."""
     write_metrics("smoke", "10_pretraining", "run", [dict(ROW, metric="a")])
     monkeypatch.setattr(artifacts.shutil, "rmtree", lambda *_, **__: None)
-    monkeypatch.setattr(artifacts.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(
+        artifacts.os, "replace", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt)
+    )
     with pytest.raises(KeyboardInterrupt):
         write_metrics("smoke", "10_pretraining", "other", [dict(ROW, metric="b")])
     left = list(artifacts.results_dir("smoke").rglob("10_pretraining--other.csv"))
@@ -92,7 +115,9 @@ def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
         folder.mkdir(parents=True)
         (folder / "half.csv").touch()
     os.utime(old, (0, 0))
-    os.utime(new, (time.time() - 86_400,) * 2)  # a long training's page, whose folder was made a day ago
+    os.utime(
+        new, (time.time() - 86_400,) * 2
+    )  # a long training's page, whose folder was made a day ago
     artifacts.remove_unfinished(tmp_path)
     assert not old.exists() and (new / "half.csv").exists()
 
@@ -135,27 +160,49 @@ def test_json_without_nan(tmp_path):
 def test_round_trips(tmp_path):
     content = {"κ": [1, 2.5, None, "ä"], "nested": {"a": True}}
     write_json(tmp_path / "a.json", content)
-    assert read_json(tmp_path / "a.json") == content and "κ" in (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert read_json(tmp_path / "a.json") == content and "κ" in (tmp_path / "a.json").read_text(
+        encoding="utf-8"
+    )
 
-    arrays = {"x": np.arange(6, dtype=np.float16).reshape(2, 3), "names": np.array(["a", "bc"]), "flag": np.array([True])}
-    arrays |= {"many": np.arange(11) % 3 == 0, "none": np.empty(0, np.int16), "a:b": np.linspace(-1, 1, 7, dtype=np.float32)[::2]}
+    arrays = {
+        "x": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "names": np.array(["a", "bc"]),
+        "flag": np.array([True]),
+    }
+    arrays |= {
+        "many": np.arange(11) % 3 == 0,
+        "none": np.empty(0, np.int16),
+        "a:b": np.linspace(-1, 1, 7, dtype=np.float32)[::2],
+    }
     for compact in (False, True):
         write_npz(tmp_path / "a.npz", compact=compact, **arrays)
         stored = read_npz(tmp_path / "a.npz")
         assert set(stored) == set(arrays)
-        assert all(np.array_equal(stored[name], arrays[name]) and stored[name].dtype == arrays[name].dtype for name in arrays)
+        assert all(
+            np.array_equal(stored[name], arrays[name]) and stored[name].dtype == arrays[name].dtype
+            for name in arrays
+        )
 
-    transposed = torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    transposed = (
+        torch.randn(2, 3, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    )
     tensors = {"a": transposed, "b": torch.tensor(3), "c": torch.ones(2, dtype=torch.bfloat16)}
     write_tensors(tmp_path / "a.safetensors", tensors, {"step": 3, "log": [{"loss": 0.1}]})
     stored, info = read_tensors(tmp_path / "a.safetensors")
     assert info == {"step": 3, "log": [{"loss": 0.1}]}
-    assert all(torch.equal(stored[name], tensors[name]) and stored[name].dtype == tensors[name].dtype for name in tensors)
+    assert all(
+        torch.equal(stored[name], tensors[name]) and stored[name].dtype == tensors[name].dtype
+        for name in tensors
+    )
 
     frame = pd.DataFrame({"a": [1 / 3, 1e-12, np.nan], "b": ["x, y", 'q"', ""]})
     write_csv(tmp_path / "a.csv", frame)
     assert (tmp_path / "a.csv").read_text().startswith("a,b\n0.3333333333,")
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "a.csv", keep_default_na=False, na_values={"a": [""]}), frame, rtol=1e-9)
+    pd.testing.assert_frame_equal(
+        pd.read_csv(tmp_path / "a.csv", keep_default_na=False, na_values={"a": [""]}),
+        frame,
+        rtol=1e-9,
+    )
 
 
 def test_equal_content_makes_equal_bytes(tmp_path):
@@ -173,7 +220,11 @@ def test_equal_content_makes_equal_bytes(tmp_path):
         ("a.json", read_json, lambda path: write_json(path, list(range(50)))),
         ("a.npz", read_npz, lambda path: write_npz(path, x=np.arange(99))),
         ("b.npz", read_npz, lambda path: write_npz(path, compact=True, x=np.arange(99))),
-        ("a.safetensors", read_tensors, lambda path: write_tensors(path, {"x": torch.ones(99)}, {})),
+        (
+            "a.safetensors",
+            read_tensors,
+            lambda path: write_tensors(path, {"x": torch.ones(99)}, {}),
+        ),
     ],
 )
 def test_reading_errors_name_the_file(tmp_path, name, read, write):
@@ -182,7 +233,12 @@ def test_reading_errors_name_the_file(tmp_path, name, read, write):
         read(path)
     write(path)
     whole = path.read_bytes()
-    for content in (b"", whole[: len(whole) // 2], whole[:-1] if name != "a.json" else whole[:-3], b"\xff\xfe\x00 nonsense"):
+    for content in (
+        b"",
+        whole[: len(whole) // 2],
+        whole[:-1] if name != "a.json" else whole[:-3],
+        b"\xff\xfe\x00 nonsense",
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"{name} is .*delete it and"):
             read(path)
@@ -199,13 +255,31 @@ def test_metrics_round_trip():
     rows = [ROW, ROW | {"metric": "nll", "value": 1 / 3, "classifier": ""}]
     write_metrics("smoke", "20", "run-a", rows)
     write_metrics("smoke", "20", "run-b", [ROW | {"seed": 1}])
-    few = write_metrics("smoke", "30", "run-a", [{name: ROW[name] for name in ("metric", "value")}], method="m")
-    assert list(few) == METRIC_COLUMNS and few.method.tolist() == ["m"] and few.classifier.tolist() == [""] and np.isnan(few.seed[0])
+    few = write_metrics(
+        "smoke", "30", "run-a", [{name: ROW[name] for name in ("metric", "value")}], method="m"
+    )
+    assert (
+        list(few) == METRIC_COLUMNS
+        and few.method.tolist() == ["m"]
+        and few.classifier.tolist() == [""]
+        and np.isnan(few.seed[0])
+    )
     frame = read_metrics("smoke", "20", "run-a")
     assert list(frame) == METRIC_COLUMNS and frame.value.tolist() == [0.5, 0.33333]
-    assert frame.run_hash.tolist() == ["0012"] * 2 and frame.commit.tolist() == ["1e5"] * 2 and frame.classifier.tolist() == ["knn", ""]
-    assert len(read_metrics("smoke")) == 4 and len(read_metrics("smoke", "20")) == 3 and len(read_metrics("smoke", run="run-a")) == 3
-    assert artifacts.metrics_path("smoke", "20", "run-a") == artifacts.RESULTS / "smoke" / "metrics" / "20--run-a.csv"
+    assert (
+        frame.run_hash.tolist() == ["0012"] * 2
+        and frame.commit.tolist() == ["1e5"] * 2
+        and frame.classifier.tolist() == ["knn", ""]
+    )
+    assert (
+        len(read_metrics("smoke")) == 4
+        and len(read_metrics("smoke", "20")) == 3
+        and len(read_metrics("smoke", run="run-a")) == 3
+    )
+    assert (
+        artifacts.metrics_path("smoke", "20", "run-a")
+        == artifacts.RESULTS / "smoke" / "metrics" / "20--run-a.csv"
+    )
     assert list(read_metrics("quick")) == METRIC_COLUMNS and read_metrics("quick").empty
 
 
@@ -236,29 +310,50 @@ def test_scores_round_trip():
 def test_a_score_is_stored_in_so_few_bits_that_its_order_does_not_suffer():
     spread = np.random.default_rng(0).lognormal(size=3000).astype(np.float32)
     some = np.where(spread > 1, spread, np.float32("nan"))
-    scores = {"spread": spread, "crowded": -1 / (0.01 + spread**-4), "narrow": 1 + spread / 1e4, "with NaN": some}
+    scores = {
+        "spread": spread,
+        "crowded": -1 / (0.01 + spread**-4),
+        "narrow": 1 + spread / 1e4,
+        "with NaN": some,
+    }
     scores |= {"double": spread.astype(np.float64), "linear_max_softmax": 1 / (1 + spread)}
     artifacts.write_scores("smoke", "run", "digits", scores)
     read = artifacts.read_scores("smoke", "run", "digits")
     assert all(read[name].dtype == scores[name].dtype for name in scores)
     for name in ("spread", "crowded"):
-        assert 2**-14 < np.abs(read[name] / scores[name] - 1).max() and np.mean(read[name][::2] == read[name][1::2]) < 4e-3, name
+        assert (
+            2**-14 < np.abs(read[name] / scores[name] - 1).max()
+            and np.mean(read[name][::2] == read[name][1::2]) < 4e-3
+        ), name
         right = np.random.default_rng(1).random(3000) < stats.rankdata(scores[name]) / 3000
         for measure in (uncertainty.auroc, uncertainty.aurc):
-            assert measure(read[name], right) == pytest.approx(measure(scores[name], right), abs=5e-5)
+            assert measure(read[name], right) == pytest.approx(
+                measure(scores[name], right), abs=5e-5
+            )
     assert not (read["spread"].view(np.uint32) & 0x3FF).any(), "bits that say nothing are zero"
     assert np.abs(read["linear_max_softmax"] / scores["linear_max_softmax"] - 1).max() <= 2**-16
-    assert all(np.array_equal(read[name], scores[name], equal_nan=True) for name in ("narrow", "with NaN", "double"))
+    assert all(
+        np.array_equal(read[name], scores[name], equal_nan=True)
+        for name in ("narrow", "with NaN", "double")
+    )
 
 
-@pytest.mark.parametrize("index", [np.arange(300), np.arange(300)[::-1], np.arange(1, 301)], ids=["counts", "backwards", "from 1"])
+@pytest.mark.parametrize(
+    "index",
+    [np.arange(300), np.arange(300)[::-1], np.arange(1, 301)],
+    ids=["counts", "backwards", "from 1"],
+)
 def test_an_index_that_counts_is_stored_empty_and_read_in_full(index):
     """Half of a file with what is right of each image would be its index."""
     arrays = {"index": index.astype(np.int32), "correct": index % 7 == 0}
     artifacts.write_scores("smoke", "run", "digits", arrays)
     read = artifacts.read_scores("smoke", "run", "digits")
-    assert read["index"].dtype == np.int32 and all(np.array_equal(read[name], arrays[name]) for name in arrays)
-    assert (len(read_npz(artifacts.scores_path("smoke", "run", "digits"))["index"]) == 0) == (index[0] == 0 and index[1] == 1)
+    assert read["index"].dtype == np.int32 and all(
+        np.array_equal(read[name], arrays[name]) for name in arrays
+    )
+    assert (len(read_npz(artifacts.scores_path("smoke", "run", "digits"))["index"]) == 0) == (
+        index[0] == 0 and index[1] == 1
+    )
 
 
 def test_an_array_that_repeats_another_is_stored_as_its_name_and_read_in_full():
@@ -266,12 +361,24 @@ def test_an_array_that_repeats_another_is_stored_as_its_name_and_read_in_full():
     norm = np.random.default_rng(0).gamma(4.0, size=300).astype(np.float32)
     apart = norm + np.float32(1e-3)
     rounded = np.nextafter(-norm, np.float32(0))
-    scores = {"feature_norm": norm, "uncertainty": rounded, "again": norm, "apart": apart, "double": norm.astype(np.float64), "right": norm > 4}
+    scores = {
+        "feature_norm": norm,
+        "uncertainty": rounded,
+        "again": norm,
+        "apart": apart,
+        "double": norm.astype(np.float64),
+        "right": norm > 4,
+    }
     artifacts.write_scores("smoke", "run", "digits", scores)
     stored = read_npz(artifacts.scores_path("smoke", "run", "digits"))
-    assert {name: values.item() for name, values in stored.items() if values.ndim == 0} == {"uncertainty": "-feature_norm", "again": "feature_norm"}
+    assert {name: values.item() for name, values in stored.items() if values.ndim == 0} == {
+        "uncertainty": "-feature_norm",
+        "again": "feature_norm",
+    }
     read = artifacts.read_scores("smoke", "run", "digits")
-    assert list(read) == list(scores) and all(read[name].dtype == scores[name].dtype for name in scores)
+    assert list(read) == list(scores) and all(
+        read[name].dtype == scores[name].dtype for name in scores
+    )
     assert all(np.allclose(read[name], scores[name], rtol=2**-8, atol=0) for name in scores)
 
 
@@ -279,24 +386,41 @@ def test_which_predictions_are_right_is_stored_in_words_and_read_in_full():
     """Two arrays of a file follow from others; one that does not is kept."""
     draw = np.random.default_rng(0).integers
     label, linear, knn = (draw(3, size=300, dtype=np.int16) for _ in range(3))
-    scores = {"linear_correct": linear == label, "linear_prediction": linear, "knn_prediction": knn, "label": label}
+    scores = {
+        "linear_correct": linear == label,
+        "linear_prediction": linear,
+        "knn_prediction": knn,
+        "label": label,
+    }
     scores |= {"knn_correct": knn != label, "mlp_correct": knn == label}
     artifacts.write_scores("smoke", "run", "digits", scores)
     stored = read_npz(artifacts.scores_path("smoke", "run", "digits"))
     said = {name: values.item() for name, values in stored.items() if values.ndim == 0}
     assert said == {"linear_correct": "linear_prediction == label", "label": artifacts.LABELS}
     read = artifacts.read_scores("smoke", "run", "digits", ("linear_correct",))
-    assert list(read) == list(scores) and all(read[name].dtype == scores[name].dtype for name in scores)
+    assert list(read) == list(scores) and all(
+        read[name].dtype == scores[name].dtype for name in scores
+    )
     assert all(np.array_equal(read[name], scores[name]) for name in scores)
 
 
 def test_the_labels_of_a_set_stand_once_and_others_under_its_name_are_kept():
     """A fifth of a file with what is right of each image would be its labels."""
     labels = np.arange(300, dtype=np.int16) % 7
-    given = {"first": labels, "same": labels, "others": labels[::-1], "wider": labels.astype(np.int64), "fewer": labels[:200]}
+    given = {
+        "first": labels,
+        "same": labels,
+        "others": labels[::-1],
+        "wider": labels.astype(np.int64),
+        "fewer": labels[:200],
+    }
     for run, label in given.items():
-        artifacts.write_scores("smoke", run, "digits", {"label": label, "feature_norm": np.ones(len(label))})
-    stored = {run: read_npz(artifacts.scores_path("smoke", run, "digits"))["label"].ndim for run in given}
+        artifacts.write_scores(
+            "smoke", run, "digits", {"label": label, "feature_norm": np.ones(len(label))}
+        )
+    stored = {
+        run: read_npz(artifacts.scores_path("smoke", run, "digits"))["label"].ndim for run in given
+    }
     assert stored == {"first": 0, "same": 0, "others": 1, "wider": 1, "fewer": 1}
     for run, label in given.items():
         read = artifacts.read_scores("smoke", run, "digits", ("label",))["label"]
@@ -311,9 +435,17 @@ def _classified(images: int = 300) -> dict[str, np.ndarray]:
     """Scores of a random classifier that is right of about half of the images."""
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.full(3, 0.3), size=images).astype(np.float32)
-    label = np.array([rng.choice(3, p=row / row.sum()) for row in probabilities.astype(float)], np.int16)
-    scores = {"label": label, "linear_prediction": probabilities.argmax(1).astype(np.int16), "linear_max_softmax": probabilities.max(1)}
-    return scores | {"linear_nll": -np.log(probabilities[np.arange(images), label]).astype(np.float16)}
+    label = np.array(
+        [rng.choice(3, p=row / row.sum()) for row in probabilities.astype(float)], np.int16
+    )
+    scores = {
+        "label": label,
+        "linear_prediction": probabilities.argmax(1).astype(np.int16),
+        "linear_max_softmax": probabilities.max(1),
+    }
+    return scores | {
+        "linear_nll": -np.log(probabilities[np.arange(images), label]).astype(np.float16)
+    }
 
 
 def test_an_nll_is_stored_where_the_prediction_is_wrong_and_read_in_full():
@@ -322,11 +454,18 @@ def test_an_nll_is_stored_where_the_prediction_is_wrong_and_read_in_full():
     scores |= {"knn_nll": 2 * scores["linear_nll"], "knn_prediction": scores["linear_prediction"]}
     scores |= {"knn_max_softmax": scores["linear_max_softmax"].copy()}  # stored as the other's name
     artifacts.write_scores("smoke", "run", "digits", scores)
-    stored, wrong = read_npz(artifacts.scores_path("smoke", "run", "digits")), scores["linear_prediction"] != scores["label"]
-    assert np.array_equal(stored["linear_nll"], scores["linear_nll"][wrong]) and 50 < wrong.sum() < 250
+    stored, wrong = (
+        read_npz(artifacts.scores_path("smoke", "run", "digits")),
+        scores["linear_prediction"] != scores["label"],
+    )
+    assert (
+        np.array_equal(stored["linear_nll"], scores["linear_nll"][wrong]) and 50 < wrong.sum() < 250
+    )
     assert np.array_equal(stored["knn_nll"], scores["knn_nll"])
     read = artifacts.read_scores("smoke", "run", "digits")
-    assert list(read) == list(scores) and all(read[name].dtype == scores[name].dtype for name in scores)
+    assert list(read) == list(scores) and all(
+        read[name].dtype == scores[name].dtype for name in scores
+    )
     assert np.array_equal(read["linear_nll"][wrong], scores["linear_nll"][wrong])
     assert np.allclose(read["linear_nll"], scores["linear_nll"], rtol=1e-3, atol=2e-5)
 
@@ -335,7 +474,9 @@ def test_an_nll_is_stored_where_the_prediction_is_wrong_and_read_in_full():
 def test_a_short_nll_without_its_source_is_named(missing):
     artifacts.write_scores("smoke", "run", "digits", _classified())
     path = artifacts.scores_path("smoke", "run", "digits")
-    artifacts.write_npz(path, **{name: values for name, values in read_npz(path).items() if name != missing})
+    artifacts.write_npz(
+        path, **{name: values for name, values in read_npz(path).items() if name != missing}
+    )
     with pytest.raises(ValueError, match=f"run--digits.npz lacks .'{missing}'"):
         artifacts.read_scores("smoke", "run", "digits")
 
@@ -344,8 +485,13 @@ def test_a_short_nll_without_its_source_is_named(missing):
 def test_an_array_whose_source_is_missing_is_named(missing):
     path = artifacts.scores_path("smoke", "run", "digits")
     arrays = {"feature_norm": np.ones(2), "linear_prediction": np.ones(2), "label": np.ones(2)}
-    said = {"uncertainty": np.array("-feature_norm"), "linear_correct": np.array("linear_prediction == label")}
-    artifacts.write_npz(path, **{name: values for name, values in arrays.items() if name != missing}, **said)
+    said = {
+        "uncertainty": np.array("-feature_norm"),
+        "linear_correct": np.array("linear_prediction == label"),
+    }
+    artifacts.write_npz(
+        path, **{name: values for name, values in arrays.items() if name != missing}, **said
+    )
     with pytest.raises(ValueError, match=f"run--digits.npz lacks .'{missing}'"):
         artifacts.read_scores("smoke", "run", "digits")
 
@@ -355,12 +501,25 @@ def test_provenance():
     said = artifacts.provenance()
     assert set(said) == {"commit", "python", "versions", "hardware"}
     assert said["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    assert set(said["versions"]) == {"torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib"}
-    assert set(said["hardware"]) == {"processor", "cores", "accelerator"} and said["commit"] == artifacts.commit()
+    assert set(said["versions"]) == {
+        "torch",
+        "torchvision",
+        "numpy",
+        "scipy",
+        "pandas",
+        "scikit-learn",
+        "matplotlib",
+    }
+    assert (
+        set(said["hardware"]) == {"processor", "cores", "accelerator"}
+        and said["commit"] == artifacts.commit()
+    )
     json.dumps(said, allow_nan=False)
 
 
-def test_commit_is_the_last_of_the_code_and_says_when_the_code_differs_from_it(monkeypatch, tmp_path):
+def test_commit_is_the_last_of_the_code_and_says_when_the_code_differs_from_it(
+    monkeypatch, tmp_path
+):
     def git(*words):
         named = ["git", "-C", tmp_path, "-c", "user.name=n", "-c", "user.email=e"]
         return subprocess.run([*named, *words], check=True, capture_output=True, text=True).stdout
@@ -392,4 +551,9 @@ def test_git_need_not_be_there(monkeypatch, tmp_path):
 def test_sha256(tmp_path):
     known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "a").write_text("abc")
-    assert artifacts.sha256("abc") == artifacts.sha256(b"abc") == artifacts.sha256(tmp_path / "a") == known
+    assert (
+        artifacts.sha256("abc")
+        == artifacts.sha256(b"abc")
+        == artifacts.sha256(tmp_path / "a")
+        == known
+    )

@@ -17,8 +17,21 @@ import torch
 import torchvision
 from PIL import Image
 
-from lib import artifacts, augmentations, data, image_sets
-from lib.data import ImageSet, batches, data_table, generated, image_folder, label_subset, load, styled, train_validation_split
+from lib.data import sets as image_sets
+from lib.data import sources as data
+from lib.data import views as augmentations
+from lib.data.sources import (
+    ImageSet,
+    batches,
+    data_table,
+    generated,
+    image_folder,
+    label_subset,
+    load,
+    styled,
+    train_validation_split,
+)
+from lib.runs import store as artifacts
 
 RANDOM = np.random.default_rng(0)
 
@@ -38,7 +51,12 @@ def pixels(n=6, size=8, channels=3):
 
 def write_npz(path, n=6, **other):
     path.parent.mkdir(parents=True, exist_ok=True)
-    arrays = {"images": pixels(n), "labels": np.arange(n) % 2, "classes": np.array(["a", "b"]), **other}
+    arrays = {
+        "images": pixels(n),
+        "labels": np.arange(n) % 2,
+        "classes": np.array(["a", "b"]),
+        **other,
+    }
     np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
     return arrays
 
@@ -53,7 +71,9 @@ def write_idx(folder, split="train", n=6, packed=True):
     prefix = {"train": "train", "test": "t10k"}[split]
     images, labels = pixels(n, 28, 1)[..., 0], np.arange(n, dtype=np.uint8) % 10
     for kind, array in (("images-idx3", images), ("labels-idx1", labels)):
-        content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+        content = (
+            bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">i4").tobytes() + array.tobytes()
+        )
         if packed:
             (folder / f"{prefix}-{kind}-ubyte.gz").write_bytes(gzip.compress(content))
         else:
@@ -63,7 +83,12 @@ def write_idx(folder, split="train", n=6, packed=True):
 
 # ---------------------------------------------------------------------------------------------------------------- where sets are found
 def test_npz(tmp_path):
-    arrays = write_npz(tmp_path / "mine/train.npz", hue=np.arange(6), hue_names=np.array(list("uvwxyz")), scale=np.linspace(0, 1, 6))
+    arrays = write_npz(
+        tmp_path / "mine/train.npz",
+        hue=np.arange(6),
+        hue_names=np.array(list("uvwxyz")),
+        scale=np.linspace(0, 1, 6),
+    )
     found = load("mine", data_dir=tmp_path)
     np.testing.assert_array_equal(found.images, arrays["images"])
     np.testing.assert_array_equal(found.labels, arrays["labels"])
@@ -73,9 +98,18 @@ def test_npz(tmp_path):
 
 
 def test_npz_grey_and_without_classes(tmp_path):
-    write_npz(tmp_path / "mine/test.npz", images=pixels(channels=1)[..., 0], labels=np.array([0, 3, 1, 0, 0, 1], np.uint8), classes=None)
+    write_npz(
+        tmp_path / "mine/test.npz",
+        images=pixels(channels=1)[..., 0],
+        labels=np.array([0, 3, 1, 0, 0, 1], np.uint8),
+        classes=None,
+    )
     found = load("mine", "test", tmp_path)
-    assert found.images.shape == (6, 8, 8, 1) and found.classes == ["0", "1", "2", "3"] and found.labels.dtype == np.int64
+    assert (
+        found.images.shape == (6, 8, 8, 1)
+        and found.classes == ["0", "1", "2", "3"]
+        and found.labels.dtype == np.int64
+    )
 
 
 def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
@@ -85,19 +119,36 @@ def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
     monkeypatch.delenv("DATA_DIR")
     assert data.default_data_dir() == data.artifacts.ROOT / "data"
     monkeypatch.chdir(tmp_path)
-    assert load("mine", data_dir=Path(".")).source == load("mine", data_dir=tmp_path).source == "npz file DATA_DIR/mine/train.npz"
+    assert (
+        load("mine", data_dir=Path(".")).source
+        == load("mine", data_dir=tmp_path).source
+        == "npz file DATA_DIR/mine/train.npz"
+    )
 
 
 def test_image_folder_with_and_without_classes(tmp_path):
-    for file in ("pets/train/cat/1.jpg", "pets/train/cat/deep/2.PNG", "pets/train/ant/1.png", "flat/train/b.png", "flat/train/a.jpg"):
+    for file in (
+        "pets/train/cat/1.jpg",
+        "pets/train/cat/deep/2.PNG",
+        "pets/train/ant/1.png",
+        "flat/train/b.png",
+        "flat/train/a.jpg",
+    ):
         write_image(tmp_path / file)
     (tmp_path / "flat/train/notes.txt").write_text("not an image")
     classed, flat = load("pets", data_dir=tmp_path), load("flat", data_dir=tmp_path)
     assert classed.classes == ["ant", "cat"] and classed.labels.tolist() == [0, 1, 1]
-    assert flat.classes == ["unlabelled"] and flat.labels.tolist() == [0, 0] and flat.source == "image folder DATA_DIR/flat/train"
+    assert (
+        flat.classes == ["unlabelled"]
+        and flat.labels.tolist() == [0, 0]
+        and flat.source == "image folder DATA_DIR/flat/train"
+    )
     assert [file.name for file in flat.images.files] == ["a.jpg", "b.png"]
     write_image(tmp_path / "pets/train/lost.png")
-    with pytest.raises(ValueError, match=r"holds 1 image\(s\) beside its sub-folders \(lost.png\): move each into a class"):
+    with pytest.raises(
+        ValueError,
+        match=r"holds 1 image\(s\) beside its sub-folders \(lost.png\): move each into a class",
+    ):
         load("pets", data_dir=tmp_path)
 
 
@@ -110,7 +161,10 @@ def test_idx_files(tmp_path, packed):
     assert found.title == "mnist (6 images)" and found.source.startswith("torchvision layout")
     # torchvision itself reads the unpacked files alike.
     if not packed:
-        (tmp_path / "MNIST/raw/train-images-idx3-ubyte").touch(), (tmp_path / "MNIST/raw/train-labels-idx1-ubyte").touch()
+        (
+            (tmp_path / "MNIST/raw/train-images-idx3-ubyte").touch(),
+            (tmp_path / "MNIST/raw/train-labels-idx1-ubyte").touch(),
+        )
         oracle = torchvision.datasets.MNIST(tmp_path, train=False)
         np.testing.assert_array_equal(found.images[..., 0], oracle.data.numpy())
 
@@ -139,7 +193,9 @@ def torchvision_layouts(root: Path, monkeypatch):
     cifar = root / "cifar-10-batches-py"
     cifar.mkdir()
     for i in range(1, 6):
-        (cifar / f"data_batch_{i}").write_bytes(pickle.dumps({"data": np.full((1, 3072), i, np.uint8), "labels": [i % 2]}))
+        (cifar / f"data_batch_{i}").write_bytes(
+            pickle.dumps({"data": np.full((1, 3072), i, np.uint8), "labels": [i % 2]})
+        )
     (cifar / "batches.meta").write_bytes(pickle.dumps({"label_names": ["plane", "car"]}))
 
     stl = root / "stl10_binary"
@@ -155,9 +211,15 @@ def torchvision_layouts(root: Path, monkeypatch):
         write_image(celeba / f"img_align_celeba/{i}.jpg")
     (celeba / "list_eval_partition.txt").write_text("1.jpg 0\n2.jpg 0\n3.jpg 2\n")
     (celeba / "identity_CelebA.txt").write_text("1.jpg 11\n2.jpg 12\n3.jpg 13\n")
-    (celeba / "list_bbox_celeba.txt").write_text("3\nimage_id x y\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n")
-    (celeba / "list_landmarks_align_celeba.txt").write_text("3\nx y\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n")
-    (celeba / "list_attr_celeba.txt").write_text("3\nMale Smiling\n1.jpg 1 -1\n2.jpg -1 1\n3.jpg -1 1\n")
+    (celeba / "list_bbox_celeba.txt").write_text(
+        "3\nimage_id x y\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n"
+    )
+    (celeba / "list_landmarks_align_celeba.txt").write_text(
+        "3\nx y\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n"
+    )
+    (celeba / "list_attr_celeba.txt").write_text(
+        "3\nMale Smiling\n1.jpg 1 -1\n2.jpg -1 1\n3.jpg -1 1\n"
+    )
 
     for file in ("n03028079/a.JPEG", "n01440764/b.JPEG"):
         write_image(root / "imagenette2-320/train" / file.replace(".JPEG", ".jpeg"), (12, 9))
@@ -206,7 +268,9 @@ def torchvision_layouts(root: Path, monkeypatch):
     (cars / "devkit").mkdir()
     rows = np.array([("1.jpg", 2), ("2.jpg", 1)], dtype=[("fname", "O"), ("class", "O")])
     scipy.io.savemat(cars / "devkit/cars_train_annos.mat", {"annotations": rows})
-    scipy.io.savemat(cars / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "Fiat"], dtype=object)})
+    scipy.io.savemat(
+        cars / "devkit/cars_meta.mat", {"class_names": np.array(["Audi", "Fiat"], dtype=object)}
+    )
 
     return {
         "cifar10": ["car", "plane", "car", "plane", "car"],
@@ -232,48 +296,104 @@ def test_torchvision_layouts(tmp_path, monkeypatch):
         assert found.source.startswith("torchvision layout DATA_DIR/"), name
     # Which image has which label, where files were sorted.
     found = load("dtd", "train", tmp_path, image_size=8)
-    assert [file.parent.name for file in found.images.files] == ["dotted", "zigzag"] == [found.classes[label] for label in found.labels]
-    np.testing.assert_array_equal(load("cifar10", "train", tmp_path).images[:, 0, 0, 0], [1, 2, 3, 4, 5])
-    np.testing.assert_array_equal(load("flowers102", "train", tmp_path, image_size=8).labels, [4, 2])
-    assert load("imagenet", "test", tmp_path, image_size=8).source == "torchvision layout DATA_DIR/imagenet"
+    assert (
+        [file.parent.name for file in found.images.files]
+        == ["dotted", "zigzag"]
+        == [found.classes[label] for label in found.labels]
+    )
+    np.testing.assert_array_equal(
+        load("cifar10", "train", tmp_path).images[:, 0, 0, 0], [1, 2, 3, 4, 5]
+    )
+    np.testing.assert_array_equal(
+        load("flowers102", "train", tmp_path, image_size=8).labels, [4, 2]
+    )
+    assert (
+        load("imagenet", "test", tmp_path, image_size=8).source
+        == "torchvision layout DATA_DIR/imagenet"
+    )
     celeba = load("celeba", "train", tmp_path, image_size=8)
-    assert celeba.extra["Smiling"].tolist() == [0, 1] and celeba.extra["identity"].tolist() == [11, 12]
+    assert celeba.extra["Smiling"].tolist() == [0, 1] and celeba.extra["identity"].tolist() == [
+        11,
+        12,
+    ]
     unlabelled = load("stl10", "train+unlabeled", tmp_path)
     assert unlabelled.classes[unlabelled.labels[-1]] == "unlabelled" and len(unlabelled) == 3
     stored = np.fromfile(tmp_path / "stl10_binary/train_X.bin", np.uint8).reshape(2, 3, 96, 96)
-    assert load("stl10", "train", tmp_path).images[1, 5, 7, 2] == stored[1, 2, 7, 5]  # column-major on disk
-    train, test = load("sun397", "train", tmp_path, image_size=8), load("sun397", "test", tmp_path, image_size=8)
-    assert np.bincount(train.labels).tolist() == [8, 8] and np.bincount(test.labels).tolist() == [2, 2]
+    assert (
+        load("stl10", "train", tmp_path).images[1, 5, 7, 2] == stored[1, 2, 7, 5]
+    )  # column-major on disk
+    train, test = (
+        load("sun397", "train", tmp_path, image_size=8),
+        load("sun397", "test", tmp_path, image_size=8),
+    )
+    assert np.bincount(train.labels).tolist() == [8, 8] and np.bincount(test.labels).tolist() == [
+        2,
+        2,
+    ]
     assert not set(train.images.files) & set(test.images.files)
-    assert load("styled_dtd", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), "of sets without a size of their own too"
+    assert load("styled_dtd", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), (
+        "of sets without a size of their own too"
+    )
 
 
-@pytest.mark.parametrize("name, file, content", [("food101", "food-101/meta/train.json", b'{"pie": ["pi'), ("sun397", "SUN397/ClassName.txt", b""),
-                                                 ("cars", "stanford_cars/devkit/cars_train_annos.mat", b"MATLAB 5.0 MAT-file")])  # fmt: skip
+@pytest.mark.parametrize(
+    "name, file, content",
+    [
+        ("food101", "food-101/meta/train.json", b'{"pie": ["pi'),
+        ("sun397", "SUN397/ClassName.txt", b""),
+        ("cars", "stanford_cars/devkit/cars_train_annos.mat", b"MATLAB 5.0 MAT-file"),
+    ],
+)
 def test_damaged_annotations_are_said_to_be_so(name, file, content, tmp_path, monkeypatch):
     torchvision_layouts(tmp_path, monkeypatch)
     (tmp_path / file).write_bytes(content)
-    with pytest.raises(FileNotFoundError, match=f"{file.split('/')[0]} is incomplete or damaged: .+"):
+    with pytest.raises(
+        FileNotFoundError, match=f"{file.split('/')[0]} is incomplete or damaged: .+"
+    ):
         load(name, "train", tmp_path, image_size=8, download=False)
 
 
 def test_hair_is_what_exactly_one_attribute_says():
     attributes = {name: np.zeros(4, np.int64) for name in data.HAIR}
     attributes["Bald"][:2], attributes["Black_Hair"][1:3] = 1, 1
-    assert data.hair_colour(attributes).tolist() == [0, -1, 4, -1], "bald, two attributes, black, none"
+    assert data.hair_colour(attributes).tolist() == [0, -1, 4, -1], (
+        "bald, two attributes, black, none"
+    )
 
 
 def test_style_of_celeba_is_hair_and_the_most_balanced_attributes():
-    generator, names = np.random.default_rng(0), [name for name in data.CELEBA_ATTRIBUTES if name != "Male"]
+    generator, names = (
+        np.random.default_rng(0),
+        [name for name in data.CELEBA_ATTRIBUTES if name != "Male"],
+    )
     shares = dict(zip(names, np.linspace(0.01, 0.6, len(names)), strict=True))
-    extra = {name: (generator.random(2000) < share).astype(np.int64) for name, share in shares.items()}
-    extra |= {"hair": np.zeros(2000, np.int64), "identity": np.arange(2000), "Male": np.arange(2000) % 2}
-    images = data.ImageSet("celeba", "train", np.zeros((2000, 8, 8, 3), np.uint8), extra["Male"], ["not male", "male"], extra)
+    extra = {
+        name: (generator.random(2000) < share).astype(np.int64) for name, share in shares.items()
+    }
+    extra |= {
+        "hair": np.zeros(2000, np.int64),
+        "identity": np.arange(2000),
+        "Male": np.arange(2000) % 2,
+    }
+    images = data.ImageSet(
+        "celeba",
+        "train",
+        np.zeros((2000, 8, 8, 3), np.uint8),
+        extra["Male"],
+        ["not male", "male"],
+        extra,
+    )
     found = data.style_factors(images)
     nearest = sorted(names, key=lambda name: abs(extra[name].mean() - 0.5))[:20]
     assert found == ["hair", *nearest] and abs(shares[nearest[0]] - 0.5) < 0.05
-    assert data.style_factors(dataclasses.replace(images, name="styled_faces")) == [name for name in extra if name != "Male"], "the class"
-    assert data.has_styles("celeba") and data.has_styles("styled_digits") and not data.has_styles("cifar10")
+    assert data.style_factors(dataclasses.replace(images, name="styled_faces")) == [
+        name for name in extra if name != "Male"
+    ], "the class"
+    assert (
+        data.has_styles("celeba")
+        and data.has_styles("styled_digits")
+        and not data.has_styles("cifar10")
+    )
 
 
 def test_sets_of_many_sizes_ask_for_one_before_any_download(tmp_path):
@@ -297,7 +417,9 @@ def fetch_idx(n=6):
 def test_download_lands_whole_and_is_not_repeated(tmp_path, monkeypatch):
     fetch, calls = fetch_idx()
     monkeypatch.setattr(data, "_torchvision_download", fetch)
-    assert load("mnist", data_dir=tmp_path).source == "torchvision download, now in DATA_DIR/MNIST/raw"
+    assert (
+        load("mnist", data_dir=tmp_path).source == "torchvision download, now in DATA_DIR/MNIST/raw"
+    )
     assert load("mnist", data_dir=tmp_path).source == "torchvision layout DATA_DIR/MNIST/raw"
     assert calls == ["mnist"]
     assert sorted(p.name for p in tmp_path.iterdir()) == [".mnist.lock", "MNIST"]
@@ -307,7 +429,10 @@ def test_two_jobs_at_once_fetch_once(tmp_path, monkeypatch):
     fetch, calls = fetch_idx()
     monkeypatch.setattr(data, "_torchvision_download", fetch)
     found = []
-    jobs = [threading.Thread(target=lambda: found.append(load("mnist", data_dir=tmp_path).checksum)) for _ in range(4)]
+    jobs = [
+        threading.Thread(target=lambda: found.append(load("mnist", data_dir=tmp_path).checksum))
+        for _ in range(4)
+    ]
     [job.start() for job in jobs]
     [job.join() for job in jobs]
     assert len(found) == 4 and len(set(found)) == 1 and calls == ["mnist"]
@@ -340,14 +465,18 @@ def test_damaged_idx_is_found_and_fetched_again(tmp_path, monkeypatch, damage):
     elif damage == "other file":
         file.write_bytes(gzip.compress(b"something else entirely"))
     else:
-        (raw / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 1, 1])))
+        (raw / "train-labels-idx1-ubyte.gz").write_bytes(
+            gzip.compress(bytes([0, 0, 8, 1, 0, 0, 0, 2, 1, 1]))
+        )
     with pytest.raises(FileNotFoundError, match="MNIST/raw is incomplete or damaged.*train"):
         load("mnist", data_dir=tmp_path, download=False)
     fetch, calls = fetch_idx()
     monkeypatch.setattr(data, "_torchvision_download", fetch)
     with pytest.warns(UserWarning, match="fetching mnist again"):
         assert len(load("mnist", data_dir=tmp_path)) == 6
-    assert calls == ["mnist"] and (tmp_path / "MNIST.damaged").is_dir()  # nobody's files are deleted
+    assert (
+        calls == ["mnist"] and (tmp_path / "MNIST.damaged").is_dir()
+    )  # nobody's files are deleted
 
 
 def test_files_of_ones_own_outlive_two_downloads_into_their_folder(tmp_path):
@@ -358,7 +487,9 @@ def test_files_of_ones_own_outlive_two_downloads_into_their_folder(tmp_path):
             (staging / "dtd").mkdir()
             (staging / "dtd/images").write_text(content)
             data._put_in_place(staging, tmp_path)
-    assert (tmp_path / "dtd/mine.npz").read_text() == "of one's own" and (tmp_path / "dtd/images").read_text() == "second"
+    assert (tmp_path / "dtd/mine.npz").read_text() == "of one's own" and (
+        tmp_path / "dtd/images"
+    ).read_text() == "second"
     assert (tmp_path / "dtd.damaged2/images").read_text() == "first"
 
 
@@ -382,13 +513,27 @@ def test_downloads_have_a_time_limit_and_make_no_noise(tmp_path, monkeypatch, ca
 def test_known_set_nowhere_to_be_had(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError) as error:
         load("cars", data_dir=tmp_path, image_size=8)
-    for way in ("cars (train)", "cars/train.npz", "<class>/*.jpg", "stanford_cars", "no network", "download no longer exists"):
+    for way in (
+        "cars (train)",
+        "cars/train.npz",
+        "<class>/*.jpg",
+        "stanford_cars",
+        "no network",
+        "download no longer exists",
+    ):
         assert way in str(error.value)
-    monkeypatch.setattr(data, "DEBIAN", {"fashion_mnist": ("dataset-fashion-mnist", tmp_path / "none")})
+    monkeypatch.setattr(
+        data, "DEBIAN", {"fashion_mnist": ("dataset-fashion-mnist", tmp_path / "none")}
+    )
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError) as error:
         load("fashion_mnist", data_dir=tmp_path)
-    for way in ("no apt-get", "apt-get install dataset-fashion-mnist", "apt-get update", "FashionMNIST/raw"):
+    for way in (
+        "no apt-get",
+        "apt-get install dataset-fashion-mnist",
+        "apt-get update",
+        "FashionMNIST/raw",
+    ):
         assert way in str(error.value)
     with pytest.raises(FileNotFoundError, match="download=False"):
         load("mnist", data_dir=tmp_path / "empty", download=False)
@@ -400,41 +545,82 @@ def fake_apt(folder, script, monkeypatch):
     (folder / "apt-get").write_text(f"#!/bin/sh\n{script}\n")
     (folder / "apt-get").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{Path('/usr/bin')}:{Path('/bin')}")
-    monkeypatch.setattr(data, "DEBIAN", {"fashion_mnist": ("dataset-fashion-mnist", Path("/usr/share/datasets/not-installed-here"))})
+    monkeypatch.setattr(
+        data,
+        "DEBIAN",
+        {
+            "fashion_mnist": (
+                "dataset-fashion-mnist",
+                Path("/usr/share/datasets/not-installed-here"),
+            )
+        },
+    )
 
 
-@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb builds the test package, and is not on this system")
+@pytest.mark.skipif(
+    not shutil.which("dpkg-deb"),
+    reason="dpkg-deb builds the test package, and is not on this system",
+)
 def test_debian_package_is_fetched_and_unpacked(tmp_path, monkeypatch):
     package = tmp_path / "package"
     images, _ = write_idx(package / "usr/share/datasets/not-installed-here")
     (package / "DEBIAN").mkdir()
-    (package / "DEBIAN/control").write_text("Package: x\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n")
-    subprocess.run(["dpkg-deb", "-b", package, tmp_path / "x_1_all.deb"], check=True, capture_output=True)
-    fake_apt(tmp_path / "bin", f'for last; do :; done; [ "$last" = dataset-fashion-mnist ] && cp {tmp_path}/x_1_all.deb .', monkeypatch)
+    (package / "DEBIAN/control").write_text(
+        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n"
+    )
+    subprocess.run(
+        ["dpkg-deb", "-b", package, tmp_path / "x_1_all.deb"], check=True, capture_output=True
+    )
+    fake_apt(
+        tmp_path / "bin",
+        f'for last; do :; done; [ "$last" = dataset-fashion-mnist ] && cp {tmp_path}/x_1_all.deb .',
+        monkeypatch,
+    )
     found = load("fashion_mnist", data_dir=tmp_path / "data")
     np.testing.assert_array_equal(found.images[..., 0], images)
     assert found.source == "Debian package dataset-fashion-mnist, now in DATA_DIR/FashionMNIST/raw"
-    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [".fashion_mnist.lock", "FashionMNIST"]
+    assert sorted(p.name for p in (tmp_path / "data").iterdir()) == [
+        ".fashion_mnist.lock",
+        "FashionMNIST",
+    ]
 
 
 @pytest.mark.skipif(not shutil.which("dpkg"), reason="dpkg is not on this system")
 def test_debian_without_package_lists_says_apt_get_update(tmp_path, monkeypatch):
-    fake_apt(tmp_path / "bin", 'echo "E: Unable to locate package dataset-fashion-mnist" >&2; exit 100', monkeypatch)
+    fake_apt(
+        tmp_path / "bin",
+        'echo "E: Unable to locate package dataset-fashion-mnist" >&2; exit 100',
+        monkeypatch,
+    )
     with pytest.raises(FileNotFoundError, match=r"run `apt-get update` \(as root\)"):
         load("fashion_mnist", data_dir=tmp_path / "data")
 
 
 def test_installed_debian_package(tmp_path, monkeypatch):
     write_idx(tmp_path / "share")
-    monkeypatch.setattr(data, "DEBIAN", {"fashion_mnist": ("dataset-fashion-mnist", tmp_path / "share")})
+    monkeypatch.setattr(
+        data, "DEBIAN", {"fashion_mnist": ("dataset-fashion-mnist", tmp_path / "share")}
+    )
     assert len(load("fashion_mnist", data_dir=tmp_path / "data", download=False)) == 6
 
 
 def test_real_fashion_mnist(monkeypatch):
-    if not any(f.is_dir() for f in (data.default_data_dir() / "FashionMNIST/raw", Path("/usr/share/datasets/fashion-mnist"))):
-        pytest.skip("Fashion-MNIST is neither in DATA_DIR nor installed: python -m lib.data fetch fashion_mnist")
+    if not any(
+        f.is_dir()
+        for f in (
+            data.default_data_dir() / "FashionMNIST/raw",
+            Path("/usr/share/datasets/fashion-mnist"),
+        )
+    ):
+        pytest.skip(
+            "Fashion-MNIST is neither in DATA_DIR nor installed: python -m lib.data.sources fetch fashion_mnist"
+        )
     test = load("fashion_mnist", "test", download=False)
-    assert test.title == "fashion_mnist" and test.images.shape == (10_000, 28, 28, 1) and test.checksum == "31f656d43529baa0"
+    assert (
+        test.title == "fashion_mnist"
+        and test.images.shape == (10_000, 28, 28, 1)
+        and test.checksum == "31f656d43529baa0"
+    )
     assert np.bincount(test.labels).tolist() == [1000] * 10 and test.classes[9] == "Ankle boot"
 
 
@@ -444,19 +630,31 @@ def test_real_fashion_mnist(monkeypatch):
     [
         ({"images": None}, "lacks images .it has labels, classes"),
         ({"labels": None}, "lacks labels"),
-        ({"images": np.zeros((6, 8, 8, 3), np.float32)}, "images have dtype float32: store them as uint8"),
+        (
+            {"images": np.zeros((6, 8, 8, 3), np.float32)},
+            "images have dtype float32: store them as uint8",
+        ),
         ({"images": np.zeros((6, 8), np.uint8)}, r"images have shape \[6, 8\]"),
         ({"images": np.zeros((6, 3, 8, 8), np.uint8)}, "images have 8 channels"),
         ({"images": np.zeros((6, 8, 8, 2), np.uint8)}, "images have 2 channels"),
-        ({"images": np.zeros((0, 8, 8, 3), np.uint8), "labels": np.zeros(0, int)}, "there are no images"),
+        (
+            {"images": np.zeros((0, 8, 8, 3), np.uint8), "labels": np.zeros(0, int)},
+            "there are no images",
+        ),
         ({"labels": np.zeros(5, int)}, r"labels has shape \[5\] but there are 6 images"),
         ({"labels": np.zeros((6, 1), int)}, r"labels has shape \[6, 1\]"),
         ({"labels": np.zeros(6)}, "labels have dtype float64"),
         ({"labels": np.array([0, 1, 0, 1, 0, -1])}, "labels run from -1 to 1"),
-        ({"labels": np.array([0, 1, 0, 1, 0, 2])}, "labels run from 0 to 2 but there are 2 classes"),
+        (
+            {"labels": np.array([0, 1, 0, 1, 0, 2])},
+            "labels run from 0 to 2 but there are 2 classes",
+        ),
         ({"labels": -np.ones(6, int), "classes": None}, "labels run from -1"),
         ({"hue": np.zeros(4, int)}, r"hue has shape \[4\]"),
-        ({"hue": np.array([{}] * 6, dtype=object)}, "store arrays of numbers and text, not Python objects"),
+        (
+            {"hue": np.array([{}] * 6, dtype=object)},
+            "store arrays of numbers and text, not Python objects",
+        ),
     ],
 )
 def test_malformed_npz(tmp_path, change, message):
@@ -501,7 +699,9 @@ def test_pickles_are_never_loaded(tmp_path):
         load("mine", "test", tmp_path)
 
 
-@pytest.mark.parametrize("name", ["../x", "a/b", "..", ".", "", "/etc", ".hidden", "a b", "a\\b", "x\n"])
+@pytest.mark.parametrize(
+    "name", ["../x", "a/b", "..", ".", "", "/etc", ".hidden", "a b", "a\\b", "x\n"]
+)
 def test_names_that_leave_the_folder(tmp_path, name):
     for arguments in ((name, "train"), ("mine", name)):
         with pytest.raises(ValueError, match="cannot name a set or split"):
@@ -509,7 +709,10 @@ def test_names_that_leave_the_folder(tmp_path, name):
 
 
 def test_unknown_set_and_split(tmp_path):
-    with pytest.raises(ValueError, match=r"no set 'nosuch': choose one of mnist, .*generated_noise.*nosuch/train.npz"):
+    with pytest.raises(
+        ValueError,
+        match=r"no set 'nosuch': choose one of mnist, .*generated_noise.*nosuch/train.npz",
+    ):
         load("nosuch", data_dir=tmp_path)
     with pytest.raises(ValueError, match="cifar10 has no split 'valid': it has train, test"):
         load("cifar10", "valid", tmp_path)
@@ -546,9 +749,17 @@ def test_folders_that_cannot_be_read(tmp_path):
 # ---------------------------------------------------------------------------------------------------------------- splits
 def test_only_all_is_split_80_20_by_class(tmp_path):
     labels = np.repeat([0, 1, 2], [50, 20, 10])
-    arrays = write_npz(tmp_path / "mine/all.npz", n=80, labels=labels, classes=np.array(list("abc")), serial=np.arange(80))
+    arrays = write_npz(
+        tmp_path / "mine/all.npz",
+        n=80,
+        labels=labels,
+        classes=np.array(list("abc")),
+        serial=np.arange(80),
+    )
     train, test = load("mine", "train", tmp_path), load("mine", "test", tmp_path)
-    assert np.bincount(train.labels).tolist() == [40, 16, 8] and np.bincount(test.labels).tolist() == [10, 4, 2]
+    assert np.bincount(train.labels).tolist() == [40, 16, 8] and np.bincount(
+        test.labels
+    ).tolist() == [10, 4, 2]
     assert sorted([*train.index, *test.index]) == list(range(80))
     np.testing.assert_array_equal(test.images, arrays["images"][test.index])
     np.testing.assert_array_equal(test.extra["serial"], test.index)
@@ -558,7 +769,10 @@ def test_only_all_is_split_80_20_by_class(tmp_path):
     write_npz(tmp_path / "mine/test.npz")
     with pytest.raises(ValueError, match="no split 'train'"):
         load("mine", "train", tmp_path)
-    write_image(tmp_path / "folder/all/a/1.png"), [write_image(tmp_path / f"folder/all/b/{i}.png") for i in range(5)]
+    (
+        write_image(tmp_path / "folder/all/a/1.png"),
+        [write_image(tmp_path / f"folder/all/b/{i}.png") for i in range(5)],
+    )
     assert load("folder", "test", tmp_path).labels.tolist() == [1]
 
 
@@ -570,7 +784,14 @@ def test_validation_split():
     again, other = train_validation_split(labels)[1], train_validation_split(labels, seed=1)[1]
     np.testing.assert_array_equal(validation, again)
     assert not np.array_equal(validation, other)
-    for arguments in ((labels, 0), (labels, 1.5), (labels, float("nan")), (labels, 1.0), (labels[:0], 0.1), (np.arange(5), 0.1)):
+    for arguments in (
+        (labels, 0),
+        (labels, 1.5),
+        (labels, float("nan")),
+        (labels, 1.0),
+        (labels[:0], 0.1),
+        (np.arange(5), 0.1),
+    ):
         with pytest.raises(ValueError, match="fraction|one label an image"):
             train_validation_split(*arguments)
 
@@ -587,8 +808,13 @@ def test_label_subset():
 
 def test_choice_is_spread_over_the_class():
     """Every member of a class is as likely as any other."""
-    counts = sum(np.bincount(label_subset(np.zeros(20, int), 0.25, seed), minlength=20) for seed in range(400))
-    assert counts.sum() == 2000 and counts.min() > 60 and counts.max() < 145  # mean 100, standard deviation 8.7
+    counts = sum(
+        np.bincount(label_subset(np.zeros(20, int), 0.25, seed), minlength=20)
+        for seed in range(400)
+    )
+    assert (
+        counts.sum() == 2000 and counts.min() > 60 and counts.max() < 145
+    )  # mean 100, standard deviation 8.7
 
 
 # ---------------------------------------------------------------------------------------------------------------- image sets
@@ -602,7 +828,11 @@ def folder_set(tmp_path):
 def test_batch_is_uint8_channels_first_on_the_device():
     images = ImageSet("x", "train", pixels(), np.zeros(6, int), ["a"])
     batch = images.batch(torch.tensor([4, 0, 4]))
-    assert batch.dtype == torch.uint8 and batch.shape == (3, 3, 8, 8) and batch.is_contiguous(memory_format=torch.channels_last)
+    assert (
+        batch.dtype == torch.uint8
+        and batch.shape == (3, 3, 8, 8)
+        and batch.is_contiguous(memory_format=torch.channels_last)
+    )
     np.testing.assert_array_equal(batch.permute(0, 2, 3, 1), images.images[[4, 0, 4]])
     batch.zero_()
     assert images.images.any()  # a batch is a copy
@@ -615,7 +845,9 @@ def test_batch_is_uint8_channels_first_on_the_device():
 def test_folder_decodes_only_what_is_asked_for(folder_set, monkeypatch):
     opened = []
     real = Image.open
-    monkeypatch.setattr(Image, "open", lambda file, *rest: (opened.append(Path(file).name), real(file, *rest))[1])
+    monkeypatch.setattr(
+        Image, "open", lambda file, *rest: (opened.append(Path(file).name), real(file, *rest))[1]
+    )
     order = [3, 0]
     batch = folder_set.batch(order)
     assert sorted(opened) == sorted(folder_set.images.files[i].name for i in order)
@@ -626,7 +858,11 @@ def test_folder_decodes_only_what_is_asked_for(folder_set, monkeypatch):
 
 def test_resize_keeps_the_centre_square(tmp_path):
     wide = np.zeros((40, 100, 3), np.uint8)
-    wide[:, :30], wide[:, 30:70], wide[:, 70:] = 255, np.linspace(0, 200, 40).astype(np.uint8)[None, :, None], 255
+    wide[:, :30], wide[:, 30:70], wide[:, 70:] = (
+        255,
+        np.linspace(0, 200, 40).astype(np.uint8)[None, :, None],
+        255,
+    )
     Image.fromarray(wide).save(tmp_path / "wide.png")
     small = load_one(tmp_path, 20)
     square = Image.fromarray(wide).resize((50, 20), Image.Resampling.BILINEAR).crop((15, 0, 35, 20))
@@ -649,7 +885,11 @@ def test_resize_keeps_the_centre_square(tmp_path):
     picture.save(tmp_path / "side.jpg", exif=exif)
     picture.save(tmp_path / "two.jpg", "MPO", exif=exif, save_all=True, append_images=[picture])
     turned = image_folder(tmp_path, None)
-    assert len(turned) == 2 and turned.images.shape[1:3] == tuple(turned.batch([0]).shape[2:]) == (30, 40) and wide.shape[0] == 40
+    assert (
+        len(turned) == 2
+        and turned.images.shape[1:3] == tuple(turned.batch([0]).shape[2:]) == (30, 40)
+        and wide.shape[0] == 40
+    )
 
 
 def load_one(folder, size):
@@ -710,9 +950,13 @@ def test_subset_is_named_as_one(folder_set):
     assert digits.title == "digits"
     part = digits.subset(np.arange(1400))
     assert part.title == "digits (1,400 images)" and part.subset([5]).title == "digits (1 image)"
-    assert part.subset([7, 3]).index.tolist() == digits.index[[7, 3]].tolist()  # where scikit-learn has them
+    assert (
+        part.subset([7, 3]).index.tolist() == digits.index[[7, 3]].tolist()
+    )  # where scikit-learn has them
     assert folder_set.subset([7, 5]).subset([1]).index.tolist() == [5]
-    assert part.checksum != digits.checksum and part.labels.tolist() == digits.labels[:1400].tolist()
+    assert (
+        part.checksum != digits.checksum and part.labels.tolist() == digits.labels[:1400].tolist()
+    )
     some = folder_set.subset([4, 2])
     np.testing.assert_array_equal(some.batch([0]), folder_set.batch([4]))
     assert some.checksum != folder_set.checksum
@@ -723,10 +967,22 @@ def test_checksum_sees_every_change(folder_set, monkeypatch):
     base = ImageSet("x", "train", images, labels, ["a", "b"])
     changed = images.copy()
     changed[5, 7, 7, 2] ^= 1
-    others = [(changed, labels), (images, labels[::-1]), (images.reshape(6, 4, 16, 3), labels), (images[:5], labels[:5])]
-    sums = {base.checksum} | {ImageSet("x", "train", *arrays, ["a", "b"]).checksum for arrays in others}
+    others = [
+        (changed, labels),
+        (images, labels[::-1]),
+        (images.reshape(6, 4, 16, 3), labels),
+        (images[:5], labels[:5]),
+    ]
+    sums = {base.checksum} | {
+        ImageSet("x", "train", *arrays, ["a", "b"]).checksum for arrays in others
+    }
     assert len(sums) == 5 and all(len(s) == 16 for s in sums)
-    assert ImageSet("other", "test", np.asfortranarray(images), labels.astype(np.int8), ["c", "d"]).checksum == base.checksum
+    assert (
+        ImageSet(
+            "other", "test", np.asfortranarray(images), labels.astype(np.int8), ["c", "d"]
+        ).checksum
+        == base.checksum
+    )
     first = folder_set.checksum
     root = folder_set.images.root
     assert image_folder(root).checksum == first and image_folder(root, 5).checksum != first
@@ -737,7 +993,9 @@ def test_checksum_sees_every_change(folder_set, monkeypatch):
     (other / "a/00.png").write_bytes(content)
     assert image_folder(other).checksum != first, "of the same size, with other content"
     monkeypatch.setattr(image_sets, "RESIDENT_BYTES", 1)
-    assert image_folder(other).checksum == image_folder(root).checksum, "sets that are not held in memory are told by names and sizes"
+    assert image_folder(other).checksum == image_folder(root).checksum, (
+        "sets that are not held in memory are told by names and sizes"
+    )
     monkeypatch.undo()
     write_image(root / "a/extra.png", (10, 10))
     assert image_folder(root).checksum != first
@@ -752,7 +1010,12 @@ def test_checksum_sees_every_change(folder_set, monkeypatch):
 def test_image_size_resizes_arrays(tmp_path):
     arrays = write_npz(tmp_path / "mine/train.npz")
     found = load("mine", data_dir=tmp_path, image_size=16)
-    oracle = np.stack([np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR)) for image in arrays["images"]])
+    oracle = np.stack(
+        [
+            np.asarray(Image.fromarray(image).resize((16, 16), Image.Resampling.BILINEAR))
+            for image in arrays["images"]
+        ]
+    )
     np.testing.assert_array_equal(found.images, oracle)
     assert load("digits", image_size=28).images.shape == (1438, 28, 28, 1)
 
@@ -761,7 +1024,9 @@ def test_image_size_resizes_arrays(tmp_path):
 def test_digits(tmp_path):
     train, test = load("digits", "train", tmp_path), load("digits", "test", tmp_path)
     assert (len(train), len(test)) == (1438, 359) and train.title == "digits"
-    assert train.images.min() == 0 and train.images.max() == 255 and len(np.unique(train.images)) == 17
+    assert (
+        train.images.min() == 0 and train.images.max() == 255 and len(np.unique(train.images)) == 17
+    )
     both = np.bincount(train.labels) + np.bincount(test.labels)
     assert np.abs(np.bincount(test.labels) / both - 0.2).max() < 0.003
     assert not set(train.index) & set(test.index) and len(train.index) + len(test.index) == 1797
@@ -769,7 +1034,11 @@ def test_digits(tmp_path):
 
 def test_generated_shapes_show_what_their_labels_say():
     images = generated("shapes", n=300, size=48, seed=5)
-    assert images.checksum == generated("shapes", 300, 48, 5).checksum != generated("shapes", 300, 48, 6).checksum
+    assert (
+        images.checksum
+        == generated("shapes", 300, 48, 5).checksum
+        != generated("shapes", 300, 48, 6).checksum
+    )
     assert np.bincount(images.labels).tolist() == [60] * 5 and images.images.dtype == np.uint8
     pixel = images.images.astype(float)
     brightest = pixel.max(axis=(1, 2))  # the colour shows: [N, 3]
@@ -792,43 +1061,71 @@ def ramp(n=200, size=28):
     x, y = np.meshgrid(grid, grid)
     disc, spot = np.hypot(x, y) < 0.4, np.hypot(x - 0.25, y) < 0.1
     image = (200 * disc - 150 * (disc & spot)).astype(np.uint8)
-    return ImageSet("ramp", "train", np.repeat(image[None, ..., None], n, 0), np.arange(n) % 3, ["a", "b", "c"])
+    return ImageSet(
+        "ramp", "train", np.repeat(image[None, ..., None], n, 0), np.arange(n) % 3, ["a", "b", "c"]
+    )
 
 
 def test_styled_images_show_what_their_factors_say():
     images = styled(ramp(), size=48)
     pixel, extra = images.images.astype(float), images.extra
-    assert images.checksum == styled(ramp(), 48).checksum != styled(ramp(), 48, seed=1).checksum and images.name == "styled_ramp"
+    assert (
+        images.checksum == styled(ramp(), 48).checksum != styled(ramp(), 48, seed=1).checksum
+        and images.name == "styled_ramp"
+    )
     assert images.images.shape == (200, 48, 48, 3) and np.array_equal(images.labels, ramp().labels)
     hue = np.array(list(image_sets.HUES.values()))[extra["colour"]]
     assert np.abs(pixel.max(axis=(1, 2)) - hue * 200 / 255).max() <= 1
-    level = pixel.sum(3) / hue.sum(1)[:, None, None] * 255 / 200  # [N, 48, 48], 1 on the disc, 0.25 on the spot
+    level = (
+        pixel.sum(3) / hue.sum(1)[:, None, None] * 255 / 200
+    )  # [N, 48, 48], 1 on the disc, 0.25 on the spot
     grid = (np.arange(48) + 0.5) / 48 - 0.5
     inside = level > 0.1
     centre_x, centre_y = ((inside.sum(axis) * grid).sum(1) / inside.sum((1, 2)) for axis in (1, 2))
     assert np.abs(centre_x - extra["x"]).max() < 0.01 and np.abs(centre_y - extra["y"]).max() < 0.01
     np.testing.assert_allclose(inside.mean((1, 2)), np.pi * (0.4 * extra["scale"]) ** 2, rtol=0.12)
-    away = np.hypot(grid[None, None] - extra["x"][:, None, None], grid[None, :, None] - extra["y"][:, None, None])
+    away = np.hypot(
+        grid[None, None] - extra["x"][:, None, None],
+        grid[None, :, None] - extra["y"][:, None, None],
+    )
     dark = (level < 0.6) & (away < 0.36 * extra["scale"][:, None, None])  # not the blurred edge
     spot_x, spot_y = ((dark.sum(axis) * grid).sum(1) / dark.sum((1, 2)) for axis in (1, 2))
     turned = np.rad2deg(np.arctan2(spot_y - extra["y"], spot_x - extra["x"]))
-    assert np.corrcoef(turned, extra["rotation"])[0, 1] > 0.97 and np.abs(turned - extra["rotation"]).mean() < 4
-    factors = np.stack([extra[name] for name in ("colour", "scale", "rotation", "x", "y")] + [images.labels])
-    assert np.abs(np.corrcoef(factors) - np.eye(6)).max() < 0.25  # independent of one another and of the content
+    assert (
+        np.corrcoef(turned, extra["rotation"])[0, 1] > 0.97
+        and np.abs(turned - extra["rotation"]).mean() < 4
+    )
+    factors = np.stack(
+        [extra[name] for name in ("colour", "scale", "rotation", "x", "y")] + [images.labels]
+    )
+    assert (
+        np.abs(np.corrcoef(factors) - np.eye(6)).max() < 0.25
+    )  # independent of one another and of the content
 
 
 def test_styled_by_name(tmp_path):
     train, test = load("styled_digits", "train", tmp_path), load("styled_digits", "test", tmp_path)
-    assert train.title == "styled_digits" and (len(train), len(test)) == (1438, 359) and train.images.shape[1:] == (32, 32, 3)
+    assert (
+        train.title == "styled_digits"
+        and (len(train), len(test)) == (1438, 359)
+        and train.images.shape[1:] == (32, 32, 3)
+    )
     assert np.array_equal(test.labels, load("digits", "test", tmp_path).labels)
     assert load("styled_digits", "test", tmp_path, image_size=16).images.shape == (359, 16, 16, 3)
-    assert abs(train.extra["scale"][:359] - test.extra["scale"]).mean() > 0.1  # each split has styles of its own
+    assert (
+        abs(train.extra["scale"][:359] - test.extra["scale"]).mean() > 0.1
+    )  # each split has styles of its own
 
 
 def test_one_class_by_name(tmp_path):
-    whole, own = load("digits", "test", tmp_path, image_size=16), load("digits_class_3", "test", tmp_path, image_size=16)
+    whole, own = (
+        load("digits", "test", tmp_path, image_size=16),
+        load("digits_class_3", "test", tmp_path, image_size=16),
+    )
     assert own.title == "digits_class_3" and own.classes == ["3"] and not own.labels.any()
-    assert np.array_equal(own.images, whole.images[whole.labels == 3]) and np.array_equal(own.index, whole.index[whole.labels == 3])
+    assert np.array_equal(own.images, whole.images[whole.labels == 3]) and np.array_equal(
+        own.index, whole.index[whole.labels == 3]
+    )
     with pytest.raises(ValueError, match="digits has classes 0 to 9"):
         load("digits_class_10", "test", tmp_path)
     with pytest.raises(ValueError, match="no set 'nothing'"):
@@ -836,27 +1133,56 @@ def test_one_class_by_name(tmp_path):
 
 
 def test_images_with_colours_are_tinted_and_keep_their_labels(tmp_path):
-    write_npz(tmp_path / "faces/train.npz", images=np.full((40, 24, 24, 3), 200, np.uint8), labels=np.arange(40) % 2, age=np.arange(40) % 9)
+    write_npz(
+        tmp_path / "faces/train.npz",
+        images=np.full((40, 24, 24, 3), 200, np.uint8),
+        labels=np.arange(40) % 2,
+        age=np.arange(40) % 9,
+    )
     found = load("styled_faces", "train", tmp_path)
-    assert found.name == "styled_faces" and found.images.shape == (40, 24, 24, 3) and found.extra["age"].tolist() == [i % 9 for i in range(40)]
+    assert (
+        found.name == "styled_faces"
+        and found.images.shape == (40, 24, 24, 3)
+        and found.extra["age"].tolist() == [i % 9 for i in range(40)]
+    )
     white = (np.array(list(image_sets.HUES.values()))[found.extra["tint"]] + 255) // 2
-    assert np.abs(found.images[:, 12, 12].astype(int) - white * 200 / 255).max() <= 1, "the middle is always on the image"
+    assert np.abs(found.images[:, 12, 12].astype(int) - white * 200 / 255).max() <= 1, (
+        "the middle is always on the image"
+    )
     assert data.style_factors(found) == ["age", "tint", "scale", "rotation", "x", "y"]
     assert load("styled_faces", "train", tmp_path, image_size=16).images.shape == (40, 16, 16, 3)
-    write_npz(tmp_path / "mine/train.npz", images=RANDOM.integers(0, 256, (6, 24, 24, 3), dtype=np.uint8), labels=np.arange(6) % 2)
+    write_npz(
+        tmp_path / "mine/train.npz",
+        images=RANDOM.integers(0, 256, (6, 24, 24, 3), dtype=np.uint8),
+        labels=np.arange(6) % 2,
+    )
     small = load("styled_mine", "train", tmp_path, image_size=16)
-    assert np.array_equal(small.images, styled(load("mine", "train", tmp_path), 16).images), "drawn on images of their own size"
+    assert np.array_equal(small.images, styled(load("mine", "train", tmp_path), 16).images), (
+        "drawn on images of their own size"
+    )
     for kind, size in (("cat", (20, 30)), ("dog", (40, 24))):
         write_image(tmp_path / f"photos/train/{kind}/1.png", size)
-    assert load("styled_photos", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), "of a folder with images of several sizes"
+    assert load("styled_photos", "train", tmp_path, image_size=16).images.shape == (2, 16, 16, 3), (
+        "of a folder with images of several sizes"
+    )
     with pytest.raises(ValueError, match="no set 'nothing'"):
         load("styled_nothing", "train", tmp_path)
 
 
 def test_generated_by_name(tmp_path):
-    train, test, noise = load("generated", "train", tmp_path), load("generated", "test", tmp_path), load("generated_noise", "test", tmp_path)
-    assert (len(train), len(test), len(noise)) == (512, 256, 256) and train.title == "generated" and noise.name == "generated_noise"
-    assert train.images.shape[1:] == (32, 32, 3) and not np.array_equal(train.images[:256], test.images)
+    train, test, noise = (
+        load("generated", "train", tmp_path),
+        load("generated", "test", tmp_path),
+        load("generated_noise", "test", tmp_path),
+    )
+    assert (
+        (len(train), len(test), len(noise)) == (512, 256, 256)
+        and train.title == "generated"
+        and noise.name == "generated_noise"
+    )
+    assert train.images.shape[1:] == (32, 32, 3) and not np.array_equal(
+        train.images[:256], test.images
+    )
     assert load("generated", image_size=16, data_dir=tmp_path).images.shape == (512, 16, 16, 3)
     assert abs(noise.images.mean() - 127.5) < 1
     for wrong in ({"kind": "faces"}, {"n": 0}):
@@ -869,8 +1195,13 @@ def test_data_table(tmp_path):
     write_idx(tmp_path / "MNIST/raw")
     table = data_table(tmp_path).set_index("name")
     assert set(table.index) == set(data.DATASETS) and (table["terms"] != "").all()
-    assert load("mnist", data_dir=tmp_path).checksum in table.loc["mnist", "here"] and table.loc["cifar10", "here"] == ""
-    assert table.loc["food101", "image size"] == "varies" and not table.map(lambda cell: str(tmp_path) in cell).any(axis=None)
+    assert (
+        load("mnist", data_dir=tmp_path).checksum in table.loc["mnist", "here"]
+        and table.loc["cifar10", "here"] == ""
+    )
+    assert table.loc["food101", "image size"] == "varies" and not table.map(
+        lambda cell: str(tmp_path) in cell
+    ).any(axis=None)
 
 
 def test_fetch_command(tmp_path, monkeypatch, capsys):
@@ -887,7 +1218,11 @@ def test_sets_change_their_channels_and_keep_everything_else():
     colour = data.generated("shapes", 5, 12)
     grey = image_sets.with_channels(colour, 1)
     expected = augmentations.to_grey(colour.batch(range(5)).float())[:, 0].numpy()
-    assert grey.images.shape == (5, 12, 12, 1) and np.abs(grey.images[..., 0] - expected).max() <= 0.51 and np.array_equal(grey.labels, colour.labels)
+    assert (
+        grey.images.shape == (5, 12, 12, 1)
+        and np.abs(grey.images[..., 0] - expected).max() <= 0.51
+        and np.array_equal(grey.labels, colour.labels)
+    )
     again = image_sets.with_channels(grey, 3)
     assert (again.images == grey.images).all() and again.images.shape == (5, 12, 12, 3)
     assert image_sets.with_channels(colour, 3) is colour and grey.checksum != colour.checksum
@@ -895,19 +1230,31 @@ def test_sets_change_their_channels_and_keep_everything_else():
 
 def test_a_sample_of_a_set_stored_class_by_class_holds_all_classes():
     images = np.arange(300, dtype=np.uint8).repeat(2)[:300].reshape(300, 1, 1, 1)
-    ordered = data.ImageSet("ordered", "train", images, np.arange(300) // 30, [str(i) for i in range(10)])
+    ordered = data.ImageSet(
+        "ordered", "train", images, np.arange(300) // 30, [str(i) for i in range(10)]
+    )
     some = ordered.sample(100)
-    assert len(some) == 100 and len(np.unique(some.labels)) == 10 and (np.diff(some.index) > 0).all()
+    assert (
+        len(some) == 100 and len(np.unique(some.labels)) == 10 and (np.diff(some.index) > 0).all()
+    )
     np.testing.assert_array_equal(some.index, ordered.sample(100).index)
     np.testing.assert_array_equal(some.labels, ordered.labels[some.index])
-    mixed = data.ImageSet("mixed", "train", images, np.random.default_rng(0).integers(10, size=300), [str(i) for i in range(10)])
+    mixed = data.ImageSet(
+        "mixed",
+        "train",
+        images,
+        np.random.default_rng(0).integers(10, size=300),
+        [str(i) for i in range(10)],
+    )
     one = data.ImageSet("one", "train", images, np.zeros(300, int), ["only"])
     for found in (mixed, one):
         np.testing.assert_array_equal(found.sample(100).index, np.arange(100))
     assert len(ordered.sample(1000)) == 300
     assert ordered.is_sorted and not mixed.is_sorted and not one.is_sorted
     np.testing.assert_array_equal(ordered.labels[ordered.places(100)], some.labels)
-    part = ordered.subset(range(60, 240))  # places are within the part, not within the set that it is of
+    part = ordered.subset(
+        range(60, 240)
+    )  # places are within the part, not within the set that it is of
     np.testing.assert_array_equal(part.labels[part.places(50)], part.sample(50).labels)
 
 
@@ -917,12 +1264,20 @@ def test_a_data_folder_that_cannot_be_written_is_a_reason_among_others(tmp_path,
 
     monkeypatch.setattr(data.artifacts, "exclusive", refused)
     monkeypatch.setattr(data, "DEBIAN", {})
-    with pytest.raises(FileNotFoundError, match="DATA_DIR is .* which cannot be written .*Permission denied"):
+    with pytest.raises(
+        FileNotFoundError, match="DATA_DIR is .* which cannot be written .*Permission denied"
+    ):
         data.load("mnist", data_dir=tmp_path)
 
 
 def test_the_data_page_names_every_set_and_its_terms():
-    head, _, *rows = [line.strip("| ").split(" | ") for line in (artifacts.ROOT / "results" / "DATA.md").read_text().splitlines() if line[:1] == "|"]
+    head, _, *rows = [
+        line.strip("| ").split(" | ")
+        for line in (artifacts.ROOT / "results" / "DATA.md").read_text().splitlines()
+        if line[:1] == "|"
+    ]
     assert head[0] == "name" and head[4] == "terms"
     known = [(name, of.terms) for name, of in data.DATASETS.items()]
-    assert [(row[0], row[4]) for row in rows] == known, "write it anew: python -m lib.data table"
+    assert [(row[0], row[4]) for row in rows] == known, (
+        "write it anew: python -m lib.data.sources table"
+    )

@@ -14,7 +14,15 @@ import torch.nn.functional as F
 from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import kl_divergence
 
-from lib.distributions import DirectionalStudentT, HypersphericalUniform, PowerSpherical, VonMisesFisher, _tangent, concentration_of, mean_cosine
+from lib.distributions import (
+    DirectionalStudentT,
+    HypersphericalUniform,
+    PowerSpherical,
+    VonMisesFisher,
+    _tangent,
+    concentration_of,
+    mean_cosine,
+)
 
 FAMILIES = [PowerSpherical, VonMisesFisher]
 DIMS = [2, 3, 4, 5, 16, 66, 128, 2048, 4096]
@@ -26,7 +34,10 @@ def f64(x):
 
 
 def unit(*shape, seed=0):
-    return F.normalize(torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)), dim=-1)
+    return F.normalize(
+        torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)),
+        dim=-1,
+    )
 
 
 def at_e1(family, dim, kappa):
@@ -40,6 +51,7 @@ def log_tilt(family, angle):
 @cache
 def angles(family, dim, kappa, nodes=600):
     """Angles to loc and weights of Gauss-Legendre quadrature over the sphere's area, around the mass of the density."""
+
     def log_mass(angle):  # of the angle, unnormalised
         return kappa * log_tilt(family, angle) + (dim - 2) * np.log(np.sin(angle))
 
@@ -49,8 +61,13 @@ def angles(family, dim, kappa, nodes=600):
     high = math.pi if heavy[-1] == len(grid) - 1 else grid[heavy[-1] + 1]
     x, w = np.polynomial.legendre.leggauss(nodes)
     # Nodes crowd at both ends, where (1 + t)^κ has a cusp when κ is small.
-    angle, w = low + (high - low) * (1 + np.sin(x * math.pi / 2)) / 2, w * (high - low) * math.pi / 4 * np.cos(x * math.pi / 2)
-    log_area = math.log(2) + (dim - 1) / 2 * math.log(math.pi) - sp.gammaln((dim - 1) / 2)  # of S^{D-2}
+    angle, w = (
+        low + (high - low) * (1 + np.sin(x * math.pi / 2)) / 2,
+        w * (high - low) * math.pi / 4 * np.cos(x * math.pi / 2),
+    )
+    log_area = (
+        math.log(2) + (dim - 1) / 2 * math.log(math.pi) - sp.gammaln((dim - 1) / 2)
+    )  # of S^{D-2}
     return angle, np.log(w) + log_area + (dim - 2) * np.log(np.sin(angle))
 
 
@@ -78,10 +95,13 @@ def bessel_terms(dim, kappa):
     with mpmath.workdps(40):
         order, kappa = mpmath.mpf(dim) / 2 - 1, mpmath.mpf(kappa)
         lower, upper = mpmath.besseli(order, kappa), mpmath.besseli(order + 1, kappa)
-        return float(mpmath.loggamma(order + 1) + order * mpmath.log(2 / kappa) + mpmath.log(lower)), float(upper / lower)
+        return float(
+            mpmath.loggamma(order + 1) + order * mpmath.log(2 / kappa) + mpmath.log(lower)
+        ), float(upper / lower)
 
 
 # ---- densities, entropies, means and divergences against quadrature ----
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dim", DIMS)
@@ -93,14 +113,22 @@ def test_quadrature_integral_entropy_mean_and_kl(family, dim):
         tol = tolerance(dim, kappa)
         assert mass.sum() == pytest.approx(1, abs=tol), kappa
         mass = mass / mass.sum()
-        assert p.entropy().item() == pytest.approx(-(mass * log_prob).sum(), abs=10 * tol, rel=1e-9), kappa
-        assert p.mean[0].item() == pytest.approx((mass * np.cos(angle)).sum(), abs=min(tol, 1e-8)), kappa
+        assert p.entropy().item() == pytest.approx(
+            -(mass * log_prob).sum(), abs=10 * tol, rel=1e-9
+        ), kappa
+        assert p.mean[0].item() == pytest.approx(
+            (mass * np.cos(angle)).sum(), abs=min(tol, 1e-8)
+        ), kappa
         assert p.mean[1:].abs().max() == 0
         expected = (mass * (log_prob + uniform.entropy().item())).sum()
-        assert kl_divergence(p, uniform).item() == pytest.approx(expected, abs=10 * tol, rel=1e-9), kappa
+        assert kl_divergence(p, uniform).item() == pytest.approx(
+            expected, abs=10 * tol, rel=1e-9
+        ), kappa
 
 
-@pytest.mark.parametrize("dim, kappa", [(2, 0.0), (2, 5.0), (3, 0.5), (16, 40.0), (128, 1e3), (2048, 1e4)])
+@pytest.mark.parametrize(
+    "dim, kappa", [(2, 0.0), (2, 5.0), (3, 0.5), (16, 40.0), (128, 1e3), (2048, 1e4)]
+)
 def test_power_spherical_variance_by_quadrature(dim, kappa):
     p = at_e1(PowerSpherical, dim, kappa)
     angle, _, mass = density_on(p, PowerSpherical, dim, kappa)
@@ -110,16 +138,25 @@ def test_power_spherical_variance_by_quadrature(dim, kappa):
     assert p.variance[1:].numpy() == pytest.approx(np.full(dim - 1, across), rel=1e-9)
 
 
-@pytest.mark.parametrize("dim, kappa, kappa_q", [(2, 3.0, 0.0), (3, 10.0, 4.0), (16, 40.0, 25.0), (128, 500.0, 400.0), (2048, 3e3, 1e4)])
+@pytest.mark.parametrize(
+    "dim, kappa, kappa_q",
+    [(2, 3.0, 0.0), (3, 10.0, 4.0), (16, 40.0, 25.0), (128, 500.0, 400.0), (2048, 3e3, 1e4)],
+)
 def test_kl_power_spherical_von_mises_fisher(dim, kappa, kappa_q):
     p, q = at_e1(PowerSpherical, dim, kappa), at_e1(VonMisesFisher, dim, kappa_q)
     angle, log_p, mass = density_on(p, PowerSpherical, dim, kappa)
     values = torch.zeros(len(angle), dim, dtype=torch.float64)
     values[:, 0], values[:, 1] = f64(np.cos(angle)), f64(np.sin(angle))
-    assert kl_divergence(p, q).item() == pytest.approx((mass * (log_p - q.log_prob(values).numpy())).sum(), abs=1e-8)
-    tilted = VonMisesFisher(unit(dim, seed=3), f64(kappa_q))  # another direction: E[loc_q·x] = (loc_q·loc_p) E[t]
+    assert kl_divergence(p, q).item() == pytest.approx(
+        (mass * (log_p - q.log_prob(values).numpy())).sum(), abs=1e-8
+    )
+    tilted = VonMisesFisher(
+        unit(dim, seed=3), f64(kappa_q)
+    )  # another direction: E[loc_q·x] = (loc_q·loc_p) E[t]
     difference = kappa_q * p.mean[0] * (1 - tilted.loc[0])
-    assert kl_divergence(p, tilted).item() == pytest.approx((kl_divergence(p, q) + difference).item(), abs=1e-9)
+    assert kl_divergence(p, tilted).item() == pytest.approx(
+        (kl_divergence(p, q) + difference).item(), abs=1e-9
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -130,13 +167,24 @@ def test_integral_over_the_circle_and_the_sphere_for_any_direction(family):
     height, weight = np.polynomial.legendre.leggauss(200)
     ring = np.sqrt(1 - height**2)[:, None]
     longitude = np.arange(400) * 2 * math.pi / 400
-    sphere = f64(np.stack(np.broadcast_arrays(ring * np.cos(longitude), ring * np.sin(longitude), height[:, None]), -1))  # [200, 400, 3]
+    sphere = f64(
+        np.stack(
+            np.broadcast_arrays(
+                ring * np.cos(longitude), ring * np.sin(longitude), height[:, None]
+            ),
+            -1,
+        )
+    )  # [200, 400, 3]
     for seed, kappa in enumerate([0.0, 2.0, 30.0]):
         p, q = family(unit(2, seed=seed), f64(kappa)), family(unit(3, seed=seed), f64(kappa))
         mass = q.log_prob(sphere).exp() * f64(weight)[:, None] * 2 * math.pi / 400
-        assert p.log_prob(circle).exp().sum().item() * 2 * math.pi / 2000 == pytest.approx(1, abs=1e-12)
+        assert p.log_prob(circle).exp().sum().item() * 2 * math.pi / 2000 == pytest.approx(
+            1, abs=1e-12
+        )
         assert mass.sum().item() == pytest.approx(1, abs=1e-12)
-        assert (mass[..., None] * sphere).sum((0, 1)).numpy() == pytest.approx(q.mean.numpy(), abs=1e-12)
+        assert (mass[..., None] * sphere).sum((0, 1)).numpy() == pytest.approx(
+            q.mean.numpy(), abs=1e-12
+        )
 
 
 def test_uniform():
@@ -150,29 +198,45 @@ def test_uniform():
     assert p.mean.shape == (4,) and not p.mean.any()
     assert (x.T @ x / len(x) - torch.eye(4) / 4).abs().max() < 0.01
     q = p.expand((3, 2))
-    assert q.sample((5,)).shape == (5, 3, 2, 4) and q.entropy().shape == (3, 2) and q.mean.shape == (3, 2, 4)
+    assert (
+        q.sample((5,)).shape == (5, 3, 2, 4)
+        and q.entropy().shape == (3, 2)
+        and q.mean.shape == (3, 2, 4)
+    )
 
 
 # ---- independent implementations ----
+
 
 @pytest.mark.parametrize("dim", [2, 3, 16, 128, 2048])
 def test_power_spherical_against_oracle(dim):
     kappa = f64([0.1, 1.0, 30.0, 1e3, 1e4])
     loc, x = unit(5, dim, seed=1), unit(7, 5, dim, seed=2)
     ours, theirs = PowerSpherical(loc, kappa), oracle.PowerSpherical(loc, kappa)
-    assert ours.log_prob(x).numpy() == pytest.approx(theirs.log_prob(x).numpy(), abs=1e-8, rel=1e-11)
+    assert ours.log_prob(x).numpy() == pytest.approx(
+        theirs.log_prob(x).numpy(), abs=1e-8, rel=1e-11
+    )
     assert ours.entropy().numpy() == pytest.approx(theirs.entropy().numpy(), abs=1e-8, rel=1e-11)
-    means = [oracle.PowerSpherical(m, k).mean.numpy() for m, k in zip(loc, kappa, strict=True)]  # its batched mean does not broadcast
+    means = [
+        oracle.PowerSpherical(m, k).mean.numpy() for m, k in zip(loc, kappa, strict=True)
+    ]  # its batched mean does not broadcast
     assert ours.mean.numpy() == pytest.approx(np.stack(means), abs=1e-12)
-    expected = torch.distributions.kl_divergence(theirs, oracle.HypersphericalUniform(dim, dtype=torch.float64))
-    assert kl_divergence(ours, HypersphericalUniform(dim)).numpy() == pytest.approx(expected.numpy(), abs=1e-4)  # float32 lgamma in it
+    expected = torch.distributions.kl_divergence(
+        theirs, oracle.HypersphericalUniform(dim, dtype=torch.float64)
+    )
+    assert kl_divergence(ours, HypersphericalUniform(dim)).numpy() == pytest.approx(
+        expected.numpy(), abs=1e-4
+    )  # float32 lgamma in it
 
 
 @pytest.mark.parametrize("dim", [2, 3, 10, 64, 128])
 def test_von_mises_fisher_against_scipy(dim):
     loc, x = unit(dim, seed=1), unit(6, dim, seed=2)
     for kappa in (1.0, 7.0, 100.0, 500.0):
-        ours, theirs = VonMisesFisher(loc, f64(kappa)), scipy.stats.vonmises_fisher(loc.numpy(), kappa)
+        ours, theirs = (
+            VonMisesFisher(loc, f64(kappa)),
+            scipy.stats.vonmises_fisher(loc.numpy(), kappa),
+        )
         assert ours.log_prob(x).numpy() == pytest.approx(theirs.logpdf(x.numpy()), abs=1e-9)
         assert ours.entropy().item() == pytest.approx(theirs.entropy(), abs=1e-9)
         ratio = sp.ive(dim / 2, kappa) / sp.ive(dim / 2 - 1, kappa)
@@ -192,11 +256,14 @@ def test_von_mises_fisher_against_mpmath(dim):
 def test_von_mises_fisher_on_the_sphere_in_closed_form():
     kappa = np.array([0.3, 2.0, 50.0])
     p = VonMisesFisher(unit(3, 3), f64(kappa))
-    assert p.log_prob(p.loc).numpy() == pytest.approx(kappa - np.log(4 * np.pi * np.sinh(kappa) / kappa), abs=1e-12)
+    assert p.log_prob(p.loc).numpy() == pytest.approx(
+        kappa - np.log(4 * np.pi * np.sinh(kappa) / kappa), abs=1e-12
+    )
     assert p.mean.norm(dim=-1).numpy() == pytest.approx(1 / np.tanh(kappa) - 1 / kappa, abs=1e-12)
 
 
 # ---- awkward places ----
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dim", [2, 3, 64, 4096])
@@ -210,7 +277,11 @@ def test_zero_concentration_is_the_uniform(family, dim):
     assert not kl_divergence(p, uniform).any() and not p.mean.any()
     p.log_prob(unit(2, dim, seed=1)).sum().backward()
     t = (p.loc * unit(2, dim, seed=1)).sum(-1)
-    expected = t if family is VonMisesFisher else torch.log1p(t) - (math.log(2) + sp.digamma((dim - 1) / 2) - sp.digamma(dim - 1))
+    expected = (
+        t
+        if family is VonMisesFisher
+        else torch.log1p(t) - (math.log(2) + sp.digamma((dim - 1) / 2) - sp.digamma(dim - 1))
+    )
     assert kappa.grad.numpy() == pytest.approx(expected.numpy(), abs=1e-12)
 
 
@@ -223,9 +294,18 @@ def test_finite_everywhere(family, dtype):
         kappa = torch.tensor([0.0, 1e-3, 1e4, 1e6], dtype=dtype).repeat(3).requires_grad_()
         p = family(loc, kappa)
         x = unit(12, dim, seed=5).to(dtype)
-        terms = [p.log_prob(x), p.log_prob(loc.detach()), p.entropy(), p.mean, kl_divergence(p, HypersphericalUniform(dim))]
+        terms = [
+            p.log_prob(x),
+            p.log_prob(loc.detach()),
+            p.entropy(),
+            p.mean,
+            kl_divergence(p, HypersphericalUniform(dim)),
+        ]
         assert all(term.dtype == dtype and term.isfinite().all() for term in terms)
-        assert all(g.isfinite().all() for g in torch.autograd.grad(sum(term.sum() for term in terms), [loc, kappa]))
+        assert all(
+            g.isfinite().all()
+            for g in torch.autograd.grad(sum(term.sum() for term in terms), [loc, kappa])
+        )
 
 
 def test_antipode():
@@ -238,7 +318,12 @@ def test_antipode():
     # A cosine that rounding leaves below -1 must not become NaN.
     assert not PowerSpherical(loc, kappa).log_prob(-loc.detach() * 1.00001).isnan().any()
     # NaN from upstream, where checks are off, must not be disguised as zero density.
-    assert PowerSpherical(loc, kappa, validate_args=False).log_prob(torch.full((3, 4), math.nan)).isnan().all()
+    assert (
+        PowerSpherical(loc, kappa, validate_args=False)
+        .log_prob(torch.full((3, 4), math.nan))
+        .isnan()
+        .all()
+    )
     # On von Mises-Fisher the antipode is an ordinary point.
     assert VonMisesFisher(loc, kappa).log_prob(-loc.detach()).isfinite().all()
 
@@ -251,7 +336,9 @@ def test_float32_agrees_with_float64(family):
         x = F.normalize(loc + 0.3 * unit(4, dim, seed=1).float(), dim=-1)
         single, double = family(loc, kappa), family(loc.double(), kappa)
         cosine_error = kappa * 1e-7 / 2
-        assert single.log_prob(x).numpy() == pytest.approx(double.log_prob(x.double()).numpy(), rel=2e-7, abs=cosine_error)
+        assert single.log_prob(x).numpy() == pytest.approx(
+            double.log_prob(x.double()).numpy(), rel=2e-7, abs=cosine_error
+        )
         assert single.entropy().numpy() == pytest.approx(double.entropy().numpy(), rel=1e-7)
         assert single.mean.numpy() == pytest.approx(double.mean.numpy(), abs=1e-7)
 
@@ -259,17 +346,27 @@ def test_float32_agrees_with_float64(family):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_and_autocast(family, dtype):
-    loc, x, kappa = unit(8, 512).to(dtype), unit(8, 512, seed=1).to(dtype), torch.linspace(0, 2e4, 8).to(dtype)
+    loc, x, kappa = (
+        unit(8, 512).to(dtype),
+        unit(8, 512, seed=1).to(dtype),
+        torch.linspace(0, 2e4, 8).to(dtype),
+    )
     reference = family(F.normalize(loc.double(), dim=-1), kappa.double())
     expected = reference.log_prob(F.normalize(x.double(), dim=-1)).numpy()
     for enabled in (False, True):
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             p = family(loc, kappa)
-            log_prob, entropy, divergence = p.log_prob(x), p.entropy(), kl_divergence(p, HypersphericalUniform(512))
+            log_prob, entropy, divergence = (
+                p.log_prob(x),
+                p.entropy(),
+                kl_divergence(p, HypersphericalUniform(512)),
+            )
         assert log_prob.dtype == entropy.dtype == divergence.dtype == torch.float32
         assert log_prob.numpy() == pytest.approx(expected, rel=1e-6, abs=5e-3)
         assert entropy.numpy() == pytest.approx(reference.entropy().numpy(), rel=1e-6)
-        assert divergence.numpy() == pytest.approx(kl_divergence(reference, HypersphericalUniform(512)).numpy(), rel=1e-6)
+        assert divergence.numpy() == pytest.approx(
+            kl_divergence(reference, HypersphericalUniform(512)).numpy(), rel=1e-6
+        )
 
 
 def test_samples_under_autocast():
@@ -283,10 +380,13 @@ def test_samples_under_autocast():
 
 # ---- gradients ----
 
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("dim", [2, 3, 24, 66])
 def test_gradcheck(family, dim):
-    direction = (2 * unit(3, dim)).requires_grad_()  # normalised inside, so that gradcheck's steps stay on the sphere
+    direction = (
+        2 * unit(3, dim)
+    ).requires_grad_()  # normalised inside, so that gradcheck's steps stay on the sphere
     kappa = f64([0.01, 5.0, 150.0]).requires_grad_()
     x, uniform = unit(3, dim, seed=1), HypersphericalUniform(dim)
 
@@ -297,17 +397,29 @@ def test_gradcheck(family, dim):
         p = family(F.normalize(direction, dim=-1), kappa)
         return p.entropy(), p.mean, kl_divergence(p, uniform)
 
-    along_one_direction = dim > 3  # a random one: every coordinate would take a hundred times as long
-    assert gradcheck(log_prob, (direction, kappa), atol=1e-6, rtol=1e-5, fast_mode=along_one_direction)
-    assert gradcheck(others, (direction, kappa), atol=1e-6, rtol=1e-5, fast_mode=along_one_direction)
+    along_one_direction = (
+        dim > 3
+    )  # a random one: every coordinate would take a hundred times as long
+    assert gradcheck(
+        log_prob, (direction, kappa), atol=1e-6, rtol=1e-5, fast_mode=along_one_direction
+    )
+    assert gradcheck(
+        others, (direction, kappa), atol=1e-6, rtol=1e-5, fast_mode=along_one_direction
+    )
     assert gradgradcheck(log_prob, (direction, kappa), atol=1e-5, rtol=1e-4, fast_mode=True)
 
 
 def test_gradcheck_kl_to_von_mises_fisher():
     p_loc, q_loc = (2 * unit(3, 8)).requires_grad_(), (2 * unit(3, 8, seed=1)).requires_grad_()
     kappa, kappa_q = f64([0.5, 5.0, 80.0]).requires_grad_(), f64([2.0, 3.0, 90.0]).requires_grad_()
-    assert gradcheck(lambda a, k, b, q: kl_divergence(PowerSpherical(F.normalize(a, dim=-1), k), VonMisesFisher(F.normalize(b, dim=-1), q)),
-                     (p_loc, kappa, q_loc, kappa_q), atol=1e-6, rtol=1e-5)
+    assert gradcheck(
+        lambda a, k, b, q: kl_divergence(
+            PowerSpherical(F.normalize(a, dim=-1), k), VonMisesFisher(F.normalize(b, dim=-1), q)
+        ),
+        (p_loc, kappa, q_loc, kappa_q),
+        atol=1e-6,
+        rtol=1e-5,
+    )
 
 
 @pytest.mark.parametrize("dim", DIMS)
@@ -316,13 +428,15 @@ def test_normaliser_slope_is_minus_the_mean_resultant_length(dim):
         kappa = f64(value).requires_grad_()
         p = VonMisesFisher(torch.eye(dim, dtype=torch.float64)[0], kappa)
         orthogonal = torch.eye(dim, dtype=torch.float64)[1]  # κ·t = 0, which leaves log C
-        slope, = torch.autograd.grad(p.log_prob(orthogonal), kappa, create_graph=True)
+        (slope,) = torch.autograd.grad(p.log_prob(orthogonal), kappa, create_graph=True)
         expected = bessel_terms(dim, value)[1] if value else 0.0
         assert slope.item() == pytest.approx(-expected, rel=1e-12, abs=1e-15)
         if 0 < value <= 1e4:
             ratio = expected
-            curvature, = torch.autograd.grad(slope, kappa)
-            assert curvature.item() == pytest.approx(-(1 - ratio**2 - (dim - 1) / value * ratio), rel=1e-6)
+            (curvature,) = torch.autograd.grad(slope, kappa)
+            assert curvature.item() == pytest.approx(
+                -(1 - ratio**2 - (dim - 1) / value * ratio), rel=1e-6
+            )
 
 
 @pytest.mark.parametrize("dim", [2, 4, 64, 2048])
@@ -330,14 +444,20 @@ def test_normaliser_slope_is_minus_the_mean_resultant_length(dim):
 def test_stationary_concentration(dim, cosine):
     """The κ that maximises log p at cosine s solves ψ(α+β) - ψ(α) + log((1+s)/2) = 0, close to (D-1) s/(1-s) + 1/2."""
     beta = (dim - 1) / 2
-    root = scipy.optimize.brentq(lambda k: sp.digamma(2 * beta + k) - sp.digamma(beta + k) + math.log((1 + cosine) / 2), 1e-9, 1e7)
+    root = scipy.optimize.brentq(
+        lambda k: sp.digamma(2 * beta + k) - sp.digamma(beta + k) + math.log((1 + cosine) / 2),
+        1e-9,
+        1e7,
+    )
     kappa = f64(root).requires_grad_()
     x = torch.zeros(dim, dtype=torch.float64)
     x[0], x[1] = cosine, math.sqrt(1 - cosine**2)
     p = PowerSpherical(torch.eye(dim, dtype=torch.float64)[0], kappa)
-    slope, = torch.autograd.grad(p.log_prob(x), kappa, create_graph=True)
-    curvature, = torch.autograd.grad(slope, kappa)
-    assert abs(slope / curvature).item() < 1e-6 * root and curvature < 0  # a Newton step from the root goes nowhere
+    (slope,) = torch.autograd.grad(p.log_prob(x), kappa, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, kappa)
+    assert (
+        abs(slope / curvature).item() < 1e-6 * root and curvature < 0
+    )  # a Newton step from the root goes nowhere
     if dim >= 64:
         assert root == pytest.approx((dim - 1) * cosine / (1 - cosine) + 0.5, rel=1e-3)
 
@@ -362,8 +482,12 @@ def test_sample_moments_and_cosine(loc, kappa):
     assert p.variance.numpy() == pytest.approx(covariance.diagonal().numpy())
     marginal = scipy.stats.beta(2 + kappa, 2)
     assert scipy.stats.kstest(((x @ loc + 1) / 2).numpy(), marginal.cdf).pvalue > 1e-3
-    side = F.normalize(x - (x @ loc)[:, None] * loc, dim=-1) @ F.normalize(unit(5, seed=9) - (unit(5, seed=9) @ loc) * loc, dim=-1)
-    assert scipy.stats.kstest(((side + 1) / 2).numpy(), scipy.stats.beta(1.5, 1.5).cdf).pvalue > 1e-3  # uniform on the tangent S^3
+    side = F.normalize(x - (x @ loc)[:, None] * loc, dim=-1) @ F.normalize(
+        unit(5, seed=9) - (unit(5, seed=9) @ loc) * loc, dim=-1
+    )
+    assert (
+        scipy.stats.kstest(((side + 1) / 2).numpy(), scipy.stats.beta(1.5, 1.5).cdf).pvalue > 1e-3
+    )  # uniform on the tangent S^3
 
 
 @pytest.mark.parametrize("dim, kappa", [(2, 0.0), (2, 1e6), (3, 1e6), (2048, 1e4), (4096, 1e6)])
@@ -372,10 +496,17 @@ def test_sample_cosine_where_rounding_hurts(dim, kappa):
     p = PowerSpherical(unit(dim).float(), kappa)
     n = 4000 if dim < 100 else 400
     x = p.sample((n,)).double()
-    half_squared_distance = ((x - p.loc.double()) ** 2).sum(-1) / 4  # (1 - t)/2, without cancellation
+    half_squared_distance = ((x - p.loc.double()) ** 2).sum(
+        -1
+    ) / 4  # (1 - t)/2, without cancellation
     assert x.dtype == torch.float64 and (x.norm(dim=-1) - 1).abs().max() < 1e-5
     beta = (dim - 1) / 2
-    assert scipy.stats.kstest(half_squared_distance.numpy(), scipy.stats.beta(beta, beta + kappa).cdf).pvalue > 1e-3
+    assert (
+        scipy.stats.kstest(
+            half_squared_distance.numpy(), scipy.stats.beta(beta, beta + kappa).cdf
+        ).pvalue
+        > 1e-3
+    )
 
 
 def test_entropy_by_samples_and_shapes():
@@ -390,14 +521,20 @@ def test_entropy_by_samples_and_shapes():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_rotation_equivariance(family):
-    rotation = torch.linalg.qr(torch.randn(7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1)))[0]
+    rotation = torch.linalg.qr(
+        torch.randn(7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    )[0]
     loc, x, kappa = unit(4, 7), unit(4, 7, seed=1), f64([0.0, 1.0, 10.0, 500.0])
     p, rotated = family(loc, kappa), family(loc @ rotation.T, kappa)
-    assert rotated.log_prob(x @ rotation.T).numpy() == pytest.approx(p.log_prob(x).numpy(), abs=1e-10)
+    assert rotated.log_prob(x @ rotation.T).numpy() == pytest.approx(
+        p.log_prob(x).numpy(), abs=1e-10
+    )
     assert rotated.mean.numpy() == pytest.approx((p.mean @ rotation.T).numpy(), abs=1e-12)
 
 
-@pytest.mark.parametrize("direction", [E1, -E1, E1.roll(1), unit(5, seed=4)], ids=["e1", "-e1", "e2", "random"])
+@pytest.mark.parametrize(
+    "direction", [E1, -E1, E1.roll(1), unit(5, seed=4)], ids=["e1", "-e1", "e2", "random"]
+)
 @pytest.mark.parametrize("kappa_value", [0.5, 8.0, 200.0])
 def test_reparameterised_gradient(direction, kappa_value):
     """d E[(aᵀx)² + bᵀx] by samples against the exact expectation, differentiated."""
@@ -411,18 +548,24 @@ def test_reparameterised_gradient(direction, kappa_value):
     p = distribution()
     alpha, beta = 2 + inputs[1], 2.0
     across = 4 * alpha * beta / ((alpha + beta) * (alpha + beta + 1)) / 4  # E[1 - t²]/(D-1)
-    exact = across + (1 - 5 * across) * (p.loc @ a) ** 2 + p.mean @ b  # E[xxᵀ] = across I + (1 - D across) loc locᵀ
+    exact = (
+        across + (1 - 5 * across) * (p.loc @ a) ** 2 + p.mean @ b
+    )  # E[xxᵀ] = across I + (1 - D across) loc locᵀ
     expected = torch.autograd.grad(exact, inputs)
 
     groups = []
     for _ in range(40):
         x = distribution().rsample((1000,))
-        groups.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(((x @ a) ** 2 + x @ b).mean(), inputs)]))
+        groups.append(
+            torch.cat(
+                [g.reshape(-1) for g in torch.autograd.grad(((x @ a) ** 2 + x @ b).mean(), inputs)]
+            )
+        )
     estimates = torch.stack(groups)  # [40, 6]
     error = estimates.std(0) / math.sqrt(len(estimates))
     difference = (estimates.mean(0) - torch.cat([g.reshape(-1) for g in expected])).abs()
     assert estimates.isfinite().all()
-    assert (difference < 4.5 * error + 1e-9).all(), (difference / error)
+    assert (difference < 4.5 * error + 1e-9).all(), difference / error
 
 
 def test_sampling_gradient_is_finite_at_the_poles_in_float32():
@@ -433,22 +576,33 @@ def test_sampling_gradient_is_finite_at_the_poles_in_float32():
         kappa = torch.tensor([0.0, 1.0, 1e6]).repeat_interleave(3).requires_grad_()
         x = PowerSpherical(loc, kappa).rsample((500,))
         assert x.isfinite().all()
-        assert all(g.isfinite().all() for g in torch.autograd.grad((x * unit(dim).float()).sum(), [loc, kappa]))
+        assert all(
+            g.isfinite().all()
+            for g in torch.autograd.grad((x * unit(dim).float()).sum(), [loc, kappa])
+        )
 
 
 # ---- shapes and errors ----
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_shapes_and_expand(family):
     p = family(unit(3, 6), f64([1.0, 2.0, 3.0]))
     assert (p.batch_shape, p.event_shape) == ((3,), (6,)) and family.__name__ in repr(p)
     q = p.expand((4, 3))
-    assert type(q) is family and q.batch_shape == (4, 3) and q.mean.shape == (4, 3, 6) and q.entropy().shape == (4, 3)
+    assert (
+        type(q) is family
+        and q.batch_shape == (4, 3)
+        and q.mean.shape == (4, 3, 6)
+        and q.entropy().shape == (4, 3)
+    )
     x = unit(4, 3, 6, seed=1)
     assert torch.equal(q.log_prob(x), p.log_prob(x))
     with pytest.raises(ValueError, match="unit vectors"):
         q.log_prob(2 * x)
-    assert torch.equal(family(unit(3, 6), 2.0).entropy(), family(unit(3, 6), f64([2.0] * 3)).entropy())
+    assert torch.equal(
+        family(unit(3, 6), 2.0).entropy(), family(unit(3, 6), f64([2.0] * 3)).entropy()
+    )
     assert family(unit(6), 2.0).log_prob(x).shape == (4, 3)
 
 
@@ -498,7 +652,9 @@ def test_a_number_keeps_its_digits_beside_directions_of_any_kind():
     whole, half = torch.tensor([1, 0, 0]), torch.tensor([1.0, 0, 0]).half()
     exact = PowerSpherical(torch.tensor([1.0, 0, 0]), 2.5)
     assert PowerSpherical(whole, 2.5).log_prob(exact.loc) == exact.log_prob(exact.loc)
-    assert PowerSpherical(half, 70000.0).concentration == 70000 and PowerSpherical(half.bfloat16(), 1001.3).concentration == torch.tensor(1001.3)
+    assert PowerSpherical(half, 70000.0).concentration == 70000 and PowerSpherical(
+        half.bfloat16(), 1001.3
+    ).concentration == torch.tensor(1001.3)
     assert HypersphericalUniform(3).log_prob(whole).item() == pytest.approx(-math.log(4 * math.pi))
 
 
@@ -512,7 +668,9 @@ def test_degrees_of_freedom_beyond_the_gaussian_are_refused():
 @pytest.mark.parametrize("kappa", [0.0, 3.0, 1e4])
 def test_the_mean_cosine_is_that_of_its_beta_variable_and_gives_the_concentration_back(dim, kappa):
     mean = mean_cosine(kappa, dim)
-    assert mean == pytest.approx(2 * scipy.stats.beta((dim - 1) / 2 + kappa, (dim - 1) / 2).mean() - 1, abs=1e-12)
+    assert mean == pytest.approx(
+        2 * scipy.stats.beta((dim - 1) / 2 + kappa, (dim - 1) / 2).mean() - 1, abs=1e-12
+    )
     assert concentration_of(mean, dim) == pytest.approx(kappa)
 
 
@@ -520,5 +678,7 @@ def test_the_mean_cosine_is_that_of_its_beta_variable_and_gives_the_concentratio
 def test_the_logarithm_map_is_as_long_as_the_angle_on_both_sides_of_its_series(q):
     angle = 2 * math.asin(math.sqrt(q))
     loc = torch.tensor([[1.0, 0.0, 0.0]], dtype=torch.float64)
-    chord = torch.tensor([[-2 * q, math.sin(angle), 0.0]], dtype=torch.float64)  # cos θ - 1 = -2 sin²(θ/2)
+    chord = torch.tensor(
+        [[-2 * q, math.sin(angle), 0.0]], dtype=torch.float64
+    )  # cos θ - 1 = -2 sin²(θ/2)
     assert _tangent(loc, chord).norm().item() == pytest.approx(angle, rel=1e-11)

@@ -13,7 +13,9 @@ import textwrap
 import pandas as pd
 import pytest
 
-from lib import artifacts, reproduction, settings
+from lib.pipeline import jobs as reproduction
+from lib.runs import settings
+from lib.runs import store as artifacts
 from tests import faults
 
 KILLS = 50
@@ -23,18 +25,34 @@ PART = ("--paper", "vje")
 
 def call(results, *arguments, **environment):
     command = [*faults.COMMAND, *PART, *arguments]
-    return subprocess.run(command, cwd=artifacts.ROOT, env=faults.environment(results, **environment), capture_output=True, text=True, timeout=1200)
+    return subprocess.run(
+        command,
+        cwd=artifacts.ROOT,
+        env=faults.environment(results, **environment),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
 
 
 def stamps(results):
-    return {path.name.rsplit(".", 1)[0]: path.stat().st_mtime_ns for path in results.glob("smoke/.done/*.????????????")}
+    return {
+        path.name.rsplit(".", 1)[0]: path.stat().st_mtime_ns
+        for path in results.glob("smoke/.done/*.????????????")
+    }
 
 
 @pytest.fixture(scope="module")
 def untouched(tmp_path_factory):
     """The results of a reproduction that nothing disturbed."""
     results = tmp_path_factory.mktemp("untouched")
-    done = subprocess.run(faults.COMMAND, cwd=artifacts.ROOT, env=faults.environment(results), capture_output=True, text=True)
+    done = subprocess.run(
+        faults.COMMAND,
+        cwd=artifacts.ROOT,
+        env=faults.environment(results),
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return results
 
@@ -50,7 +68,9 @@ def test_fifty_kills_change_nothing(untouched, tmp_path):
     generator, kills, rounds = random.Random(0), 0, 0
     while kills < KILLS:
         results = tmp_path / f"round{rounds}"
-        found = faults.reproduce_with_kills(results, *faults.random_moments(generator, KILLS - kills, LONGEST))
+        found = faults.reproduce_with_kills(
+            results, *faults.random_moments(generator, KILLS - kills, LONGEST)
+        )
         kills, rounds = kills + found["kills"], rounds + 1
         print(f"round {rounds}: {found['kills']} kills, {kills} in all", flush=True)
         assert found["done"].returncode == 0, found["done"].stdout + found["done"].stderr
@@ -63,7 +83,7 @@ def test_fifty_kills_change_nothing(untouched, tmp_path):
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory):
-    """One part of the companion (VJE) in profile smoke, in whose jobs that import lib.likelihood an error is raised."""
+    """One part of the companion (VJE) in profile smoke, in whose jobs that import lib.evaluation.likelihood an error is raised."""
     results, fault = tmp_path_factory.mktemp("part") / "results", tmp_path_factory.mktemp("fault")
     (fault / "sitecustomize.py").write_text(
         textwrap.dedent("""
@@ -71,7 +91,7 @@ def part(tmp_path_factory):
 
             class Fault:
                 def find_spec(self, name, path=None, target=None):
-                    if name == "lib.likelihood":
+                    if name == "lib.evaluation.likelihood":
                         raise RuntimeError("a fault put here by a test")
 
             sys.meta_path.insert(0, Fault())
@@ -86,16 +106,23 @@ def test_a_worker_that_raises_stops_no_other(part):
     results, failed = part
     said = failed.stdout + failed.stderr
     assert failed.returncode not in (0, reproduction.DRIFTED) and "Traceback" not in said
-    assert "60_vje_likelihood failed: RuntimeError: a fault put here by a test" in said and "failed/60_vje_likelihood.ipynb" in said
+    assert (
+        "60_vje_likelihood failed: RuntimeError: a fault put here by a test" in said
+        and "failed/60_vje_likelihood.ipynb" in said
+    )
     assert "snakemake.log" in said and "call the same command again" in said
     done = stamps(results)
     assert "60_vje_likelihood" not in done and len(done) > 2, "other jobs go on"
-    assert (results / "smoke" / "failed" / "60_vje_likelihood.ipynb").exists() and not faults.not_whole(results)
+    assert (
+        results / "smoke" / "failed" / "60_vje_likelihood.ipynb"
+    ).exists() and not faults.not_whole(results)
 
     again = call(results)
     assert again.returncode == 0, again.stdout
     assert stamps(results).items() >= done.items(), "what was done was done again"
-    assert not list((results / "smoke" / "failed").iterdir()), "the notebook that failed was kept beside the one that did not"
+    assert not list((results / "smoke" / "failed").iterdir()), (
+        "the notebook that failed was kept beside the one that did not"
+    )
 
 
 @pytest.mark.long
@@ -106,12 +133,20 @@ def test_a_kernel_that_dies_is_named(part):
     before = {path: path.read_bytes() for path in results.glob("smoke/metrics/*.csv")}
     command = [*faults.COMMAND, *PART]
     process = subprocess.Popen(
-        command, cwd=artifacts.ROOT, env=faults.environment(results), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=artifacts.ROOT,
+        env=faults.environment(results),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     faults.kernel_of(process, "60_vje_likelihood").kill()
     said = process.communicate()[0]
     assert process.returncode not in (0, reproduction.DRIFTED) and "Traceback" not in said
-    assert "60_vje_likelihood failed: Its kernel died, as it does when memory runs out" in said and "JOBS=1" in said
+    assert (
+        "60_vje_likelihood failed: Its kernel died, as it does when memory runs out" in said
+        and "JOBS=1" in said
+    )
     assert "snakemake.log" in said and "call the same command again" in said
     assert {path: path.read_bytes() for path in before} == before
     assert call(results).returncode == 0
@@ -119,19 +154,44 @@ def test_a_kernel_that_dies_is_named(part):
 
 def in_a_namespace(results, script: str):
     """Run a shell script that may mount over the results folder, seen by itself alone; skip where the system does not let it."""
-    if not shutil.which("unshare") or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode
+    ):
         pytest.skip("this system lets nobody mount in a namespace of his own (unshare -rm)")
-    command = ["unshare", "-rm", "sh", "-c", f'set -e; RESULTS="$1"; shift; {script}', "sh", str(results), *faults.COMMAND, *PART]
-    return subprocess.run(command, cwd=artifacts.ROOT, env=faults.environment(results), capture_output=True, text=True, timeout=1200)
+    command = [
+        "unshare",
+        "-rm",
+        "sh",
+        "-c",
+        f'set -e; RESULTS="$1"; shift; {script}',
+        "sh",
+        str(results),
+        *faults.COMMAND,
+        *PART,
+    ]
+    return subprocess.run(
+        command,
+        cwd=artifacts.ROOT,
+        env=faults.environment(results),
+        capture_output=True,
+        text=True,
+        timeout=1200,
+    )
 
 
 @pytest.mark.long
 def test_a_folder_that_cannot_be_written_is_refused_before_any_work(part):
     results, _ = part
     before = {path: path.read_bytes() for path in results.rglob("*") if path.is_file()}
-    done = in_a_namespace(results, 'mount --bind "$RESULTS" "$RESULTS"; mount -o remount,ro,bind "$RESULTS"; set +e; "$@"; echo "status $?"')
+    done = in_a_namespace(
+        results,
+        'mount --bind "$RESULTS" "$RESULTS"; mount -o remount,ro,bind "$RESULTS"; set +e; "$@"; echo "status $?"',
+    )
     assert "status 1" in done.stdout and "Traceback" not in done.stderr
-    assert "cannot be written: Read-only file system" in done.stderr and "RESULTS_DIR" in done.stderr
+    assert (
+        "cannot be written: Read-only file system" in done.stderr and "RESULTS_DIR" in done.stderr
+    )
     assert {path: path.read_bytes() for path in results.rglob("*") if path.is_file()} == before
 
 
@@ -169,7 +229,12 @@ def test_files_that_are_not_whole_are_found(tmp_path):
     (tmp_path / "cut.json").write_text("{")
     (tmp_path / "cut.npz").write_bytes(b"PK")
     (tmp_path / "cut.html").write_text("<html>")
-    assert [name.split(":")[0] for name in sorted(faults.not_whole(tmp_path))] == ["cut.csv", "cut.html", "cut.json", "cut.npz"]
+    assert [name.split(":")[0] for name in sorted(faults.not_whole(tmp_path))] == [
+        "cut.csv",
+        "cut.html",
+        "cut.json",
+        "cut.npz",
+    ]
 
 
 def test_a_killed_family_leaves_nobody(tmp_path):

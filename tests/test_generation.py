@@ -1,4 +1,4 @@
-"""lib.generation on latents whose images are known."""
+"""lib.evaluation.generation on latents whose images are known."""
 
 import copy
 import socket
@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from lib import artifacts, data, factors, generation, methods, protocol, settings, training
+from lib import methods
+from lib.data import sources as data
+from lib.evaluation import generation
+from lib.evaluation import measure as protocol
+from lib.evaluation import style as factors
+from lib.runs import settings
+from lib.runs import store as artifacts
+from lib.training import loop as training
 
 SETTINGS = {"backbone": "mlp", "image_size": 8}
 
@@ -26,34 +33,56 @@ def test_a_decoder_learns_the_images_of_frozen_features(monkeypatch):
     z, pixels = drawn()
     decoder = generation.fit_decoder(z, pixels, SETTINGS, epochs=15)
     test_z, test_pixels = drawn(100, seed=1)
-    assert (generation.decode(decoder, test_z) - test_pixels).square().mean() < 0.15 * test_pixels.var(0).mean()
+    assert (
+        generation.decode(decoder, test_z) - test_pixels
+    ).square().mean() < 0.15 * test_pixels.var(0).mean()
     again = generation.fit_decoder(z, pixels, SETTINGS, epochs=15)
-    assert torch.equal(generation.decode(decoder, test_z), generation.decode(again, test_z))  # follows its seed
+    assert torch.equal(
+        generation.decode(decoder, test_z), generation.decode(again, test_z)
+    )  # follows its seed
     assert not decoder.training
 
 
 def test_the_weights_of_least_validation_error_are_kept(monkeypatch):
     z, pixels = drawn(60)
     errors, states = iter([3.0, 1.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.5]), []
-    monkeypatch.setattr(generation, "mse", lambda decoder, *_: states.append(decoder.network[0].weight.clone()) or next(errors))
+    monkeypatch.setattr(
+        generation,
+        "mse",
+        lambda decoder, *_: states.append(decoder.network[0].weight.clone()) or next(errors),
+    )
     decoder = generation.fit_decoder(z, pixels, SETTINGS)
-    assert len(states) == 2 + generation.PATIENCE and torch.equal(decoder.network[0].weight, states[1])
+    assert len(states) == 2 + generation.PATIENCE and torch.equal(
+        decoder.network[0].weight, states[1]
+    )
 
 
 def test_a_decoder_says_how_far_it_is_until_it_is_done(tmp_path, monkeypatch):
     z, pixels = drawn(600)
     told, write = [], artifacts.write_json
-    monkeypatch.setattr(artifacts, "write_json", lambda path, state: told.append(state) or write(path, state))
+    monkeypatch.setattr(
+        artifacts, "write_json", lambda path, state: told.append(state) or write(path, state)
+    )
     generation.fit_decoder(z, pixels, SETTINGS, epochs=2, progress_path=tmp_path / "progress.json")
-    assert told[-1]["run"] == "decoder of 600 images" and (told[-1]["step"], told[-1]["steps"]) == (10, 10) and told[-1]["loss"] > 0
+    assert (
+        told[-1]["run"] == "decoder of 600 images"
+        and (told[-1]["step"], told[-1]["steps"]) == (10, 10)
+        and told[-1]["loss"] > 0
+    )
     assert not any(tmp_path.iterdir())
 
 
 def test_a_vae_decodes_by_its_mean_image():
-    recipe = settings.recipe("vae") | SETTINGS | {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
+    recipe = (
+        settings.recipe("vae")
+        | SETTINGS
+        | {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
+    )
     vae = methods.build(recipe, 1).train()
     z = torch.randn(5, 3)
-    torch.testing.assert_close(generation.decode(vae, z.numpy(), batch_size=2), vae.eval().picture(z).detach())
+    torch.testing.assert_close(
+        generation.decode(vae, z.numpy(), batch_size=2), vae.eval().picture(z).detach()
+    )
 
 
 def test_what_is_reconstructed_is_what_the_encoder_sees():
@@ -80,7 +109,12 @@ def test_samples_of_a_class_have_its_mean_and_covariance():
 def test_interpolation_is_straight():
     first, second = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
     path = generation.interpolate(first, second, 5)
-    assert path.shape == (2, 5, 3) and np.array_equal(path[:, 0], first) and np.array_equal(path[:, -1], second) and path[0, 1, 0] == 0.25
+    assert (
+        path.shape == (2, 5, 3)
+        and np.array_equal(path[:, 0], first)
+        and np.array_equal(path[:, -1], second)
+        and path[0, 1, 0] == 0.25
+    )
 
 
 def test_what_cannot_be_decoded_is_refused():
@@ -89,9 +123,15 @@ def test_what_cannot_be_decoded_is_refused():
     with pytest.raises(ValueError, match="features has 60 NaN or infinite values of 60"):
         generation.fit_decoder(np.full((30, 2), np.nan), torch.zeros(30, 1, 8, 8), SETTINGS)
     with pytest.raises(ValueError, match="go from 0 to 255; floats in 0..1: divide bytes by 255"):
-        generation.fit_decoder(np.zeros((30, 2)), torch.linspace(0, 255, 30 * 64).reshape(30, 1, 8, 8), SETTINGS)
+        generation.fit_decoder(
+            np.zeros((30, 2)), torch.linspace(0, 255, 30 * 64).reshape(30, 1, 8, 8), SETTINGS
+        )
     with pytest.raises(ValueError, match="These images are uint8 of shape"):
-        generation.fid({"bytes": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)}, torch.zeros(2, 1, 8, 8), "no weights")
+        generation.fid(
+            {"bytes": torch.zeros(2, 1, 8, 8, dtype=torch.uint8)},
+            torch.zeros(2, 1, 8, 8),
+            "no weights",
+        )
     with pytest.raises(ValueError, match="epochs is 0"):
         generation.fit_decoder(np.zeros((30, 2)), torch.zeros(30, 1, 8, 8), SETTINGS, epochs=0)
     with pytest.raises(ValueError, match=r"labels must be \[N\] = \[3\], got shape \(2,\)"):
@@ -106,7 +146,10 @@ def inception(tmp_path_factory):
     folder = tmp_path_factory.mktemp("inception")
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        patch.setattr("torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(
+            "torch_fidelity.feature_extractor_inceptionv3.load_state_dict_from_url",
+            lambda *_, **__: {},
+        )
         patch.setattr(torch.nn.Module, "load_state_dict", lambda *_, **__: None)
         network = FeatureExtractorInceptionV3("drawn", ["2048"])
     torch.save(network.state_dict(), folder / "drawn.pth")
@@ -129,7 +172,9 @@ def test_weights_of_inception_are_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     assert data.inception_weights() is None
     (tmp_path / data.INCEPTION).write_bytes(b"short")
-    with pytest.raises(ValueError, match="is damaged: its sha256 does not begin with 6726825d. Delete it"):
+    with pytest.raises(
+        ValueError, match="is damaged: its sha256 does not begin with 6726825d. Delete it"
+    ):
         data.inception_weights()
 
 
@@ -141,19 +186,29 @@ def test_weights_that_cannot_be_fetched_say_where_to_put_them(tmp_path, monkeypa
 
     monkeypatch.setattr("torch.hub.download_url_to_file", offline)
     assert data.main(["fetch", "inception"]) == 1 and not any(tmp_path.iterdir())
-    assert f"no route to host in {data.NETWORK_TIMEOUT} s); put that file at {tmp_path / data.INCEPTION} by hand" in capsys.readouterr().err
+    assert (
+        f"no route to host in {data.NETWORK_TIMEOUT} s); put that file at {tmp_path / data.INCEPTION} by hand"
+        in capsys.readouterr().err
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- of a run
 def test_decoders_are_the_vaes_own_or_trained_once_on_frozen_features(vae_run, monkeypatch, tiny):
     assert generation.decoder_of(vae_run) is vae_run.method
-    bare = settings.resolve("random_latent", "smoke", **(tiny | {"representation": 6, "image_size": 16}))
+    bare = settings.resolve(
+        "random_latent", "smoke", **(tiny | {"representation": 6, "image_size": 16})
+    )
     training.train(bare)
     decoder = generation.decoder_of(protocol.Run(bare))
     asked = []
-    monkeypatch.setattr(generation, "fit_decoder", lambda *given, **more: asked.append(given[4]) or decoder)
+    monkeypatch.setattr(
+        generation, "fit_decoder", lambda *given, **more: asked.append(given[4]) or decoder
+    )
     stored = generation.decoder_of(protocol.Run(bare))
-    assert not asked and all(torch.equal(stored.state_dict()[name], value) for name, value in decoder.state_dict().items())
+    assert not asked and all(
+        torch.equal(stored.state_dict()[name], value)
+        for name, value in decoder.state_dict().items()
+    )
     generation.decoder_of(protocol.Run(bare | {"decoder_epochs": 7}))
     generation.decoder_of(protocol.Run(bare | {"decoder_epochs": 7}))
     assert asked == [7], "what is stored was trained for another time"
@@ -167,17 +222,38 @@ def test_a_vae_without_its_weights_has_no_decoder(vae_run):
     without = protocol.Run(vae_run.settings)
     without.method = copy.deepcopy(vae_run.method)
     del without.method.decoder  # as lib.load leaves it
-    with pytest.raises(FileNotFoundError, match=f"{vae_run.name} only the committed encoder is here, not its decoder; train it: make reproduce"):
+    with pytest.raises(
+        FileNotFoundError,
+        match=f"{vae_run.name} only the committed encoder is here, not its decoder; train it: make reproduce",
+    ):
         generation.decoder_of(without)
 
 
 def test_generation_is_measured_beside_training_images(vae_run, run):
-    frame = generation.measure_generation(vae_run, run, "41_test").set_index(["condition", "metric"])
+    frame = generation.measure_generation(vae_run, run, "41_test").set_index(
+        ["condition", "metric"]
+    )
     test = vae_run.embed(vae_run.test())
-    expected = (vae_run.method.picture(torch.from_numpy(test["features"])) - generation.pixels_of(vae_run, vae_run.test())).square().mean().item()
+    expected = (
+        (
+            vae_run.method.picture(torch.from_numpy(test["features"]))
+            - generation.pixels_of(vae_run, vae_run.test())
+        )
+        .square()
+        .mean()
+        .item()
+    )
     assert frame.value["reconstructed", "mse"] == pytest.approx(expected, rel=1e-4)
     distance = frame.xs("frechet_distance", level="metric")
-    assert set(distance.index) == {"generated", "reconstructed", "train"} and set(distance.score) == {run.name}
-    assert 0 <= distance.value["train"] < distance.value["reconstructed"] and 0 < distance.value["generated"]
+    assert set(distance.index) == {"generated", "reconstructed", "train"} and set(
+        distance.score
+    ) == {run.name}
+    assert (
+        0 <= distance.value["train"] < distance.value["reconstructed"]
+        and 0 < distance.value["generated"]
+    )
     alone = generation.measure_generation(vae_run, None, "41_without_judge")
-    assert alone.metric.tolist() == ["mse"] and alone.value.iloc[0] == frame.value["reconstructed", "mse"]
+    assert (
+        alone.metric.tolist() == ["mse"]
+        and alone.value.iloc[0] == frame.value["reconstructed", "mse"]
+    )

@@ -3,14 +3,20 @@
 import pytest
 import torch
 
-from lib import augmentations, methods, settings, training
+from lib import methods
+from lib.data import views as augmentations
+from lib.runs import settings
+from lib.training import loop as training
 from tests.test_methods import LEARNED, TOLERANCE, draw_views, loss_of, small
 from tests.test_training import fresh_results, interrupted, tiny, weights
 
 __all__ = ["fresh_results"]
 DEVICE = torch.device("cuda")
 DRAWS = 8  # losses that draw noise are compared with so many of the CPU's
-pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"), pytest.mark.usefixtures("data_dir")]
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
+    pytest.mark.usefixtures("data_dir"),
+]
 
 
 @pytest.mark.parametrize("recipe", ["simsiam", "dino", "simvae_colour", "simvae_grey"])
@@ -18,7 +24,10 @@ pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="there is
 def test_views_are_those_of_the_cpu(recipe, channels):
     images = (torch.rand(140, channels, 24, 30) * 255).byte()
     described = {"augmentation": recipe, "image_size": 20, "local_views": 2, "local_size": 9}
-    expected, views = (augmentations.make_views(where, described, torch.Generator().manual_seed(0)) for where in (images, images.to(DEVICE)))
+    expected, views = (
+        augmentations.make_views(where, described, torch.Generator().manual_seed(0))
+        for where in (images, images.to(DEVICE))
+    )
     for view, other in zip(views, expected, strict=True):
         torch.testing.assert_close(view.cpu(), other, rtol=0, atol=5e-5)
 
@@ -41,12 +50,19 @@ def test_losses_and_gradients_are_those_of_the_cpu(method, monkeypatch):
         with torch.device(device):
             loss = loss_of(network, views)["loss"]
         loss.backward()
-        squares = [parameter.grad.double().square().sum().cpu() for parameter in network.parameters() if parameter.grad is not None]
+        squares = [
+            parameter.grad.double().square().sum().cpu()
+            for parameter in network.parameters()
+            if parameter.grad is not None
+        ]
         return torch.stack([loss.double().cpu().detach(), sum(squares).sqrt()])
 
     expected = torch.stack([loss_and_gradient("cpu", seed) for seed in range(DRAWS)])
     found = loss_and_gradient(DEVICE, 0)
-    assert ((found - expected.mean(0)).abs() <= 6 * expected.std(0) + 10 * TOLERANCE * expected.mean(0).abs()).all(), (found, expected)
+    assert (
+        (found - expected.mean(0)).abs()
+        <= 6 * expected.std(0) + 10 * TOLERANCE * expected.mean(0).abs()
+    ).all(), (found, expected)
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -72,4 +88,6 @@ def test_resumed_is_as_uninterrupted(fresh_results, distance):
     fresh_results("resumed")
     interrupted(run, 4, 12)
     training.train(run, compiled=False)
-    assert distance(weights(run), whole) < 0.05 * distance(methods.build(run, 1).state_dict(), whole)
+    assert distance(weights(run), whole) < 0.05 * distance(
+        methods.build(run, 1).state_dict(), whole
+    )

@@ -7,8 +7,9 @@ import torch
 import torchvision
 from torch import nn
 
-from lib import networks, settings
+from lib import networks
 from lib.losses import vi_simsiam_loss
+from lib.runs import settings
 
 MAPPINGS = ["natural", "softplus", "exp"]
 
@@ -38,7 +39,13 @@ def test_stems_reduce_as_they_say(stem, reduction):
 
 
 def test_unknown_backbone_and_stem_are_errors():
-    settings = {"backbone": "resnet18", "width": 4, "stem": "stride2", "image_size": 32, "local_views": 0}
+    settings = {
+        "backbone": "resnet18",
+        "width": 4,
+        "stem": "stride2",
+        "image_size": 32,
+        "local_views": 0,
+    }
     assert networks.backbone(settings, 3).features == 32
     with pytest.raises(ValueError, match="Unknown backbone 'vgg'; choose one of"):
         networks.backbone(settings | {"backbone": "vgg"}, 3)
@@ -59,8 +66,13 @@ def test_projector_has_batch_norm_everywhere_and_relu_but_last(layers):
 def test_predictor_is_a_bottleneck_with_a_plain_output():
     predictor = networks.predictor(16, 4)
     assert parameters(predictor) == 16 * 4 + 8 + 4 * 16 + 16
-    assert predictor(torch.randn(3, 16)).shape == (3, 16) and networks.predictor(16, 4, 17)(torch.randn(3, 16)).shape == (3, 17)
-    assert networks.predictor(8, 8, 1)(torch.randn(3, 8)).shape == (3, 1)  # the concentration head's form
+    assert predictor(torch.randn(3, 16)).shape == (3, 16) and networks.predictor(16, 4, 17)(
+        torch.randn(3, 16)
+    ).shape == (3, 17)
+    assert networks.predictor(8, 8, 1)(torch.randn(3, 8)).shape == (
+        3,
+        1,
+    )  # the concentration head's form
 
 
 # ---------------------------------------------------------------------------------------------------------------- concentration
@@ -74,7 +86,9 @@ def test_start_at_cosine(mapping, dimension, cosine):
     networks.start_at_cosine(last, dimension, cosine, mapping)
     kappa = networks.to_concentration(last(torch.randn(7, 5))[:, -1], dimension, mapping)
     assert kappa.shape == (7,) and (kappa == kappa[0]).all()
-    assert kappa[0].item() == pytest.approx((dimension - 1) * cosine / (1 - cosine), rel=0.035 if mapping == "natural" else 1e-5)
+    assert kappa[0].item() == pytest.approx(
+        (dimension - 1) * cosine / (1 - cosine), rel=0.035 if mapping == "natural" else 1e-5
+    )
     assert torch.equal(last.weight[:-1], before)
 
 
@@ -90,7 +104,11 @@ def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(d
     raw = torch.tensor([-1000.0, -10.0, -3.0, -1.735, 0.0, 20.0, 1e6])
     kappa = networks.to_concentration(raw, dimension).double()
     rho = kappa / (dimension - 1 + kappa)
-    assert (kappa >= 0).all() and rho.max() <= networks.MAX_COSINE + 1e-6 and rho[-1].item() == pytest.approx(0.98, abs=1e-6)
+    assert (
+        (kappa >= 0).all()
+        and rho.max() <= networks.MAX_COSINE + 1e-6
+        and rho[-1].item() == pytest.approx(0.98, abs=1e-6)
+    )
     torch.testing.assert_close(rho[1:4], torch.sigmoid(raw[1:4].double()), rtol=4e-3, atol=0)
 
 
@@ -127,10 +145,19 @@ def test_unknown_mapping_is_an_error():
 
 @pytest.mark.parametrize(("stem", "smallest"), [("imagenet", 17), ("stride2", 9), ("small", 5)])
 def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, smallest):
-    settings = {"backbone": "resnet18", "stem": stem, "width": 2, "image_size": smallest, "local_views": 0, "local_size": 1}
+    settings = {
+        "backbone": "resnet18",
+        "stem": stem,
+        "width": 2,
+        "image_size": smallest,
+        "local_views": 0,
+        "local_size": 1,
+    }
     shapes = []
     network = networks.backbone(settings, 3)
-    network[-4].conv1.register_forward_hook(lambda module, inputs, output: shapes.append(inputs[0].shape[-1]))
+    network[-4].conv1.register_forward_hook(
+        lambda module, inputs, output: shapes.append(inputs[0].shape[-1])
+    )
     network(torch.zeros(2, 3, smallest, smallest))
     assert shapes == [2]
     for change in ({"image_size": smallest - 1}, {"local_views": 2, "local_size": smallest - 1}):
@@ -140,7 +167,10 @@ def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, smalles
 
 # ---------------------------------------------------------------------------------------------------------------- target networks
 def test_update_average_is_the_moving_average():
-    online, target = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)), nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    online, target = (
+        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
+    )
     online(torch.randn(5, 3))
     before = {name: value.clone() for name, value in target.state_dict().items()}
     kept = {name: value.clone() for name, value in online.state_dict().items()}
@@ -157,7 +187,14 @@ def test_update_average_is_the_moving_average():
 
 
 def test_layer_outputs_are_those_of_the_main_parts():
-    network = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2), networks.UpsamplingBlock(4, 2, 2), nn.Flatten(), nn.Linear(288, 3))
+    network = nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        networks.UpsamplingBlock(4, 2, 2),
+        nn.Flatten(),
+        nn.Linear(288, 3),
+    )
     assert networks.layer_outputs(network, torch.zeros(2, 1, 14, 14)) == ["4@6×6", "2@12×12", "3"]
     reshaped = nn.Sequential(nn.Linear(3, 8), nn.Unflatten(1, (2, 2, 2)), nn.Conv2d(2, 1, 1))
     assert networks.layer_outputs(reshaped, torch.zeros(2, 3)) == ["2@2×2", "1@2×2"]
@@ -165,9 +202,15 @@ def test_layer_outputs_are_those_of_the_main_parts():
 
 # ---------------------------------------------------------------------------------------------------------------- vision transformer
 def test_attention_is_plain_where_patches_are_few_and_gives_what_fused_attention_gives():
-    network, many, images = networks.vit(16, 2, 2, 4, 16).eval(), networks.vit(16, 1, 2, 2, 32), torch.rand(3, 3, 16, 16)
+    network, many, images = (
+        networks.vit(16, 2, 2, 4, 16).eval(),
+        networks.vit(16, 1, 2, 2, 32),
+        torch.rand(3, 3, 16, 16),
+    )
     blocks = network.vit.blocks
-    assert not any(block.attn.fused_attn for block in blocks) and all(block.attn.fused_attn for block in many.vit.blocks)
+    assert not any(block.attn.fused_attn for block in blocks) and all(
+        block.attn.fused_attn for block in many.vit.blocks
+    )
     plain = network(images)
     for block in blocks:
         block.attn.fused_attn = True
@@ -177,15 +220,24 @@ def test_attention_is_plain_where_patches_are_few_and_gives_what_fused_attention
 def test_a_vit_takes_views_of_any_side_that_patches_divide():
     network = networks.vit(16, 2, 2, 4, 16).eval()
     with torch.no_grad():
-        assert network.features == 16 and network(torch.rand(3, 3, 16, 16)).shape == (3, 16) == network(torch.rand(3, 3, 8, 8)).shape
+        assert (
+            network.features == 16
+            and network(torch.rand(3, 3, 16, 16)).shape
+            == (3, 16)
+            == network(torch.rand(3, 3, 8, 8)).shape
+        )
         assert network.encode(torch.rand(2, 3, 8, 8)).shape == (2, 1 + 4, 16)
     described = settings.resolve("prosmin_vit", "smoke")
     assert networks.backbone(described, 1)(torch.rand(2, 1, 16, 16)).shape == (2, 16)
-    with pytest.raises(ValueError, match="local_size is 10 px; a vit needs a multiple of its patch_size 4"):
+    with pytest.raises(
+        ValueError, match="local_size is 10 px; a vit needs a multiple of its patch_size 4"
+    ):
         networks.backbone(described | {"local_size": 10}, 3)
     with pytest.raises(ValueError, match="The recipe of simsiam says nothing of a vit"):
         networks.backbone(settings.resolve("simsiam", "smoke") | {"backbone": "vit"}, 3)
-    with pytest.raises(ValueError, match="multiple of 4 and of its heads, got width 16 and 3 heads"):
+    with pytest.raises(
+        ValueError, match="multiple of 4 and of its heads, got width 16 and 3 heads"
+    ):
         networks.vit(16, 2, 3, 4, 16)
 
 
@@ -200,7 +252,9 @@ def test_positions_tell_patches_apart():
 def test_narrow_shortcut_is_the_strided_convolution(inputs, stride):
     """Forward and weight gradient against the convolution in float64, which oneDNN does not compute."""
     torch.manual_seed(0)
-    ours = networks.NarrowShortcut(inputs, 2 * inputs, 1, stride, bias=False).to(memory_format=torch.channels_last)
+    ours = networks.NarrowShortcut(inputs, 2 * inputs, 1, stride, bias=False).to(
+        memory_format=torch.channels_last
+    )
     theirs = torch.nn.Conv2d(inputs, 2 * inputs, 1, stride, bias=False).double()
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(64, inputs, 9, 8).contiguous(memory_format=torch.channels_last)
@@ -213,5 +267,12 @@ def test_narrow_shortcut_is_the_strided_convolution(inputs, stride):
 @pytest.mark.parametrize("width", [2, 4, 8])
 def test_narrow_networks_have_no_strided_convolution_of_few_channels(width):
     network = networks.resnet18(width, "stride2", channels=1)
-    risky = [m for m in network.modules() if type(m) is torch.nn.Conv2d and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8]
+    risky = [
+        m
+        for m in network.modules()
+        if type(m) is torch.nn.Conv2d
+        and m.kernel_size == (1, 1)
+        and m.stride != (1, 1)
+        and m.in_channels < 8
+    ]
     assert not risky

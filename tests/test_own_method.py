@@ -3,8 +3,14 @@
 import pytest
 import torch
 
-from lib import artifacts, losses, methods, plotting, protocol, reproduction, settings, training
-from lib.methods.common import TwoViews
+from lib import losses, methods
+from lib.evaluation import measure as protocol
+from lib.figures import charts as plotting
+from lib.methods.base import TwoViews
+from lib.pipeline import jobs as reproduction
+from lib.runs import settings
+from lib.runs import store as artifacts
+from lib.training import loop as training
 
 
 class Mine(TwoViews):
@@ -24,19 +30,30 @@ def own_method(monkeypatch, cls, **changes):
 
 def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatch):
     run = own_method(monkeypatch, Mine)
-    with pytest.raises(ValueError, match="no style for method 'mine'.*add a row to lib.plotting.METHODS"):  # not once it is trained
+    with pytest.raises(
+        ValueError, match="no style for method 'mine'.*add a row to lib.figures.charts.METHODS"
+    ):  # not once it is trained
         reproduction.parse_parameters("method=mine", "10_pretraining")
     monkeypatch.setitem(plotting.METHODS, "mine", plotting.METHODS["simclr"]._replace(label="mine"))
     assert reproduction.parse_parameters("method=mine", "10_pretraining") == {"method": "mine"}
     training.train(run)
     frame = protocol.measure(protocol.Run(run))
-    assert {"accuracy", "correctness_auroc", "ood_auroc"} <= set(frame.metric) and set(frame.method) == {"mine"}
+    assert {"accuracy", "correctness_auroc", "ood_auroc"} <= set(frame.metric) and set(
+        frame.method
+    ) == {"mine"}
     namespace: dict = {}
-    for cell in reproduction.cells("10_pretraining"):  # here, as another process does not know the method
+    for cell in reproduction.cells(
+        "10_pretraining"
+    ):  # here, as another process does not know the method
         if cell["cell_type"] == "code":
             exec(cell["source"], namespace)
         if "parameters" in cell["metadata"].get("tags", []):
-            namespace |= {"profile": "smoke", "method": "mine", "train_missing": False, "_parameters": ["profile", "method", "train_missing"]}
+            namespace |= {
+                "profile": "smoke",
+                "method": "mine",
+                "train_missing": False,
+                "_parameters": ["profile", "method", "train_missing"],
+            }
     assert (artifacts.results_dir("smoke") / "figures" / "10_training_mine.png").exists()
 
 
@@ -50,12 +67,34 @@ def test_a_method_without_a_class_is_refused_before_a_notebook_runs(monkeypatch)
 @pytest.mark.parametrize(
     ("parts", "message"),
     [
-        ({"loss": lambda self, views: self.projections(views)[0].mean()}, "mine: loss must return named scalar terms, one of them .*, got Tensor"),
-        ({"loss": lambda self, views: {"total": torch.ones(3)}}, r"one of them 'loss', got \{'total': \(3,\)\}"),
-        ({"embeds_with": ("backbone", "head")}, r"Mine has no \['head'\]; lib/methods/__init__.py says"),
-        ({"embed": lambda self, images: self.backbone(images)}, "method.embed must return an Embedding .* got Tensor"),
-        ({"embed": lambda self, images: methods.Embedding(self.backbone(images), torch.zeros(1), {})}, r"uncertainty .* B = 256, got .*\(1,\)"),
-        ({"embed": lambda self, images: methods.Embedding(*[self.backbone(images)] * 2, {})}, r"uncertainty \[B\] with B = 256, got \(256, 32\) and"),
+        (
+            {"loss": lambda self, views: self.projections(views)[0].mean()},
+            "mine: loss must return named scalar terms, one of them .*, got Tensor",
+        ),
+        (
+            {"loss": lambda self, views: {"total": torch.ones(3)}},
+            r"one of them 'loss', got \{'total': \(3,\)\}",
+        ),
+        (
+            {"embeds_with": ("backbone", "head")},
+            r"Mine has no \['head'\]; lib/methods/__init__.py says",
+        ),
+        (
+            {"embed": lambda self, images: self.backbone(images)},
+            "method.embed must return an Embedding .* got Tensor",
+        ),
+        (
+            {
+                "embed": lambda self, images: methods.Embedding(
+                    self.backbone(images), torch.zeros(1), {}
+                )
+            },
+            r"uncertainty .* B = 256, got .*\(1,\)",
+        ),
+        (
+            {"embed": lambda self, images: methods.Embedding(*[self.backbone(images)] * 2, {})},
+            r"uncertainty \[B\] with B = 256, got \(256, 32\) and",
+        ),
     ],
 )
 def test_what_a_method_of_ones_own_lacks_is_said_before_it_is_trained(monkeypatch, parts, message):

@@ -20,18 +20,46 @@ import torchvision
 from jupyter_server.auth import IdentityProvider
 from PIL import Image
 
-from lib import artifacts, data, gallery, own_images, reproduction
+from lib.data import sources as data
+from lib.pipeline import jobs as reproduction
+from lib.pipeline import score as own_images
+from lib.pipeline import site as gallery
+from lib.runs import store as artifacts
 
 NAME = "<script>alert(1)</script>"
 
 
 # ---------------------------------------------------------------------------------------------------------------- what code may not do
-FORBIDDEN_MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+FORBIDDEN_MODULES = {
+    "pickle",
+    "cPickle",
+    "_pickle",
+    "dill",
+    "cloudpickle",
+    "joblib",
+    "shelve",
+    "marshal",
+}
 FORBIDDEN_CALLS = {
-    "eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec", "os.system", "os.popen", "subprocess.getoutput",
-    "subprocess.getstatusoutput", "yaml.load", "yaml.load_all", "yaml.full_load", "yaml.unsafe_load", "pandas.read_pickle", "torch.hub.load",
-    "torch.jit.load", "shutil.unpack_archive",
-}  # fmt: skip
+    "eval",
+    "exec",
+    "compile",
+    "__import__",
+    "builtins.eval",
+    "builtins.exec",
+    "os.system",
+    "os.popen",
+    "subprocess.getoutput",
+    "subprocess.getstatusoutput",
+    "yaml.load",
+    "yaml.load_all",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "pandas.read_pickle",
+    "torch.hub.load",
+    "torch.jit.load",
+    "shutil.unpack_archive",
+}
 NEEDED = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}
 
 
@@ -40,11 +68,24 @@ def dangers(source: str) -> list[str]:
     tree, names, found = ast.parse(source), {}, []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.asname or alias.name.split(".")[0]: alias.name if alias.asname else alias.name.split(".")[0] for alias in node.names}
+            names |= {
+                alias.asname or alias.name.split(".")[0]: alias.name
+                if alias.asname
+                else alias.name.split(".")[0]
+                for alias in node.names
+            }
         elif isinstance(node, ast.ImportFrom):
-            names |= {alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names}
-        modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
-        found += [f"{node.lineno}: {name}" for name in modules if name.split(".")[0] in FORBIDDEN_MODULES]
+            names |= {
+                alias.asname or alias.name: f"{node.module}.{alias.name}" for alias in node.names
+            }
+        modules = (
+            [alias.name for alias in node.names]
+            if isinstance(node, ast.Import)
+            else [getattr(node, "module", None) or ""]
+        )
+        found += [
+            f"{node.lineno}: {name}" for name in modules if name.split(".")[0] in FORBIDDEN_MODULES
+        ]
 
     def called(node) -> str:
         if isinstance(node, ast.Attribute):
@@ -56,8 +97,12 @@ def dangers(source: str) -> list[str]:
         if not isinstance(node, ast.Call):
             continue
         name, given = called(node.func), {keyword.arg: keyword.value for keyword in node.keywords}
-        literal = {key: value.value for key, value in given.items() if isinstance(value, ast.Constant)}
-        if name in FORBIDDEN_CALLS or ("shell" in given and literal.get("shell", True) is not False):
+        literal = {
+            key: value.value for key, value in given.items() if isinstance(value, ast.Constant)
+        }
+        if name in FORBIDDEN_CALLS or (
+            "shell" in given and literal.get("shell", True) is not False
+        ):
             found.append(f"{node.lineno}: {name}")
         elif name in NEEDED:
             key, value = NEEDED[name]
@@ -65,7 +110,12 @@ def dangers(source: str) -> list[str]:
             if literal.get(key) is not value:
                 found.append(f"{node.lineno}: {name} without {key}={value}")
     for node in ast.walk(tree):  # under another name it would be called unseen
-        if isinstance(node, (ast.Attribute, ast.Name)) and isinstance(node.ctx, ast.Load) and id(node) not in checked and called(node) in NEEDED:
+        if (
+            isinstance(node, (ast.Attribute, ast.Name))
+            and isinstance(node.ctx, ast.Load)
+            and id(node) not in checked
+            and called(node) in NEEDED
+        ):
             found.append(f"{node.lineno}: {called(node)} is passed on")
     return sorted(set(found))
 
@@ -82,42 +132,76 @@ def sources() -> dict[str, str]:
     paths = [*sorted(root.glob("lib/**/*.py")), *sorted(root.glob("tests/benchmarks/*.py"))]
     found = {str(path.relative_to(root)): path.read_text() for path in paths}
     for path in sorted(reproduction.NOTEBOOKS.glob("*.ipynb")):
-        cells = [cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+        cells = [
+            cell.source
+            for cell in nbformat.read(path, as_version=4).cells
+            if cell.cell_type == "code"
+        ]
         found[str(path.relative_to(root))] = "\n".join(cells)
     return found | {"Snakefile": snakefile()[0]}
 
 
 def test_nothing_from_outside_is_executed_or_unpickled():
     read = sources()
-    assert len(read) > 60 and {"lib/data.py", "lib/methods/vje.py", "notebooks/70_your_own_images.ipynb", "Snakefile"} <= set(read)
+    assert len(read) > 60 and {
+        "lib/data/sources.py",
+        "lib/methods/vje.py",
+        "notebooks/70_your_own_images.ipynb",
+        "Snakefile",
+    } <= set(read)
     assert {name: found for name, source in read.items() if (found := dangers(source))} == {}
 
 
 @pytest.mark.parametrize(
     "source",
     [
-        "import pickle", "from pickle import loads", "import joblib", "from joblib import load", "import dill as json", "import shelve",
-        "import torch\ntorch.load('a')", "import torch\ntorch.load('a', weights_only=False)", "import torch as t\nt.load('a', weights_only=flag)",
-        "from torch import load\nload('a')", "import torch.nn\ntorch.load('a')", "import torch\nread = torch.load",
-        "import numpy as np\nnp.load('a')", "import numpy as np\nnp.load('a', allow_pickle=True)", "from numpy import load as read\nread('a')",
-        "import numpy as np\nlist(map(np.load, paths))", "import numpy\nnumpy.load('a', None)", "import yaml\nyaml.load('a', yaml.Loader)",
-        "from yaml import load\nload('a')", "eval('1')", "exec('1')", "__import__('os')", "import builtins\nbuiltins.eval('1')",
-        "import subprocess\nsubprocess.run('ls', shell=True)", "from subprocess import Popen\nPopen('ls', shell=flag)",
-        "import os\nos.system('ls')", "from os import system as go\ngo('ls')", "import os\nos.popen('ls')",
-        "import subprocess as s\ns.getoutput('ls')", "import pandas as pd\npd.read_pickle('a')", "import torch\ntorch.hub.load('a', 'b')",
+        "import pickle",
+        "from pickle import loads",
+        "import joblib",
+        "from joblib import load",
+        "import dill as json",
+        "import shelve",
+        "import torch\ntorch.load('a')",
+        "import torch\ntorch.load('a', weights_only=False)",
+        "import torch as t\nt.load('a', weights_only=flag)",
+        "from torch import load\nload('a')",
+        "import torch.nn\ntorch.load('a')",
+        "import torch\nread = torch.load",
+        "import numpy as np\nnp.load('a')",
+        "import numpy as np\nnp.load('a', allow_pickle=True)",
+        "from numpy import load as read\nread('a')",
+        "import numpy as np\nlist(map(np.load, paths))",
+        "import numpy\nnumpy.load('a', None)",
+        "import yaml\nyaml.load('a', yaml.Loader)",
+        "from yaml import load\nload('a')",
+        "eval('1')",
+        "exec('1')",
+        "__import__('os')",
+        "import builtins\nbuiltins.eval('1')",
+        "import subprocess\nsubprocess.run('ls', shell=True)",
+        "from subprocess import Popen\nPopen('ls', shell=flag)",
+        "import os\nos.system('ls')",
+        "from os import system as go\ngo('ls')",
+        "import os\nos.popen('ls')",
+        "import subprocess as s\ns.getoutput('ls')",
+        "import pandas as pd\npd.read_pickle('a')",
+        "import torch\ntorch.hub.load('a', 'b')",
         "def f():\n    import shutil\n    shutil.unpack_archive('a')",
     ],
-)  # fmt: skip
+)
 def test_the_lint_finds_what_is_dangerous(source):
     assert dangers(source)
 
 
 def test_the_lint_lets_through_what_is_not():
-    assert dangers(
-        "import ast, os, subprocess, torch, yaml\nimport numpy as np\nfrom lib.protocol import load\n"
-        "np.load('a', allow_pickle=False)\ntorch.load('a', weights_only=True)\nyaml.safe_load('a')\nmethod.eval()\nload('vi_simsiam')\n"
-        "ast.literal_eval('1')\nsubprocess.run(['ls'])\nsubprocess.run(['ls'], shell=False)\nos.path.join('a')\nre.compile('a')\nframe.eval('a')"
-    ) == []
+    assert (
+        dangers(
+            "import ast, os, subprocess, torch, yaml\nimport numpy as np\nfrom lib.evaluation.measure import load\n"
+            "np.load('a', allow_pickle=False)\ntorch.load('a', weights_only=True)\nyaml.safe_load('a')\nmethod.eval()\nload('vi_simsiam')\n"
+            "ast.literal_eval('1')\nsubprocess.run(['ls'])\nsubprocess.run(['ls'], shell=False)\nos.path.join('a')\nre.compile('a')\nframe.eval('a')"
+        )
+        == []
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- the Snakefile's shell
@@ -131,10 +215,14 @@ def planned(**config) -> dict:
 def test_the_only_shell_is_given_quoted_names():
     """What it makes of them, for a results folder with a name made of shell, is seen in test_reproduction.py."""
     rules = snakefile()[1]
-    assert len(re.findall(r"shell", rules)) == 1 and not re.search(r"\b(run|script|notebook|wrapper|cwl):", rules)
+    assert len(re.findall(r"shell", rules)) == 1 and not re.search(
+        r"\b(run|script|notebook|wrapper|cwl):", rules
+    )
     command = re.search(r"^ +shell:\n(?: +(?:r|f)?\".*\"\n)+", rules, re.MULTILINE).group()
     placeholders = re.findall(r"\{(.*?)\}", command)
-    assert len(placeholders) == 6 and all(name.endswith(":q") or name == "threads" for name in placeholders)
+    assert len(placeholders) == 6 and all(
+        name.endswith(":q") or name == "threads" for name in placeholders
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,7 +257,9 @@ def test_a_tampered_cifar_is_refused_before_it_is_unpickled(tmp_path):
 
 @pytest.mark.parametrize("member", ["images.npy", "labels.npy", "hue.npy"])
 def test_a_pickle_within_an_npz_file_is_refused(tmp_path, member):
-    arrays = {"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(2, int)} | {member.removesuffix(".npy"): np.array([Loud(), None], object)}
+    arrays = {"images": np.zeros((2, 8, 8), np.uint8), "labels": np.zeros(2, int)} | {
+        member.removesuffix(".npy"): np.array([Loud(), None], object)
+    }
     (tmp_path / "mine").mkdir()
     np.savez(tmp_path / "mine" / "train.npz", **arrays)
     for read in (lambda path: data.load("mine", data_dir=tmp_path), artifacts.read_npz):
@@ -214,17 +304,28 @@ def server(tmp_path, monkeypatch):
     return answer
 
 
-FETCHED = [name for name, known in data.DATASETS.items() if known.provider not in ("", "ImageFolder", "StanfordCars")]
+FETCHED = [
+    name
+    for name, known in data.DATASETS.items()
+    if known.provider not in ("", "ImageFolder", "StanfordCars")
+]
 
 
 @pytest.mark.parametrize("name", FETCHED)
 def test_a_download_with_another_checksum_is_refused_and_leaves_nothing(name, server, tmp_path):
     """Every provider's; the archive would even have everything in its place."""
     known = data.DATASETS[name]
-    server["content"] = archive(**{f"{known.folder}/{file}": b"x" for file in ("a", "data/b", "../../outside")})
-    with pytest.raises(FileNotFoundError, match="could not be fetched.*\n.*torchvision download failed: .*(corrupted|MD5|md5)"):
+    server["content"] = archive(
+        **{f"{known.folder}/{file}": b"x" for file in ("a", "data/b", "../../outside")}
+    )
+    with pytest.raises(
+        FileNotFoundError,
+        match="could not be fetched.*\n.*torchvision download failed: .*(corrupted|MD5|md5)",
+    ):
         data.load(name, next(iter(known.splits)), server["folder"], image_size=8)
-    assert server["asked"] and [path.name for path in server["folder"].iterdir()] == [f".{name}.lock"]
+    assert server["asked"] and [path.name for path in server["folder"].iterdir()] == [
+        f".{name}.lock"
+    ]
     assert [path.name for path in tmp_path.iterdir()] == ["here"]
 
 
@@ -250,14 +351,23 @@ def test_sets_without_a_checksum_of_their_own_are_never_downloaded(server):
 def test_an_archive_never_leaves_its_folder(members, server, tmp_path, monkeypatch):
     """Not even one whose checksum is right."""
     (tmp_path / "secret").write_text("secret")
-    filled = {name.format(absolute=tmp_path): part if isinstance(part, bytes) else (part[0], part[1].format(absolute=tmp_path))
-              for name, part in members.items()}  # fmt: skip
+    filled = {
+        name.format(absolute=tmp_path): part
+        if isinstance(part, bytes)
+        else (part[0], part[1].format(absolute=tmp_path))
+        for name, part in members.items()
+    }
     server["content"] = archive(**filled)
     monkeypatch.setattr(data, "AIRCRAFT_MD5", hashlib.md5(server["content"]).hexdigest())
     with pytest.raises(FileNotFoundError, match="torchvision download failed"):
         data.load("aircraft", "train", server["folder"], image_size=8)
     assert [path.name for path in server["folder"].iterdir()] == [".aircraft.lock"]
-    assert sorted(path.name for path in tmp_path.rglob("*")) == [".aircraft.lock", "data", "here", "secret"]
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [
+        ".aircraft.lock",
+        "data",
+        "here",
+        "secret",
+    ]
 
 
 def test_a_good_archive_is_unpacked(server, monkeypatch):
@@ -265,8 +375,13 @@ def test_a_good_archive_is_unpacked(server, monkeypatch):
     picture = io.BytesIO()
     Image.new("RGB", (8, 8)).save(picture, "jpeg")
     folder = "fgvc-aircraft-2013b/data"
-    server["content"] = archive(**{f"{folder}/images/1.jpg": picture.getvalue(), f"{folder}/variants.txt": b"A380\n",
-                                   f"{folder}/images_variant_train.txt": b"1 A380\n"})  # fmt: skip
+    server["content"] = archive(
+        **{
+            f"{folder}/images/1.jpg": picture.getvalue(),
+            f"{folder}/variants.txt": b"A380\n",
+            f"{folder}/images_variant_train.txt": b"1 A380\n",
+        }
+    )
     monkeypatch.setattr(data, "AIRCRAFT_MD5", hashlib.md5(server["content"]).hexdigest())
     assert data.load("aircraft", "train", server["folder"], image_size=8).classes == ["A380"]
 
@@ -285,7 +400,11 @@ class Tags(HTMLParser):
         self.tags.append(tag)
         if tag in ("script", "iframe", "object", "embed", "base", "form"):
             self.active.append(tag)
-        self.active += [f"{tag} {name}" for name, value in attributes if name.startswith("on") or "javascript:" in (value or "").lower()]
+        self.active += [
+            f"{tag} {name}"
+            for name, value in attributes
+            if name.startswith("on") or "javascript:" in (value or "").lower()
+        ]
 
     def handle_data(self, text):
         self.text += text
@@ -295,19 +414,34 @@ def figure(folder: Path, id: str) -> None:
     """A stored figure with a hostile string in everything it says of itself."""
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (30, 20)).save(folder / "figures" / f"{id}.png", dpi=(300, 300))
-    record = {"id": NAME, "caption": f"Trained on {NAME}, run {NAME}. More {NAME}.", "alt": f'{NAME}"><img src=x onerror=alert(2)>',
-              "notebook": f"{id[:2]}_{NAME}", "claims": [NAME], "commit": NAME, "inputs": {f"results/{NAME}.csv": "0"}, "profile": NAME}  # fmt: skip
+    record = {
+        "id": NAME,
+        "caption": f"Trained on {NAME}, run {NAME}. More {NAME}.",
+        "alt": f'{NAME}"><img src=x onerror=alert(2)>',
+        "notebook": f"{id[:2]}_{NAME}",
+        "claims": [NAME],
+        "commit": NAME,
+        "inputs": {f"results/{NAME}.csv": "0"},
+        "profile": NAME,
+    }
     artifacts.write_json(folder / "figures" / f"{id}.json", record)
 
 
 def test_no_string_becomes_a_tag_in_the_gallery():
     folder = artifacts.results_dir("smoke")
     figure(folder, "20_accuracy")
-    artifacts.write_csv(folder / "tables" / "20_table.csv", pd.DataFrame({NAME: [NAME], "onclick=alert(1)": ["<img src=x onerror=alert(2)>"]}))
+    artifacts.write_csv(
+        folder / "tables" / "20_table.csv",
+        pd.DataFrame({NAME: [NAME], "onclick=alert(1)": ["<img src=x onerror=alert(2)>"]}),
+    )
     artifacts.write_json(folder / "run.json", {NAME: NAME, "hardware": {NAME: [NAME]}})
     artifacts.write_text(folder / "notebooks" / "30_<script>alert(1)<%2Fscript>.ipynb", "{}")
     read = Tags(gallery.build("smoke").read_text())
-    assert read.active == [] and "script" not in read.tags and {"figure", "table", "dl"} <= set(read.tags)
+    assert (
+        read.active == []
+        and "script" not in read.tags
+        and {"figure", "table", "dl"} <= set(read.tags)
+    )
     assert read.text.count(NAME) >= 8
     markdown = (folder / "README.md").read_text()
     assert not re.search(r"<(script|img)", markdown) and markdown.count("&lt;script&gt;") >= 5
@@ -318,13 +452,20 @@ def test_no_string_becomes_a_tag_in_the_page_of_a_notebook():
     hostile = f"{NAME} and <img src=x onerror=alert(2)> and [a link](javascript:alert(3))"
     outputs = [
         nbformat.v4.new_output("display_data", {"text/markdown": f"Data: {hostile}."}),
-        nbformat.v4.new_output("execute_result", {"text/html": pd.DataFrame({NAME: [hostile]}).to_html(), "text/plain": hostile}),
+        nbformat.v4.new_output(
+            "execute_result",
+            {"text/html": pd.DataFrame({NAME: [hostile]}).to_html(), "text/plain": hostile},
+        ),
         nbformat.v4.new_output("stream", text=hostile),
         nbformat.v4.new_output("error", ename="ValueError", evalue=hostile, traceback=[hostile]),
-        nbformat.v4.new_output("display_data", {"application/javascript": "alert(4)", "text/plain": hostile}),
+        nbformat.v4.new_output(
+            "display_data", {"application/javascript": "alert(4)", "text/plain": hostile}
+        ),
     ]
     cells = [
-        nbformat.v4.new_markdown_cell(f"# {NAME}\n\nThe set is {hostile}.\n\n{NAME}\n\n$a < b$ and **bold**\n\n| a |\n| - |\n| {hostile} |"),
+        nbformat.v4.new_markdown_cell(
+            f"# {NAME}\n\nThe set is {hostile}.\n\n{NAME}\n\n$a < b$ and **bold**\n\n| a |\n| - |\n| {hostile} |"
+        ),
         nbformat.v4.new_code_cell(f"name = '{hostile}'", outputs=outputs, execution_count=1),
     ]
     path = artifacts.results_dir("smoke") / "notebooks" / "10_pretraining.ipynb"
@@ -339,22 +480,50 @@ def test_no_string_becomes_a_tag_in_the_page_of_a_notebook():
 def test_no_string_becomes_a_tag_in_the_page_of_own_images(tmp_path):
     images, kappa = np.zeros((64, 16, 16, 3), np.uint8), np.linspace(1, 2, 64)
     hostile = f"{NAME.replace('/', '')}<img src=x onerror=alert(2)>"
-    files = pd.DataFrame({"file": [f"{hostile}{i}.png" for i in range(65)], "folder": NAME, "status": ["used"] * 64 + ["broken"], "note": hostile})
+    files = pd.DataFrame(
+        {
+            "file": [f"{hostile}{i}.png" for i in range(65)],
+            "folder": NAME,
+            "status": ["used"] * 64 + ["broken"],
+            "note": hostile,
+        }
+    )
     table = own_images.ranked(files, kappa, pd.DataFrame(index=range(64)))
     alike = pd.DataFrame({"group": [1, 1], "index": [0, 1], "similarity": [1.0, 1.0]})
-    about = pd.DataFrame([{"encoder": NAME, "trained_on": NAME, "uncertainty": NAME, "spearman": 0.1, "unlikeness": 0.2, "resembles": "no"}])
-    read = Tags(own_images.write_page(tmp_path, NAME, images, files, table, alike, about, [NAME]).read_text())
-    assert read.active == [] and "script" not in read.tags and read.text.count("<script>alert(1)") >= 8
+    about = pd.DataFrame(
+        [
+            {
+                "encoder": NAME,
+                "trained_on": NAME,
+                "uncertainty": NAME,
+                "spearman": 0.1,
+                "unlikeness": 0.2,
+                "resembles": "no",
+            }
+        ]
+    )
+    read = Tags(
+        own_images.write_page(
+            tmp_path, NAME, images, files, table, alike, about, [NAME]
+        ).read_text()
+    )
+    assert (
+        read.active == [] and "script" not in read.tags and read.text.count("<script>alert(1)") >= 8
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- the notebook server
 def test_make_lab_listens_on_this_machine_alone_and_asks_for_its_token(monkeypatch):
     """Jupyter's defaults are a random token and 127.0.0.1; the recipe may not take the one away and says the other."""
-    recipe = re.search(r"^lab:.*\n((?:\t.*\n)+)", (artifacts.ROOT / "Makefile").read_text(), re.MULTILINE)[1]
+    recipe = re.search(
+        r"^lab:.*\n((?:\t.*\n)+)", (artifacts.ROOT / "Makefile").read_text(), re.MULTILINE
+    )[1]
     words = shlex.split(recipe.strip().lstrip("@").replace("$(PY)", sys.executable))
     assert words[:3] == [sys.executable, "-m", "jupyterlab"]
     assert [word for word in words if word.startswith("--ip")] == ["--ip=127.0.0.1"]
-    refused = re.compile("token|password|allow.origin|disable.check.xsrf|allow.root|allow.remote|config", re.I)
+    refused = re.compile(
+        "token|password|allow.origin|disable.check.xsrf|allow.root|allow.remote|config", re.I
+    )
     assert not refused.search(recipe)
     monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
     server = IdentityProvider()

@@ -1,4 +1,4 @@
-"""torchrun over lib.training: the run of one process, shared by two (gloo on the CPU), and resumed after a worker was killed."""
+"""torchrun over lib.training.loop: the run of one process, shared by two (gloo on the CPU), and resumed after a worker was killed."""
 
 import os
 import shutil
@@ -9,8 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from lib import artifacts, data, methods, networks, training
-from lib import settings as resolution
+from lib import methods, networks
+from lib.data import sources as data
+from lib.runs import settings as resolution
+from lib.runs import store as artifacts
+from lib.training import loop as training
 from tests import faults
 
 pytestmark = pytest.mark.long
@@ -42,16 +45,38 @@ training.train(run)
 def start(tmp_path, name, processes, arguments, restarts=0):
     """Run a script or module under torchrun (or alone) with a results folder of its own; returns that folder."""
     results = tmp_path / name
-    environment = os.environ | {"RESULTS_DIR": str(results), "DATA_DIR": str(tmp_path / "data"), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", f"--max-restarts={restarts}"] if processes else []
+    environment = os.environ | {
+        "RESULTS_DIR": str(results),
+        "DATA_DIR": str(tmp_path / "data"),
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    launcher = (
+        [
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            f"--nproc-per-node={processes}",
+            f"--max-restarts={restarts}",
+        ]
+        if processes
+        else []
+    )
     said = "not started"
     for _ in range(3):
         process = subprocess.Popen(
-            [sys.executable, *launcher, *arguments], env=environment, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            [sys.executable, *launcher, *arguments],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         try:
             said = process.communicate(timeout=200)[1]
-        except subprocess.TimeoutExpired:  # on a machine that is busy gloo may wait for a peer for ever, or give up meeting it
+        except (
+            subprocess.TimeoutExpired
+        ):  # on a machine that is busy gloo may wait for a peer for ever, or give up meeting it
             faults.kill_all(process)
             said = "no answer within 200 s"
         if process.returncode == 0 or not ("connectFullMesh failed" in said or "no answer" in said):
@@ -64,7 +89,9 @@ def start(tmp_path, name, processes, arguments, restarts=0):
 def stored(results):
     (folder,) = (results / "smoke" / "runs").iterdir()
     assert not (folder / "checkpoint.safetensors").exists()
-    return artifacts.read_tensors(folder / "model.safetensors")[0], artifacts.read_json(folder / "config.json")
+    return artifacts.read_tensors(folder / "model.safetensors")[0], artifacts.read_json(
+        folder / "config.json"
+    )
 
 
 @pytest.fixture
@@ -74,11 +101,24 @@ def script(tmp_path):
     return str(path)
 
 
-@pytest.mark.parametrize("method, killed", [
-    ("simsiam", True), ("vi_simsiam", True), ("simclr", True), ("dino", True), ("barlow_twins", False), ("vicreg", False), ("directpred", False),
-    ("moco_v2", False), ("moco_v3", False), ("supervised", False),
-])  # fmt: skip
-def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(tmp_path, script, distance, method, killed):
+@pytest.mark.parametrize(
+    "method, killed",
+    [
+        ("simsiam", True),
+        ("vi_simsiam", True),
+        ("simclr", True),
+        ("dino", True),
+        ("barlow_twins", False),
+        ("vicreg", False),
+        ("directpred", False),
+        ("moco_v2", False),
+        ("moco_v3", False),
+        ("supervised", False),
+    ],
+)
+def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing(
+    tmp_path, script, distance, method, killed
+):
     """Tolerance: 1 % of the way that the weights have gone in 10 steps, as the processes add up in another order.
 
     vi_simsiam's head and dino's prototypes idle at first; simclr's and moco_v3's negatives, moco_v2's queue, the correlations of barlow_twins,
@@ -86,7 +126,9 @@ def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing
     """
     one, alone = stored(start(tmp_path, "one", 0, [script, method, "0"]))
     two, shared = stored(start(tmp_path, "two", 2, [script, method, "0"]))
-    assert (alone["processes"], shared["processes"]) == (1, 2) and alone["run_hash"] == shared["run_hash"]
+    assert (alone["processes"], shared["processes"]) == (1, 2) and alone["run_hash"] == shared[
+        "run_hash"
+    ]
     start_of_both = methods.build(alone["settings"], 1).state_dict()
     gone = distance(start_of_both, one)
     assert gone > 0.1 and distance(one, two) < 0.01 * gone
@@ -98,12 +140,16 @@ def test_two_processes_train_what_one_trains_and_a_killed_worker_changes_nothing
 
 def test_a_listed_run_under_torchrun_is_found_done(tmp_path, monkeypatch):
     name = "vi_simsiam-digits-e1-seed0"
-    results = start(tmp_path, "listed", 2, ["-m", "lib.training", name, "--profile", "smoke"])
+    results = start(tmp_path, "listed", 2, ["-m", "lib.training.loop", name, "--profile", "smoke"])
     monkeypatch.setattr(artifacts, "RESULTS", results)
     settings = resolution.find_runs([name], "smoke")[0]
     images = training.training_images(settings)
     assert training.is_finished("smoke", name, resolution.run_hash(settings, images.checksum))
-    assert sorted(path.name for path in (results / "smoke" / "runs" / name).iterdir()) == ["config.json", "log.csv", "model.safetensors"]
+    assert sorted(path.name for path in (results / "smoke" / "runs" / name).iterdir()) == [
+        "config.json",
+        "log.csv",
+        "model.safetensors",
+    ]
 
 
 def test_a_folder_of_images_streams_to_every_process(tmp_path, distance):
@@ -129,18 +175,26 @@ def test_a_folder_of_images_streams_to_every_process(tmp_path, distance):
     folder = str(tmp_path / "pictures")
     memory, config = stored(start(tmp_path, "memory", 0, [str(script), folder, "memory"]))
     streamed, _ = stored(start(tmp_path, "streamed", 2, [str(script), folder, "stream"]))
-    assert distance(memory, streamed) < 0.01 * distance(memory, methods.build(config["settings"], 3).state_dict())
+    assert distance(memory, streamed) < 0.01 * distance(
+        memory, methods.build(config["settings"], 3).state_dict()
+    )
 
 
 def test_synchronised_batch_norm_of_one_process_is_torchs(tmp_path):
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1
+    )
     try:
         for shape, affine in (((32, 5), True), ((8, 5, 4, 4), True), ((32, 5), False)):
-            theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(5, affine=affine)
+            theirs = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(
+                5, affine=affine
+            )
             for parameter in theirs.parameters():
                 torch.nn.init.uniform_(parameter, 0.5, 2)
             network = torch.nn.Sequential(theirs)
-            ours = networks.synchronise_batch_norm(torch.nn.Sequential(torch.nn.BatchNorm1d(5, affine=affine)), torch.device("cpu"))
+            ours = networks.synchronise_batch_norm(
+                torch.nn.Sequential(torch.nn.BatchNorm1d(5, affine=affine)), torch.device("cpu")
+            )
             ours.load_state_dict(network.state_dict())
             x, gradient = 3 * torch.randn(shape) + 1, torch.randn(shape)
             inputs = [x.clone().requires_grad_() for _ in range(2)]

@@ -10,10 +10,16 @@ from sklearn import metrics
 from torch_uncertainty.metrics.classification import AUGRC, AURC
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from lib import statistics
-from lib import uncertainty as u
+from lib.evaluation import intervals as statistics
+from lib.evaluation import uncertainty as u
 
-RANKED = [u.auroc, u.average_precision, u.fpr_at_95_tpr, u.roc_curve, statistics.permutation_test_auroc]
+RANKED = [
+    u.auroc,
+    u.average_precision,
+    u.fpr_at_95_tpr,
+    u.roc_curve,
+    statistics.permutation_test_auroc,
+]
 SELECTIVE = [u.risk_coverage_curve, u.aurc, u.excess_aurc, u.augrc]
 
 
@@ -28,10 +34,14 @@ def sample(n=400, seed=0, levels=None):
 def softmax(n=500, classes=7, seed=0):
     generator = np.random.default_rng(seed)
     logits = generator.normal(size=(n, classes)) * 2
-    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), generator.integers(classes, size=n)
+    return np.exp(logits) / np.exp(logits).sum(1, keepdims=True), generator.integers(
+        classes, size=n
+    )
 
 
-binary = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(lambda rows: len({y for _, y in rows}) == 2)
+binary = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_size=30).filter(
+    lambda rows: len({y for _, y in rows}) == 2
+)
 
 
 @settings(max_examples=60, deadline=None)
@@ -39,8 +49,12 @@ binary = st.lists(st.tuples(st.integers(-3, 3), st.booleans()), min_size=2, max_
 def test_ranking_measures_agree_with_scikit_learn_ties_included(rows):
     score, positive = (np.array(column) for column in zip(*rows, strict=True))
     false, true, threshold = metrics.roc_curve(positive, score, drop_intermediate=False)
-    assert u.auroc(score, positive) == pytest.approx(metrics.roc_auc_score(positive, score), abs=1e-12)
-    assert u.average_precision(score, positive) == pytest.approx(metrics.average_precision_score(positive, score), abs=1e-12)
+    assert u.auroc(score, positive) == pytest.approx(
+        metrics.roc_auc_score(positive, score), abs=1e-12
+    )
+    assert u.average_precision(score, positive) == pytest.approx(
+        metrics.average_precision_score(positive, score), abs=1e-12
+    )
     for ours, theirs in zip(u.roc_curve(score, positive), (false, true, threshold), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-15)
     assert u.fpr_at_95_tpr(score, positive) == false[true >= 0.95].min()
@@ -49,7 +63,9 @@ def test_ranking_measures_agree_with_scikit_learn_ties_included(rows):
 def test_auroc_equals_the_count_over_all_pairs():
     score, positive = sample(120, levels=5)
     pairs = score[positive][:, None] - score[~positive][None]
-    assert u.auroc(score, positive) == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)), abs=1e-14)
+    assert u.auroc(score, positive) == pytest.approx(
+        np.mean((pairs > 0) + 0.5 * (pairs == 0)), abs=1e-14
+    )
 
 
 def test_auroc_within_groups_equals_the_count_over_their_pairs():
@@ -58,16 +74,24 @@ def test_auroc_within_groups_equals_the_count_over_their_pairs():
     group[np.flatnonzero(positive)[:9]] = "of one class alone"  # no pair
     higher = score[positive][:, None] - score[~positive][None]
     same = group[positive][:, None] == group[~positive][None]
-    assert u.auroc(score, positive, group) == pytest.approx(np.mean(((higher > 0) + 0.5 * (higher == 0))[same]), abs=1e-14)
+    assert u.auroc(score, positive, group) == pytest.approx(
+        np.mean(((higher > 0) + 0.5 * (higher == 0))[same]), abs=1e-14
+    )
     assert u.auroc(score, positive, np.full(120, 3)) == u.auroc(score, positive)
 
 
 def test_auroc_within_groups_leaves_out_what_sets_groups_apart():
     score, positive = sample(300)
     group = np.arange(300) % 3
-    positive[group == 2] = np.arange(100) < 99  # a class that is nearly always right, and has the highest scores
+    positive[group == 2] = (
+        np.arange(100) < 99
+    )  # a class that is nearly always right, and has the highest scores
     apart = score + 50 * group
-    assert u.auroc(apart, positive, group) == u.auroc(score, positive, group) < u.auroc(apart, positive)
+    assert (
+        u.auroc(apart, positive, group)
+        == u.auroc(score, positive, group)
+        < u.auroc(apart, positive)
+    )
     assert u.auroc(group, positive, group) == 0.5 < u.auroc(group, positive)
 
 
@@ -81,13 +105,17 @@ def test_auroc_within_groups_says_what_is_wrong_with_them():
         u.auroc(score, positive, np.full(20, np.nan))
 
 
-@pytest.mark.parametrize("transform", [lambda x: 1e6 + x, lambda x: 1e6 * np.exp(x), lambda x: np.arctan(x) * 1e-6])
+@pytest.mark.parametrize(
+    "transform", [lambda x: 1e6 + x, lambda x: 1e6 * np.exp(x), lambda x: np.arctan(x) * 1e-6]
+)
 def test_ranking_is_unchanged_by_a_monotone_transform_and_by_the_order_of_images(transform):
     score, positive = sample()
     shuffled = np.random.default_rng(1).permutation(len(score))
     for measure in (u.auroc, u.average_precision, u.fpr_at_95_tpr, u.aurc, u.excess_aurc, u.augrc):
         assert measure(transform(score), positive) == measure(score, positive)
-        assert measure(score[shuffled], positive[shuffled]) == pytest.approx(measure(score, positive), abs=1e-13)
+        assert measure(score[shuffled], positive[shuffled]) == pytest.approx(
+            measure(score, positive), abs=1e-13
+        )
 
 
 def test_kappa_sized_scores_are_not_squashed():
@@ -110,16 +138,24 @@ def test_constant_scores_say_nothing():
 def test_scores_of_the_size_of_kappa_agree_with_scikit_learn_ties_included(scale):
     score, positive = sample(300, seed=4, levels=40)
     score = scale * (score + 10)
-    assert u.auroc(score, positive) == pytest.approx(metrics.roc_auc_score(positive, score), abs=1e-12)
-    assert u.average_precision(score, positive) == pytest.approx(metrics.average_precision_score(positive, score), abs=1e-12)
+    assert u.auroc(score, positive) == pytest.approx(
+        metrics.roc_auc_score(positive, score), abs=1e-12
+    )
+    assert u.average_precision(score, positive) == pytest.approx(
+        metrics.average_precision_score(positive, score), abs=1e-12
+    )
     false, true, _ = metrics.roc_curve(positive, score, drop_intermediate=False)
     assert u.fpr_at_95_tpr(score, positive) == false[true >= 0.95].min()
     for measure in (*SELECTIVE[1:], statistics.permutation_test_auroc):
         options = {"draws": 50} if measure is statistics.permutation_test_auroc else {}
-        assert measure(score, positive, **options) == measure(np.round(score / scale, 6), positive, **options)
+        assert measure(score, positive, **options) == measure(
+            np.round(score / scale, 6), positive, **options
+        )
     embeddings = np.random.default_rng(0).normal(size=(300, 4))
     hit = u.nearest_neighbour_correct(embeddings, positive)
-    assert u.recall_auroc(embeddings, positive, score) == pytest.approx(metrics.roc_auc_score(hit, -score), abs=1e-12)
+    assert u.recall_auroc(embeddings, positive, score) == pytest.approx(
+        metrics.roc_auc_score(hit, -score), abs=1e-12
+    )
 
 
 def test_constant_scores_select_as_well_as_chance():
@@ -138,8 +174,12 @@ def test_constant_scores_select_as_well_as_chance():
 def test_confidences_that_are_none_are_errors_and_ties_share_a_bin():
     confidence, correct = np.full(50, 0.7), np.arange(50) < 20
     for equal_mass in (False, True):
-        assert u.confidence_calibration_error(confidence, correct, equal_mass=equal_mass) == pytest.approx(0.7 - 0.4)
-        assert u.confidence_calibration_error(confidence, np.ones(50, bool), equal_mass=equal_mass) == pytest.approx(0.3)  # a single class is fine
+        assert u.confidence_calibration_error(
+            confidence, correct, equal_mass=equal_mass
+        ) == pytest.approx(0.7 - 0.4)
+        assert u.confidence_calibration_error(
+            confidence, np.ones(50, bool), equal_mass=equal_mass
+        ) == pytest.approx(0.3)  # a single class is fine
     for bad in (np.where(correct, np.nan, 0.7), confidence * 1e6, -confidence, np.zeros(50)):
         with pytest.raises(ValueError, match="confidence must lie"):
             u.confidence_calibration_error(bad, correct)
@@ -154,7 +194,9 @@ def test_confidences_that_are_none_are_errors_and_ties_share_a_bin():
 
 def test_fpr_at_95_tpr_counts_a_threshold_that_reaches_exactly_95_percent():
     positive = np.arange(40) < 20
-    score = np.where(positive, 20.0 - np.arange(40), 1.5)  # 19 of 20 positives lie above every negative
+    score = np.where(
+        positive, 20.0 - np.arange(40), 1.5
+    )  # 19 of 20 positives lie above every negative
     score[score == 1] = 0.0
     assert u.fpr_at_95_tpr(score, positive) == 0
     score[18] = 0.5  # now only 18 do
@@ -167,12 +209,19 @@ def test_fpr_at_95_tpr_counts_a_threshold_that_reaches_exactly_95_percent():
 def by_all_tie_orders(uncertainty, correct):
     """AURC and generalised AURC as means over every order that sorts the uncertainty."""
     wrong, n = ~np.asarray(correct), len(correct)
-    orders = [order for order in permutations(range(n)) if all(np.diff(np.asarray(uncertainty)[list(order)]) >= 0)]
+    orders = [
+        order
+        for order in permutations(range(n))
+        if all(np.diff(np.asarray(uncertainty)[list(order)]) >= 0)
+    ]
     errors = np.array([np.cumsum(wrong[list(order)]) for order in orders])
     return (errors / np.arange(1, n + 1)).mean(), (errors / n).mean()
 
 
-@pytest.mark.parametrize("scores", [[0, 1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 3, 3, 3, 3], [2, 1, 1, 0, 0, 0, 5]])
+@pytest.mark.parametrize(
+    "scores",
+    [[0, 1, 2, 3, 4, 5, 6], [0, 0, 1, 1, 1, 2, 2], [3, 3, 3, 3, 3, 3, 3], [2, 1, 1, 0, 0, 0, 5]],
+)
 @pytest.mark.parametrize("correct", [[1, 0, 1, 0, 1, 0, 1], [0, 0, 1, 1, 1, 1, 0]])
 def test_ties_are_averaged_over_every_order(scores, correct):
     aurc, augrc = by_all_tie_orders(scores, np.array(correct, dtype=bool))
@@ -189,13 +238,19 @@ def test_risk_coverage_agrees_with_torch_uncertainty():
     for metric, values, ours in ((AURC(), risk, u.aurc), (AUGRC(), risk * coverage, u.augrc)):
         metric.update(probabilities, torch.tensor(~correct).long())
         assert ours(-confidence, correct) == pytest.approx(values.mean(), abs=1e-14)
-        assert (values.sum() - (values[0] + values[-1]) / 2) / 199 == pytest.approx(metric.compute().item(), abs=1e-6)
+        assert (values.sum() - (values[0] + values[-1]) / 2) / 199 == pytest.approx(
+            metric.compute().item(), abs=1e-6
+        )
 
 
 def test_augrc_has_its_closed_form():
     uncertainty, wrong = sample(300, levels=9)
     accuracy = 1 - wrong.mean()
-    expected = (1 - u.auroc(-uncertainty, ~wrong)) * accuracy * (1 - accuracy) + (1 - accuracy) ** 2 / 2 + (1 - accuracy) / 600
+    expected = (
+        (1 - u.auroc(-uncertainty, ~wrong)) * accuracy * (1 - accuracy)
+        + (1 - accuracy) ** 2 / 2
+        + (1 - accuracy) / 600
+    )
     assert u.augrc(uncertainty, ~wrong) == pytest.approx(expected, abs=1e-14)
 
 
@@ -215,12 +270,20 @@ def test_recall_auroc_against_scikit_learn_and_in_chunks():
 
     generator = np.random.default_rng(0)
     embeddings, labels = generator.normal(size=(150, 5)), generator.integers(3, size=150)
-    nearest = NearestNeighbors(n_neighbors=2, metric="cosine").fit(embeddings).kneighbors(embeddings, return_distance=False)[:, 1]
+    nearest = (
+        NearestNeighbors(n_neighbors=2, metric="cosine")
+        .fit(embeddings)
+        .kneighbors(embeddings, return_distance=False)[:, 1]
+    )
     hit = labels[nearest] == labels
     np.testing.assert_array_equal(u.nearest_neighbour_correct(embeddings, labels), hit)
-    np.testing.assert_array_equal(u.nearest_neighbour_correct(embeddings * 1e-3, labels, chunk=37), hit)
+    np.testing.assert_array_equal(
+        u.nearest_neighbour_correct(embeddings * 1e-3, labels, chunk=37), hit
+    )
     uncertainty = generator.normal(size=150) - hit
-    assert u.recall_auroc(embeddings, labels, uncertainty) == pytest.approx(metrics.roc_auc_score(hit, -uncertainty), abs=1e-12)
+    assert u.recall_auroc(embeddings, labels, uncertainty) == pytest.approx(
+        metrics.roc_auc_score(hit, -uncertainty), abs=1e-12
+    )
 
 
 def test_a_neighbour_is_never_the_image_itself():
@@ -233,17 +296,25 @@ def test_a_neighbour_is_never_the_image_itself():
 
 def test_calibration_error_agrees_with_torchmetrics():
     probabilities, labels = softmax()
-    theirs = multiclass_calibration_error(torch.tensor(probabilities), torch.tensor(labels), num_classes=7, n_bins=15, norm="l1")
-    assert u.expected_calibration_error(probabilities, labels) == pytest.approx(theirs.item(), abs=1e-6)
+    theirs = multiclass_calibration_error(
+        torch.tensor(probabilities), torch.tensor(labels), num_classes=7, n_bins=15, norm="l1"
+    )
+    assert u.expected_calibration_error(probabilities, labels) == pytest.approx(
+        theirs.item(), abs=1e-6
+    )
 
 
 def test_calibration_bins_are_open_below_and_closed_above():
-    probabilities = np.array([[0.6, 0.4], [0.8, 0.2], [1.0, 0.0]])  # 0.6 = 9/15 and 0.8 = 12/15 are edges
+    probabilities = np.array(
+        [[0.6, 0.4], [0.8, 0.2], [1.0, 0.0]]
+    )  # 0.6 = 9/15 and 0.8 = 12/15 are edges
     binned = u.confidence_bins(probabilities.max(1), np.ones(3, bool))
     assert np.flatnonzero(binned["count"]).tolist() == [8, 11, 14]
     np.testing.assert_array_equal(binned["high"][[8, 11, 14]], [0.6, 0.8, 1.0])
     assert np.isnan(binned["accuracy"][0]) and binned["accuracy"][8] == 1
-    assert u.expected_calibration_error(probabilities, np.array([0, 0, 0])) == pytest.approx((0.4 + 0.2) / 3)
+    assert u.expected_calibration_error(probabilities, np.array([0, 0, 0])) == pytest.approx(
+        (0.4 + 0.2) / 3
+    )
 
 
 @pytest.mark.parametrize("equal_mass", [False, True])
@@ -256,30 +327,44 @@ def test_calibration_error_is_the_gap_of_the_reliability_bins(equal_mass):
         inside = (confidence > low) & (confidence <= high)
         assert inside.sum() == count
         total += abs(correct[inside].sum() - confidence[inside].sum()) / 600
-    assert u.expected_calibration_error(probabilities, labels, 10, equal_mass) == pytest.approx(total, abs=1e-14)
+    assert u.expected_calibration_error(probabilities, labels, 10, equal_mass) == pytest.approx(
+        total, abs=1e-14
+    )
     assert binned["count"].sum() == 600
     if equal_mass:
         assert (binned["count"] == 60).all()
 
 
 def test_equal_mass_bins_keep_ties_together():
-    binned = u.confidence_bins(np.repeat([0.3, 0.9], [70, 30]), np.ones(100, dtype=bool), bins=10, equal_mass=True)
+    binned = u.confidence_bins(
+        np.repeat([0.3, 0.9], [70, 30]), np.ones(100, dtype=bool), bins=10, equal_mass=True
+    )
     assert binned["count"].tolist() == [70, 30]
 
 
 def test_likelihood_and_brier_agree_with_scikit_learn():
     probabilities, labels = softmax()
-    assert u.negative_log_likelihood(probabilities, labels) == pytest.approx(metrics.log_loss(labels, probabilities, labels=range(7)))
-    assert u.brier_score(probabilities, labels) == pytest.approx(((probabilities - np.eye(7)[labels]) ** 2).sum(1).mean())
+    assert u.negative_log_likelihood(probabilities, labels) == pytest.approx(
+        metrics.log_loss(labels, probabilities, labels=range(7))
+    )
+    assert u.brier_score(probabilities, labels) == pytest.approx(
+        ((probabilities - np.eye(7)[labels]) ** 2).sum(1).mean()
+    )
     assert u.brier_score(np.eye(2)[[0, 0]], np.array([1, 1])) == 2
     assert u.negative_log_likelihood(np.eye(2), np.array([1, 1])) == np.inf
-    two, target = softmax(classes=2)  # scikit-learn's binary Brier score counts one of the two classes
-    assert u.brier_score(two, target) == pytest.approx(2 * metrics.brier_score_loss(target, two[:, 1]))
+    two, target = softmax(
+        classes=2
+    )  # scikit-learn's binary Brier score counts one of the two classes
+    assert u.brier_score(two, target) == pytest.approx(
+        2 * metrics.brier_score_loss(target, two[:, 1])
+    )
 
 
 def test_top_five_agrees_with_scikit_learn():
     probabilities, labels = softmax(classes=9)
-    expected = metrics.top_k_accuracy_score(labels, probabilities, k=5, normalize=False, labels=range(9))
+    expected = metrics.top_k_accuracy_score(
+        labels, probabilities, k=5, normalize=False, labels=range(9)
+    )
     assert u.top5_correct(probabilities, labels).sum() == expected < len(labels)
     assert u.top5_correct(*softmax(classes=4)).all()  # with four classes every label is among them
 
@@ -293,8 +378,12 @@ def test_effective_rank_of_known_spectra():
     features = left * values @ right.T + 3
     assert u.effective_rank(features) == pytest.approx(np.exp(stats.entropy(values)), rel=1e-9)
     assert u.effective_rank(left @ right.T * 1e-5 + 1) == pytest.approx(6, rel=1e-6)
-    assert u.effective_rank(np.outer(generator.normal(size=50), generator.normal(size=9))) == pytest.approx(1, abs=1e-9)
-    with pytest.raises(u.UndefinedStatistic, match="collapsed"):  # a NaN in a battery, and no end of it
+    assert u.effective_rank(
+        np.outer(generator.normal(size=50), generator.normal(size=9))
+    ) == pytest.approx(1, abs=1e-9)
+    with pytest.raises(
+        u.UndefinedStatistic, match="collapsed"
+    ):  # a NaN in a battery, and no end of it
         u.effective_rank(np.full((10, 3), 0.1))
 
 
@@ -312,8 +401,13 @@ def test_bootstrap_of_a_mean_matches_the_normal_interval():
 def test_bootstrap_of_auroc_equals_resampling_by_hand():
     score, positive = sample(200, levels=9)
     generator = np.random.default_rng(0)
-    values = [u.auroc(score[rows], positive[rows]) for rows in (generator.integers(200, size=200) for _ in range(50))]
-    assert u.bootstrap_interval(u.auroc, score, positive, draws=50) == pytest.approx(tuple(np.quantile(values, [0.025, 0.975])), abs=1e-14)
+    values = [
+        u.auroc(score[rows], positive[rows])
+        for rows in (generator.integers(200, size=200) for _ in range(50))
+    ]
+    assert u.bootstrap_interval(u.auroc, score, positive, draws=50) == pytest.approx(
+        tuple(np.quantile(values, [0.025, 0.975])), abs=1e-14
+    )
 
 
 def test_bootstrap_is_paired():
@@ -331,7 +425,9 @@ def test_bootstrap_is_paired():
 
 def test_bootstrap_redraws_single_class_samples_and_gives_up_if_they_are_the_rule():
     score, positive = np.arange(30.0), np.arange(30) == 3
-    low, high = u.bootstrap_interval(u.auroc, score, positive, draws=100)  # a third of the draws holds no positive
+    low, high = u.bootstrap_interval(
+        u.auroc, score, positive, draws=100
+    )  # a third of the draws holds no positive
     assert 0 <= low <= high <= 1
 
     def mostly_undefined(x):
@@ -351,12 +447,23 @@ def test_bootstrap_repeats_with_its_seed():
 
 
 def test_draws_and_intervals_that_are_none_are_errors():
-    for estimates, draws in (([1.0], np.zeros((5, 2))), ([1.0], np.zeros((1, 1))), ([np.nan], np.zeros((5, 1))), (1.0, np.zeros((5, 1)))):
+    for estimates, draws in (
+        ([1.0], np.zeros((5, 2))),
+        ([1.0], np.zeros((1, 1))),
+        ([np.nan], np.zeros((5, 1))),
+        (1.0, np.zeros((5, 1))),
+    ):
         with pytest.raises(ValueError, match="estimates must be"):
             statistics.simultaneous_intervals(estimates, draws)
     with pytest.raises(ValueError, match="NaN"):
         statistics.bootstrap_p_values([1.0], np.full((5, 1), np.nan))
-    for count, low, high in ((0, [], []), (3, [1], [2]), (2, [1], [0.5]), (2, [np.nan], [1]), (2, [[0]], [[1]])):
+    for count, low, high in (
+        (0, [], []),
+        (3, [1], [2]),
+        (2, [1], [0.5]),
+        (2, [np.nan], [1]),
+        (2, [[0]], [[1]]),
+    ):
         with pytest.raises(ValueError, match="low <= high"):
             statistics.rank_intervals(count, low, high)
 
@@ -384,14 +491,25 @@ def test_scores_without_an_answer_are_errors(measure):
 
 def test_selective_risks_are_defined_where_all_are_right_or_all_are_wrong():
     uncertainty, right = np.arange(20.0), np.ones(20, dtype=bool)
-    assert [measure(uncertainty, right) for measure in (u.aurc, u.excess_aurc, u.augrc)] == [0, 0, 0]
-    assert [measure(uncertainty, ~right) for measure in (u.aurc, u.excess_aurc, u.augrc)] == [1, 0, pytest.approx(21 / 40)]
+    assert [measure(uncertainty, right) for measure in (u.aurc, u.excess_aurc, u.augrc)] == [
+        0,
+        0,
+        0,
+    ]
+    assert [measure(uncertainty, ~right) for measure in (u.aurc, u.excess_aurc, u.augrc)] == [
+        1,
+        0,
+        pytest.approx(21 / 40),
+    ]
     one_wrong = np.arange(20) == 7  # a third of the resamples holds no error: they count
     for measure in (u.aurc, u.augrc):
         assert u.bootstrap_interval(measure, uncertainty, ~one_wrong, draws=100)[0] == 0
 
 
-@pytest.mark.parametrize("measure", [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error, u.top5_correct])
+@pytest.mark.parametrize(
+    "measure",
+    [u.negative_log_likelihood, u.brier_score, u.expected_calibration_error, u.top5_correct],
+)
 def test_probabilities_that_are_none_are_errors(measure):
     probabilities, labels = softmax(20)
     cases = [
@@ -423,19 +541,34 @@ def test_embeddings_that_are_none_are_errors():
 
 def test_rank_correlation_is_scipys_and_undefined_for_a_constant():
     first, second = np.random.default_rng(0).normal(size=(2, 50))
-    assert u.rank_correlation(first, second) == pytest.approx(np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1])
-    assert np.isnan(u.rank_correlation(first, np.ones(50))) and np.isnan(u.rank_correlation(np.ones(50), second))
-    assert np.isnan(u.rank_correlation([0.1 + 0.2, 0.3, 0.3], [1, 2, 3])), "which differ by rounding alone"
+    assert u.rank_correlation(first, second) == pytest.approx(
+        np.corrcoef(stats.rankdata(first), stats.rankdata(second))[0, 1]
+    )
+    assert np.isnan(u.rank_correlation(first, np.ones(50))) and np.isnan(
+        u.rank_correlation(np.ones(50), second)
+    )
+    assert np.isnan(u.rank_correlation([0.1 + 0.2, 0.3, 0.3], [1, 2, 3])), (
+        "which differ by rounding alone"
+    )
 
 
 def test_rank_correlation_per_image_is_scipys_and_0_for_what_is_constant():
-    values, severity = np.random.default_rng(0).integers(4, size=(30, 6)).astype(float), np.array([1, 2, 3, 4, 5, 6.5])
+    values, severity = (
+        np.random.default_rng(0).integers(4, size=(30, 6)).astype(float),
+        np.array([1, 2, 3, 4, 5, 6.5]),
+    )
     values[0] = 1
     expected = [stats.spearmanr(severity, row).statistic for row in values[1:]]
-    np.testing.assert_allclose(u.rank_correlation_per_image(severity, values), [0, *expected], atol=1e-12)
+    np.testing.assert_allclose(
+        u.rank_correlation_per_image(severity, values), [0, *expected], atol=1e-12
+    )
     np.testing.assert_array_equal(u.rank_correlation_per_image(np.ones(6), values), np.zeros(30))
-    for own, of, message in ((severity[:5], values, "each of the 5 severities"), (severity, np.where(values == 2, np.nan, values), "NaN"),
-                             (severity[:1], values[:, :1], "N >= 2"), (severity, values[0], "must be")):  # fmt: skip
+    for own, of, message in (
+        (severity[:5], values, "each of the 5 severities"),
+        (severity, np.where(values == 2, np.nan, values), "NaN"),
+        (severity[:1], values[:, :1], "N >= 2"),
+        (severity, values[0], "must be"),
+    ):
         with pytest.raises(ValueError, match=message):
             u.rank_correlation_per_image(own, of)
 
@@ -443,9 +576,16 @@ def test_rank_correlation_per_image_is_scipys_and_0_for_what_is_constant():
 def test_a_recentred_interval_has_the_same_width_around_the_number_of_all_images():
     generator = np.random.default_rng(0)
     confidence = generator.uniform(0.5, 1, 4000)
-    correct = generator.uniform(size=4000) < confidence  # calibrated: what is left is the noise of bins, which a resample doubles
+    correct = (
+        generator.uniform(size=4000) < confidence
+    )  # calibrated: what is left is the noise of bins, which a resample doubles
     error = u.confidence_calibration_error(confidence, correct)
-    plain, shifted = (u.bootstrap_interval(u.confidence_calibration_error, confidence, correct, draws=300, recentred=on) for on in (False, True))
+    plain, shifted = (
+        u.bootstrap_interval(
+            u.confidence_calibration_error, confidence, correct, draws=300, recentred=on
+        )
+        for on in (False, True)
+    )
     assert shifted[0] < error < shifted[1] and plain[0] - shifted[0] > error / 5
     assert shifted[1] - shifted[0] == pytest.approx(plain[1] - plain[0])
 
@@ -455,10 +595,18 @@ def test_nan_is_refused_or_drawn_again_and_never_an_interval():
         u.bootstrap_interval(np.mean, [1.0, 2.0, np.nan], draws=10)
     with pytest.raises(ValueError, match="NaN in what is to be resampled"):
         statistics.hierarchical_mean(np.mean, [[1.0, np.nan], [1.0, 2.0]], draws=10)
-    low, high = u.bootstrap_interval(u.rank_correlation, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0], draws=200)  # one draw in nine is of one image alone
+    low, high = u.bootstrap_interval(
+        u.rank_correlation, [1.0, 2.0, 3.0], [1.0, 2.0, 4.0], draws=200
+    )  # one draw in nine is of one image alone
     assert low == high == 1
-    assert np.isnan(u.bootstrap_interval(u.rank_correlation, [1.0, 1.0, 1.0], [1.0, 2.0, 4.0], draws=20)).all()  # nor is the estimate defined
-    for arrays, message in ((([1, 2, np.nan], [1, 2, 3]), "N >= 2 finite"), (([], []), "N >= 2"), (([1, 2], [1, 2, 3]), "paired row by row")):
+    assert np.isnan(
+        u.bootstrap_interval(u.rank_correlation, [1.0, 1.0, 1.0], [1.0, 2.0, 4.0], draws=20)
+    ).all()  # nor is the estimate defined
+    for arrays, message in (
+        (([1, 2, np.nan], [1, 2, 3]), "N >= 2 finite"),
+        (([], []), "N >= 2"),
+        (([1, 2], [1, 2, 3]), "paired row by row"),
+    ):
         with pytest.raises(ValueError, match=message):
             u.rank_correlation(*arrays)
     with pytest.raises(ValueError, match="draws must be >= 1, got 0"):
@@ -467,7 +615,9 @@ def test_nan_is_refused_or_drawn_again_and_never_an_interval():
 
 def test_rounding_is_no_variance():
     generator = np.random.default_rng(0)
-    collapsed = (generator.standard_normal(64) * (1 + 1e-7 * generator.standard_normal((1000, 64)))).astype(np.float32)
+    collapsed = (
+        generator.standard_normal(64) * (1 + 1e-7 * generator.standard_normal((1000, 64)))
+    ).astype(np.float32)
     with pytest.raises(ValueError, match="the representation has collapsed"):
         u.effective_rank(collapsed)
     values = np.array([0.3, 0.5, 0.7, 0.9])
@@ -479,7 +629,9 @@ def test_rounding_is_no_variance():
 
 def test_bins_of_equal_mass_hold_as_many_images_each():
     confidence = (np.arange(100) + 0.5) / 100
-    assert (u.confidence_bins(confidence, np.ones(100, bool), 20, equal_mass=True)["count"] == 5).all()
+    assert (
+        u.confidence_bins(confidence, np.ones(100, bool), 20, equal_mass=True)["count"] == 5
+    ).all()
 
 
 def test_a_float32_confidence_above_one_lies_in_the_last_bin():
@@ -498,11 +650,17 @@ def test_a_calibrated_classifier_has_the_ece_that_chance_leaves():
     probabilities, _ = softmax(n=4000)
     confidence = probabilities.max(axis=1)
     one_bin = np.full(900, 0.9)  # mean absolute deviation of a binomial share: √(2/π) σ
-    assert u.calibrated_ece(one_bin, draws=2000) == pytest.approx(np.sqrt(2 / np.pi * 0.9 * 0.1 / 900), rel=0.05)
+    assert u.calibrated_ece(one_bin, draws=2000) == pytest.approx(
+        np.sqrt(2 / np.pi * 0.9 * 0.1 / 900), rel=0.05
+    )
     floor = u.calibrated_ece(confidence)
     correct = np.random.default_rng(7).random(4000) < confidence
     assert u.confidence_calibration_error(confidence, correct) == pytest.approx(floor, rel=0.5)
-    assert u.confidence_calibration_error(np.sqrt(confidence), correct) > 3 * floor > 3 * u.calibrated_ece(np.tile(confidence, 9), draws=20)
+    assert (
+        u.confidence_calibration_error(np.sqrt(confidence), correct)
+        > 3 * floor
+        > 3 * u.calibrated_ece(np.tile(confidence, 9), draws=20)
+    )
     assert u.calibrated_ece(np.ones(50), draws=5) == 0
     with pytest.raises(ValueError, match="confidence"):
         u.calibrated_ece([0.5, np.nan])

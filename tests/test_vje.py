@@ -8,10 +8,11 @@ import torch
 from scipy import integrate, optimize, special, stats
 from torch.nn import functional as F
 
-from lib import losses, methods, settings
+from lib import losses, methods
 from lib.distributions import DirectionalStudentT
-from lib.likelihood import mass_over_sphere
+from lib.evaluation.likelihood import mass_over_sphere
 from lib.methods.vje import VJE
+from lib.runs import settings
 
 SCALES, FREEDOMS = (0.01, 0.1, 0.5, 2.0), (1.0, 4.0, 1e6)
 
@@ -19,7 +20,9 @@ SCALES, FREEDOMS = (0.01, 0.1, 0.5, 2.0), (1.0, 4.0, 1e6)
 # ---------------------------------------------------------------------------------------------------------------- the mass over the sphere
 def mass_of_isotropic(dim: int, scale: float, freedom: float) -> float:
     """∫ p(u) du with one scale for all coordinates, by scipy: a Student-t of the angle, times the ring at that angle."""
-    log_area = math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)  # of S^{D-2}; 2 for D = 2
+    log_area = (
+        math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)
+    )  # of S^{D-2}; 2 for D = 2
     tangent = stats.multivariate_t(np.zeros(dim - 1), scale**2 * np.eye(dim - 1), df=freedom)
 
     def integrand(angle: float) -> float:
@@ -27,12 +30,18 @@ def mass_of_isotropic(dim: int, scale: float, freedom: float) -> float:
         return math.exp(float(tangent.logpdf(np.append(angle, np.zeros(dim - 2)))) + log_ring)
 
     edges = [0.0, *np.geomspace(scale * 1e-2, math.pi, 16)]
-    return sum(integrate.quad(integrand, low, high)[0] for low, high in zip(edges, edges[1:], strict=False))
+    return sum(
+        integrate.quad(integrand, low, high)[0] for low, high in zip(edges, edges[1:], strict=False)
+    )
 
 
 @pytest.mark.parametrize("dim", [2, 3, 16, 128, 2048])
 def test_the_mass_over_the_sphere_is_at_most_one(dim):
-    masses = {(scale, freedom): mass_over_sphere(dim, scale / math.sqrt(dim), freedom) for scale in SCALES for freedom in FREEDOMS}
+    masses = {
+        (scale, freedom): mass_over_sphere(dim, scale / math.sqrt(dim), freedom)
+        for scale in SCALES
+        for freedom in FREEDOMS
+    }
     assert max(masses.values()) <= 1 + 1e-6, masses
     # a Gaussian of angles θ with θ² near 0.01² loses what (sin θ / θ)^{D-2} says
     assert masses[0.01, 1e6] == pytest.approx(math.exp(-(dim - 2) * 0.01**2 / 6), abs=1e-3)
@@ -43,12 +52,16 @@ def test_the_mass_over_the_sphere_is_at_most_one(dim):
 @pytest.mark.parametrize("freedom", FREEDOMS)
 def test_the_mass_is_what_scipy_finds(dim, freedom):
     for scale in (0.02, 0.7):
-        assert mass_over_sphere(dim, scale, freedom) == pytest.approx(mass_of_isotropic(dim, scale, freedom), rel=1e-4)
+        assert mass_over_sphere(dim, scale, freedom) == pytest.approx(
+            mass_of_isotropic(dim, scale, freedom), rel=1e-4
+        )
 
 
 def test_a_density_normalised_in_the_space_around_the_sphere_exceeds_one():
     """The trap: for an isotropic Gaussian kernel the surface integral is about 1 / (σ √(2π)) at small σ."""
-    assert mass_over_sphere(16, 0.05, 1e6, intrinsic=False) == pytest.approx(1 / (0.05 * math.sqrt(2 * math.pi)), rel=0.1)
+    assert mass_over_sphere(16, 0.05, 1e6, intrinsic=False) == pytest.approx(
+        1 / (0.05 * math.sqrt(2 * math.pi)), rel=0.1
+    )
     assert mass_over_sphere(3, 0.1, 4.0, intrinsic=False) > 1.5
 
 
@@ -63,8 +76,16 @@ def log_projected_normal(u: np.ndarray, mean: np.ndarray, variance: np.ndarray) 
     low, high = np.maximum(mode - 12 * width, 0), mode + 12 * width
     half = (high - low)[:, None] / 2
     x = low[:, None] + half * (nodes + 1)
-    log_integral = special.logsumexp((dim - 1) * np.log(x) - x**2 / 2 + t[:, None] * x, axis=1, b=weights * half)
-    return -dim / 2 * np.log(2 * np.pi) - np.log(variance).sum() / 2 - dim / 2 * np.log(a) - c / 2 + log_integral
+    log_integral = special.logsumexp(
+        (dim - 1) * np.log(x) - x**2 / 2 + t[:, None] * x, axis=1, b=weights * half
+    )
+    return (
+        -dim / 2 * np.log(2 * np.pi)
+        - np.log(variance).sum() / 2
+        - dim / 2 * np.log(a)
+        - c / 2
+        + log_integral
+    )
 
 
 def test_the_projected_normal_of_the_next_test_is_a_density():
@@ -82,10 +103,14 @@ def test_the_mass_with_unequal_scales_is_at_most_one(dim):
     loc /= np.linalg.norm(loc)
     squared = np.exp(generator.normal(size=dim)) * 0.02 / dim  # scales e times apart
     count, proposals = 40_000, [factor * squared for factor in (0.5, 1, 2, 5, 20)]
-    draws = [loc + np.sqrt(v) * generator.normal(size=(count // len(proposals), dim)) for v in proposals]
+    draws = [
+        loc + np.sqrt(v) * generator.normal(size=(count // len(proposals), dim)) for v in proposals
+    ]
     u = np.concatenate(draws)
     u /= np.linalg.norm(u, axis=1, keepdims=True)
-    log_proposal = special.logsumexp([log_projected_normal(u, loc, v) for v in proposals], axis=0) - math.log(len(proposals))
+    log_proposal = special.logsumexp(
+        [log_projected_normal(u, loc, v) for v in proposals], axis=0
+    ) - math.log(len(proposals))
     loc, squared, u = torch.tensor(loc), torch.tensor(squared), torch.tensor(u)
     for freedom in (4.0, 1e6):
         target = DirectionalStudentT(loc, squared, freedom, validate_args=False).log_prob(u).numpy()
@@ -94,29 +119,44 @@ def test_the_mass_with_unequal_scales_is_at_most_one(dim):
         error = weights.std() / math.sqrt(count)
         assert effective >= 1000
         assert 0.3 < mass <= 1 + 3 * error and error < 0.02
-        ambient = DirectionalStudentT(loc, squared, freedom, False, validate_args=False).log_prob(u).numpy()
+        ambient = (
+            DirectionalStudentT(loc, squared, freedom, False, validate_args=False)
+            .log_prob(u)
+            .numpy()
+        )
         assert np.exp(ambient - log_proposal).mean() > 1.2
 
 
 def test_the_log_density_is_scipys_student_t_of_the_tangent_vector():
     """In a basis of the tangent space, with the angle from arccos: another way to the same number."""
     generator = torch.Generator().manual_seed(0)
-    loc, u = (F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1) for _ in range(2))
-    u[0], u[1] = (F.normalize(factor * loc[row] + 1e-4 * u[row], dim=0) for row, factor in ((0, 1), (1, -1)))  # near loc, near its antipode
+    loc, u = (
+        F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1)
+        for _ in range(2)
+    )
+    u[0], u[1] = (
+        F.normalize(factor * loc[row] + 1e-4 * u[row], dim=0) for row, factor in ((0, 1), (1, -1))
+    )  # near loc, near its antipode
     squared = torch.rand(7, 5, generator=generator, dtype=torch.float64) + 0.1
     ours = DirectionalStudentT(loc, squared, 3.0).log_prob(u)
     for row in range(7):
-        basis = np.linalg.qr(np.concatenate([loc[row].numpy()[:, None], np.eye(5)], 1))[0][:, 1:]  # [D, D - 1]
+        basis = np.linalg.qr(np.concatenate([loc[row].numpy()[:, None], np.eye(5)], 1))[0][
+            :, 1:
+        ]  # [D, D - 1]
         angle = math.acos(float(loc[row] @ u[row]))
         e = basis.T @ u[row].numpy() * angle / math.sin(angle)
         shape = np.linalg.inv(basis.T @ np.diag(1 / squared[row].numpy()) @ basis)
-        assert ours[row].item() == pytest.approx(stats.multivariate_t(np.zeros(4), shape, df=3).logpdf(e), rel=1e-7)
+        assert ours[row].item() == pytest.approx(
+            stats.multivariate_t(np.zeros(4), shape, df=3).logpdf(e), rel=1e-7
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_antipode_is_as_unlikely_as_what_lies_beside_it(dtype):
     generator = torch.Generator().manual_seed(2)
-    loc = torch.cat([torch.eye(5), F.normalize(torch.randn(20, 5, generator=generator), dim=1)]).to(dtype)
+    loc = torch.cat([torch.eye(5), F.normalize(torch.randn(20, 5, generator=generator), dim=1)]).to(
+        dtype
+    )
     density = DirectionalStudentT(loc, torch.full_like(loc, 0.1), 3.0, validate_args=False)
     expected = stats.multivariate_t(np.zeros(4), 0.1 * np.eye(4), df=3).logpdf([math.pi, 0, 0, 0])
     assert density.log_prob(-loc).tolist() == pytest.approx([expected] * 25, rel=1e-5)
@@ -127,7 +167,9 @@ def test_the_radial_factor_is_exact_in_float32_for_many_degrees_of_freedom():
     target, latent = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.5]])
     for freedom in (4.0, 1e3, 1e6):
         _, radial = losses.vje_likelihood(target, latent, torch.zeros(1, 2), 4.0, freedom, 0.7)
-        assert radial.item() == pytest.approx(stats.t.logpdf(5.0, freedom, loc=4.5, scale=0.7), rel=1e-6)
+        assert radial.item() == pytest.approx(
+            stats.t.logpdf(5.0, freedom, loc=4.5, scale=0.7), rel=1e-6
+        )
 
 
 def test_many_degrees_of_freedom_are_a_gaussian():
@@ -137,8 +179,12 @@ def test_many_degrees_of_freedom_are_a_gaussian():
     v = 0.1
     angle = torch.acos((loc * u).sum(1))
     gaussian = -3 / 2 * math.log(2 * math.pi * v) - angle**2 / (2 * v)
-    assert torch.allclose(DirectionalStudentT(loc, torch.full_like(loc, v), 1e8).log_prob(u), gaussian, atol=1e-5)
-    assert not torch.allclose(DirectionalStudentT(loc, torch.full_like(loc, v), 10.0).log_prob(u), gaussian, atol=1e-2)
+    assert torch.allclose(
+        DirectionalStudentT(loc, torch.full_like(loc, v), 1e8).log_prob(u), gaussian, atol=1e-5
+    )
+    assert not torch.allclose(
+        DirectionalStudentT(loc, torch.full_like(loc, v), 10.0).log_prob(u), gaussian, atol=1e-2
+    )
 
 
 @pytest.mark.parametrize("angle", [0.0, 1e-4, 0.05, 1.0, 3.1, math.pi])
@@ -148,7 +194,11 @@ def test_gradients_are_finite_from_the_direction_itself_to_its_antipode(angle):
     squared = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
     value = DirectionalStudentT(loc, squared, 4.0, validate_args=False).log_prob(u)
     value.backward()
-    assert torch.isfinite(value) and torch.isfinite(loc.grad).all() and torch.isfinite(squared.grad).all()
+    assert (
+        torch.isfinite(value)
+        and torch.isfinite(loc.grad).all()
+        and torch.isfinite(squared.grad).all()
+    )
 
 
 def test_wrong_arguments_are_refused():
@@ -170,15 +220,24 @@ class Toy:
     """A target in the plane, whose evidence and posterior a grid over the latent gives."""
 
     def __init__(self, **options):
-        self.options = {"directional_freedom": 3.0, "radial_freedom": 3.0, "radial_scale": 0.5, "scale_directions": False} | options
+        self.options = {
+            "directional_freedom": 3.0,
+            "radial_freedom": 3.0,
+            "radial_scale": 0.5,
+            "scale_directions": False,
+        } | options
         axis = torch.linspace(-7, 7, 451, dtype=torch.float64)
         self.cell = (axis[1] - axis[0]).item() ** 2
-        self.z = torch.cartesian_prod(axis + 1e-3, axis)  # [G, 2], beside the origin, where a latent has no direction
+        self.z = torch.cartesian_prod(
+            axis + 1e-3, axis
+        )  # [G, 2], beside the origin, where a latent has no direction
         self.target = torch.tensor([0.9, 0.7], dtype=torch.float64)
         self.log_v = torch.tensor([-1.2, -0.3], dtype=torch.float64)
 
     def log_likelihood(self, z):
-        parts = losses.vje_likelihood(self.target.expand_as(z), z, self.log_v.expand_as(z), **self.options)
+        parts = losses.vje_likelihood(
+            self.target.expand_as(z), z, self.log_v.expand_as(z), **self.options
+        )
         return parts[0] + parts[1]
 
     def evidence(self):
@@ -187,7 +246,10 @@ class Toy:
 
     def expected_loss(self, mean):
         """-ELBO with the expectation over q taken on the grid: the loss of every grid point as the sample, weighted by q."""
-        q = torch.distributions.Normal(mean, (self.log_v / 2).exp()).log_prob(self.z).sum(1).exp() * self.cell
+        q = (
+            torch.distributions.Normal(mean, (self.log_v / 2).exp()).log_prob(self.z).sum(1).exp()
+            * self.cell
+        )
         one = {"target": self.target[None], "mean": mean[None], "log_variance": self.log_v[None]}
         terms = losses.vje_loss(**one, sample=mean[None], **self.options)
         return terms["kl"] - (q * self.log_likelihood(self.z)).sum(), q
@@ -200,7 +262,9 @@ class Toy:
         return (log_q.exp() * (log_q - log_posterior)).sum() * self.cell
 
 
-@pytest.mark.parametrize("options", [{}, {"log_radius": True}, {"likelihood": "euclidean"}, {"scale_directions": True}])
+@pytest.mark.parametrize(
+    "options", [{}, {"log_radius": True}, {"likelihood": "euclidean"}, {"scale_directions": True}]
+)
 @pytest.mark.parametrize("mean", [(0.0, 0.0), (0.9, 0.7), (-1.0, 0.5)])
 def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(options, mean):
     toy, mean = Toy(**options), torch.tensor(mean, dtype=torch.float64)
@@ -221,30 +285,56 @@ def test_the_sampled_loss_is_the_expected_one():
 def test_the_evidence_of_the_polar_model_sums_to_at_most_one_and_the_ambient_one_does_not():
     """The model's mass over all targets, for a latent far from the origin and small scales: so only "polar" bounds the evidence of a density."""
     angles, radii = np.linspace(0, 2 * np.pi, 1501)[:-1], np.linspace(0.01, 8, 800)
-    target = torch.tensor(np.stack([np.outer(np.cos(angles), radii), np.outer(np.sin(angles), radii)], -1).reshape(-1, 2))
-    z, log_v = torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand_as(target), torch.full_like(target, math.log(0.02))
+    target = torch.tensor(
+        np.stack([np.outer(np.cos(angles), radii), np.outer(np.sin(angles), radii)], -1).reshape(
+            -1, 2
+        )
+    )
+    z, log_v = (
+        torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand_as(target),
+        torch.full_like(target, math.log(0.02)),
+    )
     masses = {}
     for likelihood in ("polar", "ambient"):
-        parts = losses.vje_likelihood(target, z, log_v, 4.0, 4.0, 0.2, likelihood, scale_directions=False)
-        masses[likelihood] = (parts[0] + parts[1]).exp().sum().item() * (angles[1] - angles[0]) * (radii[1] - radii[0])
+        parts = losses.vje_likelihood(
+            target, z, log_v, 4.0, 4.0, 0.2, likelihood, scale_directions=False
+        )
+        masses[likelihood] = (
+            (parts[0] + parts[1]).exp().sum().item()
+            * (angles[1] - angles[0])
+            * (radii[1] - radii[0])
+        )
     assert 0.9 < masses["polar"] <= 1.001
     assert masses["ambient"] > 2
-    nowhere = losses.vje_likelihood(target, z, log_v + torch.tensor([0.0, 1.0]), 4.0, 4.0, 0.2, "euclidean")[0].exp()
+    nowhere = losses.vje_likelihood(
+        target, z, log_v + torch.tensor([0.0, 1.0]), 4.0, 4.0, 0.2, "euclidean"
+    )[0].exp()
     area = target.norm(dim=1) * (angles[1] - angles[0]) * (radii[1] - radii[0])
-    assert (nowhere * area).sum().item() == pytest.approx(1, abs=1e-4), "a density of the embedding itself, in the plane"
+    assert (nowhere * area).sum().item() == pytest.approx(1, abs=1e-4), (
+        "a density of the embedding itself, in the plane"
+    )
 
 
 def test_the_radial_factor_of_a_logarithm_is_a_density_of_the_length():
-    radii = torch.linspace(-40, 40, 160_001, dtype=torch.float64).exp()  # far tails: Student-t in log r
-    target, z = radii[:, None] * torch.tensor([[0.6, 0.8]]), torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand(len(radii), 2)
-    radial = losses.vje_likelihood(target, z, torch.zeros_like(z), 4.0, 4.0, 0.2, log_radius=True)[1]
+    radii = torch.linspace(
+        -40, 40, 160_001, dtype=torch.float64
+    ).exp()  # far tails: Student-t in log r
+    target, z = (
+        radii[:, None] * torch.tensor([[0.6, 0.8]]),
+        torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand(len(radii), 2),
+    )
+    radial = losses.vje_likelihood(target, z, torch.zeros_like(z), 4.0, 4.0, 0.2, log_radius=True)[
+        1
+    ]
     assert torch.trapezoid(radial.exp(), radii).item() == pytest.approx(1, abs=1e-4)
 
 
 # ---------------------------------------------------------------------------------------------------------------- gradients and optima
 def embeddings(count=6, dim=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    target, latent = (torch.randn(count, dim, generator=generator, dtype=torch.float64) for _ in range(2))
+    target, latent = (
+        torch.randn(count, dim, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     return target, latent, torch.full_like(latent, -0.5)
 
 
@@ -263,8 +353,14 @@ def test_the_directional_factor_moves_directions_and_the_radial_factor_lengths()
 
 def test_a_common_factor_of_lengths_changes_the_euclidean_likelihood_and_not_the_directional_one():
     target, latent, log_v = embeddings()
-    polar = [losses.vje_likelihood(scale * target, scale * latent, log_v, 4.0, 4.0, 1.0)[0] for scale in (1, 3)]
-    euclidean = [losses.vje_likelihood(scale * target, scale * latent, log_v, 4.0, 4.0, 1.0, "euclidean")[0] for scale in (1, 3)]
+    polar = [
+        losses.vje_likelihood(scale * target, scale * latent, log_v, 4.0, 4.0, 1.0)[0]
+        for scale in (1, 3)
+    ]
+    euclidean = [
+        losses.vje_likelihood(scale * target, scale * latent, log_v, 4.0, 4.0, 1.0, "euclidean")[0]
+        for scale in (1, 3)
+    ]
     assert torch.allclose(*polar)
     assert not torch.allclose(*euclidean, atol=0.5)
 
@@ -277,10 +373,15 @@ def test_the_pull_of_an_outlier_fades_with_heavy_tails_and_grows_without():
         for angle in (0.3, 2.0):
             theta = torch.tensor(angle, dtype=torch.float64, requires_grad=True)
             u = torch.stack([theta.cos(), theta.sin(), 0 * theta, 0 * theta])
-            DirectionalStudentT(loc, torch.full_like(loc, 0.05), freedom, validate_args=False).log_prob(u).backward()
+            DirectionalStudentT(
+                loc, torch.full_like(loc, 0.05), freedom, validate_args=False
+            ).log_prob(u).backward()
             pulls[freedom, angle] = -theta.grad.item()
     assert pulls[2.0, 2.0] < 0.5 * pulls[2.0, 0.3]
-    assert pulls[1e6, 2.0] == pytest.approx(2.0 / 0.05, rel=1e-3) and pulls[1e6, 2.0] > 6 * pulls[1e6, 0.3]
+    assert (
+        pulls[1e6, 2.0] == pytest.approx(2.0 / 0.05, rel=1e-3)
+        and pulls[1e6, 2.0] > 6 * pulls[1e6, 0.3]
+    )
 
 
 def test_equal_views_leave_the_variance_that_quadrature_finds():
@@ -292,8 +393,19 @@ def test_equal_views_leave_the_variance_that_quadrature_finds():
     noise = torch.cat([noise, -noise])
 
     def sampled(log_v):
-        rows = [target.expand(len(noise), dim), target.expand(len(noise), dim), log_v.expand(len(noise), dim)]
-        return losses.vje_loss(*rows, target + (log_v / 2).exp() * noise, freedom, freedom, scale_directions=False, radial_weight=0.0)["loss"]
+        rows = [
+            target.expand(len(noise), dim),
+            target.expand(len(noise), dim),
+            log_v.expand(len(noise), dim),
+        ]
+        return losses.vje_loss(
+            *rows,
+            target + (log_v / 2).exp() * noise,
+            freedom,
+            freedom,
+            scale_directions=False,
+            radial_weight=0.0,
+        )["loss"]
 
     log_v = torch.zeros((), dtype=torch.float64, requires_grad=True)
     optimiser = torch.optim.LBFGS([log_v], line_search_fn="strong_wolfe", max_iter=50)
@@ -308,13 +420,17 @@ def test_equal_views_leave_the_variance_that_quadrature_finds():
 
     nodes, weights = np.polynomial.hermite_e.hermegauss(60)
     along, first, second = np.meshgrid(nodes, nodes, nodes, indexing="ij")
-    weight = np.prod(np.meshgrid(weights, weights, weights, indexing="ij"), axis=0) / weights.sum() ** 3
+    weight = (
+        np.prod(np.meshgrid(weights, weights, weights, indexing="ij"), axis=0) / weights.sum() ** 3
+    )
 
     def expected(value):
         v = math.exp(value)
         x, across = length + math.sqrt(v) * along, math.sqrt(v) * np.hypot(first, second)
         angle = np.arctan2(across, x)
-        log_p = stats.multivariate_t(np.zeros(2), v * np.eye(2), df=freedom).logpdf(np.stack([angle, 0 * angle], -1))
+        log_p = stats.multivariate_t(np.zeros(2), v * np.eye(2), df=freedom).logpdf(
+            np.stack([angle, 0 * angle], -1)
+        )
         return -(weight * log_p).sum() + (dim * (v - 1 - value) + length**2) / 2
 
     best = optimize.minimize_scalar(expected, bounds=(-6, 2), method="bounded")
@@ -335,12 +451,17 @@ def views(count=16, seed=0):
     return [torch.rand(count, 1, 16, 16, generator=generator) for _ in range(2)]
 
 
-@pytest.mark.parametrize("weights", [{}, {"kl_weight": 0.1, "radial_weight": 0.0}, {"kl_weight": 3.0, "radial_weight": 2.0}])
+@pytest.mark.parametrize(
+    "weights",
+    [{}, {"kl_weight": 0.1, "radial_weight": 0.0}, {"kl_weight": 3.0, "radial_weight": 2.0}],
+)
 def test_the_loss_is_symmetric_and_that_of_its_parts(weights):
     network, (first, second) = small(**weights).eval(), views()
     torch.manual_seed(0)
     terms = network.loss([first, second])
-    assert terms["loss"].item() == pytest.approx((terms["directional"] + terms["radial"] + terms["kl"]).item(), rel=1e-5)
+    assert terms["loss"].item() == pytest.approx(
+        (terms["directional"] + terms["radial"] + terms["kl"]).item(), rel=1e-5
+    )
     torch.manual_seed(0)
     z = [network(view) for view in (first, second)]
     torch.manual_seed(0)
@@ -348,13 +469,35 @@ def test_the_loss_is_symmetric_and_that_of_its_parts(weights):
     for own, other in ((0, 1), (1, 0)):
         s, mean, log_v = z[own]
         sample = mean + (log_v / 2).exp() * torch.randn_like(mean)
-        names = ("directional_freedom", "radial_freedom", "likelihood", "scale_directions", "log_radius", "prior_variance", *weights)
+        names = (
+            "directional_freedom",
+            "radial_freedom",
+            "likelihood",
+            "scale_directions",
+            "log_radius",
+            "prior_variance",
+            *weights,
+        )
         options = {name: network.settings[name] for name in names}
-        expected += losses.vje_loss(z[other][0], mean, log_v, sample, radial_scale=network.log_radial_scale.exp(), **options)["loss"].item() / 2
+        expected += (
+            losses.vje_loss(
+                z[other][0],
+                mean,
+                log_v,
+                sample,
+                radial_scale=network.log_radial_scale.exp(),
+                **options,
+            )["loss"].item()
+            / 2
+        )
     assert terms["loss"].item() == pytest.approx(expected / network.dimension, rel=1e-4)
     torch.manual_seed(0)
     plain = small().eval().loss([first, second])
-    for name, weight in {"directional": 1.0, "radial": weights.get("radial_weight", 1.0), "kl": weights.get("kl_weight", 1.0)}.items():
+    for name, weight in {
+        "directional": 1.0,
+        "radial": weights.get("radial_weight", 1.0),
+        "kl": weights.get("kl_weight", 1.0),
+    }.items():
         assert terms[name].item() == pytest.approx(weight * plain[name].item(), rel=1e-5), name
 
 
@@ -379,7 +522,9 @@ def test_the_target_is_a_constant_unless_asked():
 
 def test_a_fresh_posterior_has_the_variance_that_the_recipe_says_and_one_variance_an_image_is_one():
     network, image = small(initial_variance=0.3).eval(), views()[0]
-    assert torch.allclose(network.forward(image)[2], torch.full((16, network.dimension), math.log(0.3)), atol=1e-5)
+    assert torch.allclose(
+        network.forward(image)[2], torch.full((16, network.dimension), math.log(0.3)), atol=1e-5
+    )
     shared = small(feature_wise=False)
     torch.nn.init.normal_(shared.inference[-1].weight)
     log_v = shared.eval().forward(image)[2]
@@ -397,30 +542,72 @@ def test_embeddings_say_what_the_likelihood_says():
     torch.nn.init.normal_(network.inference[-1].weight)
     embedding, more = network.embed(image), network.uncertainties(image)
     s, mean, log_v = network(image)
-    assert torch.allclose(embedding.features, s) and torch.allclose(embedding.uncertainty, log_v.mean(1))
-    zero = [torch.allclose(more.native["likelihood_and_kl"], more.native["directional"] + more.native["radial"] + more.native["kl"])]
+    assert torch.allclose(embedding.features, s) and torch.allclose(
+        embedding.uncertainty, log_v.mean(1)
+    )
+    zero = [
+        torch.allclose(
+            more.native["likelihood_and_kl"],
+            more.native["directional"] + more.native["radial"] + more.native["kl"],
+        )
+    ]
     terms = losses.vje_loss(s, mean, log_v, mean, radial_scale=network.log_radial_scale.exp())
-    assert all(zero) and more.native["likelihood_and_kl"].mean().item() == pytest.approx(terms["loss"].item(), rel=1e-5)
-    assert torch.allclose(embedding.native["negative_log_likelihood"], more.native["directional"] + more.native["radial"])
+    assert all(zero) and more.native["likelihood_and_kl"].mean().item() == pytest.approx(
+        terms["loss"].item(), rel=1e-5
+    )
+    assert torch.allclose(
+        embedding.native["negative_log_likelihood"],
+        more.native["directional"] + more.native["radial"],
+    )
     mirrored = torch.cat([image, image.flip(-1)])
     both = torch.cat([image.flip(-1), image])
-    assert torch.allclose(network.uncertainties(mirrored).features, network.uncertainties(both).features.roll(16, 0), atol=1e-5)
+    assert torch.allclose(
+        network.uncertainties(mirrored).features,
+        network.uncertainties(both).features.roll(16, 0),
+        atol=1e-5,
+    )
     same = (image + image.flip(-1)) / 2
-    alone, many = network.uncertainties(image[3:4]).native, network.uncertainties(image, samples=4000).native
-    assert torch.allclose(alone["averaged_likelihood"], more.native["averaged_likelihood"][3], rtol=1e-4)
-    drawn = mean + (log_v / 2).exp() * torch.randn(4000, *mean.shape, generator=torch.Generator().manual_seed(1))
-    terms = [losses.vje_loss(s, mean, log_v, z, radial_scale=network.log_radial_scale.exp())["loss"].item() for z in drawn]
-    assert many["negative_bound"].mean().item() == pytest.approx(np.mean(terms), abs=4 * np.std(terms) / 4000**0.5 + 1e-3)
+    alone, many = (
+        network.uncertainties(image[3:4]).native,
+        network.uncertainties(image, samples=4000).native,
+    )
+    assert torch.allclose(
+        alone["averaged_likelihood"], more.native["averaged_likelihood"][3], rtol=1e-4
+    )
+    drawn = mean + (log_v / 2).exp() * torch.randn(
+        4000, *mean.shape, generator=torch.Generator().manual_seed(1)
+    )
+    terms = [
+        losses.vje_loss(s, mean, log_v, z, radial_scale=network.log_radial_scale.exp())[
+            "loss"
+        ].item()
+        for z in drawn
+    ]
+    assert many["negative_bound"].mean().item() == pytest.approx(
+        np.mean(terms), abs=4 * np.std(terms) / 4000**0.5 + 1e-3
+    )
     assert torch.allclose(many["negative_bound"], many["averaged_likelihood"] + many["kl"])
     shift = (s.shape[1] - 1) * s.norm(dim=1).log()
-    assert torch.allclose(many["density_likelihood"] - many["negative_log_likelihood"], shift, rtol=1e-4)
+    assert torch.allclose(
+        many["density_likelihood"] - many["negative_log_likelihood"], shift, rtol=1e-4
+    )
     flat = small(likelihood="euclidean").eval().uncertainties(image).native
     assert torch.equal(flat["density_likelihood"], flat["negative_log_likelihood"])
     symmetric = network.uncertainties(same).native
-    assert torch.allclose(symmetric["other_view"], symmetric["negative_log_likelihood"], rtol=1e-4, atol=1e-3)
+    assert torch.allclose(
+        symmetric["other_view"], symmetric["negative_log_likelihood"], rtol=1e-4, atol=1e-3
+    )
 
 
-@pytest.mark.parametrize("name, value", [("directional_freedom", 0.0), ("radial_scale", -1.0), ("initial_variance", 1e9), ("local_views", 2)])
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("directional_freedom", 0.0),
+        ("radial_scale", -1.0),
+        ("initial_variance", 1e9),
+        ("local_views", 2),
+    ],
+)
 def test_settings_that_make_no_sense_are_refused(name, value):
     with pytest.raises(ValueError, match=name):
         small(**{name: value})
@@ -432,8 +619,13 @@ def test_the_log_of_vje_is_of_the_first_views_variances_and_lengths():
     s, mean, log_v = network(first)
     terms = network.loss([first, second])
     length = s.norm(dim=1)
-    expected = {"variance": log_v.exp().mean(), "log_variance_spread": log_v.std(1).mean(), "norm": length.mean(),
-                "norm_spread": length.std() / length.mean(), "cosine": F.cosine_similarity(mean, network(second)[0]).mean()}  # fmt: skip
+    expected = {
+        "variance": log_v.exp().mean(),
+        "log_variance_spread": log_v.std(1).mean(),
+        "norm": length.mean(),
+        "norm_spread": length.std() / length.mean(),
+        "cosine": F.cosine_similarity(mean, network(second)[0]).mean(),
+    }
     for name, value in expected.items():
         assert terms[name].item() == pytest.approx(value.item(), rel=1e-3, abs=1e-5), name
 
@@ -442,7 +634,9 @@ def test_the_other_view_is_the_mirrored_image():
     network, image = small().eval(), views()[0]
     torch.nn.init.normal_(network.inference[-1].weight)
     (_, mean, log_v), (mirrored, *_) = network(image), network(image.flip(-1))
-    likelihood = losses.vje_likelihood(mirrored, mean, log_v, 4.0, 4.0, network.log_radial_scale.exp())
+    likelihood = losses.vje_likelihood(
+        mirrored, mean, log_v, 4.0, 4.0, network.log_radial_scale.exp()
+    )
     found = network.uncertainties(image).native
     torch.testing.assert_close(found["other_view"], -sum(likelihood), rtol=1e-4, atol=1e-4)
     assert not torch.allclose(found["other_view"], found["negative_log_likelihood"], rtol=1e-3)
@@ -451,14 +645,27 @@ def test_the_other_view_is_the_mirrored_image():
 def test_the_kl_of_the_loss_is_to_the_prior_that_is_given():
     target, mean, log_v, sample = torch.randn(4, 5, 6, generator=torch.Generator().manual_seed(3))
     prior = torch.distributions.Normal(torch.zeros_like(mean), 2.5**0.5)
-    expected = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (log_v / 2).exp()), prior).sum(1).mean()
-    assert losses.vje_loss(target, mean, log_v, sample, prior_variance=2.5)["kl"].item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = (
+        torch.distributions.kl_divergence(
+            torch.distributions.Normal(mean, (log_v / 2).exp()), prior
+        )
+        .sum(1)
+        .mean()
+    )
+    assert losses.vje_loss(target, mean, log_v, sample, prior_variance=2.5)[
+        "kl"
+    ].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_directions_are_scaled_by_the_square_root_of_the_dimension():
     target, latent, log_v = torch.randn(3, 5, 6, generator=torch.Generator().manual_seed(3))
     scaled = losses.vje_likelihood(target, latent, log_v, 4, 4, 1.0)[0]
-    torch.testing.assert_close(scaled, losses.vje_likelihood(target, latent, log_v - math.log(6), 4, 4, 1.0, scale_directions=False)[0])
+    torch.testing.assert_close(
+        scaled,
+        losses.vje_likelihood(
+            target, latent, log_v - math.log(6), 4, 4, 1.0, scale_directions=False
+        )[0],
+    )
 
 
 def test_a_standardised_embedding_has_no_scale_and_no_shift_to_learn():
@@ -469,5 +676,9 @@ def test_the_kl_of_an_image_is_to_the_prior_of_the_settings():
     network, image = small(prior_variance=2.5).eval(), views()[0]
     _, mean, log_v = network(image)
     prior = torch.distributions.Normal(torch.zeros_like(mean), 2.5**0.5)
-    expected = torch.distributions.kl_divergence(torch.distributions.Normal(mean, (log_v / 2).exp()), prior).sum(1)
-    torch.testing.assert_close(network.uncertainties(image).native["kl"], expected, rtol=1e-4, atol=1e-4)
+    expected = torch.distributions.kl_divergence(
+        torch.distributions.Normal(mean, (log_v / 2).exp()), prior
+    ).sum(1)
+    torch.testing.assert_close(
+        network.uncertainties(image).native["kl"], expected, rtol=1e-4, atol=1e-4
+    )

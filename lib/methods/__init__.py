@@ -8,13 +8,25 @@ and ``update_target(progress)`` after it (progress in 0..1); a method with ``cla
 import torch
 from torch import nn
 
-from lib.methods import baselines, prosmin, vae, vje
+from lib.methods import baselines, prosmin, vje
+from lib.methods import simvae as vae
+from lib.methods.base import Embedding, forward_by_size, spread, view_pairs
 from lib.methods.baselines import RandomInitialisation, RawPixels
-from lib.methods.common import Embedding, forward_by_size, spread, view_pairs
 from lib.methods.simsiam import SimSiam, VISimSiam
 
-__all__ = ["GENERATIVE", "METHODS", "Embedding", "RandomInitialisation", "RawPixels", "SimSiam", "VISimSiam", "build", "forward_by_size", "spread",
-           "view_pairs"]  # fmt: skip
+__all__ = [
+    "GENERATIVE",
+    "METHODS",
+    "Embedding",
+    "RandomInitialisation",
+    "RawPixels",
+    "SimSiam",
+    "VISimSiam",
+    "build",
+    "forward_by_size",
+    "spread",
+    "view_pairs",
+]
 
 METHODS = {
     "simsiam": SimSiam,
@@ -55,25 +67,35 @@ METHODS = {
     "moco_v2_latent": baselines.MoCo,
     "vicreg_latent": baselines.VICReg,
 }
-GENERATIVE = tuple(name for name, kind in METHODS.items() if issubclass(kind, vae.VAE))  # with a decoder of their own
+GENERATIVE = tuple(
+    name for name, kind in METHODS.items() if issubclass(kind, vae.VAE)
+)  # with a decoder of their own
 
 # What a method's own uncertainty is: the native quantity it comes from, and its name. All others have the negative norm of their features.
 UNCERTAINTIES = {
-    VISimSiam: ("kappa", "-κ"), baselines.DINO: ("entropy", "softmax entropy"), prosmin.ProSMin: ("log_sigma", "mean log σ"),
-    vae.VAE: ("log_volume", "½ Σ log v"), vje.VJE: ("log_variance", "mean log v"),
-}  # fmt: skip
+    VISimSiam: ("kappa", "-κ"),
+    baselines.DINO: ("entropy", "softmax entropy"),
+    prosmin.ProSMin: ("log_sigma", "mean log σ"),
+    vae.VAE: ("log_volume", "½ Σ log v"),
+    vje.VJE: ("log_variance", "mean log v"),
+}
 TRIVIAL = "", "negative feature norm (trivial)"
 
 
 def own_uncertainty(method: str) -> tuple[str, str]:
     """The native quantity that a method's uncertainty comes from ("" if it has none of its own), and its name in words."""
-    return next((named for kind, named in UNCERTAINTIES.items() if issubclass(METHODS[method], kind)), TRIVIAL)
+    return next(
+        (named for kind, named in UNCERTAINTIES.items() if issubclass(METHODS[method], kind)),
+        TRIVIAL,
+    )
 
 
 def check_known(name: str) -> None:
     """ValueError for a method that has no class."""
     if name not in METHODS:
-        raise ValueError(f"Unknown method {name!r}; choose one of {sorted(METHODS)}, or add its class to METHODS of lib/methods/__init__.py.")
+        raise ValueError(
+            f"Unknown method {name!r}; choose one of {sorted(METHODS)}, or add its class to METHODS of lib/methods/__init__.py."
+        )
 
 
 def build(settings: dict, channels: int = 3) -> nn.Module:
@@ -81,8 +103,16 @@ def build(settings: dict, channels: int = 3) -> nn.Module:
     check_known(settings["method"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        method = METHODS[settings["method"]](settings, channels).to(memory_format=torch.channels_last)
+        method = METHODS[settings["method"]](settings, channels).to(
+            memory_format=torch.channels_last
+        )
     needs = ("embed", "embeds_with") + (("loss",) if settings["epochs"] else ())
-    if missing := [name for name in needs + tuple(getattr(method, "embeds_with", ())) if not hasattr(method, name)]:
-        raise ValueError(f"{type(method).__name__} has no {missing}; lib/methods/__init__.py says what a method must have.")
+    if missing := [
+        name
+        for name in needs + tuple(getattr(method, "embeds_with", ()))
+        if not hasattr(method, name)
+    ]:
+        raise ValueError(
+            f"{type(method).__name__} has no {missing}; lib/methods/__init__.py says what a method must have."
+        )
     return method

@@ -8,7 +8,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import losses, networks
-from lib.methods.common import Embedding, TwoViews, agreement, forward_by_size, recentre, spread, view_pairs, watched
+from lib.methods.base import (
+    Embedding,
+    TwoViews,
+    agreement,
+    forward_by_size,
+    recentre,
+    spread,
+    view_pairs,
+    watched,
+)
 from lib.methods.simsiam import SimSiam
 
 
@@ -19,7 +28,13 @@ class SimCLR(TwoViews):
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
         similarity = self.settings.get("similarity", "cosine")
-        loss = losses.info_nce_loss(first, second, self.settings["temperature"], rows=networks.own_rows(len(views[0])), similarity=similarity)
+        loss = losses.info_nce_loss(
+            first,
+            second,
+            self.settings["temperature"],
+            rows=networks.own_rows(len(views[0])),
+            similarity=similarity,
+        )
         return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
@@ -28,7 +43,9 @@ class BarlowTwins(TwoViews):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
-        loss = self.settings["loss_scale"] * losses.barlow_twins_loss(first, second, self.settings["redundancy_weight"])
+        loss = self.settings["loss_scale"] * losses.barlow_twins_loss(
+            first, second, self.settings["redundancy_weight"]
+        )
         return {"loss": loss, "cosine": agreement(first, second), "spread": spread(first)}
 
 
@@ -37,7 +54,11 @@ class VICReg(TwoViews):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
-        terms = losses.vicreg_loss(first, second, *(self.settings[name] for name in ("invariance", "variance", "covariance")))
+        terms = losses.vicreg_loss(
+            first,
+            second,
+            *(self.settings[name] for name in ("invariance", "variance", "covariance")),
+        )
         return watched(terms) | {"cosine": agreement(first, second), "spread": spread(first)}
 
 
@@ -52,7 +73,9 @@ class Supervised(TwoViews):
 
     def loss(self, views: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
         (first,), (second,) = forward_by_size(self, views)
-        loss = (F.cross_entropy(first.float(), labels) + F.cross_entropy(second.float(), labels)) / 2
+        loss = (
+            F.cross_entropy(first.float(), labels) + F.cross_entropy(second.float(), labels)
+        ) / 2
         return {"loss": loss, "accuracy": (first.argmax(1) == labels).float().mean()}
 
 
@@ -75,7 +98,9 @@ class _WithTarget(TwoViews):
     def targets(self, views: list[Tensor]) -> list[Tensor]:
         return list(self.target(torch.cat(views)).chunk(len(views)))  # each [B, D]
 
-    def drawn_to_targets(self, views: list[Tensor], p1: Tensor, p2: Tensor, z: Tensor) -> dict[str, Tensor]:
+    def drawn_to_targets(
+        self, views: list[Tensor], p1: Tensor, p2: Tensor, z: Tensor
+    ) -> dict[str, Tensor]:
         """The terms of BYOL's symmetric loss for the predictions of the two views; z: projections [B, D] whose spread is watched."""
         t1, t2 = self.targets(views)
         loss = losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1)
@@ -114,12 +139,16 @@ class DirectPred(_WithTarget):
         self.correlation.lerp_(f.T @ f / len(f), 1 - self.settings["correlation_memory"])
         values, vectors = torch.linalg.eigh(self.correlation)
         root = values.clamp(min=0).sqrt()
-        self.predictor.copy_(vectors * (root + self.settings["eigenvalue_boost"] * root.max()) @ vectors.T)
+        self.predictor.copy_(
+            vectors * (root + self.settings["eigenvalue_boost"] * root.max()) @ vectors.T
+        )
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         (z1,), (z2,) = forward_by_size(self, views)
         with torch.autocast(z1.device.type, enabled=False):
-            self.set_predictor(torch.cat([networks.gather(z1.detach()), networks.gather(z2.detach())]))
+            self.set_predictor(
+                torch.cat([networks.gather(z1.detach()), networks.gather(z2.detach())])
+            )
             p1, p2 = z1.float() @ self.predictor, z2.float() @ self.predictor
         return self.drawn_to_targets(views, p1, p2, z1)
 
@@ -133,13 +162,19 @@ class MoCo(_WithTarget):
 
     def __init__(self, settings: dict, channels: int = 3):
         super().__init__(settings, channels)
-        self.register_buffer("queue", F.normalize(torch.randn(settings["queue_length"], settings["dimension"]), dim=1))
+        self.register_buffer(
+            "queue",
+            F.normalize(torch.randn(settings["queue_length"], settings["dimension"]), dim=1),
+        )
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         (q1,), (q2,) = forward_by_size(self, views)
         k1, k2 = self.targets(views)
         queue = self.queue.clone()
-        loss = (losses.moco_loss(q1, k2, queue, self.settings["temperature"]) + losses.moco_loss(q2, k1, queue, self.settings["temperature"])) / 2
+        loss = (
+            losses.moco_loss(q1, k2, queue, self.settings["temperature"])
+            + losses.moco_loss(q2, k1, queue, self.settings["temperature"])
+        ) / 2
         new = F.normalize(networks.gather(k1).float(), dim=1)
         self.queue.copy_(torch.cat([new, queue])[: len(queue)])
         return {"loss": loss, "cosine": agreement(q1, k2), "spread": spread(q1)}
@@ -158,8 +193,15 @@ class MoCoV3(BYOL):
         outputs = forward_by_size(self, views)  # V x (z, q), each [B, D]
         keys = [networks.gather(key) for key in self.targets(views[:2])]
         own = networks.own_rows(len(views[0]))
-        terms = [losses.moco_v3_loss(outputs[i][1], keys[j], self.settings["temperature"], own) for i, j in view_pairs(len(views))]
-        return {"loss": torch.stack(terms).mean(), "cosine": agreement(outputs[0][1], keys[1][own]), "spread": spread(outputs[0][0])}
+        terms = [
+            losses.moco_v3_loss(outputs[i][1], keys[j], self.settings["temperature"], own)
+            for i, j in view_pairs(len(views))
+        ]
+        return {
+            "loss": torch.stack(terms).mean(),
+            "cosine": agreement(outputs[0][1], keys[1][own]),
+            "spread": spread(outputs[0][0]),
+        }
 
 
 class DINO(nn.Module):
@@ -177,8 +219,16 @@ class DINO(nn.Module):
         super().__init__()
         self.settings = settings
         self.backbone = networks.backbone(settings, channels)
-        batch_norm = settings.get("head_batch_norm", False)  # a setting of the vit's recipe: a ResNet has batch norm itself
-        self.head = networks.PrototypeHead(self.backbone.features, settings["head_hidden"], settings["bottleneck"], settings["dimension"], batch_norm)
+        batch_norm = settings.get(
+            "head_batch_norm", False
+        )  # a setting of the vit's recipe: a ResNet has batch norm itself
+        self.head = networks.PrototypeHead(
+            self.backbone.features,
+            settings["head_hidden"],
+            settings["bottleneck"],
+            settings["dimension"],
+            batch_norm,
+        )
         self.teacher = deepcopy(nn.Sequential(self.backbone, self.head)).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(settings["dimension"]))
         # A tensor: a compiled step would be compiled again for every new number.
@@ -188,8 +238,15 @@ class DINO(nn.Module):
     def set_epoch(self, epoch: float) -> None:
         """The teacher's temperature goes from its first value to its last over its warm-up (Caron et al. 2021, App. C); the first step has the first
         value, without a warm-up too."""
-        first, last = self.settings["teacher_temperature_start"], self.settings["teacher_temperature"]
-        self.teacher_temperature.fill_(first + (last - first) * min(1.0, epoch / max(self.settings["teacher_temperature_warmup_epochs"], 1e-9)))
+        first, last = (
+            self.settings["teacher_temperature_start"],
+            self.settings["teacher_temperature"],
+        )
+        self.teacher_temperature.fill_(
+            first
+            + (last - first)
+            * min(1.0, epoch / max(self.settings["teacher_temperature_warmup_epochs"], 1e-9))
+        )
         self.frozen = epoch < self.settings["frozen_prototypes_epochs"]
 
     def forward(self, view: Tensor) -> tuple[Tensor]:
@@ -205,11 +262,19 @@ class DINO(nn.Module):
         """The terms of the loss, from the student's outputs for all views and the teacher's for the standard ones, [B, K] each."""
         temperature = self.teacher_temperature
         pairs = view_pairs(len(outputs))
-        terms = [losses.dino_loss(outputs[i], targets[j], self.centre, self.settings["temperature"], temperature) for i, j in pairs]
+        terms = [
+            losses.dino_loss(
+                outputs[i], targets[j], self.centre, self.settings["temperature"], temperature
+            )
+            for i, j in pairs
+        ]
         loss = torch.stack(terms).mean()
         with torch.no_grad():
             share = torch.softmax((targets[0] - self.centre) / temperature, dim=1)
-            entropy, diversity = torch.special.entr(share).sum(1).mean(), torch.special.entr(share.mean(0)).sum()
+            entropy, diversity = (
+                torch.special.entr(share).sum(1).mean(),
+                torch.special.entr(share.mean(0)).sum(),
+            )
         recentre(self.centre, torch.cat(targets), self.settings["centre_momentum"])
         return {"loss": loss, "entropy": entropy, "entropy_of_mean": diversity}
 
@@ -219,7 +284,9 @@ class DINO(nn.Module):
 
     def embed(self, images: Tensor) -> Embedding:
         features = self.teacher[0](images)
-        logits = (self.teacher[1](features).float() - self.centre) / self.settings["teacher_temperature"]
+        logits = (self.teacher[1](features).float() - self.centre) / self.settings[
+            "teacher_temperature"
+        ]
         entropy = torch.distributions.Categorical(logits=logits).entropy()
         return Embedding(features.float(), entropy, {"entropy": entropy})
 
@@ -233,23 +300,34 @@ class IBOT(DINO):
 
     def __init__(self, settings: dict, channels: int = 3):
         if settings["backbone"] != "vit":
-            raise ValueError(f"ibot hides patches from a vit; set backbone to 'vit', not {settings['backbone']!r}.")
+            raise ValueError(
+                f"ibot hides patches from a vit; set backbone to 'vit', not {settings['backbone']!r}."
+            )
         super().__init__(settings, channels)
         self.backbone.mask_token.requires_grad_(True)
         self.register_buffer("patch_centre", torch.zeros(settings["dimension"]))
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         standard = torch.cat(views[:2])  # [2 B, C, S, S]
-        mask = hidden_patches(len(standard), views[0].shape[-1] // self.settings["patch_size"]).to(standard.device)  # [2 B, N]
+        mask = hidden_patches(len(standard), views[0].shape[-1] // self.settings["patch_size"]).to(
+            standard.device
+        )  # [2 B, N]
         seen = torch.cat([torch.zeros_like(mask[:, :1]), mask], 1)
-        student = self.head(self.backbone.encode(standard, mask=seen), frozen=self.frozen)  # [2 B, 1 + N, K]
+        student = self.head(
+            self.backbone.encode(standard, mask=seen), frozen=self.frozen
+        )  # [2 B, 1 + N, K]
         with torch.no_grad():
             teacher = self.teacher[1](self.teacher[0].encode(standard)).float()
         with networks.keep_running_statistics(self):  # these are not the largest views
-            outputs = [*student[:, 0].chunk(2), *(output for (output,) in forward_by_size(self, views[2:]))]
+            outputs = [
+                *student[:, 0].chunk(2),
+                *(output for (output,) in forward_by_size(self, views[2:])),
+            ]
         terms = self.distilled(outputs, teacher[:, 0].chunk(2))
         temperatures = self.settings["temperature"], self.teacher_temperature
-        patches = losses.ibot_patch_loss(student[:, 1:], teacher[:, 1:], mask, self.patch_centre, *temperatures)
+        patches = losses.ibot_patch_loss(
+            student[:, 1:], teacher[:, 1:], mask, self.patch_centre, *temperatures
+        )
         recentre(self.patch_centre, teacher[:, 1:].flatten(0, 1), self.settings["centre_momentum"])
         return terms | {"loss": terms["loss"] + patches, "patches": patches.detach()}
 

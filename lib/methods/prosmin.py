@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from lib import losses, networks
-from lib.methods.common import Embedding, agreement, forward_by_size, recentre, view_pairs
+from lib.methods.base import Embedding, agreement, forward_by_size, recentre, view_pairs
 
 
 class ProSMin(nn.Module):
@@ -47,16 +47,26 @@ class ProSMin(nn.Module):
                 "pooled samples are a mixture's, and one view's, far from the others, may otherwise lower the score without bound."
             )
         if not settings["learned_deviation"] and trade_off != 1:
-            raise ValueError(f"Without a learned deviation there are no samples to compare: set trade_off to 1, not {trade_off:g}.")
+            raise ValueError(
+                f"Without a learned deviation there are no samples to compare: set trade_off to 1, not {trade_off:g}."
+            )
         self.settings = settings
-        dimension, bottleneck, batch_norm = settings["dimension"], settings["bottleneck"], settings["head_batch_norm"]
+        dimension, bottleneck, batch_norm = (
+            settings["dimension"],
+            settings["bottleneck"],
+            settings["head_batch_norm"],
+        )
 
         def network() -> tuple[nn.Module, nn.Module]:
             backbone = networks.backbone(settings, channels)
-            return backbone, networks.PrototypeHead(backbone.features, settings["head_hidden"], bottleneck, dimension, batch_norm)
+            return backbone, networks.PrototypeHead(
+                backbone.features, settings["head_hidden"], bottleneck, dimension, batch_norm
+            )
 
         self.backbone, self.projector = network()
-        self.predictor = networks.GaussianPredictor(dimension, settings["predictor_hidden"], bottleneck**-0.5, batch_norm)
+        self.predictor = networks.GaussianPredictor(
+            dimension, settings["predictor_hidden"], bottleneck**-0.5, batch_norm
+        )
         self.target = nn.Sequential(*network()).requires_grad_(False)
         self.register_buffer("centre", torch.zeros(dimension))
 
@@ -72,7 +82,14 @@ class ProSMin(nn.Module):
 
     def score(self, samples: Tensor, target: Tensor) -> Tensor:
         settings = self.settings
-        return losses.scoring_rule(samples, target, settings["trade_off"], settings["beta"], settings["kernel"], settings["bandwidth"]).mean()
+        return losses.scoring_rule(
+            samples,
+            target,
+            settings["trade_off"],
+            settings["beta"],
+            settings["kernel"],
+            settings["bandwidth"],
+        ).mean()
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         outputs = forward_by_size(self, views)  # V x (mean, log σ), each [B, K]
@@ -81,7 +98,9 @@ class ProSMin(nn.Module):
         targets = [target - self.centre for target in raw.chunk(2)]
         samples, pairs = [self.samples(*output) for output in outputs], view_pairs(len(views))
         if self.settings["pool_views"]:
-            pools = [torch.cat([samples[i] for i, own in pairs if own == j]) for j in range(2)]  # [R (V - 1), B, K]
+            pools = [
+                torch.cat([samples[i] for i, own in pairs if own == j]) for j in range(2)
+            ]  # [R (V - 1), B, K]
             terms = [self.score(pool, target) for pool, target in zip(pools, targets, strict=True)]
         else:
             terms = [self.score(samples[i], targets[j]) for i, j in pairs]
@@ -89,7 +108,12 @@ class ProSMin(nn.Module):
         with torch.no_grad():
             recentre(self.centre, raw, self.settings["centre_momentum"])
             sigma, deviation = outputs[0][1].float().exp().mean(), raw.std(0).mean()
-        return {"loss": loss, "sigma": sigma, "cosine": agreement(outputs[0][0], targets[1]), "target_std": deviation}
+        return {
+            "loss": loss,
+            "sigma": sigma,
+            "cosine": agreement(outputs[0][0], targets[1]),
+            "target_std": deviation,
+        }
 
     def update_target(self, progress: float) -> None:
         alpha = networks.cosine_between(self.settings["target_momentum"], 1.0, progress)
@@ -108,11 +132,21 @@ class ProSMin(nn.Module):
         score (λ = ½, β = 1) of the target network's output for the same image, estimated with one fixed set of samples for all images.
         """
         if not hasattr(self, "target"):
-            raise ValueError("A committed encoder of ProSMin has no target network, whose energy is asked for here: train the run first.")
+            raise ValueError(
+                "A committed encoder of ProSMin has no target network, whose energy is asked for here: train the run first."
+            )
         features = self.backbone(images)
         mean, log_sigma = (output.float() for output in self.predictor(self.projector(features)))
         sigma, target = log_sigma.exp(), self.target(images).float() - self.centre
-        noise = torch.randn(samples, 1, mean.shape[1], generator=torch.Generator().manual_seed(0)).to(mean.device)
+        noise = torch.randn(
+            samples, 1, mean.shape[1], generator=torch.Generator().manual_seed(0)
+        ).to(mean.device)
         energy = losses.scoring_rule(mean + sigma * noise, target)
-        native = {"mean_sigma": sigma.mean(1), "sample_spread": 2**0.5 * sigma.norm(dim=1), "target_energy": energy}
-        return Embedding(features.float(), log_sigma.mean(1), {"log_sigma": log_sigma.mean(1)} | native)
+        native = {
+            "mean_sigma": sigma.mean(1),
+            "sample_spread": 2**0.5 * sigma.norm(dim=1),
+            "target_energy": energy,
+        }
+        return Embedding(
+            features.float(), log_sigma.mean(1), {"log_sigma": log_sigma.mean(1)} | native
+        )

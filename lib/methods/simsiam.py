@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from lib import losses, networks
 from lib.distributions import best_concentration
-from lib.methods.common import Embedding, TwoViews, forward_by_size, spread, view_pairs
+from lib.methods.base import Embedding, TwoViews, forward_by_size, spread, view_pairs
 
 QUANTILES = (0.05, 0.95)
 
@@ -30,7 +30,9 @@ class SimSiam(TwoViews):
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         z, p = zip(*forward_by_size(self, views), strict=True)  # each V x [B, D]
-        loss = torch.stack([losses.simsiam_loss(p[i], z[j]) for i, j in view_pairs(len(views))]).mean()
+        loss = torch.stack(
+            [losses.simsiam_loss(p[i], z[j]) for i, j in view_pairs(len(views))]
+        ).mean()
         return {"loss": loss, "cosine": -loss.detach(), "spread": spread(z[0])}
 
 
@@ -60,18 +62,28 @@ class VISimSiam(TwoViews):
         source = settings["concentration_from"]
         if source == "features":
             self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"])
-            self.concentration_head = networks.predictor(self.backbone.features, self.backbone.features, 1)
+            self.concentration_head = networks.predictor(
+                self.backbone.features, self.backbone.features, 1
+            )
             self.embeds_with, last = ("backbone", "concentration_head"), self.concentration_head[-1]
         elif source == "predictor":
-            self.predictor = networks.predictor(self.dimension, settings["predictor_hidden"], self.dimension + 1)
+            self.predictor = networks.predictor(
+                self.dimension, settings["predictor_hidden"], self.dimension + 1
+            )
             self.concentration_head = None
             self.embeds_with, last = ("backbone", "projector", "predictor"), self.predictor[-1]
         else:
-            raise ValueError(f"Unknown concentration_from {source!r}; choose 'features' (2023) or 'predictor' (2022).")
+            raise ValueError(
+                f"Unknown concentration_from {source!r}; choose 'features' (2023) or 'predictor' (2022)."
+            )
         alignment = settings.get("alignment", "density")
-        if alignment not in ("density", "detached", "cosine") or (alignment != "density" and source != "features"):
-            raise ValueError(f"Unknown alignment {alignment!r} with κ from {source!r}; choose 'density', or with κ from 'features' "
-                             "'detached' or 'cosine'.")  # fmt: skip
+        if alignment not in ("density", "detached", "cosine") or (
+            alignment != "density" and source != "features"
+        ):
+            raise ValueError(
+                f"Unknown alignment {alignment!r} with κ from {source!r}; choose 'density', or with κ from 'features' "
+                "'detached' or 'cosine'."
+            )
         self.detached, self.reads_out = alignment != "density", alignment == "cosine"
         self.warmup_epochs = settings["concentration_warmup_epochs"]
         networks.start_at_cosine(last, self.dimension, settings["initial_cosine"], self.mapping)
@@ -81,8 +93,14 @@ class VISimSiam(TwoViews):
 
     def concentration(self, features: Tensor, prediction: Tensor | None = None) -> Tensor:
         features = features.detach() if self.detached else features
-        raw = self.concentration_head(features)[:, 0] if self.concentration_head else prediction[:, -1]
-        return networks.to_concentration(raw.detach() if self.warming_up else raw, self.dimension, self.mapping)  # [B]
+        raw = (
+            self.concentration_head(features)[:, 0]
+            if self.concentration_head
+            else prediction[:, -1]
+        )
+        return networks.to_concentration(
+            raw.detach() if self.warming_up else raw, self.dimension, self.mapping
+        )  # [B]
 
     def forward(self, view: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y = self.backbone(view)
@@ -91,10 +109,17 @@ class VISimSiam(TwoViews):
         return z, prediction[:, : self.dimension], self.concentration(y, prediction)
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
-        z, mu, kappa = zip(*forward_by_size(self, views), strict=True)  # V x [B, D], V x [B, D], V x [B]
+        z, mu, kappa = zip(
+            *forward_by_size(self, views), strict=True
+        )  # V x [B, D], V x [B, D], V x [B]
         pairs = view_pairs(len(views))
         direction = [part.detach() for part in mu] if self.reads_out else mu
-        nll = 2 * torch.stack([losses.vi_simsiam_loss(direction[i], kappa[i], z[j]) for i, j in pairs]).mean()
+        nll = (
+            2
+            * torch.stack(
+                [losses.vi_simsiam_loss(direction[i], kappa[i], z[j]) for i, j in pairs]
+            ).mean()
+        )
         loss = nll * self.scale
         if self.reads_out:
             loss = loss + torch.stack([losses.simsiam_loss(mu[i], z[j]) for i, j in pairs]).mean()
@@ -106,9 +131,17 @@ class VISimSiam(TwoViews):
             low, high = torch.quantile(k, levels)
             s_low, s_high = torch.quantile(s, levels)
         return {
-            "loss": loss, "negative_log_likelihood": nll.detach(), "cosine": s.mean(), "cosine_q05": s_low, "cosine_q95": s_high,
-            "kappa": k.mean(), "kappa_q05": low, "kappa_q95": high, "kappa_minus_best": (k - best).mean(), "spread": spread(z[0]),
-        }  # fmt: skip
+            "loss": loss,
+            "negative_log_likelihood": nll.detach(),
+            "cosine": s.mean(),
+            "cosine_q05": s_low,
+            "cosine_q95": s_high,
+            "kappa": k.mean(),
+            "kappa_q05": low,
+            "kappa_q95": high,
+            "kappa_minus_best": (k - best).mean(),
+            "spread": spread(z[0]),
+        }
 
     def embed(self, images: Tensor) -> Embedding:
         y = self.backbone(images)

@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from lib import plotting
+from lib.figures import charts as plotting
 from tests.benchmarks import autoencoders, drawing, evaluation, growth, pretraining
 
 STEPS = {"autoencoders": autoencoders.run, "growth": growth.run, "evaluation": evaluation.run}
@@ -13,8 +13,14 @@ STEPS = {"autoencoders": autoencoders.run, "growth": growth.run, "evaluation": e
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--only", nargs="*", default=[*pretraining.CASES, *STEPS], choices=[*pretraining.CASES, *STEPS, "drawing"], metavar="PART",
-                        help=f"{', '.join([*pretraining.CASES, *STEPS, 'drawing'])} (default: all)")  # fmt: skip
+    parser.add_argument(
+        "--only",
+        nargs="*",
+        default=[*pretraining.CASES, *STEPS],
+        choices=[*pretraining.CASES, *STEPS, "drawing"],
+        metavar="PART",
+        help=f"{', '.join([*pretraining.CASES, *STEPS, 'drawing'])} (default: all)",
+    )
     parser.add_argument("--repeats", type=int, default=5)
     options = parser.parse_args()
     if options.repeats < 1:

@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from lib import augmentations, methods, training
-from lib import settings as resolution
+from lib import methods
+from lib.data import views as augmentations
+from lib.runs import settings as resolution
+from lib.training import loop as training
 from tests.benchmarks import measuring, pretraining
 
 # data set, images in a batch, views J, precision, steps that are timed in one repeat
@@ -28,7 +30,15 @@ BAR = 0.8
 class Case:
     def __init__(self, name: str):
         dataset, batch, views, precision, self.steps = CASES[name]
-        self.settings = resolution.resolve("simvae", "standard", dataset=dataset, batch_size=batch, views=views, precision=precision, epochs=1)
+        self.settings = resolution.resolve(
+            "simvae",
+            "standard",
+            dataset=dataset,
+            batch_size=batch,
+            views=views,
+            precision=precision,
+            epochs=1,
+        )
         self.images = pretraining.load(dataset, self.settings["image_size"])
         self.channels, self.device = self.images.images.shape[3], training.best_device()
         self.precision = training.precision_of(self.settings, self.device)
@@ -36,14 +46,18 @@ class Case:
 
     def ours(self) -> float:
         """(a)"""
-        return self.settings["views"] * pretraining.end_to_end(self.settings, self.images, self.steps)
+        return self.settings["views"] * pretraining.end_to_end(
+            self.settings, self.images, self.steps
+        )
 
     def bare(self) -> Callable[[], float]:
         """(b)"""
         network = methods.build(self.settings, self.channels).to(self.device).train()
         optimizer = training.make_optimizer(network, self.settings)
         batch = self.images.batch(range(self.settings["batch_size"])).to(self.device)
-        x = torch.cat(augmentations.make_views(batch, self.settings, torch.Generator().manual_seed(0)))  # [J B, C, S, S]
+        x = torch.cat(
+            augmentations.make_views(batch, self.settings, torch.Generator().manual_seed(0))
+        )  # [J B, C, S, S]
 
         def step() -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
@@ -64,8 +78,23 @@ def run(repeats: int) -> None:
             arms = {"a": case.ours, "b": case.bare()}
             case.ours()  # compiles the views, fills caches
             timings = measuring.interleaved(arms, repeats, name)
-        common = {"case": name, "data": case.images.title, "images": case.settings["batch_size"], "views": case.settings["views"],
-                  "precision": case.precision, "network": case.settings["backbone"]}  # fmt: skip
-        rows = [common | {"quantity": "views/s", "arm": arm} | measuring.summary(timings[timings.arm == arm].value) for arm in arms]
-        rows.append(common | {"quantity": "ratio a / b", "arm": "b", "bar": BAR} | measuring.paired_ratio(timings, "a", "b"))
+        common = {
+            "case": name,
+            "data": case.images.title,
+            "images": case.settings["batch_size"],
+            "views": case.settings["views"],
+            "precision": case.precision,
+            "network": case.settings["backbone"],
+        }
+        rows = [
+            common
+            | {"quantity": "views/s", "arm": arm}
+            | measuring.summary(timings[timings.arm == arm].value)
+            for arm in arms
+        ]
+        rows.append(
+            common
+            | {"quantity": "ratio a / b", "arm": "b", "bar": BAR}
+            | measuring.paired_ratio(timings, "a", "b")
+        )
         measuring.replace_rows("autoencoders", rows, case=name)

@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
-from lib import data, training
-from lib import settings as resolution
+from lib.data import sources as data
+from lib.runs import settings as resolution
+from lib.training import loop as training
 from tests.benchmarks import measuring
 
 IMAGES = (2_560, 5_120, 10_240, 20_480)
@@ -20,7 +21,9 @@ STEPS = 10  # of 256 images, where one step's time is the question
 
 def seconds_of(images: data.ImageSet, **parameters) -> tuple[float, pd.DataFrame]:
     """Seconds per epoch of one short run, read off its log."""
-    settings = resolution.resolve("simsiam", "standard", dataset=images.name, image_size=images.images.shape[1], **parameters)
+    settings = resolution.resolve(
+        "simsiam", "standard", dataset=images.name, image_size=images.images.shape[1], **parameters
+    )
     log = pd.read_csv(training.train(settings, images) / "log.csv")
     first, last = log.iloc[0], log.iloc[-1]
     return (last.seconds - first.seconds) / (last.epoch - first.epoch), log
@@ -38,18 +41,71 @@ def run(repeats: int) -> None:
         for turn in range(repeats):
             for count in IMAGES:
                 seconds, _ = seconds_of(images(count, name=f"n{count}_{turn}"), epochs=1)
-                rows.append({"against": "images", "at": count, "unit": "s/epoch", "round": turn, "value": seconds})
+                rows.append(
+                    {
+                        "against": "images",
+                        "at": count,
+                        "unit": "s/epoch",
+                        "round": turn,
+                        "value": seconds,
+                    }
+                )
             for views in VIEWS:
-                seconds, _ = seconds_of(images(256 * STEPS, name=f"v{views}_{turn}"), epochs=1, local_views=views - 2, local_size=32)
-                rows.append({"against": "views", "at": views, "unit": "ms/step", "round": turn, "value": 1e3 * seconds / STEPS})
+                seconds, _ = seconds_of(
+                    images(256 * STEPS, name=f"v{views}_{turn}"),
+                    epochs=1,
+                    local_views=views - 2,
+                    local_size=32,
+                )
+                rows.append(
+                    {
+                        "against": "views",
+                        "at": views,
+                        "unit": "ms/step",
+                        "round": turn,
+                        "value": 1e3 * seconds / STEPS,
+                    }
+                )
             for size in SIZES:
                 seconds, _ = seconds_of(images(256 * STEPS, size, f"s{size}_{turn}"), epochs=1)
-                rows.append({"against": "image size", "at": size, "unit": "ms/step", "round": turn, "value": 1e3 * seconds / STEPS})
+                rows.append(
+                    {
+                        "against": "image size",
+                        "at": size,
+                        "unit": "ms/step",
+                        "round": turn,
+                        "value": 1e3 * seconds / STEPS,
+                    }
+                )
         start = measuring.megabytes()
         for seed in range(RUNS):
             before = measuring.megabytes()
             seconds, _ = seconds_of(images(2_560, name="memory"), epochs=EPOCHS, seed=seed)
-            rows.append({"against": "seeds", "at": seed + 1, "unit": "s/epoch", "round": 0, "value": seconds})
-            rows.append({"against": "runs in one process", "at": seed + 1, "unit": "MB more", "round": 0, "value": measuring.megabytes() - start})
-            rows.append({"against": "epochs of one run", "at": EPOCHS, "unit": "MB more", "round": seed, "value": measuring.megabytes() - before})
+            rows.append(
+                {
+                    "against": "seeds",
+                    "at": seed + 1,
+                    "unit": "s/epoch",
+                    "round": 0,
+                    "value": seconds,
+                }
+            )
+            rows.append(
+                {
+                    "against": "runs in one process",
+                    "at": seed + 1,
+                    "unit": "MB more",
+                    "round": 0,
+                    "value": measuring.megabytes() - start,
+                }
+            )
+            rows.append(
+                {
+                    "against": "epochs of one run",
+                    "at": EPOCHS,
+                    "unit": "MB more",
+                    "round": seed,
+                    "value": measuring.megabytes() - before,
+                }
+            )
     measuring.replace_rows("growth", [row | {"part": "growth"} for row in rows], part="growth")

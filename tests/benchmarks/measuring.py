@@ -15,7 +15,7 @@ import psutil
 import torch
 from tqdm import tqdm
 
-from lib import artifacts
+from lib.runs import store as artifacts
 
 FOLDER = "benchmarks"
 
@@ -48,7 +48,12 @@ def scratch_results():
 
 def summary(values) -> dict:
     values = np.asarray(values, float)
-    return {"median": float(np.median(values)), "low": float(values.min()), "high": float(values.max()), "repeats": len(values)}
+    return {
+        "median": float(np.median(values)),
+        "low": float(values.min()),
+        "high": float(values.max()),
+        "repeats": len(values),
+    }
 
 
 def paired_ratio(timings: pd.DataFrame, numerator: str, denominator: str) -> dict:
@@ -108,9 +113,13 @@ def replace_rows(name: str, rows: list[dict], **key) -> None:
     path = artifacts.results_dir(FOLDER) / "tables" / f"{name}.csv"
     machine = artifacts.provenance()["hardware"]
     frame = pd.DataFrame(rows).assign(
-        commit=artifacts.commit(), processor=machine["processor"], cores=machine["cores"], accelerator=machine["accelerator"],
-        threads=torch.get_num_threads(), torch=torch.__version__,
-    )  # fmt: skip
+        commit=artifacts.commit(),
+        processor=machine["processor"],
+        cores=machine["cores"],
+        accelerator=machine["accelerator"],
+        threads=torch.get_num_threads(),
+        torch=torch.__version__,
+    )
     if path.exists():
         stored = pd.read_csv(path)
         same = np.logical_and.reduce([stored[column] == value for column, value in key.items()])

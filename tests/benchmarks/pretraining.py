@@ -1,6 +1,6 @@
 """Images per second of pretraining with SimSiam: (a) our loop, (b) the bare network, (c) lightly's documented loop, (d) a careful plain one.
 
-(a) lib.training.train from images in memory to updated weights, log and progress included. (b) forward, backward and optimiser step of the same
+(a) lib.training.loop.train from images in memory to updated weights, log and progress included. (b) forward, backward and optimiser step of the same
 network on views that lie ready, and nothing else. (c) a DataLoader with one worker a core, lightly's transform and default collate, two forward
 passes, its loss, float32; (c, bf16) the same under autocast. (d) torchvision's transforms (v2) on tensors in the same workers, both views in one
 forward pass, bf16, channels last. All use the same network, recipe of views, batch size and optimiser. Images per second count each image once,
@@ -26,8 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from lib import augmentations, data, losses, methods, training
-from lib import settings as resolution
+from lib import losses, methods
+from lib.data import sources as data
+from lib.data import views as augmentations
+from lib.runs import settings as resolution
+from lib.training import loop as training
 from tests.benchmarks import measuring
 
 BATCH = 256
@@ -58,7 +61,15 @@ class Case:
         self.name, self.size, self.recipe = name, size, augmentations.RECIPES[augmentation]
         self.images = load(dataset, size)
         self.settings = resolution.resolve(
-            "simsiam", "standard", dataset=dataset, image_size=size, width=width, stem=stem, augmentation=augmentation, batch_size=BATCH, epochs=1
+            "simsiam",
+            "standard",
+            dataset=dataset,
+            image_size=size,
+            width=width,
+            stem=stem,
+            augmentation=augmentation,
+            batch_size=BATCH,
+            epochs=1,
         )
         self.device = training.best_device()
         self.precision = training.precision_of(self.settings, self.device)
@@ -86,7 +97,10 @@ class Case:
         def step() -> None:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
                 z, p = forward(stacked)
-                loss = (losses.simsiam_loss(p[:BATCH], z[BATCH:]) + losses.simsiam_loss(p[BATCH:], z[:BATCH])) / 2
+                loss = (
+                    losses.simsiam_loss(p[:BATCH], z[BATCH:])
+                    + losses.simsiam_loss(p[BATCH:], z[:BATCH])
+                ) / 2
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -98,7 +112,11 @@ class Case:
         """(c)"""
         plain = {"mean": [0.0] * self.channels, "std": [1.0] * self.channels}
         transform = SimSiamTransform(
-            self.size, min_scale=self.recipe["scale"][0], gaussian_blur=self.recipe["blur"], sigmas=self.recipe["sigma"], normalize=plain
+            self.size,
+            min_scale=self.recipe["scale"][0],
+            gaussian_blur=self.recipe["blur"],
+            sigmas=self.recipe["sigma"],
+            normalize=plain,
         )
         network = self.network().to(memory_format=torch.contiguous_format)
         optimizer = torch.optim.SGD(network.parameters(), lr=0.06)
@@ -145,7 +163,9 @@ class Case:
         """Images per second of a DataLoader's steady state."""
         buffered = BUFFERED if self.steps > 3 else 2
         steps = self.steps + buffered
-        repeated = torch.utils.data.Subset(dataset, (np.arange(steps * BATCH) % len(self.images)).tolist())
+        repeated = torch.utils.data.Subset(
+            dataset, (np.arange(steps * BATCH) % len(self.images)).tolist()
+        )
         loader = DataLoader(repeated, BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
         start = 0.0
         for number, (views, _) in enumerate(loader, start=1):
@@ -168,7 +188,10 @@ class Case:
     def shares(self) -> dict[str, float]:
         """Seconds of one step by what is done, each timed alone."""
         network, views, generator = self.network(), self.views(), torch.Generator()
-        optimizer, batch = training.make_optimizer(network, self.settings), self.images.batch(np.arange(BATCH))
+        optimizer, batch = (
+            training.make_optimizer(network, self.settings),
+            self.images.batch(np.arange(BATCH)),
+        )
         rows = np.random.default_rng(0).integers(0, len(self.images), BATCH)
         draws = augmentations.draw(2 * BATCH, self.size, self.size, self.recipe, generator)
         chosen = torch.arange(BATCH).repeat(2)
@@ -180,19 +203,30 @@ class Case:
         calls = max(2, self.steps)
         timed = {
             "fetch the batch": measuring.seconds_per_call(lambda: self.images.batch(rows), calls),
-            "draw parameters": measuring.seconds_per_call(lambda: augmentations.draw(2 * BATCH, self.size, self.size, self.recipe, generator), calls),
-            "make the views": measuring.seconds_per_call(lambda: augmentations.render(batch.to(self.device), chosen, draws, self.size), calls),
+            "draw parameters": measuring.seconds_per_call(
+                lambda: augmentations.draw(2 * BATCH, self.size, self.size, self.recipe, generator),
+                calls,
+            ),
+            "make the views": measuring.seconds_per_call(
+                lambda: augmentations.render(batch.to(self.device), chosen, draws, self.size), calls
+            ),
             "forward": measuring.seconds_per_call(forward, calls),
         }
         both = measuring.seconds_per_call(lambda: forward().backward(), calls)
-        return timed | {"backward": both - timed["forward"], "optimiser": measuring.seconds_per_call(optimizer.step, calls)}
+        return timed | {
+            "backward": both - timed["forward"],
+            "optimiser": measuring.seconds_per_call(optimizer.step, calls),
+        }
 
 
 def end_to_end(settings: dict, images: data.ImageSet, steps: int) -> float:
     """Images per second of our loop, read off the log of a real run, from its first to its last row: start, compilation and the writing of weights do
     not count."""
     batch, steps = settings["batch_size"], steps + max(1, (steps + 1) // training.LOGS_PER_EPOCH)
-    few = dataclasses.replace(images.subset(np.arange(steps * batch) % len(images)), name=f"{images.name}_{time.time_ns()}")
+    few = dataclasses.replace(
+        images.subset(np.arange(steps * batch) % len(images)),
+        name=f"{images.name}_{time.time_ns()}",
+    )
     folder = training.train(settings | {"dataset": few.name}, few)
     log = pd.read_csv(folder / "log.csv")
     shutil.rmtree(folder)
@@ -210,7 +244,9 @@ class Pictures(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int):
-        return self.transform(Image.fromarray(self.images.images[index].squeeze())), int(self.images.labels[index])
+        return self.transform(Image.fromarray(self.images.images[index].squeeze())), int(
+            self.images.labels[index]
+        )
 
 
 class Tensors(Pictures):
@@ -234,37 +270,90 @@ def load(dataset: str, size: int) -> data.ImageSet:
 def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[dict]]:
     """Rows of the table of speeds and of the table of shares for one case."""
     case = Case(name)
-    rate = measuring.matmul_rate(case.device, torch.bfloat16 if case.precision == "bf16" else torch.float32)
+    rate = measuring.matmul_rate(
+        case.device, torch.bfloat16 if case.precision == "bf16" else torch.float32
+    )
     arms = {
-        "a": case.ours, "b": case.bare(), "c": lambda: case.lightly(bf16=False), "c, bf16": lambda: case.lightly(bf16=True),
+        "a": case.ours,
+        "b": case.bare(),
+        "c": lambda: case.lightly(bf16=False),
+        "c, bf16": lambda: case.lightly(bf16=True),
         "d": case.torchvision,
-    }  # fmt: skip
+    }
     if compiled:
         arms["b, compiled"] = case.bare(compiled=True)
     case.ours()  # compiles the views, fills caches
     timings = measuring.interleaved(arms, repeats, name)
     flops = case.flops_per_image()
-    common = {"case": name, "data": case.images.title, "image_size": case.size, "width": case.settings["width"], "stem": case.settings["stem"]}
+    common = {
+        "case": name,
+        "data": case.images.title,
+        "image_size": case.size,
+        "width": case.settings["width"],
+        "stem": case.settings["stem"],
+    }
     rows = []
     for arm, values in timings.groupby("arm", sort=False).value:
         speed = measuring.summary(values)
         rows.append(common | {"quantity": "images/s", "arm": arm, "bar": np.nan, **speed})
-        rows.append(common | {"quantity": "share of the matrix-multiply rate", "arm": arm, "bar": 0.65 if (arm, case.settings["width"]) == ("b", 64)
-                              else np.nan, **{key: speed[key] * flops / rate for key in ("median", "low", "high")}, "repeats": repeats})  # fmt: skip
+        rows.append(
+            common
+            | {
+                "quantity": "share of the matrix-multiply rate",
+                "arm": arm,
+                "bar": 0.65 if (arm, case.settings["width"]) == ("b", 64) else np.nan,
+                **{key: speed[key] * flops / rate for key in ("median", "low", "high")},
+                "repeats": repeats,
+            }
+        )
     bars = {"b": case.bar_b, "c": case.bar_c}
     rows += [
-        common | {"quantity": f"ratio a / {arm}", "arm": arm, "bar": bars.get(arm, np.nan), **measuring.paired_ratio(timings, "a", arm)}
+        common
+        | {
+            "quantity": f"ratio a / {arm}",
+            "arm": arm,
+            "bar": bars.get(arm, np.nan),
+            **measuring.paired_ratio(timings, "a", arm),
+        }
         for arm in arms
         if arm != "a"
     ]
-    rows.append(common | {"quantity": "matrix-multiply rate, TFLOP/s", "arm": "", "median": rate / 1e12})
+    rows.append(
+        common | {"quantity": "matrix-multiply rate, TFLOP/s", "arm": "", "median": rate / 1e12}
+    )
     if case.device.type == "cuda":
-        peak = next((most for card, most in DENSE_BF16_PEAK.items() if card in torch.cuda.get_device_name()), np.nan)
+        peak = next(
+            (
+                most
+                for card, most in DENSE_BF16_PEAK.items()
+                if card in torch.cuda.get_device_name()
+            ),
+            np.nan,
+        )
         speed = measuring.summary(timings[timings.arm == "a"].value)
         used = {key: speed[key] * flops / peak for key in ("median", "low", "high")}
-        rows.append(common | {"quantity": "model FLOP utilisation", "arm": "a", "bar": 0.25, **used, "repeats": repeats})
-        rows.append(common | {"quantity": "peak memory, GiB", "arm": "a", "median": torch.cuda.max_memory_allocated() / 2**30})
-    shares = [common | {"part": part, "milliseconds": 1e3 * seconds} for part, seconds in case.shares().items()]
+        rows.append(
+            common
+            | {
+                "quantity": "model FLOP utilisation",
+                "arm": "a",
+                "bar": 0.25,
+                **used,
+                "repeats": repeats,
+            }
+        )
+        rows.append(
+            common
+            | {
+                "quantity": "peak memory, GiB",
+                "arm": "a",
+                "median": torch.cuda.max_memory_allocated() / 2**30,
+            }
+        )
+    shares = [
+        common | {"part": part, "milliseconds": 1e3 * seconds}
+        for part, seconds in case.shares().items()
+    ]
     return rows, shares
 
 
@@ -272,6 +361,8 @@ def run(cases: list[str], repeats: int) -> None:
     """Measure the cases one after the other; what is measured is written at once, and other cases' rows stay."""
     for name in cases:
         with measuring.scratch_results():
-            rows, shares = measure(name, repeats, compiled=bool(shutil.which("g++")) and name == "cifar10-w16")
+            rows, shares = measure(
+                name, repeats, compiled=bool(shutil.which("g++")) and name == "cifar10-w16"
+            )
         measuring.replace_rows("pretraining", rows, case=name)
         measuring.replace_rows("pretraining_shares", shares, case=name)
