@@ -436,7 +436,8 @@ def vje_loss(
     likelihood "polar": p(u' | .) is distributions.DirectionalStudentT with ``directional_freedom``, a sub-density, so that the bound holds; with
     scale_directions its squared scales are v / D, that is, v is the squared scale on a sphere of radius sqrt(D), where a coordinate is of order 1
     as under the prior. p(r' | .) is a Student-t in r' of ``radial_scale`` and ``radial_freedom`` (what it gives to r' < 0 is lost, so a sub-density
-    again); with log_radius in log r'. "ambient": the same, but the directional factor is normalised in R^D, not on the sphere: no bound.
+    again); with log_radius in log r'. "product": one Student-t a
+    coordinate of u' - z/|z| in R^D in place of the elliptical one: no bound. "ambient": the same, but the directional factor is normalised in R^D, not on the sphere: no bound.
     "euclidean": one Student-t in R^D on s' itself, with squared scales v: nothing keeps length and direction apart.
 
     target, mean, log_variance, sample: [B, D]. Returns scalars "loss" and its terms "directional", "radial" and "kl", the last two weighted.
@@ -487,9 +488,10 @@ def vje_likelihood(
     log_radius: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """log p(u' | z) and log p(r' | z) of vje_loss for targets and latents [B, D]: two [B]; under "euclidean" all is in the first."""
-    if likelihood not in ("polar", "ambient", "euclidean"):
+    if likelihood not in ("polar", "product", "ambient", "euclidean"):
         raise ValueError(
-            f"Unknown likelihood {likelihood!r}; choose 'polar', 'ambient' or 'euclidean'."
+            f"Unknown likelihood {likelihood!r}; "
+            "choose 'polar', 'product', 'ambient' or 'euclidean'."
         )
     _positive(
         directional_freedom=directional_freedom,
@@ -503,21 +505,28 @@ def vje_likelihood(
             distance, log_variance.sum(1), dimension, directional_freedom
         ), torch.zeros_like(radius)
     squared_scale = log_variance.exp() / (dimension if scale_directions else 1)
-    direction = DirectionalStudentT(
-        F.normalize(latent, dim=1),
-        squared_scale,
-        directional_freedom,
-        likelihood == "polar",
-        validate_args=False,
-    )
+    expected_direction = F.normalize(latent, dim=1)
+    direction = F.normalize(target, dim=1)
+    if likelihood == "product":
+        residual = (direction - expected_direction).square() / squared_scale  # [B, D]
+        log_scale = squared_scale.log()
+        log_directional = student_t_log_prob(residual, log_scale, 1, directional_freedom).sum(1)
+    else:
+        log_directional = DirectionalStudentT(
+            expected_direction,
+            squared_scale,
+            directional_freedom,
+            intrinsic=likelihood == "polar",
+            validate_args=False,
+        ).log_prob(direction)
     values, centres = (radius.log(), expected.log()) if log_radius else (radius, expected)
     scale = torch.as_tensor(radial_scale, dtype=values.dtype, device=values.device)
     log_radial = student_t_log_prob(
         ((values - centres) / scale).square(), 2 * scale.log(), 1, radial_freedom
     )
-    return direction.log_prob(F.normalize(target, dim=1)), log_radial - (
-        values if log_radius else 0
-    )
+    if log_radius:
+        log_radial = log_radial - values
+    return log_directional, log_radial
 
 
 def vae_loss(

@@ -303,12 +303,19 @@ def layer_outputs(network: nn.Sequential, x: Tensor) -> list[str]:
     return found
 
 
-def projector(inputs: int, dimension: int, layers: int) -> nn.Sequential:
-    """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` fully connected layers, each with batch norm, ReLU except after the last."""
+def projector(
+    inputs: int, dimension: int, layers: int, ends_in_norm: bool = True
+) -> nn.Sequential:
+    """SimSiam's projection MLP (Chen & He 2021, §3): ``layers`` layers with batch norm and ReLU.
+
+    No ReLU follows the last layer. ends_in_norm false: it has no batch norm either, as in the
+    projectors of Barlow Twins (§2.2) and VICReg (§4.2).
+    """
     modules: list[nn.Module] = []
     for before, after in pairwise([inputs, *[dimension] * layers]):
         modules += [nn.Linear(before, after, bias=False), nn.BatchNorm1d(after), nn.ReLU()]
-    return nn.Sequential(*modules[:-1])
+    modules = modules[:-1] if ends_in_norm else modules[:-2]
+    return nn.Sequential(*modules)
 
 
 def predictor(dimension: int, hidden: int, outputs: int | None = None) -> nn.Sequential:

@@ -130,13 +130,10 @@ def view_kinds(settings: dict) -> list[tuple[int, int, dict]]:
             (1, settings["image_size"], strengths | strengths["second"]),
         ]
     if settings["local_views"]:
-        kinds.append(
-            (
-                settings["local_views"],
-                settings["local_size"],
-                strengths | strengths.get("local", {"scale": LOCAL_SCALE}),
-            )
-        )
+        local = strengths | strengths.get("local", {"scale": LOCAL_SCALE})
+        if "local_scale" in settings:
+            local = local | {"scale": tuple(settings["local_scale"])}
+        kinds.append((settings["local_views"], settings["local_size"], local))
     return kinds
 
 

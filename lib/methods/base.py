@@ -79,7 +79,10 @@ class TwoViews(nn.Module):
         self.settings = settings
         self.backbone = networks.backbone(settings, channels)
         self.projector = networks.projector(
-            self.backbone.features, settings["dimension"], settings["projector_layers"]
+            self.backbone.features,
+            settings["dimension"],
+            settings["projector_layers"],
+            ends_in_norm=settings.get("projector_ends_in_norm", True),
         )
 
     def forward(self, view: Tensor) -> tuple[Tensor]:

@@ -50,7 +50,7 @@ class BarlowTwins(TwoViews):
 
 
 class VICReg(TwoViews):
-    """VICReg (Bardes et al. 2022, Algorithm 1). Deviation: the expander ends in batch norm, as all projectors here."""
+    """VICReg (Bardes et al. 2022, Algorithm 1)."""
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)
