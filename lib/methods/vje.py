@@ -1,4 +1,4 @@
-"""VJE (TMLR 2026): a latent variable explains each view's embedding, inferred from the other's; heavy tails, direction and length apart."""
+"""VJE (TMLR 2026): a latent variable explains each view's embedding from the other's."""
 
 import math
 
@@ -151,67 +151,72 @@ class VJE(nn.Module):
 
     def embed(self, images: Tensor) -> Embedding:
         s = self.backbone(images).float()
-        parts = self._parts(self.posterior(s), s)
-        return Embedding(
-            s,
-            parts["log_variance"],
-            {name: parts[name] for name in ("log_variance", "negative_log_likelihood")},
-        )
+        mean, log_variance = self.posterior(s)
+        parts = self._parts(mean, log_variance, s)
+        native = {name: parts[name] for name in ("log_variance", "negative_log_likelihood")}
+        return Embedding(s, parts["log_variance"], native)
 
     @torch.no_grad()
     def uncertainties(self, images: Tensor, samples: int = 64) -> Embedding:
-        """As ``embed``, with every part of what the model says of an image's own embedding, z at the posterior's mean; higher = less likely.
+        """As ``embed``, with every part of what the model says of an image's own embedding.
 
-        directional -log p(u | m/|m|, v), radial -log p(r | |m|), their sum negative_log_likelihood, kl KL( q(z | s) || p(z) ), the sum of all
-        likelihood_and_kl; other_view: the negative log-likelihood of the mirrored image's embedding, given this image's. What training maximises
-        has z drawn from q: averaged_likelihood -E_q log p(u, r | z), a mean over ``samples`` z from the same noise for all images, and
-        negative_bound, with the KL. density_likelihood: negative_log_likelihood + (D - 1) log r, of the embedding itself, where direction and
-        length are densities over sphere and radius; under "euclidean" that of the embedding already.
+        With z at the posterior's mean, higher = less likely:
+
+        - directional -log p(u | m/|m|, v), radial -log p(r | |m|), and their sum
+          negative_log_likelihood; kl KL( q(z | s) || p(z) ); likelihood_and_kl, the sum of all.
+        - other_view: negative_log_likelihood of the mirrored image's embedding, given this one's.
+        - density_likelihood: negative_log_likelihood + (D - 1) log r, of the embedding itself,
+          where direction and length are densities over sphere and radius; under "euclidean"
+          negative_log_likelihood is that already.
+
+        Training maximises the bound with z drawn from q: averaged_likelihood is
+        -E_q log p(u, r | z), a mean over ``samples`` z from the same noise for all images;
+        negative_bound adds the KL.
         """
-        s, mirrored = (self.backbone(view).float() for view in (images, images.flip(-1)))
-        posterior = mean, log_variance = self.posterior(s)
-        parts = self._parts(posterior, s)
-        noise = torch.randn(samples, self.dimension, generator=torch.Generator().manual_seed(0)).to(
-            mean
-        )
-        drawn = [
-            torch.stack(self._log_p(s, mean + (log_variance / 2).exp() * one, log_variance)).sum(0)
-            for one in noise
-        ]  # samples x [B]
-        averaged, volume = (
-            -torch.stack(drawn).mean(0),
-            (self.dimension - 1)
-            * s.norm(dim=1).log()
-            * (self.settings["likelihood"] != "euclidean"),
-        )
-        return Embedding(
-            s,
-            parts["log_variance"],
-            parts
-            | {
-                "other_view": self._parts(posterior, mirrored)["negative_log_likelihood"],
-                "averaged_likelihood": averaged,
-                "negative_bound": averaged + parts["kl"],
-                "density_likelihood": parts["negative_log_likelihood"] + volume,
-            },
-        )
+        s = self.backbone(images).float()
+        mirrored = self.backbone(images.flip(-1)).float()
+        mean, log_variance = self.posterior(s)
+        native = self._parts(mean, log_variance, s)
+        averaged = self._averaged_likelihood(mean, log_variance, s, samples)
+        likelihood = native["negative_log_likelihood"]
+        density = likelihood
+        if self.settings["likelihood"] != "euclidean":
+            density = likelihood + (self.dimension - 1) * s.norm(dim=1).log()
+        of_mirrored = self._parts(mean, log_variance, mirrored)
+        native["other_view"] = of_mirrored["negative_log_likelihood"]
+        native["averaged_likelihood"] = averaged
+        native["negative_bound"] = averaged + native["kl"]
+        native["density_likelihood"] = density
+        return Embedding(s, native["log_variance"], native)
 
-    def _parts(self, posterior: tuple[Tensor, Tensor], target: Tensor) -> dict[str, Tensor]:
-        """What a posterior, mean and log-variance, says of targets, [B] each; all [B, D]."""
-        mean, log_variance = posterior
-        directional, radial = (-part for part in self._log_p(target, mean, log_variance))
+    def _averaged_likelihood(
+        self, mean: Tensor, log_variance: Tensor, target: Tensor, samples: int
+    ) -> Tensor:
+        """-E_q log p(target | z), [B], over ``samples`` z."""
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(samples, self.dimension, generator=generator).to(mean)
+        log_likelihoods = []
+        for sample in noise:
+            z = mean + (log_variance / 2).exp() * sample
+            directional, radial = self._log_p(target, z, log_variance)
+            log_likelihoods.append(directional + radial)
+        return -torch.stack(log_likelihoods).mean(0)
+
+    def _parts(self, mean: Tensor, log_variance: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """What a posterior says of targets, [B] each; all arguments [B, D]."""
+        log_directional, log_radial = self._log_p(target, mean, log_variance)
         kl = losses.kl_to_prior(mean, log_variance, self.settings["prior_variance"])
+        likelihood = -log_directional - log_radial
         return {
             "log_variance": log_variance.mean(1),
-            "directional": directional,
-            "radial": radial,
-            "negative_log_likelihood": directional + radial,
+            "directional": -log_directional,
+            "radial": -log_radial,
+            "negative_log_likelihood": likelihood,
             "kl": kl,
-            "likelihood_and_kl": directional + radial + kl,
+            "likelihood_and_kl": likelihood + kl,
         }
 
     def _log_p(self, target: Tensor, latent: Tensor, log_variance: Tensor) -> tuple[Tensor, Tensor]:
         options = {name: self.settings[name] for name in LIKELIHOOD}
-        return losses.vje_likelihood(
-            target, latent, log_variance, radial_scale=self.log_radial_scale.exp(), **options
-        )
+        scale = self.log_radial_scale.exp()
+        return losses.vje_likelihood(target, latent, log_variance, radial_scale=scale, **options)
