@@ -184,7 +184,9 @@ class Run:
         full = fitted if transform is None else lambda batch: transform(fitted(batch))
 
         def compute():
-            return evaluation.embed(self.method, images, transform=full)
+            embedded = evaluation.embed(self.method, images, transform=full)
+            training.check_embedded(self.settings, embedded)
+            return embedded
 
         if self.settings["method"] == "raw_pixels":
             return compute()
