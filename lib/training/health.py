@@ -35,15 +35,17 @@ class TrainingStopped(RuntimeError):
 
 
 # ----------------------------------------------------------------------------------------- guards
-def diverged(run: str, step: int, what: str, checkpoint: Path | None = None) -> TrainingStopped:
-    """The error to raise where ``what`` is not finite after ``step`` steps of a run."""
-    if checkpoint is not None and checkpoint.exists():
+def diverged(run: str, step: int, where: str, checkpoint: Path) -> TrainingStopped:
+    """The error to raise if values in ``where`` are not finite after ``step`` steps of a run.
+
+    checkpoint: the file of its last checkpoint, which may not exist.
+    """
+    kept = "no checkpoint is kept"
+    if checkpoint.exists():
         good_step = store.read_tensors_info(checkpoint, ("step",))["step"]
-        kept = f"the last good checkpoint is that of step {good_step} ({checkpoint.name})"
-    else:
-        kept = "no checkpoint is kept"
+        kept = f"the last good checkpoint is that of step {good_step}"
     return TrainingStopped(
-        f"{run}: {what} not finite at step {step}; {kept}. "
+        f"{run}: NaN or infinite values in {where} at step {step}; {kept}. "
         "Try a smaller learning_rate, a clip_norm of 1, or precision='float32'."
     )
 
@@ -54,10 +56,10 @@ def check_finite(
     """TrainingStopped if a term of the loss, a weight or a buffer is not finite."""
     bad_terms = [name for name, value in terms.items() if not math.isfinite(value)]
     if bad_terms:
-        raise diverged(run, step, f"the loss ({', '.join(bad_terms)}) is", checkpoint)
+        raise diverged(run, step, f"the loss ({', '.join(bad_terms)})", checkpoint)
     tensors = [tensor for tensor in method.state_dict().values() if tensor.is_floating_point()]
     if not torch.stack([tensor.isfinite().all() for tensor in tensors]).all():
-        raise diverged(run, step, "the weights are", checkpoint)
+        raise diverged(run, step, "the weights", checkpoint)
 
 
 def check_collapse(terms: dict[str, float], run: str, step: int) -> None:
@@ -75,7 +77,7 @@ def check_embedding(embedding: Embedding, run: str, step: int, checkpoint: Path)
     values = {"features": embedding.features, "uncertainty": embedding.uncertainty}
     for name, tensor in (values | embedding.native).items():
         if not tensor.isfinite().all():
-            raise diverged(run, step, f"{name} of embedded images are", checkpoint)
+            raise diverged(run, step, f"the {name} of images", checkpoint)
 
 
 def check_embedded(settings: dict, arrays: dict[str, np.ndarray]) -> None:
@@ -90,8 +92,8 @@ def check_embedded(settings: dict, arrays: dict[str, np.ndarray]) -> None:
             log = folder / "log.csv"
             steps = store.read_csv(log)["step"].tolist() if log.exists() else []
             step = steps[-1] if steps else 0
-            what = f"{name} of embedded images are"
-            raise diverged(run, step, what, folder / "checkpoint.safetensors")
+            checkpoint = folder / "checkpoint.safetensors"
+            raise diverged(run, step, f"the {name} of images", checkpoint)
 
 
 # --------------------------------------------------------------------------------- what is logged
