@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
+from lib import training
 from lib.data import sources as data
 from lib.data.sources import ImageSet
 from lib.evaluation import finetune as fine_tuning
 from lib.evaluation import probes as evaluation
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 FEW = {
     "fine_tune_shares": [0.05, 0.2],

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from lib import methods
+from lib import methods, training
 from lib.data import sources as data
 from lib.evaluation import generation
 from lib.evaluation import measure as protocol
 from lib.evaluation import style as factors
 from lib.runs import settings
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 SETTINGS = {"backbone": "mlp", "image_size": 8}
 

@@ -5,11 +5,11 @@ import pytest
 import torch
 from scipy import stats
 
+from lib import training
 from lib.evaluation import likelihood
 from lib.evaluation import measure as protocol
 from lib.runs import settings
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 
 @pytest.fixture

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib import training
 from lib.data import sets as image_sets
 from lib.data import sources as data
 from lib.data import views as augmentations
@@ -21,7 +22,6 @@ from lib.evaluation import uncertainty
 from lib.evaluation.measure import MEASURING, Run
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 # Each optimiser with the share of the steps in which its learning rate rises.
 FINE_TUNING = {
@@ -50,7 +50,7 @@ def fine_tune(
     0.05, its rate rising over the first tenth of the steps. `method` itself is left as it is. Both image sets are uint8 of one size and with the
     same classes. An epoch is cut into equal batches of at most batch_size (of three images where two would leave one over): no image is dropped, no
     batch is a rest of one. What a network keeps fixed in pretraining, as a vit its positions, learns too. Order, views and
-    dropout follow from (seed, step) alone. progress_path: the file that lib.training.loop.Progress writes.
+    dropout follow from (seed, step) alone. progress_path: the file that lib.training.Progress writes.
 
     Raises ValueError for input that cannot work, and TrainingStopped if the loss is no longer finite.
     """

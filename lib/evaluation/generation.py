@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import networks
+from lib import networks, training
 from lib.data import sets as image_sets
 from lib.data import sources as data
 from lib.data import views as augmentations
@@ -20,7 +20,6 @@ from lib.evaluation import style as factors
 from lib.evaluation.uncertainty import matrix
 from lib.methods.simvae import VAE
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 # SimVAE (Bizeul et al. 2024), App. A.7.6: about 10 to 80 epochs, as many as the validation loss falls.
 PAPER_DECODER = {
@@ -64,7 +63,7 @@ def fit_decoder(
     """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
     The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
-    least are kept. progress_path: the file that lib.training.loop.Progress writes. Deviation: features are standardised; encoders differ in scale by
+    least are kept. progress_path: the file that lib.training.Progress writes. Deviation: features are standardised; encoders differ in scale by
     orders of magnitude, and the rate is the same for all.
     """
     features = matrix(features, "features")

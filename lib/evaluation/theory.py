@@ -16,13 +16,12 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
-from lib import methods
+from lib import methods, training
 from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher, mean_cosine
 from lib.evaluation.uncertainty import UndefinedStatistic, effective_rank
 from lib.methods.base import agreement, forward_by_size, spread, view_pairs
-from lib.training import loop as training
 
 
 class PointMass(NamedTuple):
