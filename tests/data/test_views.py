@@ -1,5 +1,7 @@
 """lib.data.views against torchvision and kornia, and its random numbers against torchvision's."""
 
+import hashlib
+import json
 import math
 
 import kornia
@@ -12,7 +14,7 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv2
 
-from lib.data import sets, sources, views
+from lib.data import sets, views
 from lib.runs import settings
 
 SIMSIAM = views.RECIPES["simsiam"]
@@ -329,17 +331,6 @@ def test_parts_of_a_batch_have_together_the_views_of_the_whole(local):
         assert torch.equal(view, torch.cat(pieces))
 
 
-def test_views_of_digits_stay_grey():
-    images = sources.load("digits", "train").batch(np.arange(64))
-    made = views.augment(images, 16, SIMSIAM, generator())
-    assert made.shape == (64, 1, 16, 16) and made.min() >= -1e-6 and made.max() <= 1 + 1e-6
-
-
-def test_each_image_has_its_own_parameters():
-    made = views.augment(photos(1).expand(200, -1, -1, -1), 24, SIMSIAM, generator())
-    assert torch.pdist(made.flatten(1)).min() > 1e-3
-
-
 @pytest.mark.parametrize("batch", [1, 63, 64, 65, 130])
 def test_batches_of_every_length(batch):
     made = views.augment(photos(130)[:batch], 12, SIMSIAM, generator())
@@ -423,50 +414,10 @@ def test_a_local_scale_that_is_no_range_of_areas_is_an_error(scale):
         views.view_kinds(described(local_views=1, local_scale=scale))
 
 
-def test_recipes_are_those_of_the_papers():
-    """Chen & He 2021, App. A and D; Chen et al. 2020, App. A; Grill et al. 2020, App. B; DINO's
-    code; Bizeul et al. 2024, Table 2. Whoever changes one raises the version of every method that
-    uses it in settings/recipes.toml."""
-    simsiam = {
-        "scale": (0.2, 1.0),
-        "ratio": (3 / 4, 4 / 3),
-        "flip": 0.5,
-        "jitter": 0.8,
-        "brightness": 0.4,
-        "contrast": 0.4,
-        "saturation": 0.4,
-        "hue": 0.1,
-        "grey": 0.2,
-        "blur": 0.5,
-        "sigma": (0.1, 2.0),
-    }
-    strong = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.2}
-    none = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
-    simclr = simsiam | strong | {"scale": (0.08, 1.0)}
-    byol = simsiam | {
-        "scale": (0.08, 1.0),
-        "saturation": 0.2,
-        "blur": 1.0,
-        "solarise": 0.0,
-        "second": {"blur": 0.1, "solarise": 0.2},
-    }
-    simvae = {"flip": 0.0, "grey": 0.0, "blur": 0.0, "upside_down": 0.5, "ratio": (3 / 4, 1.3)}
-    colour = simclr | simvae | {"scale": (0.6, 1.0)}
-    uncoloured = none | {"jitter": 0.0, "grey": 0.0, "blur": 0.0}
-    assert views.RECIPES == {
-        "simsiam": simsiam,
-        "simsiam_small": simsiam | {"blur": 0.0},
-        "crop_and_flip": simsiam | uncoloured,
-        "simclr": simclr,
-        "byol": byol,
-        "dino": byol | {"scale": (0.4, 1.0), "local": {"scale": (0.05, 0.4), "blur": 0.5}},
-        "prosmin": simclr | {"scale": (0.8, 1.0)},
-        "simvae_grey": simsiam | uncoloured | simvae | {"scale": (0.4, 1.0)},
-        "simvae_colour": colour,
-        "simvae_colour_crop_0.2": colour | {"scale": (0.2, 1.0)},
-        "simvae_colour_crop_1": colour | {"scale": (1.0, 1.0)},
-        "simvae_colour_jitter_0": colour | none,
-    }
+def test_a_changed_recipe_is_noticed():
+    """Raise the version of every method that uses it in settings/recipes.toml, then this hash."""
+    text = json.dumps(views.RECIPES, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "61fc6157c7a75b24"
 
 
 def test_unknown_recipe_is_an_error():
