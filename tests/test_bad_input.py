@@ -23,10 +23,10 @@ from lib.claims import differences as comparisons
 from lib.claims import ledger as claims
 from lib.data import sources as data
 from lib.evaluation import intervals as statistics
-from lib.evaluation import likelihood
 from lib.evaluation import measure as protocol
 from lib.evaluation import probes as evaluation
 from lib.evaluation import style as factors
+from lib.evaluation import theory
 from lib.evaluation import uncertainty as measures
 from lib.pipeline import jobs as reproduction
 from lib.pipeline import own_files
@@ -1240,7 +1240,7 @@ CASES = {
         None,
     ),
     "a scale below zero": (
-        given(likelihood.mass_over_sphere, 3, -1.0, 4.0),
+        given(theory.mass_over_sphere, 3, -1.0, 4.0),
         "dim is 3 and scale -1.0; they must be at least 2, and positive",
         None,
     ),

@@ -83,7 +83,7 @@ def test_fifty_kills_change_nothing(untouched, tmp_path):
 
 @pytest.fixture(scope="module")
 def part(tmp_path_factory):
-    """One part of the companion (VJE) in profile smoke, in whose jobs that import lib.evaluation.likelihood an error is raised."""
+    """One part of the companion (VJE) in profile smoke, in whose jobs that import lib.evaluation.theory an error is raised."""
     results, fault = tmp_path_factory.mktemp("part") / "results", tmp_path_factory.mktemp("fault")
     (fault / "sitecustomize.py").write_text(
         textwrap.dedent("""
@@ -91,7 +91,7 @@ def part(tmp_path_factory):
 
             class Fault:
                 def find_spec(self, name, path=None, target=None):
-                    if name == "lib.evaluation.likelihood":
+                    if name == "lib.evaluation.theory":
                         raise RuntimeError("a fault put here by a test")
 
             sys.meta_path.insert(0, Fault())

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from lib import losses, methods
 from lib.distributions import DirectionalStudentT
-from lib.evaluation.likelihood import mass_over_sphere
+from lib.evaluation.theory import mass_over_sphere
 from lib.methods.vje import VJE
 from lib.runs import settings
 
