@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from lib import figures as plotting
 from lib.claims import differences as comparisons
 from lib.claims import ledger as claims
 from lib.claims.ledger import (
@@ -20,7 +21,6 @@ from lib.claims.ledger import (
     Found,
 )
 from lib.evaluation import measure as protocol
-from lib.figures import charts as plotting
 from lib.pipeline import jobs as reproduction
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts

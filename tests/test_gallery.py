@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib import figures as plotting
 from lib.claims import ledger
-from lib.figures import charts as plotting
 from lib.pipeline import site as gallery
 from lib.runs import settings
 from lib.runs import store as artifacts

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from lib import figures as plotting
 from lib import losses, methods, networks
 from lib.distributions import best_concentration
-from lib.figures import charts as plotting
 from lib.methods import METHODS, VISimSiam, baselines, forward_by_size, prosmin, view_pairs, vje
 from lib.methods import simvae as vae
 from lib.runs import settings

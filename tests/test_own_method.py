@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from lib import figures as plotting
 from lib import losses, methods
 from lib.evaluation import measure as protocol
-from lib.figures import charts as plotting
 from lib.methods.base import TwoViews
 from lib.pipeline import jobs as reproduction
 from lib.runs import settings
