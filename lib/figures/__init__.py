@@ -1,4 +1,4 @@
-"""Figures and tables of the notebooks: `from lib import figures`, then `figures.roc_plot(curves)`."""
+"""Figures and tables of the notebooks: `from lib import figures`, `figures.roc_plot(curves)`."""
 
 from lib.figures.charts import (
     FEWEST_IN_BIN,

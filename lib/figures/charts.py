@@ -285,7 +285,9 @@ def dot_plot(
     ax.set_yticks(range(len(order)), [style.label for style in styles.values()])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3))
+    ax.xaxis.set_major_locator(
+        ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3, steps=[1, 2, 5, 10])
+    )
     ax.grid(axis="x")
     return ax
 
@@ -516,7 +518,7 @@ def images_by_kappa(images: np.ndarray, kappa: np.ndarray, *, columns: int = 8) 
     """The images [N, H, W(, C)] of highest and of lowest κ [N], with their κ under them."""
     order = np.argsort(kappa, kind="stable")
     picked = np.stack([order[::-1][:columns], order[:columns]])
-    notes = [[kappa_text(kappa[index]) for index in row] for row in picked]
+    notes = [list(map(kappa_text, row)) for row in kappa[picked]]
     return image_grid(images[picked], rows=["highest κ", "lowest κ"], notes=notes)
 
 
@@ -644,9 +646,9 @@ def spread(positions: np.ndarray, gap: float) -> np.ndarray:
     """Positions moved apart until neighbours are at least `gap` away, in the same order."""
     order = np.argsort(positions, kind="stable")
     steps = gap * np.arange(len(positions))
-    apart = np.empty(len(positions))
-    apart[order] = isotonic_regression(positions[order] - steps).x + steps
-    return apart
+    moved = np.empty(len(positions))
+    moved[order] = isotonic_regression(positions[order] - steps).x + steps
+    return moved
 
 
 def _label(style: MethodStyle, x: float, y: float) -> dict:

@@ -1,4 +1,4 @@
-"""Saving what a notebook shows: each figure with its data, caption and provenance, each table as CSV.
+"""Saving what a notebook shows: a figure with its data, caption and provenance, a table as CSV.
 
 A figure is four or five files in results/<profile>/figures: <id>.png for the screen, <id>.pdf for
 print (not for profiles that are illustrations only), <id>.csv with exactly what is drawn, and

@@ -1,4 +1,4 @@
-"""How figures look: colours by meaning, names as readers know them, and sizes in inches at print size.
+"""How figures look: colours by meaning, names as readers know them, sizes in inches.
 
 A method has one colour, line and marker in all figures. Whoever adds a method need not touch this
 file: a name that is not listed is drawn in grey and shown as it is.
@@ -24,6 +24,7 @@ NAVY = "#003A5C"
 VERMILION = "#D55E00"
 GREEN = "#009E73"
 PURPLE = "#CC79A7"
+OCHRE = "#9A6A00"
 BLACK = "#000000"
 GREY = "#595959"
 INK = "#222222"  # of text
@@ -133,7 +134,7 @@ CURVES = (
     (BLUE, SOLID),
     (BLACK, (0, (4, 1.2))),
     (GREY, (0, (1, 1))),
-    (SKY, (0, (6, 1, 1, 1))),
+    (OCHRE, (0, (6, 1, 1, 1))),
     (NAVY, (0, (2, 1))),
     (CHANCE, (0, (8, 2))),
 )

@@ -122,7 +122,7 @@ def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
 
 
 def seed_means(data: pd.DataFrame, value: str, by: str = "method") -> pd.DataFrame:
-    """`data`, one row a seed, with what a dot plot adds: mean, ci_low, ci_high and n_seeds by group.
+    """`data`, one row a seed, with the mean, ci_low, ci_high and n_seeds of each group.
 
     The interval is Student's t over seeds; NaN below FEWEST_SEEDS seeds.
     """

@@ -1,4 +1,4 @@
-"""Charts draw their data, saving keeps them with where they come from, and any name can be drawn."""
+"""Charts draw their data, saved figures say where they come from, any name can be drawn."""
 
 import json
 
