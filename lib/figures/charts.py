@@ -416,6 +416,7 @@ def line_plot(
             continue
         look = {"color": style.colour, "linestyle": style.line, "marker": style.marker}
         look |= {"markerfacecolor": "white", "markeredgecolor": style.colour, "markersize": 3.5}
+        look |= {"label": style.label, "legend": False}
         sns.lineplot(
             part, x=x, y=y, errorbar=seed_interval, err_kws={"linewidth": 0}, ax=ax, **look
         )
