@@ -120,9 +120,7 @@ def test_whether_a_run_learned_enough_is_told_for_each_reference(shared_results)
             {"knn_correct": np.arange(n) < share * n},
         )
     more, level = comparisons.told_gains(listed[0], listed)
-    assert "minus Random initialisation: +20.0 points [" in more and more.endswith(
-        "], learned more."
-    )
+    assert "minus Untrained network: +20.0 points [" in more and more.endswith("], learned more.")
     assert "minus Raw pixels: +0.0 points [" in level and level.endswith(
         "**not learned more: its uncertainty is not tested (under-trained)**."
     )

@@ -21,8 +21,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from lib import figures as plotting
 from lib.claims import ledger
-from lib.figures import charts as plotting
 from lib.pipeline import site as gallery
 from lib.runs import settings
 from lib.runs import store as artifacts
@@ -147,8 +147,7 @@ def test_a_number_has_the_digits_that_its_intervals_width_needs(ours, low, high,
 def write_notebook(path, extra=()):
     figure, ax = plt.subplots()
     ax.plot([1, 2])
-    picture = plotting._render(figure, "png")
-    plt.close(figure)
+    picture = plotting.notebook_picture(figure, "A line.").data
     table = pd.DataFrame(np.zeros((2, 40))).to_html()
     outputs = [
         nbformat.v4.new_output("stream", text="x" * 400),
@@ -1175,8 +1174,7 @@ def test_vector_graphics_are_kept_and_linked_where_they_are_published(publishabl
         path.with_suffix(f".{kind}").unlink()
     files = gallery._figure(path, "standard")["files"]
     assert (
-        list(files) == ["png", "pdf", "svg", "csv", "json"]
-        and files["svg"] == "../../figures/30_roc.svg"
+        list(files) == ["png", "pdf", "csv", "json"] and files["pdf"] == "../../figures/30_roc.pdf"
     )
     gallery.publish_figures("standard")
     assert {
@@ -1186,7 +1184,7 @@ def test_vector_graphics_are_kept_and_linked_where_they_are_published(publishabl
     path.with_suffix(".png").write_bytes(
         path.with_name("20_accuracy.png").read_bytes() + b"redrawn"
     )
-    assert gallery._wanting("standard") == "lacks 30_roc.pdf, 30_roc.svg"
+    assert gallery._wanting("standard") == "lacks 30_roc.pdf"
 
 
 def test_vector_graphics_of_profiles_are_not_kept_by_git():
@@ -1197,7 +1195,7 @@ def test_vector_graphics_of_profiles_are_not_kept_by_git():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda folder: (folder / "figures" / "30_roc.svg").unlink(), "standard lacks 30_roc.svg"),
+        (lambda folder: (folder / "figures" / "30_roc.pdf").unlink(), "standard lacks 30_roc.pdf"),
         (lambda folder: (folder / "run.json").unlink(), "no run.json"),
         (
             lambda folder: (folder / "notebooks" / "20_some_notebook.ipynb").unlink(),

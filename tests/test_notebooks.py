@@ -19,8 +19,8 @@ KILLS = 3
 NOTEBOOKS = sorted(reproduction.NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {
     r"rcParams": "styles live in figures/style.mplstyle",
-    r"#[0-9a-fA-F]{6}\b": "colours live in lib.figures.charts.METHODS",
-    r"\bsavefig\(": "use plotting.save_figure",
+    r"#[0-9a-fA-F]{6}\b": "colours live in lib.figures.style",
+    r"\bsavefig\(": "use figures.save_figure",
     r"[\"'](/home|/root|/tmp|/work|/Users|[A-Z]:\\\\)": "no absolute paths",
     r"filterwarnings": "warnings are to be seen",
     r"import \*": "no star imports",

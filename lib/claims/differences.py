@@ -158,7 +158,7 @@ def at_an_end(tried: pd.DataFrame) -> str:
 
 def label(method: str) -> str:
     """A method's name in words; some are there twice, on the protocol's network and on SimVAE's encoder."""
-    from lib.figures.charts import method_style  # slow to import
+    from lib.figures.style import method_style  # slow to import
 
     return method_style(method).label + ", SimVAE's encoder" * method.endswith("_latent")
 
@@ -279,7 +279,7 @@ def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
 
 def told_gains(run: dict, listed: list[dict]) -> list[str]:
     """``gains`` in words, a sentence each: whether the run has learned enough for its uncertainty to be tested."""
-    from lib.figures.charts import method_style  # slow to import
+    from lib.figures.style import method_style  # slow to import
 
     sentences = []
     for gain in gains(run, listed).itertuples():

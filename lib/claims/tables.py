@@ -388,7 +388,7 @@ def table(profile: str, values: pd.DataFrame) -> pd.DataFrame:
 
 def tables_to_read(summary: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """table() by GROUPS: a row a method by its own uncertainty, its seeds, and each value as text with its interval, and its seeds where fewer."""
-    from lib.figures.charts import kappa_text  # slow to import
+    from lib.figures.style import kappa_text  # slow to import
 
     own, tables = summary[(summary.score == "uncertainty") & summary.value.notna()], {}
     ends = [

@@ -113,9 +113,8 @@ def declared_parameters(notebook: str) -> dict:
 
 
 def check_parameters(notebook: str, parameters: dict) -> dict:
-    """The parameters, if the notebook declares each with that type and its figures can draw the methods named; else ValueError, before it runs."""
+    """The parameters, if the notebook declares each with that type and its methods are known; else ValueError, before it runs."""
     from lib import methods
-    from lib.figures import charts as plotting
 
     declared = declared_parameters(notebook)
     for name, value in parameters.items():
@@ -132,7 +131,6 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
     ):
         settings.check_recipe(method)
         methods.check_known(method)
-        plotting.method_style(method)
     return parameters
 
 
@@ -140,7 +138,7 @@ def begin(notebook: str, namespace: dict) -> None:
     """First call of every notebook: refuse parameters that the notebook does not declare (papermill itself only warns), load the style."""
     import matplotlib.pyplot as plt  # slow to import
 
-    from lib.figures import charts as plotting
+    from lib.figures.style import use_style
 
     given = {
         name: value
@@ -156,7 +154,7 @@ def begin(notebook: str, namespace: dict) -> None:
         "_parameters", list(given)
     )  # called again, it would take the notebook's own variables for parameters
     check_parameters(notebook, {name: given[name] for name in names if name in given})
-    plotting.use_style()
+    use_style()
     plt.switch_backend(
         "agg"
     )  # a figure is shown when it is saved, with its caption, and not half drawn at the end of every cell

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
+from lib import training
 from lib.data import sets as image_sets
 from lib.data.files import DECODERS, FORMATS, SUFFIXES, square, to_rgb
-from lib.training import loop as training
 
 NAME = "own_images"  # of the set, in settings and runs
 FEWEST = 64  # images: one batch

@@ -19,7 +19,8 @@ from lib.data import sources as data
 from lib.evaluation import encoders, uncertainty
 from lib.evaluation import measure as protocol
 from lib.evaluation import probes as evaluation
-from lib.figures import charts as plotting
+from lib.figures.charts import image_grid
+from lib.figures.style import kappa_text
 from lib.pipeline import site as gallery
 from lib.pipeline.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 from lib.runs import settings as resolution
@@ -216,11 +217,9 @@ def contact_sheet(images: np.ndarray, table: pd.DataFrame) -> plt.Figure:
     """The first images of ``table`` (ranked) in reading order, with rank and κ under each."""
     shown = table.iloc[: SHEET[0] * SHEET[1]]
     notes = np.array(
-        [f"{row.rank} · {plotting.kappa_text(row.kappa)}" for row in shown.itertuples()]
+        [f"{row.rank} · {kappa_text(row.kappa)}" for row in shown.itertuples()]
     ).reshape(SHEET)
-    return plotting.image_grid(
-        images[shown["index"]].reshape(*SHEET, *images.shape[1:]), notes=notes
-    )
+    return image_grid(images[shown["index"]].reshape(*SHEET, *images.shape[1:]), notes=notes)
 
 
 def write_page(
@@ -275,7 +274,7 @@ def write_page(
         about=about,
         left_out=files[files.status != "used"],
         noted=files[(files.status == "used") & (files.note != "")],
-        kappa_text=plotting.kappa_text,
+        kappa_text=kappa_text,
         alike=ALIKE,
         thumbnail=THUMBNAIL,
         unlike=encoders.UNLIKE,

@@ -66,7 +66,7 @@ FEW = (
     "Open by its seeds: the interval over seeds and images lies on one side of the bound, Student's t over its seeds alone includes it, or "
     "another precision or seed may move one run by more."
 )
-VECTORS = ("pdf", "svg")  # git keeps them in figures/ alone (.gitignore)
+VECTORS = ("pdf",)  # git keeps them in figures/ alone (.gitignore)
 PUBLISHED = (*VECTORS, "png", "csv")  # beside the JSON
 EVIDENCE = "standard"  # the profile that is committed as evidence
 BY_PAPER = "Tables and figures of the papers"
@@ -328,10 +328,7 @@ def _screen_size(picture: Path) -> tuple[int, int]:
 
 
 def _figure(path: Path, profile: str) -> dict:
-    from lib.figures.charts import (  # slow to import, and a page of a notebook needs none of it
-        closing_sentence,
-        split_caption,
-    )
+    from lib.figures.save import split_caption  # slow to import
 
     record = artifacts.read_json(path, FIGURE_KEYS)
     picture = path.with_suffix(".png")
@@ -347,9 +344,7 @@ def _figure(path: Path, profile: str) -> dict:
     return record | {
         "number": path.stem[:2],
         "claim": claim,
-        "rest": rest.removesuffix(
-            closing_sentence(record["id"], record["notebook"])
-        ).rstrip(),  # links to both stand below
+        "rest": rest,
         "width": width,
         "height": height,
         "files": {
@@ -735,7 +730,7 @@ def _compared(runs: dict[str, dict]) -> str:
     """The stored runs that methods are compared by, as a list: how many seeds of which method, what a run took, whose learning rate is given."""
     from lib.claims import differences as comparisons  # they import torch
     from lib.evaluation import measure as protocol
-    from lib.figures.charts import method_style
+    from lib.figures.style import method_style
 
     found, lines = {}, []
     for run in protocol.compared_runs(EVIDENCE):

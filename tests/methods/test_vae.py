@@ -140,9 +140,7 @@ def test_terms_are_what_torch_says_they_are():
 def test_a_bernoulli_likelihood_refuses_images_outside_its_range(scale, said):
     toy = LinearGaussian(3)
     pixels = (toy.x > 0).double() * scale
-    with pytest.raises(
-        ValueError, match=f"{said}.*a Bernoulli likelihood is of images in 0..1"
-    ):
+    with pytest.raises(ValueError, match=f"{said}.*a Bernoulli likelihood is of images in 0..1"):
         losses.simvae_loss(
             toy.mean @ toy.w.T, pixels, toy.mean, toy.log_variance, toy.mean, "bernoulli"
         )

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tests.test_methods import LEARNED, TOLERANCE, draw_views, loss_of, small
+from tests.methods.test_methods import LEARNED, TOLERANCE, draw_views, loss_of, small
 
 from lib import methods
 from lib.data.views import make_views
