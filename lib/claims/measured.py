@@ -29,6 +29,7 @@ class Measured:
     high: float
     seeds: int
     runs: tuple[dict, ...] = ()
+    counts: bool = True  # False: a table says that nothing behind it learned anything
 
 
 class Stored:
@@ -153,6 +154,7 @@ class Stored:
             high=row.get("ci_high", np.nan),
             seeds=int(row.get("seeds", 1)),
             runs=self._named_runs(row),
+            counts=bool(row.get("counts", True)),
         )
 
     def _named_runs(self, row: pd.Series) -> tuple[dict, ...]:
@@ -170,6 +172,8 @@ class Stored:
         may_collapse: one that does is enough, as a network that collapses is part of the answer.
         A number that names no runs counts.
         """
+        if not number.counts:
+            return False
         beats = [self.beats_untrained(run) for run in number.runs if run["epochs"]]
         if not beats:
             return True
@@ -239,28 +243,14 @@ def _level(rows: pd.DataFrame, scale: float, runs: dict[str, dict]) -> Measured:
 def _compared(
     first: pd.DataFrame, second: pd.DataFrame, scale: float, runs: dict[str, dict], ratio: bool
 ) -> Measured:
-    """first minus second, or over it, seed by seed.
-
-    With fewer than three seeds the two bootstrap intervals over images are combined in quadrature,
-    as if the errors of the two were independent.
-    """
+    """first minus second, or over it, in the seeds that both have."""
+    difference = intervals.metric_difference(first, second, scale, ratio)
     seeds = first.index.intersection(second.index)
-    first, second = first.loc[seeds], second.loc[seeds]
-    values = first.value / second.value if ratio else scale * (first.value - second.value)
-    interval = intervals.mean_over_seeds(values)
-    if len(seeds) < intervals.SEEDS:
-        errors = [(rows.ci_high - rows.ci_low).mean() / 2 for rows in (first, second)]
-        if ratio:
-            relative = np.hypot(errors[0] / first.value.mean(), errors[1] / second.value.mean())
-            half = abs(interval["mean"]) * relative
-        else:
-            half = scale * np.hypot(*errors)
-        interval |= {"ci_low": interval["mean"] - half, "ci_high": interval["mean"] + half}
-    names = dict.fromkeys([*first.run, *second.run])
+    names = dict.fromkeys([*first.run[seeds], *second.run[seeds]])
     return Measured(
-        value=interval["mean"],
-        low=interval["ci_low"],
-        high=interval["ci_high"],
-        seeds=len(seeds),
+        value=difference["difference"],
+        low=difference["ci_low"],
+        high=difference["ci_high"],
+        seeds=difference["seeds"],
         runs=tuple(runs[name] for name in names),
     )

@@ -140,6 +140,34 @@ def metric_over_seeds(rows: pd.DataFrame) -> dict[str, float]:
     return interval
 
 
+def metric_difference(
+    first: pd.DataFrame, second: pd.DataFrame, scale: float = 1.0, ratio: bool = False
+) -> dict[str, float]:
+    """The one interval of first - second, or of first / second, of stored metrics paired by seed.
+
+    first, second: rows (value, ci_low, ci_high) with the seed as their index; seeds that only one
+    has are left out. scale: of a difference. With fewer than ``SEEDS`` seeds the two bootstrap
+    intervals over images are combined in quadrature, as if their errors were independent. Returns
+    difference, ci_low, ci_high, seeds; all NaN but seeds where no seed is common.
+    """
+    seeds = first.index.intersection(second.index)
+    first, second = first.loc[seeds], second.loc[seeds]
+    if not len(seeds):
+        return {"difference": np.nan, "ci_low": np.nan, "ci_high": np.nan, "seeds": 0}
+    values = first.value / second.value if ratio else scale * (first.value - second.value)
+    interval = mean_over_seeds(values)
+    mean = interval.pop("mean")
+    if len(seeds) < SEEDS:
+        errors = [(rows.ci_high - rows.ci_low).mean() / 2 for rows in (first, second)]
+        half = scale * np.hypot(*errors)
+        if ratio:
+            half = abs(mean) * np.hypot(
+                errors[0] / first.value.mean(), errors[1] / second.value.mean()
+            )
+        interval |= {"ci_low": mean - half, "ci_high": mean + half}
+    return {"difference": mean} | interval
+
+
 def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
     """``metric_over_seeds`` in per cent: a row for every value of the columns ``keys``.
 
