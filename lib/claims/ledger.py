@@ -277,16 +277,17 @@ def _includes(number: Measured, published: float, rounding: float) -> bool:
     return number.low - rounding <= published <= number.high + rounding
 
 
-def ledger(profile: str) -> pd.DataFrame:
-    """One row for every part of every claim, with the columns COLUMNS.
+def ledger(profile: str, names: Sequence[str] = ()) -> pd.DataFrame:
+    """One row for every part of every claim, or of those named, with the columns COLUMNS.
 
     side and bound: what is claimed. runs: names of the runs behind our number, separated by spaces.
     A part without a stored number has the verdict not tested.
     """
     stored = Stored(profile)
     rows = []
-    for parts in claims().values():
-        for part in parts:
+    parts_of = claims()
+    for name in names or parts_of:
+        for part in parts_of[name]:
             rows.append(part.row() | _judged(part, stored))
     return pd.DataFrame(rows, columns=COLUMNS)
 
@@ -338,6 +339,5 @@ def show(names: Sequence[str], profile: str) -> pd.DataFrame:
     Example:
         ledger.show(["VS2-3", "VS2-4"], "standard")
     """
-    rows = ledger(profile)
     shown = ["claim", "part", "unit", "published", "ours", "low", "high", "seeds", "verdict"]
-    return rows.loc[rows.claim.isin(names), shown].reset_index(drop=True)
+    return ledger(profile, names)[shown]

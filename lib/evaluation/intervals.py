@@ -14,7 +14,14 @@ import pandas as pd
 import scipy
 from numpy.typing import ArrayLike
 
-from lib.evaluation.uncertainty import ROUNDING, binary, bootstrap_interval, paired, sample
+from lib.evaluation.uncertainty import (
+    ROUNDING,
+    binary,
+    bootstrap_interval,
+    is_constant,
+    paired,
+    sample,
+)
 
 SEEDS = 3  # the fewest with which an interval over seeds is taken
 
@@ -204,7 +211,7 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     first: [N], second: [M]. ValueError where neither varies.
     """
     first, second = sample(first, "first"), sample(second, "second")
-    if np.ptp(first) == 0 and np.ptp(second) == 0:
+    if is_constant(first) and is_constant(second):
         raise ValueError(
             f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance."
         )
