@@ -38,12 +38,12 @@ def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dic
     for group in (settings.PROTOCOL, "lengths", "datasets"):
         for run in measure.measured(settings.runs(profile, group=group)):
             if run["method"] in measure.WITH_TOP5:
-                here = pairs.setdefault((run["dataset"], run["epochs"]), {})
-                here.setdefault(run["method"], {}).setdefault(run["seed"], run)
-    for methods in pairs.values():
-        older = methods.pop("vi_simsiam_2022", None)
+                by_method = pairs.setdefault((run["dataset"], run["epochs"]), {})
+                by_method.setdefault(run["method"], {}).setdefault(run["seed"], run)
+    for by_method in pairs.values():
+        older = by_method.pop("vi_simsiam_2022", None)
         if older:
-            methods.setdefault("vi_simsiam", older)
+            by_method.setdefault("vi_simsiam", older)
     return pairs
 
 
@@ -66,7 +66,8 @@ def by_length(listed: Sequence[dict]) -> tuple[list[dict], list[dict]]:
     for run in listed:
         key = run["dataset"], run["method"]
         fewest[key] = min(run["epochs"], fewest.get(key, run["epochs"]))
-    shortest, longer = [], []
+    shortest = []
+    longer = []
     for run in listed:
         is_shortest = run["epochs"] == fewest[run["dataset"], run["method"]]
         (shortest if is_shortest else longer).append(run)
@@ -172,8 +173,8 @@ def is_evidence(rows: pd.DataFrame) -> bool:
 def is_trained(method: str, profile: str) -> bool:
     """``is_evidence`` of all seeds of a method among the runs that methods are compared by."""
     listed = measure.compared_runs(profile)
-    own = [gains(run, listed) for run in listed if run["method"] == method]
-    return bool(own) and is_evidence(pd.concat(own))
+    frames = [gains(run, listed) for run in listed if run["method"] == method]
+    return bool(frames) and is_evidence(pd.concat(frames))
 
 
 # -------------------------------------------------------------------------------------- differences
@@ -208,7 +209,7 @@ def paired_differences(
     listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor).
     """
     stored: dict[str, dict] = {}  # method -> seed -> scores
-    compared = {method for pair in pairs for method in pair}
+    compared = set().union(*pairs)
     for run in listed:
         if run["method"] in compared:
             scores = store.read_scores(run["profile"], settings.run_name(run), run["dataset"])
@@ -239,7 +240,8 @@ def over_classes(percent: pd.DataFrame, names: Mapping[tuple[str, str], str]) ->
     }
     learned = set()
     for (method, _), _ in names.items():
-        distance, untrained = rows_of_distance.get(method), rows_of_distance.get("random")
+        distance = rows_of_distance.get(method)
+        untrained = rows_of_distance.get("random")
         if distance is None or untrained is None or gap(distance, untrained)["ci_low"] > 0:
             learned.add(method)
     listed = [(method, row) for (method, _), row in names.items()]
@@ -311,16 +313,14 @@ def content_gaps(
 
     rows = []
     for dataset, by_method in _content_scores(listed).items():
-        correct = {
-            name: {seed: scores["mlp_paper_correct"].astype(float) for seed, scores in of.items()}
-            for name, of in by_method.items()
-        }
-        ours = correct.pop(method, {})
-        lower, upper = (_best(correct, names, set(ours)) for names in (below, above))
+        ours = by_method.pop(method, {})
+        lower = _best(by_method, below, set(ours))
+        upper = _best(by_method, above, set(ours))
         if lower is None or upper is None:
             continue
-        seeds = sorted(set(ours) & set(correct[lower]) & set(correct[upper]))
-        arrays = [[side[seed] for seed in seeds] for side in (ours, correct[lower], correct[upper])]
+        seeds = sorted(set(ours) & set(by_method[lower]) & set(by_method[upper]))
+        sides = (ours, by_method[lower], by_method[upper])
+        arrays = [_correct(side, seeds) for side in sides]
         percent = [100 * np.mean(side) if seeds else np.nan for side in arrays[1:]]
         if not percent[0] < percent[1]:
             continue
@@ -334,13 +334,18 @@ def content_gaps(
     return pd.DataFrame(rows, columns=columns)
 
 
-def _best(correct: dict[str, dict], names: Collection[str], seeds: set[int]) -> str | None:
+def _correct(by_seed: dict[int, dict], seeds: Collection[int]) -> list[np.ndarray]:
+    """Which test images the MLP probe of each of these seeds has right, as 0 and 1."""
+    return [by_seed[seed]["mlp_paper_correct"].astype(float) for seed in seeds]
+
+
+def _best(by_method: dict[str, dict], names: Collection[str], seeds: set[int]) -> str | None:
     """The most accurate of these methods in the seeds that it shares; None where none does."""
     accuracy = {}
     for name in names:
-        shared = seeds & set(correct.get(name, {}))
+        shared = seeds & set(by_method.get(name, {}))
         if shared:
-            accuracy[name] = np.mean([correct[name][seed] for seed in shared])
+            accuracy[name] = np.mean(_correct(by_method[name], shared))
     return max(accuracy, key=accuracy.get) if accuracy else None
 
 

@@ -118,19 +118,19 @@ def _parts(claim: str, entry: dict) -> list[Part]:
     shared = {key: entry[key] for key in OF_BOTH if key in entry}
     _check_keys(f"Claim {claim}", entry, OF_A_CLAIM | OF_BOTH, ("paper", "where", "text", "parts"))
     parts = []
-    for own in entry["parts"]:
-        where = f"Claim {claim}, part {own.get('part')!r}"
-        _check_keys(where, own, OF_A_PART | OF_BOTH, ("part",))
-        given = shared | own
+    for part in entry["parts"]:
+        where = f"Claim {claim}, part {part.get('part')!r}"
+        _check_keys(where, part, OF_A_PART | OF_BOTH, ("part",))
+        merged = shared | part
         for key in ("ours", "experiment"):
-            given[key] = _numbers(shared.get(key, {}) | own.get(key, {}))
-        _check_keys(where, given["experiment"], OF_AN_EXPERIMENT, ())
-        sides = [side for side in SIDES if side in own]
-        if len(sides) > 1 or ("ours" in own and not sides):
+            merged[key] = _numbers(shared.get(key, {}) | part.get(key, {}))
+        _check_keys(where, merged["experiment"], OF_AN_EXPERIMENT, ())
+        sides = [side for side in SIDES if side in part]
+        if len(sides) > 1 or ("ours" in part and not sides):
             raise ValueError(f"{where} gives {sides}; give one of {', '.join(SIDES)}.")
         if not sides:  # nothing is claimed of a number of ours
-            given["ours"] = {}
-        parts.append(_part(claim, entry, given))
+            merged["ours"] = {}
+        parts.append(_part(claim, entry, merged))
     names = [part.name for part in parts]
     if len(set(names)) < len(names):
         raise ValueError(f"Claim {claim} has two parts of one name: {names}.")
@@ -146,30 +146,30 @@ def _check_keys(where: str, entry: dict, known: set[str], needed: tuple[str, ...
         )
 
 
-def _part(claim: str, entry: dict, given: dict) -> Part:
-    published, rounding = _printed_number(given.get("published"))
-    side = next((side for side in SIDES if side in given), "")
-    experiment = given["experiment"]
-    data = experiment.get("data", given["ours"].get("dataset", ()))
+def _part(claim: str, entry: dict, merged: dict) -> Part:
+    published, rounding = _printed_number(merged.get("published"))
+    side = next((side for side in SIDES if side in merged), "")
+    experiment = merged["experiment"]
+    data = experiment.get("data", merged["ours"].get("dataset", ()))
     return Part(
         claim=claim,
         paper=entry["paper"],
         where=entry["where"],
         text=entry["text"],
-        name=given["part"],
-        unit=given.get("unit", ""),
+        name=merged["part"],
+        unit=merged.get("unit", ""),
         published=published,
         rounding=rounding,
         side=side,
-        bound=float(given[side]) if side else np.nan,
-        ours=given["ours"],
+        bound=float(merged[side]) if side else np.nan,
+        ours=merged["ours"],
         data=(data,) if isinstance(data, str) else tuple(data),
         epochs=experiment.get("epochs"),
         family=experiment.get("family", ""),
-        needs=given.get("needs", ""),
-        may_collapse=given.get("may_collapse", False),
-        recipe=given.get("recipe", ""),
-        settings=_numbers(given.get("settings", {})),
+        needs=merged.get("needs", ""),
+        may_collapse=merged.get("may_collapse", False),
+        recipe=merged.get("recipe", ""),
+        settings=_numbers(merged.get("settings", {})),
     )
 
 
@@ -220,7 +220,8 @@ def position(part: Part, number: Measured) -> int:
     if part.side == "at_most":
         return 1 if number.value <= part.bound else -1
     if part.side == "within":
-        low, high = part.published - part.bound, part.published + part.bound
+        low = part.published - part.bound
+        high = part.published + part.bound
         if low < number.low and number.high < high:
             return 1
         return -1 if number.high < low or high < number.low else 0
@@ -253,24 +254,39 @@ def judge(part: Part, number: Measured | None, counts: bool, profile: str) -> tu
     """
     if number is None:
         return NOT_TESTED, part.needs
-    holds = position(part, number)
     if part.side == "at_most":  # an identity: neither data nor seeds
-        return (REPRODUCED if holds > 0 else OPPOSITE), ""
+        return (REPRODUCED if position(part, number) > 0 else OPPOSITE), ""
+    missing = _what_is_missing(part, number, counts, profile)
+    if missing:
+        return NOT_TESTED, missing
+    return _verdict(part, number), ""
+
+
+def _what_is_missing(part: Part, number: Measured, counts: bool, profile: str) -> str:
+    """Why our number decides nothing, as what a test would take; empty where it decides."""
     if profile in ILLUSTRATIONS:
-        return NOT_TESTED, "make reproduce PROFILE=standard"
+        return "make reproduce PROFILE=standard"
     if part.side == "within" and not is_own_data(part, number):
-        return NOT_TESTED, part.needs
+        return part.needs
     if not counts:
-        return NOT_TESTED, "runs whose k-NN accuracy beats the untrained network's"
+        return "runs whose k-NN accuracy beats the untrained network's"
     if np.isnan(number.low) or np.isnan(number.high):
-        return NOT_TESTED, "three seeds"
-    own = is_own_experiment(part, number)
-    if own and part.side == "within" and _includes(number, part.published, part.rounding):
-        return REPRODUCED, ""
-    if holds <= 0:
-        return (UNDECIDED if holds == 0 else OPPOSITE), ""
+        return "three seeds"
+    return ""
+
+
+def _verdict(part: Part, number: Measured) -> str:
+    is_own = is_own_experiment(part, number)
+    is_level = part.side == "within"
+    if is_own and is_level and _includes(number, part.published, part.rounding):
+        return REPRODUCED
+    where = position(part, number)
+    if where == 0:
+        return UNDECIDED
+    if where < 0:
+        return OPPOSITE
     # a level that is near the printed one, but does not hold it, is not reproduced
-    return (REPRODUCED if own and part.side != "within" else SAME), ""
+    return REPRODUCED if is_own and not is_level else SAME
 
 
 def _includes(number: Measured, published: float, rounding: float) -> bool:

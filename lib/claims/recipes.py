@@ -36,8 +36,9 @@ def ours(recipe: str) -> dict:
         return _layers(name)
     if recipe in CLASSIFIERS:
         return CLASSIFIERS[recipe]
-    known = [*settings.read("recipes"), *CLASSIFIERS, *(f"views {name}" for name in views.RECIPES)]
-    raise ValueError(f"Unknown recipe {recipe!r} in settings/claims.toml; choose from {known}.")
+    choices = [*settings.read("recipes"), *CLASSIFIERS]
+    choices += [f"views {name}" for name in views.RECIPES]
+    raise ValueError(f"Unknown recipe {recipe!r} in settings/claims.toml; choose from {choices}.")
 
 
 @cache
@@ -58,10 +59,12 @@ def compare(recipe: str, published: dict) -> pd.DataFrame:
     Example:
         compare("simvae", {"learning_rate": 8e-5}).followed.all()
     """
-    has = ours(recipe)
+    settings_of_ours = ours(recipe)
     rows = []
     for setting, value in published.items():
-        own = has.get(setting)
-        own = list(own) if isinstance(own, tuple) else own  # TOML has no tuples
-        rows.append({"setting": setting, "published": value, "ours": own, "followed": own == value})
+        ours_value = settings_of_ours.get(setting)
+        if isinstance(ours_value, tuple):  # TOML has no tuples
+            ours_value = list(ours_value)
+        row = {"setting": setting, "published": value, "ours": ours_value}
+        rows.append(row | {"followed": ours_value == value})
     return pd.DataFrame(rows, columns=["setting", "published", "ours", "followed"], dtype=object)

@@ -6,6 +6,7 @@ seeds vary. Their interval is a percentile bootstrap over test images, and the c
 marks it: wherever it is below ``SEEDS`` the interval is over images only.
 """
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -98,7 +99,7 @@ def statistic_over_seeds(
         starts = range(0, len(resampled), arity)
         return np.mean([statistic(*resampled[start : start + arity]) for start in starts])
 
-    together = [array for arrays in seeds for array in arrays]
+    together = list(itertools.chain(*seeds))
     low, high = bootstrap_interval(mean_of_resample, *together, draws=draws, recentred=recentred)
     return interval | {"ci_low": low, "ci_high": high}
 
@@ -158,9 +159,10 @@ def metric_difference(
     difference, ci_low, ci_high, seeds; all NaN but seeds where no seed is common.
     """
     seeds = first.index.intersection(second.index)
-    first, second = first.loc[seeds], second.loc[seeds]
     if not len(seeds):
         return {"difference": np.nan, "ci_low": np.nan, "ci_high": np.nan, "seeds": 0}
+    first = first.loc[seeds]
+    second = second.loc[seeds]
     values = first.value / second.value if ratio else scale * (first.value - second.value)
     interval = mean_over_seeds(values)
     mean = interval.pop("mean")
@@ -210,7 +212,8 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
 
     first: [N], second: [M]. ValueError where neither varies.
     """
-    first, second = sample(first, "first"), sample(second, "second")
+    first = sample(first, "first")
+    second = sample(second, "second")
     if is_constant(first) and is_constant(second):
         raise ValueError(
             f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance."
