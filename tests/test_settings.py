@@ -448,12 +448,11 @@ def test_a_recipe_that_a_claim_is_compared_with_is_what_profile_paper_trains():
     """The ledger reads the recipe; a table of the profile must not give its runs other values. Only a representation's length is by data set."""
     from lib.claims import ledger as claims
 
-    published = {
-        part["recipe"]: set(part["published"])
-        for claim in claims.claims().values()
-        for part in claim["parts"]
-        if "recipe" in part
-    }
+    published = {}
+    for parts in claims.claims().values():
+        for part in parts:
+            if part.recipe:
+                published.setdefault(part.recipe, set()).update(part.settings)
     usual = [
         run
         for run in settings.runs("paper")

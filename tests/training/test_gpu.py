@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.methods.test_methods import LEARNED, TOLERANCE, draw_views, loss_of, small
 
 from lib import methods
 from lib.data.views import make_views
 from lib.runs.settings import recipe
 from lib.training import loop
 from lib.training.devices import Processes
+from tests.methods.test_methods import LEARNED, TOLERANCE, draw_views, loss_of, small
 from tests.training.tiny_runs import interrupted, tiny, weights
 
 GPU = torch.device("cuda")

@@ -1,0 +1,217 @@
+"""The one interval and the tests over images, against scipy, formulas and resampling by hand."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib.evaluation import intervals
+from lib.evaluation.uncertainty import auroc, bootstrap_interval, confidence_calibration_error
+
+
+def scores(images, seed=0):
+    """A score [N] that knows something of which images are positive [N]."""
+    generator = np.random.default_rng(seed)
+    positive = np.arange(images) % 3 == 0
+    return generator.normal(size=images) + positive, positive
+
+
+# ------------------------------------------------------------------------------------ over seeds
+def test_mean_over_seeds_is_scipys_t_interval():
+    values = np.random.default_rng(1).normal(size=4)
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    expected = {"mean": values.mean(), "ci_low": low, "ci_high": high, "seeds": 4}
+    assert intervals.mean_over_seeds(values) == pytest.approx(expected)
+
+
+def test_fewer_than_three_seeds_have_no_interval_over_seeds():
+    for values in ([0.3], [0.3, 0.5]):
+        interval = intervals.mean_over_seeds(values)
+        assert interval["mean"] == pytest.approx(np.mean(values))
+        assert interval["seeds"] == len(values)
+        assert np.isnan([interval["ci_low"], interval["ci_high"]]).all()
+
+
+@pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0, 2.0]]])
+def test_a_mean_of_nothing_or_of_nan_is_refused(values):
+    with pytest.raises(ValueError, match="values"):
+        intervals.mean_over_seeds(values)
+
+
+def test_paired_difference_is_scipys_paired_test():
+    first, second = np.random.default_rng(0).normal(size=(2, 5))
+    difference = intervals.paired_difference(first, second)
+    low, high = stats.ttest_rel(first, second).confidence_interval(0.95)
+    expected = {"difference": np.mean(first - second), "ci_low": low, "ci_high": high, "seeds": 5}
+    assert difference == pytest.approx(expected)
+
+
+def test_a_statistic_of_three_seeds_has_students_interval_of_its_values():
+    scored = [scores(100, seed) for seed in range(3)]
+    values = [auroc(*arrays) for arrays in scored]
+    interval = intervals.statistic_over_seeds(auroc, *zip(*scored, strict=True))
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    expected = {"mean": np.mean(values), "ci_low": low, "ci_high": high, "seeds": 3, "n": 100}
+    assert interval == pytest.approx(expected)
+
+
+def test_a_statistic_of_one_or_two_seeds_has_the_bootstrap_over_images():
+    (first, positive), (second, _) = scores(100), scores(100, seed=1)
+    one = intervals.statistic_over_seeds(auroc, [first], [positive], draws=60)
+    assert (one["ci_low"], one["ci_high"]) == bootstrap_interval(auroc, first, positive, draws=60)
+
+    generator = np.random.default_rng(0)
+    by_hand = []
+    for _ in range(60):
+        rows = generator.integers(100, size=100)  # the same images for both seeds
+        by_hand.append(np.mean([auroc(score[rows], positive[rows]) for score in (first, second)]))
+    two = intervals.statistic_over_seeds(auroc, [first, second], [positive] * 2, draws=60)
+    low, high = np.quantile(by_hand, [0.025, 0.975])
+    assert (two["ci_low"], two["ci_high"]) == pytest.approx((low, high))
+    assert (two["seeds"], two["n"]) == (2, 100)
+
+
+def test_scores_of_seeds_on_other_scales_are_never_pooled():
+    score, positive = scores(60)
+    alike = intervals.statistic_over_seeds(auroc, [score, score], [positive] * 2, draws=40)
+    scaled = intervals.statistic_over_seeds(auroc, [score, 1e6 * score], [positive] * 2, draws=40)
+    assert scaled == pytest.approx(alike)
+
+
+def test_lists_of_unlike_length_or_none_are_refused():
+    for per_seed in ([[1.0]], [[1.0], [2.0]]), ([], []):
+        with pytest.raises(ValueError, match="one array per seed"):
+            intervals.statistic_over_seeds(np.mean, *per_seed)
+
+
+def test_a_difference_is_paired_by_seed_and_image():
+    generator = np.random.default_rng(0)
+    base = {seed: [generator.random(400)] for seed in range(3)}
+    better = {seed: [values + 0.1 + 0.01 * seed] for seed, (values,) in base.items()}
+    # the spread of the images cancels; a seed that only one side has is left out
+    difference = intervals.difference_over_seeds(np.mean, better, base | {7: [base[0][0] + 5]})
+    assert difference["difference"] == pytest.approx(0.11)
+    assert (difference["seeds"], difference["n"]) == (3, 400)
+    expected = stats.t.interval(0.95, 2, 0.11, stats.sem([0.1, 0.11, 0.12]))
+    assert (difference["ci_low"], difference["ci_high"]) == pytest.approx(expected)
+
+    one = intervals.difference_over_seeds(np.mean, {0: better[0]}, base, draws=20)
+    assert (one["ci_low"], one["ci_high"]) == pytest.approx((0.1, 0.1))
+    with pytest.raises(ValueError, match="no seed in common"):
+        intervals.difference_over_seeds(np.mean, base, {3: base[0]})
+
+
+def test_a_recentred_interval_of_a_calibration_error_lies_around_it():
+    generator = np.random.default_rng(0)
+    confidence = generator.random(400)
+    correct = generator.random(400) < confidence
+    plain, moved = (
+        intervals.statistic_over_seeds(
+            confidence_calibration_error, [confidence], [correct], draws=200, recentred=recentred
+        )
+        for recentred in (False, True)
+    )
+    assert plain["mean"] == moved["mean"]
+    shift = moved["ci_low"] - plain["ci_low"]
+    assert shift < 0  # a resample has a larger error than the images
+    assert moved["ci_high"] - plain["ci_high"] == pytest.approx(shift)
+
+
+# --------------------------------------------------------------------------------- stored metrics
+def metrics(values, half=0.1):
+    values = np.array(values)
+    frame = {"value": values, "ci_low": values - half, "ci_high": values + half, "n": 10}
+    return pd.DataFrame(frame, index=range(len(values)))
+
+
+def test_metrics_over_seeds():
+    three = intervals.metric_over_seeds(metrics([0.5, 0.6, 0.7]))
+    low, high = stats.t.interval(0.95, 2, 0.6, stats.sem([0.5, 0.6, 0.7]))
+    assert (three["ci_low"], three["ci_high"]) == pytest.approx((low, high))
+    two = intervals.metric_over_seeds(metrics([0.5, 0.7]))
+    assert (two["mean"], two["ci_low"], two["ci_high"]) == pytest.approx((0.6, 0.5, 0.7))
+
+
+def test_a_difference_of_metrics_is_paired_by_seed():
+    first, second = metrics([0.5, 0.6, 0.8]), metrics([0.4, 0.4, 0.4, 9.0])
+    three = intervals.metric_difference(first, second, scale=100)
+    low, high = stats.t.interval(0.95, 2, 100 * 0.7 / 3, stats.sem([10.0, 20.0, 40.0]))
+    assert three["difference"] == pytest.approx(100 * 0.7 / 3)
+    assert (three["ci_low"], three["ci_high"]) == pytest.approx((low, high))
+    ratio = intervals.metric_difference(first, second, ratio=True)
+    assert ratio["difference"] == pytest.approx(np.mean([1.25, 1.5, 2.0]))
+
+
+def test_a_difference_of_metrics_of_one_seed_adds_the_errors_of_both_in_quadrature():
+    one = intervals.metric_difference(metrics([0.5], half=0.03), metrics([0.3], half=0.04))
+    assert (one["difference"], one["ci_low"], one["ci_high"]) == pytest.approx((0.2, 0.15, 0.25))
+    ratio = intervals.metric_difference(
+        metrics([0.6], half=0.018), metrics([0.3], half=0.012), ratio=True
+    )
+    assert (ratio["ci_low"], ratio["ci_high"]) == pytest.approx((1.9, 2.1))
+    none = intervals.metric_difference(metrics([0.5]), metrics([0.5]).set_axis([3]))
+    assert none["seeds"] == 0 and np.isnan(none["difference"])
+
+
+def test_percent_over_seeds_has_a_row_a_key():
+    rows = metrics([0.5, 0.6, 0.7, 0.9]).assign(method=list("aaab"), kind="knn")
+    table = intervals.percent_over_seeds(rows, "method", "kind").set_index("method")
+    assert table.percent.to_list() == pytest.approx([60, 90])
+    assert table.seeds.to_list() == [3, 1]
+    expected = stats.t.interval(0.95, 2, 60, 10 / 3**0.5)
+    assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(expected)
+    assert table.loc["b", ["ci_low", "ci_high"]].to_list() == pytest.approx([80, 100])
+    assert table.standard_error["a"] == pytest.approx(10 / 3**0.5)
+
+
+# ------------------------------------------------------------------------------ tests over images
+def test_permutation_p_value_agrees_with_mann_whitney_and_is_uniform_under_the_null():
+    score, positive = scores(60, seed=2)
+    score = score - 0.7 * positive
+    exact = stats.mannwhitneyu(score[positive], score[~positive], method="asymptotic").pvalue
+    assert 0.01 < exact < 0.9
+    drawn = intervals.permutation_test_auroc(score, positive, draws=4000)
+    assert drawn == pytest.approx(exact, abs=0.03)
+    assert intervals.permutation_test_auroc(np.arange(40.0), np.arange(40) < 20, 199) == 1 / 200
+    generator = np.random.default_rng(0)
+    null = [
+        intervals.permutation_test_auroc(generator.normal(size=30), np.arange(30) < 12, 99, seed)
+        for seed in range(200)
+    ]
+    assert stats.kstest(null, "uniform").pvalue > 1e-3
+
+
+def test_t_tests_agree_with_scipy():
+    generator = np.random.default_rng(0)
+    first, second = generator.normal(1, 2, size=30), generator.normal(0, 1, size=30)
+    welch = intervals.welch_test(first, second)
+    reference = stats.ttest_ind(first, second, equal_var=False)
+    assert welch[:2] == pytest.approx((reference.statistic, reference.pvalue))
+    assert welch[3:] == pytest.approx(tuple(reference.confidence_interval(0.95)))
+    paired = intervals.paired_test(first, second)
+    reference = stats.ttest_1samp(first - second, 0)
+    assert paired[:3] == pytest.approx(
+        (reference.statistic, reference.pvalue, (first - second).mean())
+    )
+
+
+@pytest.mark.parametrize("test", [intervals.welch_test, intervals.paired_test])
+def test_t_tests_refuse_what_has_no_variance(test):
+    with pytest.raises(ValueError, match="variance"):
+        test(np.ones(5), np.zeros(5))
+    with pytest.raises(ValueError):
+        test(np.array([1.0, np.nan]), np.zeros(2))
+
+
+def test_rounding_of_large_values_is_no_variance_of_small_differences():
+    values = np.geomspace(1e3, 1e9, 5)
+    with pytest.raises(ValueError, match="variance"):
+        intervals.paired_test(values, values - 0.1)
+
+
+def test_holm_by_hand():
+    np.testing.assert_allclose(intervals.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
+    np.testing.assert_allclose(intervals.holm([0.7, 0.9]), [1, 1])
+    for bad in ([], [0.1, np.nan], [1.2]):
+        with pytest.raises(ValueError, match="p_values"):
+            intervals.holm(bad)
