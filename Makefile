@@ -2,6 +2,7 @@
 
 PAPER ?= all
 N ?= 10
+# make PY=python runs everything in the environment that is active, a conda one for example.
 PY := .venv/bin/python
 # Two files of tests at a time, in the order they are collected.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
@@ -16,18 +17,20 @@ LOCK := $(if $(shell command -v flock),flock requirements.txt)
 MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 
 # A misspelt variable would be passed over, and the default run.
-KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
+KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY PY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
 STRAY := $(filter-out $(KNOWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
 $(if $(STRAY),$(error No target reads $(STRAY); the variables are $(KNOWN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures gallery benchmark lint clean FORCE
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures benchmark lint clean FORCE
 
 help: ## list the targets (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: ## create .venv and install the pinned requirements and the project (skipped when done)
+ifneq ($(origin PY),command line)
 	@$(LOCK) $(MAKE) -s .venv/.installed
+endif
 
 # setuptools comes first because two pins exist as source only and are built with it, like the project itself.
 # A dist-info without RECORD is an interrupted install that pip would take for a complete one.
@@ -80,15 +83,12 @@ score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODE
 figures: setup ## publish the figures of the best complete profile in figures/, from a clean commit: PROFILE=standard
 	@$(PY) -m lib.pipeline.jobs --figures $(if $(PROFILE),--profile $(PROFILE))
 
-gallery: setup ## rebuild results/<profile>/index.html: PROFILE=quick
-	@$(PY) -m lib.pipeline.site $(or $(PROFILE),quick)
-
 benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
 	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## check code and notebooks (ruff, and the rules for notebooks)
 	@$(PY) -m ruff check .
-	@$(PY) -m pytest tests/test_notebooks.py -k lint
+	@$(PY) -m pytest tests/pipeline/test_notebooks.py -k lint
 
 clean: ## remove caches and stamps; results, data and .venv stay
 	@rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .versions .venv/.installed results/*/.done

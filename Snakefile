@@ -41,4 +41,4 @@ for job in JOBS.values():
         params:
             job=job.name,
         shell:
-            "{sys.executable:q} -m lib.pipeline.forkserver run lib.pipeline.jobs:main --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"
+            "{sys.executable:q} -m lib.pipeline.jobs --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"

@@ -14,7 +14,7 @@ from lib.data import sources as data
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
 from lib.training import loop as training
-from tests import faults
+from tests.pipeline import faults
 
 pytestmark = pytest.mark.long
 ROOT = artifacts.ROOT

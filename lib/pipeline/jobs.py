@@ -9,6 +9,7 @@ around it; its measures are taken again when the code that takes them is edited 
 import argparse
 import ast
 import contextlib
+import ctypes
 import errno
 import math
 import os
@@ -29,7 +30,6 @@ from typing import NamedTuple, TextIO
 import psutil
 from tqdm import tqdm
 
-from lib.pipeline import forkserver
 from lib.runs import settings
 from lib.runs import store as artifacts
 
@@ -48,9 +48,6 @@ RETRIES = (
 )
 INTERRUPTED = 130  # exit status, as a shell has it
 TO_CONTINUE = "Interrupted. Call the same command again to continue."
-DRIFTED = (
-    3  # exit status of a reproduction that is complete and whose numbers are not those expected
-)
 PAPERS = ("all", *settings.PAPERS)
 # Notebooks that put images through a network; the others read stored numbers, and a GPU given to them would idle.
 ON_GPU = (
@@ -289,10 +286,14 @@ def rule_name(job: Job) -> str:
 
 # ---------------------------------------------------------------------------------------------------------------- running
 def execute(job: Job) -> Path:
-    """Run one job here with papermill. One that fails raises RuntimeError, leaves what is stored, and is kept in results/<profile>/failed."""
-    import papermill
+    """Run one job with papermill and return its executed notebook.
 
-    from lib.pipeline import site as gallery
+    A job that fails raises RuntimeError. What it stored stays, and its notebook is kept in
+    results/<profile>/failed with the cell that failed.
+    """
+    import papermill  # slow to import
+
+    from lib.pipeline import kernels  # slow to import
 
     check_parameters(job.notebook, job.parameters)
     os.environ["COMPANION_HEADLESS"] = "1"  # the kernel inherits it
@@ -303,6 +304,7 @@ def execute(job: Job) -> Path:
         artifacts.atomic_path(path) as output,
         tempfile.TemporaryDirectory(prefix="companion-", dir="/tmp") as folder,
     ):
+        kernel = kernels.JobKernel.for_job(Path(folder))
         try:
             papermill.execute_notebook(
                 NOTEBOOKS / f"{job.notebook}.ipynb",
@@ -311,7 +313,7 @@ def execute(job: Job) -> Path:
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(artifacts.ROOT),
-                kernel_manager_class=_kernel_manager(folder),
+                kernel_manager_class=kernel,
                 start_timeout=START_SECONDS,
             )
         except Exception as error:
@@ -320,39 +322,11 @@ def execute(job: Job) -> Path:
                 failed.parent.mkdir(exist_ok=True)
                 os.replace(output, failed)
             raise RuntimeError(
-                f"{job.name} failed: {_training_of(job)}{_said_by(error)} Look at the last cells of {failed}."
+                f"{job.name} failed: {_training_of(job)}{_cause(error, kernel)} Look at the last cells of {failed}."
             ) from error
         clean_metadata(output)
     failed.unlink(missing_ok=True)
-    gallery.notebook_html(path)
     return path
-
-
-def _kernel_manager(folder: str) -> type:
-    """The usual manager of kernels, but that a kernel is forked where a fork server listens, and that it is reached through sockets in a folder.
-
-    Not through ports: one that was free when it was chosen may be taken when the kernel asks for it, and every user of the machine can reach it.
-    """
-    from jupyter_client.manager import AsyncKernelManager  # slow to import
-
-    class KernelManager(AsyncKernelManager):
-        def __init__(self, **options):
-            super().__init__(
-                **options, transport="ipc", connection_file=os.path.join(folder, "kernel.json")
-            )
-
-        def format_kernel_cmd(self, extra_arguments=None) -> list[str]:
-            words = super().format_kernel_cmd(extra_arguments)
-            module = words.index("-m") + 1
-            return [
-                *words[:module],
-                "lib.pipeline.forkserver",
-                "run",
-                "ipykernel.kernelapp:launch_new_instance",
-                *words[module + 1 :],
-            ]
-
-    return KernelManager
 
 
 def _training_of(job: Job) -> str:
@@ -364,12 +338,20 @@ def _training_of(job: Job) -> str:
     return "".join(f"{run.name}: " for run in runs if (run / "progress.json").exists())
 
 
-def _said_by(error: Exception) -> str:
-    from nbclient.exceptions import DeadKernelError
+def _cause(error: Exception, kernel) -> str:
+    """What ended a job, in one line: the error of the cell, or how its kernel died."""
+    from nbclient.exceptions import DeadKernelError  # slow to import
+    from papermill.exceptions import PapermillExecutionError
 
-    if isinstance(error, DeadKernelError) or str(error).startswith("Kernel died"):
-        return "Its kernel died, as it does when memory runs out: close other programs, or run fewer jobs at once (JOBS=1), and call it again."
-    return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    if isinstance(error, PapermillExecutionError):
+        cause = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+    elif isinstance(error, DeadKernelError):
+        cause = kernel.cause_of_death(answered=True)
+    elif str(error).startswith("Kernel died"):  # before it replied, says nbclient
+        cause = kernel.cause_of_death(answered=False)
+    else:
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return " ".join(cause.split())
 
 
 def clean_metadata(path: Path) -> None:
@@ -491,7 +473,7 @@ def _container_limit(name: str) -> float:
 def reproduce(
     profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0
 ) -> int:
-    """Drive the Snakefile: a bar over all jobs, one per training under way, then the gallery. Returns Snakemake's status, INTERRUPTED or DRIFTED."""
+    """Drive the Snakefile: a bar over all jobs, one per training under way, and what is done or failed. Returns Snakemake's status, or INTERRUPTED."""
     cores = max(1, cores or usable_cores())
     where = executor_options(executor, cores, gpus)
     listed = jobs(profile, paper)
@@ -536,8 +518,6 @@ def reproduce(
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with artifacts.exclusive(folder / ".done" / "reproduce.lock", busy), open(log_path, "w") as log:
         artifacts.remove_unfinished(folder)
-        if not executor and already < len(listed) and forkserver.is_possible():
-            command = [sys.executable, "-m", "lib.pipeline.forkserver", "serve", *command]
         status, peak = _run_watched(
             command, log, stamps, folder, env=os.environ | thread_limits(THREADS)
         )
@@ -560,10 +540,8 @@ def reproduce(
             print("What is done stays done: call the same command again.")
         return status or 1
     _record_run(profile, paper, cores, time.perf_counter() - started, peak)
-    from lib.pipeline import site as gallery  # slow to import
-
-    print(f"Done. Open the gallery: {_shown(gallery.build(profile))}")
-    return _compare_with_expected(profile, paper)
+    print(f"Done. The executed notebooks are in {_shown(folder / 'notebooks')}, figures in {_shown(folder / 'figures')}.")
+    return 0
 
 
 def _not_to_be_had(waiting: Iterable[Job], profile: str) -> list[str]:
@@ -572,17 +550,6 @@ def _not_to_be_had(waiting: Iterable[Job], profile: str) -> list[str]:
 
     names = [name for job in waiting for name in job.parameters.get("runs", "").split()]
     return protocol.missing_sets(settings.find_runs(names, profile))
-
-
-def _compare_with_expected(profile: str, paper: str) -> int:
-    """Print how far the numbers are from the expected ones; DRIFTED where one is not within its tolerance."""
-    from lib.pipeline import drift
-
-    if not drift.has_expected(profile):
-        return 0
-    table = drift.compare(profile, whole=paper == "all")
-    print(drift.report(table, profile))
-    return 0 if table.within.all() else DRIFTED
 
 
 def thread_limits(number: int) -> dict[str, str]:
@@ -635,6 +602,16 @@ def memory_of(process: int) -> int:
     return total
 
 
+def end_with_parent() -> None:
+    """In a child: be asked to stop when the parent dies, also of SIGKILL (Linux; elsewhere the locks alone keep order).
+
+    It can be interrupted, too, where a shell started all in the background, with SIGINT ignored.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+
+
 def _run_watched(
     command: list[str], log: TextIO, stamps: dict[str, Path], folder: Path, **options
 ) -> tuple[int | None, int]:
@@ -647,7 +624,7 @@ def _run_watched(
             signal.signal(number, signal.default_int_handler)
     streams = {"stdout": log, "stderr": subprocess.STDOUT}
     process = subprocess.Popen(
-        command, **streams, start_new_session=True, preexec_fn=forkserver.end_with_parent, **options
+        command, **streams, start_new_session=True, preexec_fn=end_with_parent, **options
     )
     try:
         peak = _watch(process, stamps, folder)
@@ -857,9 +834,9 @@ def main() -> int:
         os.environ.update(thread_limits(arguments.threads))
     try:
         if arguments.figures:
-            from lib.pipeline import site as gallery
+            from lib.pipeline import publish
 
-            print(f"{len(gallery.publish_figures(chosen))} figures copied to figures/.")
+            print(f"{len(publish.publish(chosen or 'standard'))} files copied to figures/.")
         elif arguments.score:
             if not arguments.epochs.isdecimal():
                 raise ValueError(

@@ -11,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import scipy
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
 from lib import methods
@@ -20,7 +21,6 @@ from lib.evaluation import encoders, uncertainty
 from lib.evaluation import measure as protocol
 from lib.evaluation import probes as evaluation
 from lib.figures import charts as plotting
-from lib.pipeline import site as gallery
 from lib.pipeline.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
@@ -44,6 +44,9 @@ __all__ = [
 ]
 
 IMAGES_SEEN, MOST_EPOCHS = 150_000, 400
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined
+)
 SHEET = (4, 8)  # rows and columns of a contact sheet
 
 
@@ -265,7 +268,7 @@ def write_page(
         .sort_values("50%", ascending=False)
         .reset_index()
     )
-    page = gallery.TEMPLATES.get_template("own_images.html.j2").render(
+    page = TEMPLATES.get_template("own_images.html.j2").render(
         title=title,
         facts=facts,
         counts=files.status.value_counts().to_dict(),
