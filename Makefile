@@ -17,12 +17,12 @@ LOCK := $(if $(shell command -v flock),flock requirements.txt)
 MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 
 # A misspelt variable would be passed over, and the default run.
-KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY PY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
+KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY IDS PY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
 STRAY := $(filter-out $(KNOWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
 $(if $(STRAY),$(error No target reads $(STRAY); the variables are $(KNOWN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures benchmark lint clean FORCE
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures progress benchmark lint clean FORCE
 
 help: ## list the targets (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -49,7 +49,7 @@ endif
 	@touch .venv/.installed
 
 reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS= GPUS=
-	@$(PY) -m lib.pipeline.jobs --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
+	@$(PY) -m lib reproduce --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs="$(JOBS)") $(if $(GPUS),--gpus="$(GPUS)")
 
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
 	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions" -rs
@@ -61,12 +61,12 @@ test-versions: setup ## run the tests under the oldest and newest versions allow
 	@$(PY) -m pytest -m versions -rs
 
 smoke: setup ## run the whole pipeline in profile smoke
-	@$(PY) -m lib.pipeline.jobs --profile smoke
+	@$(PY) -m lib reproduce --profile smoke
 
 notebook: ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam seed=1"
 	@test -n "$(N)" || { echo 'usage: make notebook N=10 [PROFILE=smoke] [PARAMS="method=simsiam seed=1"]' >&2; exit 2; }
 	@$(MAKE) -s setup
-	@$(PY) -m lib.pipeline.jobs --notebook "$(N)" --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
+	@$(PY) -m lib notebook "$(N)" --profile $(or $(PROFILE),smoke) --params="$(PARAMS)"
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1
@@ -78,10 +78,13 @@ export IMAGES OUT
 score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODER=vi_simsiam EPOCHS= OUT=
 	@test -n "$$IMAGES" || { echo 'usage: make score IMAGES=folder [ENCODER=vi_simsiam] [EPOCHS=100] [OUT=folder]' >&2; exit 2; }
 	@$(MAKE) -s setup
-	@$(PY) -m lib.pipeline.jobs --score "$$IMAGES" --profile $(or $(PROFILE),standard) --encoder "$$ENCODER" --epochs "$${EPOCHS:-0}" --out "$$OUT"
+	@$(PY) -m lib score --profile $(or $(PROFILE),standard) --encoder="$$ENCODER" --epochs="$${EPOCHS:-0}" --out="$$OUT" -- "$$IMAGES"
 
-figures: setup ## publish the figures of the best complete profile in figures/, from a clean commit: PROFILE=standard
-	@$(PY) -m lib.pipeline.jobs --figures $(if $(PROFILE),--profile $(PROFILE))
+figures: setup ## publish figures of a complete profile in figures/: PROFILE=standard IDS="32_roc 90_verdicts" (default: those there)
+	@$(PY) -m lib figures --profile $(or $(PROFILE),standard) $(if $(IDS),--ids $(IDS))
+
+progress: setup ## write results/<profile>/README.md, what is done and to come: PROFILE=standard
+	@$(PY) -m lib progress $(or $(PROFILE),standard)
 
 benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
 	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))

@@ -25,6 +25,7 @@ class JobKernel(AsyncKernelManager):
 
     folder: Path
     process: subprocess.Popen | None = None
+    ran_out_of_memory = False
 
     @classmethod
     def for_job(cls, folder: Path) -> type["JobKernel"]:
@@ -59,6 +60,7 @@ class JobKernel(AsyncKernelManager):
         """
         status = cls.process.poll() if cls.process else None
         if answered and status == -signal.SIGKILL:
+            cls.ran_out_of_memory = True
             return (
                 "its kernel was killed, as the system does when memory runs out. Close other "
                 "programs or run fewer jobs at once (JOBS=1), then call the same command again."
