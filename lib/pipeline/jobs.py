@@ -140,20 +140,28 @@ def source_hash(notebook: str) -> str:
 
 def source_files(notebook: str) -> list[Path]:
     """The files of lib that a notebook imports, directly or not."""
-    source = code(notebook)
-    files = store.source_files(source)
-    room = store.ROOT / "lib" / "pipeline"
-    for name in _imported_from_pipeline(source):
-        files.append(room / f"{name}.py")
-        files += store.source_files((room / f"{name}.py").read_text())
-        files += sorted(room.glob("*.j2"))
-    return sorted(set(files))
+    files = set()
+    waiting = [code(notebook)]
+    while waiting:
+        source = waiting.pop()
+        files |= set(store.source_files(source))
+        for path in _pipeline_files(source) - files:
+            files.add(path)
+            if path.suffix == ".py":
+                waiting.append(path.read_text())
+    return sorted(files)
 
 
-def _imported_from_pipeline(source: str) -> set[str]:
-    """Modules of lib.pipeline that Python source imports and that make numbers or pages."""
-    names = set()
+def _pipeline_files(source: str) -> set[Path]:
+    """The files of lib.pipeline that Python source imports and that make numbers or pages."""
+    modules = set()
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "lib.pipeline":
-            names |= {alias.name for alias in node.names}
-    return names - set(STARTS_NOTEBOOKS)
+        if not isinstance(node, ast.ImportFrom):
+            continue
+        if node.module == "lib.pipeline":
+            modules |= {alias.name for alias in node.names}
+        elif (node.module or "").startswith("lib.pipeline."):
+            modules.add(node.module.removeprefix("lib.pipeline."))
+    room = store.ROOT / "lib" / "pipeline"
+    files = {room / f"{name}.py" for name in modules - set(STARTS_NOTEBOOKS)}
+    return files | set(room.glob("*.j2")) if files else set()

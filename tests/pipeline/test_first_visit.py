@@ -1,4 +1,4 @@
-"""The first visit: on a fresh clone both commands pass, in either order, and change no tracked file."""
+"""The first visit: on a fresh clone both commands pass, in either order, and change nothing."""
 
 import subprocess
 import sys
