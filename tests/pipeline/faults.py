@@ -1,4 +1,7 @@
-"""Faults for a reproduction under way, and what must hold after each: kills at random moments, whole files, finished runs left alone."""
+"""Faults for a reproduction under way, and what must hold after each.
+
+Kills at random moments; no half-written file; finished runs left alone; the same numbers.
+"""
 
 import contextlib
 import json
@@ -9,6 +12,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +20,95 @@ import pandas as pd
 import psutil
 from PIL import Image
 
-from lib.pipeline import jobs as reproduction
-from lib.runs import store as artifacts
+from lib.pipeline import reproduce
+from lib.runs import store
 
 # One job more than there are cores: each waits for its kernel to start and to end.
-COMMAND = [
-    sys.executable,
-    "-m",
-    "lib.pipeline.jobs",
-    "--profile",
-    "smoke",
-    "--jobs",
-    str((os.cpu_count() or 1) + 1),
-]
+AT_ONCE = (os.cpu_count() or 1) + 1
+COMMAND = [sys.executable, "-m", "lib", "reproduce", "--profile", "smoke", "--jobs", str(AT_ONCE)]
+ENDINGS = {".pdf": b"%%EOF", ".svg": b"</svg>", ".html": b"</html>"}
 
 
 def environment(results: Path, **more: str) -> dict[str, str]:
-    return (
-        os.environ
-        | reproduction.thread_limits(reproduction.THREADS)
-        | {"RESULTS_DIR": str(results)}
-        | more
+    """The environment of a call whose results go to a folder of its own."""
+    limits = reproduce.thread_limits(reproduce.THREADS)
+    return os.environ | limits | {"RESULTS_DIR": str(results)} | more
+
+
+def call(results: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """make reproduce PROFILE=smoke, to its end."""
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        cwd=store.ROOT,
+        env=environment(results, **variables),
+        capture_output=True,
+        text=True,
     )
 
 
+# ------------------------------------------------------------------------- kills
+@dataclass
+class Killed:
+    """A reproduction that was killed again and again, then completed."""
+
+    done: subprocess.CompletedProcess | None = None
+    kills: int = 0
+    finished_before: int = 0  # runs that were finished before the last kill
+    broken: list[str] = field(default_factory=list)  # files that were not whole after a kill
+    rewritten: list[Path] = field(default_factory=list)  # weights of finished runs written again
+
+
+@dataclass(frozen=True)
+class Kill:
+    """SIGKILL after so many seconds, to the command alone or to all that it started."""
+
+    seconds: float
+    everything: bool
+
+
+def random_kills(generator: random.Random, count: int, longest: float) -> list[Kill]:
+    """Kills at random moments, half of them of the command alone."""
+    return [Kill(generator.uniform(0.5, longest), generator.random() < 0.5) for _ in range(count)]
+
+
+def reproduce_with_kills(results: Path, kills: list[Kill]) -> Killed:
+    """Call make reproduce again and again, end each call by a kill, and let the last one finish.
+
+    The seconds of the last kill count from when a run is finished, however slow the machine, so
+    that there is a finished run to be left alone. After each kill every file is read.
+    """
+    outcome = Killed()
+    finished: dict[Path, tuple[int, int]] = {}
+    for kill in kills:
+        process = subprocess.Popen(
+            COMMAND,
+            cwd=store.ROOT,
+            env=environment(results),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        while kill is kills[-1] and process.poll() is None and not finished_runs(results):
+            time.sleep(0.2)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(kill.seconds)
+            break  # all was done before the kill
+        if kill.everything:
+            kill_all(process)
+        else:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        outcome.kills += 1
+        outcome.broken += not_whole(results)
+        outcome.rewritten += changed_runs(results, finished)
+        finished = finished_runs(results)
+    outcome.finished_before = len(finished)
+    outcome.done = call(results)
+    outcome.rewritten += changed_runs(results, finished)
+    return outcome
+
+
 def family(process: int) -> list[psutil.Process]:
-    """The process and all it started."""
+    """A process and all that it started."""
     with contextlib.suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process)
         return [parent, *parent.children(recursive=True)]
@@ -49,7 +116,10 @@ def family(process: int) -> list[psutil.Process]:
 
 
 def kill_all(process: subprocess.Popen) -> None:
-    """SIGKILL to the process and all it started, as when the power goes; they are halted first, so that none starts another."""
+    """SIGKILL to a process and all that it started, as when the power goes.
+
+    They are halted first, so that none starts another.
+    """
     halted: set[psutil.Process] = set()
     while new := set(family(process.pid)) - halted:
         for member in new:
@@ -60,180 +130,15 @@ def kill_all(process: subprocess.Popen) -> None:
         with contextlib.suppress(psutil.NoSuchProcess):
             member.kill()
     process.wait()
-    while any(
-        map(is_alive, halted)
-    ):  # on a busy machine a signal takes effect some time after it is sent
+    while any(is_alive(member) for member in halted):  # a signal takes effect after a while
         time.sleep(0.01)
 
 
 def is_alive(process: psutil.Process) -> bool:
+    """Whether a process still runs."""
     with contextlib.suppress(psutil.NoSuchProcess):
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     return False
-
-
-def reproduce_with_kills(
-    results: Path, moments: list[float], whole_family: list[bool], arguments=()
-) -> dict:
-    """Call make reproduce (smoke) again and again; end call k by SIGKILL after moments[k] seconds, and let the call after the last one finish.
-
-    The seconds of the last kill are counted from when a run is finished, however slow the machine, so that there is one to be left alone.
-
-    whole_family: whether everything is killed at once, or the command alone, whose jobs are then asked to stop. After each kill every file is read
-    and every finished run remembered. Returns: kills that hit a running call, the finished last call, the names of files that were not whole, the
-    finished runs that were written again, and whether all was done before the last moment came.
-    """
-    broken, rewritten, kills, finished = [], [], 0, {}
-    for number, (moment, everything) in enumerate(zip(moments, whole_family, strict=True), start=1):
-        process = subprocess.Popen(
-            [*COMMAND, *arguments],
-            cwd=artifacts.ROOT,
-            env=environment(results),
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        while number == len(moments) and process.poll() is None and not finished_runs(results):
-            time.sleep(0.2)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(moment)
-            break
-        if everything:
-            kill_all(process)
-        else:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        kills += 1
-        broken += not_whole(results)
-        now = finished_runs(results)
-        rewritten += [path for path, state in finished.items() if now.get(path) != state]
-        finished |= now
-    early = kills < len(moments)
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=artifacts.ROOT,
-        env=environment(results),
-        capture_output=True,
-        text=True,
-    )
-    now = finished_runs(results)
-    rewritten += [path for path, state in finished.items() if now.get(path) != state]
-    return {
-        "kills": kills,
-        "done": done,
-        "broken": broken,
-        "rewritten": rewritten,
-        "early": early,
-        "finished_before": len(finished),
-    }
-
-
-def random_moments(
-    generator: random.Random, count: int, longest: float
-) -> tuple[list[float], list[bool]]:
-    return [generator.uniform(0.5, longest) for _ in range(count)], [
-        generator.random() < 0.5 for _ in range(count)
-    ]
-
-
-def finished_runs(results: Path) -> dict[Path, tuple[int, int]]:
-    """The trained weights of every finished run: which file, written when."""
-    found = {path: path.stat() for path in results.glob("*/runs/*/model.safetensors")}
-    return {path: (state.st_ino, state.st_mtime_ns) for path, state in found.items()}
-
-
-def not_whole(results: Path) -> list[str]:
-    """Files with a final name that cannot be read to their end; logs grow and locks are empty by design."""
-    bad = []
-    for path in results.rglob("*"):
-        if path.is_dir() or any(part.startswith(".") for part in path.relative_to(results).parts):
-            continue
-        with contextlib.suppress(
-            FileNotFoundError
-        ):  # a job that is being stopped may still clear up
-            try:
-                _read_whole(path)
-            except FileNotFoundError:
-                raise
-            except Exception as error:
-                bad.append(f"{path.relative_to(results)}: {error!r}")
-    return bad
-
-
-def _read_whole(path: Path) -> None:
-    if path.suffix in (".json", ".ipynb"):
-        json.loads(path.read_bytes())
-    elif path.suffix == ".csv":
-        pd.read_csv(path)
-        assert path.read_bytes().endswith(b"\n"), "the last line has no end"
-    elif path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as archive:
-            assert all(archive[name] is not None for name in archive.files)
-    elif path.suffix == ".safetensors":
-        artifacts.read_tensors(path)
-    elif path.suffix == ".png":
-        with Image.open(path) as picture:
-            picture.load()
-    else:
-        endings = {".pdf": b"%%EOF\n", ".svg": b"</svg>\n", ".html": b"</html>", ".md": b"\n"}
-        assert path.read_bytes().endswith(
-            endings[path.suffix]
-        ) or path.read_bytes().rstrip().endswith(endings[path.suffix].rstrip()), "cut short"
-
-
-def different_results(first: Path, second: Path) -> list[str]:
-    """Metrics, scores and trained weights that are not the same, to the last digit, in two results folders."""
-    kinds = ("*/metrics/*.csv", "*/scores/*.npz", "*/runs/*/model.safetensors")
-    names = [
-        {path.relative_to(folder) for kind in kinds for path in folder.glob(kind)}
-        for folder in (first, second)
-    ]
-    assert names[0] and names[1], "one of the two has no results"
-    lacking = [f"{name} is in one alone" for name in sorted(names[0] ^ names[1])]
-    return lacking + [
-        f"{name} differs"
-        for name in sorted(names[0] & names[1])
-        if _content(first / name) != _content(second / name)
-    ]
-
-
-def _content(path: Path):
-    if path.suffix == ".npz":
-        return {
-            name: (array.dtype, array.shape, array.tobytes())
-            for name, array in artifacts.read_npz(path).items()
-        }
-    if path.suffix == ".safetensors":
-        tensors, info = artifacts.read_tensors(path)
-        return info, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    return path.read_bytes()
-
-
-def not_shown(results: Path, names: list[str]) -> list[str]:
-    """The notebooks that do not run with their defaults (train_missing=False) when weights and embeddings are gone, and what they said."""
-    away = [
-        *results.glob("smoke/runs/*/model.safetensors"),
-        *results.glob("smoke/runs/*/embeddings/*"),
-    ]
-    for path in away:
-        path.rename(path.with_name(path.name + ".away"))
-
-    def show(name: str) -> str:
-        words = ["--notebook", name, "--profile", "smoke", "--params", "train_missing=False"]
-        done = subprocess.run(
-            [sys.executable, "-m", "lib.pipeline.jobs", *words],
-            cwd=artifacts.ROOT,
-            env=environment(results),
-            capture_output=True,
-            text=True,
-        )
-        return f"{name}: {done.stdout}{done.stderr}" if done.returncode else ""
-
-    try:
-        with ThreadPoolExecutor(2) as pool:
-            return [said for said in pool.map(show, names) if said]
-    finally:
-        for path in away:
-            path.with_name(path.name + ".away").rename(path)
 
 
 def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psutil.Process:
@@ -247,3 +152,110 @@ def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psu
                     return member
         time.sleep(0.1)
     raise AssertionError(f"no kernel of {job} was seen")
+
+
+# ------------------------------------------------------------------------- what must hold
+def finished_runs(results: Path) -> dict[Path, tuple[int, int]]:
+    """The trained weights of every finished run: which file, written when."""
+    states = {}
+    for path in results.glob("*/runs/*/model.safetensors"):
+        state = path.stat()
+        states[path] = (state.st_ino, state.st_mtime_ns)
+    return states
+
+
+def changed_runs(results: Path, finished: dict[Path, tuple[int, int]]) -> list[Path]:
+    """Weights of finished runs that were written again or are gone."""
+    now = finished_runs(results)
+    return [path for path, state in finished.items() if now.get(path) != state]
+
+
+def not_whole(results: Path) -> list[str]:
+    """Files with a final name that cannot be read to their end; hidden ones are none of these."""
+    broken = []
+    for path in results.rglob("*"):
+        relative = path.relative_to(results)
+        if path.is_dir() or any(part.startswith(".") for part in relative.parts):
+            continue
+        try:
+            read_whole(path)
+        except FileNotFoundError:
+            continue  # a job that is being stopped may still clear up
+        except Exception as error:
+            broken.append(f"{relative}: {error!r}")
+    return broken
+
+
+def read_whole(path: Path) -> None:
+    """Read a file to its end; an error if it is cut short."""
+    if path.suffix in (".json", ".ipynb"):
+        json.loads(path.read_bytes())
+    elif path.suffix == ".csv":
+        pd.read_csv(path)
+        assert path.read_bytes().endswith(b"\n"), "the last line has no end"
+    elif path.suffix == ".npz":
+        with np.load(path, allow_pickle=False) as archive:
+            assert all(archive[name] is not None for name in archive.files)
+    elif path.suffix == ".safetensors":
+        store.read_tensors(path)
+    elif path.suffix == ".png":
+        with Image.open(path) as picture:
+            picture.load()
+    elif path.suffix in ENDINGS:
+        assert path.read_bytes().rstrip().endswith(ENDINGS[path.suffix]), "cut short"
+
+
+def different_results(first: Path, second: Path) -> list[str]:
+    """Metrics, scores and weights that are not the same, to the last digit, in two folders."""
+    kinds = ("*/metrics/*.csv", "*/scores/*.npz", "*/runs/*/model.safetensors")
+    names = []
+    for folder in (first, second):
+        names.append({path.relative_to(folder) for kind in kinds for path in folder.glob(kind)})
+    assert names[0] and names[1], "one of the two has no results"
+    different = [f"{name} is in one only" for name in sorted(names[0] ^ names[1])]
+    for name in sorted(names[0] & names[1]):
+        if content(first / name) != content(second / name):
+            different.append(f"{name} differs")
+    return different
+
+
+def content(path: Path):
+    """What a file of results holds, so that two can be compared."""
+    if path.suffix == ".npz":
+        arrays = store.read_npz(path)
+        return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
+    if path.suffix == ".safetensors":
+        tensors, info = store.read_tensors(path)
+        return info, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
+    return path.read_bytes()
+
+
+def not_shown(results: Path, names: list[str]) -> list[str]:
+    """The notebooks that need more than stored results, and what they said.
+
+    Weights and embeddings are put away meanwhile, and ``train_missing`` is False.
+    """
+    away = [
+        *results.glob("smoke/runs/*/model.safetensors"),
+        *results.glob("smoke/runs/*/embeddings/*"),
+    ]
+    for path in away:
+        path.rename(path.with_name(path.name + ".away"))
+
+    def show(name: str) -> str:
+        command = [sys.executable, "-m", "lib", "notebook", name, "--profile", "smoke"]
+        done = subprocess.run(
+            [*command, "--params", "train_missing=False"],
+            cwd=store.ROOT,
+            env=environment(results),
+            capture_output=True,
+            text=True,
+        )
+        return f"{name}: {done.stdout}{done.stderr}" if done.returncode else ""
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            return [said for said in pool.map(show, names) if said]
+    finally:
+        for path in away:
+            path.with_name(path.name + ".away").rename(path)
