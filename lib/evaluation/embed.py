@@ -25,7 +25,7 @@ KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
 
 
-# -------------------------------------------------------------------- images as a network takes them
+# ------------------------------------------------------------------- images as a network takes them
 def input_transform(settings: dict, channels: int) -> Transform:
     """Float images [B, C, H, W] in 0..1 in the size and number of channels of a trained network.
 

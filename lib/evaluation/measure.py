@@ -189,8 +189,8 @@ def check_classes(train: ImageSet, test: ImageSet) -> None:
     if differing:
         raise ValueError(
             f"Train and test of {train.name} differ in the classes {sorted(differing)[:5]}, so "
-            "that their numbers mean different things; give both splits the same folders, or the same "
-            "classes in their files."
+            "that their numbers mean different things; give both splits the same folders, or the "
+            "same classes in their files."
         )
     if list(test.classes) != list(train.classes):
         raise ValueError(
@@ -583,9 +583,9 @@ CARD = """\
 {measures}
 
 This is one run with one seed. Intervals are 95 % bootstrap intervals over test images.
-Uncertainty: higher is less certain. An OOD AUROC below 0.5 means that the encoder is more certain of
-images of the other set than of its own test images. The weights are stored in float16, so outputs
-differ from those of the trained network in the third digit. Not for decisions about people.
+Uncertainty: higher is less certain. An OOD AUROC below 0.5 means that the encoder is more certain
+of images of the other set than of its own test images. The weights are stored in float16, so
+outputs differ from those of the trained network in the third digit. Not for decisions about people.
 
 ```python
 import lib
