@@ -18,14 +18,13 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lib
-from lib import distributions, losses, methods
+from lib import distributions, evaluation, losses, methods
 from lib.claims import differences as comparisons
 from lib.claims import ledger as claims
 from lib.data import sources as data
 from lib.evaluation import intervals as statistics
 from lib.evaluation import likelihood
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.evaluation import style as factors
 from lib.evaluation import uncertainty as measures
 from lib.pipeline import jobs as reproduction
@@ -1050,7 +1049,7 @@ CASES = {
         written(b"PK\x03\x04", *RUNS, NAME, "embeddings", "digits-test-359-clean.npz"),
     ),
     "a battery of one class": (
-        lambda place: protocol.measure(
+        lambda place: protocol.measure_run(
             protocol.Run(settings.resolve("random", "smoke", dataset="mine"))
         ),
         r"mine \(8 images\) has one class, 'cat', so there is nothing to tell apart: give labels of two or more",
@@ -1153,7 +1152,7 @@ CASES = {
         None,
     ),
     "embedding of NaN": (
-        lambda place: evaluation.embed(
+        lambda place: evaluation.embed_images(
             protocol.Run(FINISHED).method,
             data.load("digits", "test"),
             transform=lambda batch: batch * float("nan"),
@@ -1163,7 +1162,7 @@ CASES = {
     ),
     "images that are bytes": (
         lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)),
-        r"images are uint8 of shape \(2, 3, 16, 16\); vi_simsiam was trained on 3 channels and .*protocol.fit\(encoder.settings",
+        r"images are uint8 of shape \(2, 3, 16, 16\); vi_simsiam was trained on 3 channels and .*evaluation.input_transform\(encoder.settings",
         None,
     ),
     "images that are an array": (
@@ -1177,22 +1176,22 @@ CASES = {
         None,
     ),
     "bytes as floats, made to fit": (
-        given(protocol.fit({"image_size": 8}, 3), 255 * torch.ones(2, 3, 16, 16)),
+        given(evaluation.input_transform({"image_size": 8}, 3), 255 * torch.ones(2, 3, 16, 16)),
         "go from 255 to 255; .*divide bytes by 255",
         None,
     ),
     "bytes, made to fit": (
-        given(protocol.fit({"image_size": 8}, 3), torch.ones(2, 3, 16, 16, dtype=torch.uint8)),
+        given(evaluation.input_transform({"image_size": 8}, 3), torch.ones(2, 3, 16, 16, dtype=torch.uint8)),
         r"are uint8 of shape .*float\(\) / 255",
         None,
     ),
     "images with an alpha channel, made to fit": (
-        given(protocol.fit({"image_size": 8}, 3), torch.ones(2, 4, 16, 16)),
+        given(evaluation.input_transform({"image_size": 8}, 3), torch.ones(2, 4, 16, 16)),
         r"of shape \(2, 4, 16, 16\): give floats .*C = 1 or 3",
         None,
     ),
     "one image, made to fit": (
-        given(protocol.fit({"image_size": 8}, 3), torch.ones(3, 16, 16)),
+        given(evaluation.input_transform({"image_size": 8}, 3), torch.ones(3, 16, 16)),
         r"of shape \(3, 16, 16\): give floats",
         None,
     ),

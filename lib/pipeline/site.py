@@ -1388,9 +1388,9 @@ def main() -> int:
     try:
         print(build(parser.parse_args().profile))
         if artifacts.RESULTS == artifacts.ROOT / "results":  # the README shows what is committed
-            from lib.evaluation import encoders  # it imports torch
+            from lib.evaluation import measure  # it imports torch
 
-            encoders.write_cards()
+            measure.write_cards()
             artifacts.write_text(
                 artifacts.ROOT / "README.md",
                 with_results((artifacts.ROOT / "README.md").read_text()),
