@@ -9,7 +9,7 @@ of a single class, raises UndefinedStatistic. Risk-coverage curves are defined f
 """
 
 from collections.abc import Callable, Sequence
-from numbers import Integral
+from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -119,7 +119,8 @@ def class_indices(labels: ArrayLike, name: str, count: int) -> tuple[np.ndarray,
         >>> class_indices([2021, 2019, 2021], "years", 3)
         (array([2019, 2021]), array([1, 0, 1]))
     """
-    labels = np.asarray(labels)
+    is_array = hasattr(labels, "dtype")
+    labels = np.asarray(labels) if is_array else np.asarray(labels, dtype=object)
     if labels.shape != (count,) or count == 0:
         raise ValueError(
             f"{name} must hold one label for each of {count} images, at least one; got shape "
@@ -135,11 +136,11 @@ def class_indices(labels: ArrayLike, name: str, count: int) -> tuple[np.ndarray,
 
 
 def _labels_of_one_type(labels: np.ndarray, name: str) -> np.ndarray:
-    """An array of objects as one of strings or of whole numbers."""
+    """An array of objects as one of strings or of numbers."""
     if all(isinstance(label, str) for label in labels):
         return labels.astype(str)
-    if all(isinstance(label, Integral) for label in labels):
-        return labels.astype(np.int64)
+    if all(isinstance(label, Real) for label in labels):
+        return np.array(labels.tolist())
     types = sorted({type(label).__name__ for label in labels})
     raise ValueError(
         f"{name} holds values of type {', '.join(types)}; labels must be all whole numbers or all "
