@@ -9,13 +9,12 @@ import scipy
 import torch
 from PIL import Image
 
-from lib import methods
+from lib import evaluation, methods
 from lib.claims import tables as benchmark
 from lib.data.sets import ImageSet
 from lib.evaluation import image_scores, uncertainty
 from lib.evaluation import intervals as statistics
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
 

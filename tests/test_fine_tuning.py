@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from lib import evaluation
 from lib.data import sources as data
 from lib.data.sources import ImageSet
 from lib.evaluation import finetune as fine_tuning
-from lib.evaluation import probes as evaluation
 from lib.runs import store as artifacts
 from lib.training import loop as training
 

@@ -37,7 +37,7 @@ def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatc
     monkeypatch.setitem(plotting.METHODS, "mine", plotting.METHODS["simclr"]._replace(label="mine"))
     assert reproduction.parse_parameters("method=mine", "10_pretraining") == {"method": "mine"}
     training.train(run)
-    frame = protocol.measure(protocol.Run(run))
+    frame = protocol.measure_run(protocol.Run(run))
     assert {"accuracy", "correctness_auroc", "ood_auroc"} <= set(frame.metric) and set(
         frame.method
     ) == {"mine"}

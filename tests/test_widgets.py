@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from lib.evaluation import measure as protocol
+from lib import evaluation
 from lib.figures import widgets
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -16,7 +16,7 @@ def test_the_figure_shows_the_image_and_the_crop_with_their_scores():
         IMAGES[1], 0.25, 0.5, 0.5, lambda image: seen.append(image) or 100.0 + len(seen)
     )
     torch.testing.assert_close(seen[0], IMAGES[1])
-    torch.testing.assert_close(seen[1], protocol.square_crop(0.25, 0.5, 0.5)(IMAGES[1:2])[0])
+    torch.testing.assert_close(seen[1], evaluation.square_crop(0.25, 0.5, 0.5)(IMAGES[1:2])[0])
     titles = [
         "".join(ax.get_title(loc=side) for side in ("left", "center", "right"))
         for ax in figure.axes
@@ -31,7 +31,7 @@ def test_the_figure_shows_the_image_and_the_crop_with_their_scores():
     )
     odd = widgets.crop_figure(IMAGES[1], 0, 0, 0.55, lambda image: 1.0).axes[0].patches[0]
     assert (
-        odd.get_width() == protocol.pixels_of_square(0, 0, 0.55, 16)[2] == 8
+        odd.get_width() == evaluation.pixels_of_square(0, 0, 0.55, 16)[2] == 8
     )  # drawn as it is scored, where the share is no whole pixel
     grey = widgets.crop_figure(IMAGES[0, :1], 0, 0, 1, lambda image: 1.0)
     assert grey.axes[0].images[0].get_array().shape == (16, 16)

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
+from lib import evaluation
 from lib.evaluation import intervals as statistics
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.evaluation import shift, uncertainty
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts

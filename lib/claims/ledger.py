@@ -15,13 +15,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from lib import methods, networks
+from lib import evaluation, methods, networks
 from lib.claims import differences as comparisons
 from lib.data import views as augmentations
 from lib.evaluation import generation
 from lib.evaluation import intervals as statistics
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.evaluation import style as factors
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts

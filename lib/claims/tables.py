@@ -11,14 +11,13 @@ import numpy as np
 import pandas as pd
 import scipy
 
-from lib import methods
+from lib import evaluation, methods
 from lib.claims import differences as comparisons
 from lib.claims import ledger as claims
 from lib.claims.differences import label
 from lib.evaluation import image_scores, shift, uncertainty
 from lib.evaluation import intervals as statistics
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.evaluation import style as factors
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts

@@ -16,8 +16,8 @@ from torch.nn import functional as F
 from lib.data import sets as image_sets
 from lib.data import sources as data
 from lib.data import views as augmentations
-from lib.evaluation import probes as evaluation
-from lib.evaluation import uncertainty
+from lib.evaluation import probes, uncertainty
+from lib.evaluation.embed import Embedded, embed_cached, embed_images
 from lib.evaluation.measure import MEASURING, Run
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
@@ -118,14 +118,14 @@ def fine_tune(
                 optimizer.step()
                 step += 1
                 progress.update(step, round(loss.item(), 4))
-    features = torch.as_tensor(evaluation.embed(network, test)["features"], device=device)
+    features = torch.as_tensor(embed_images(network, test)["features"], device=device)
     with torch.no_grad():
         return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
 
 
 def fine_tuned(
     run: Run, labelled: data.ImageSet, test: data.ImageSet, epochs: int, learning_rate: float
-) -> evaluation.Embedded:
+) -> Embedded:
     """Label [N] and class probabilities [N, C] of ``test`` after fine-tuning a copy of the run's network; stored with the run."""
     folder = artifacts.run_dir(run.profile, run.name)
 
@@ -159,7 +159,7 @@ def fine_tuned(
         "optimizer": run.settings["fine_tune_optimizer"],
         "code": artifacts.code_hash(MEASURING),
     }
-    return evaluation.embed_cached(path, key, compute)
+    return embed_cached(path, key, compute)
 
 
 def search_rate(
@@ -292,16 +292,16 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         labelled = run.train.subset(data.label_subset(run.train.labels, share, settings["seed"]))
         few = run.embed(labelled, common["condition"])
         probabilities = {
-            "linear": evaluation.linear_probe(few["features"], few["label"]).probabilities(
+            "linear": probes.linear_probe(few["features"], few["label"]).probabilities(
                 whole["features"]
             )
         }
         predictions = {
-            "knn": evaluation.knn_predict(
+            "knn": probes.knn_predict(
                 few["features"],
                 few["label"],
                 whole["features"],
-                k=min(evaluation.NEAREST, len(labelled)),
+                k=min(probes.NEAREST, len(labelled)),
             )[0]
         }
         rows.append(common | {"metric": "labelled_images", "value": len(labelled)})
@@ -338,7 +338,7 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
             predictions | {name: shares.argmax(1) for name, shares in probabilities.items()}
         ).items():
             right = scores[f"{classifier}_{share:g}"] = prediction == test.labels
-            accuracy = evaluation.with_interval(
+            accuracy = uncertainty.with_interval(
                 np.mean, right.astype(float), draws=settings["bootstrap_draws"]
             )
             rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
@@ -390,7 +390,7 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     rows = [
         common
         | {"metric": "accuracy"}
-        | evaluation.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
+        | uncertainty.with_interval(np.mean, right.astype(float), draws=settings["bootstrap_draws"])
     ]
     values = _calibration(probabilities, test.labels) | {
         "images": len(labelled),

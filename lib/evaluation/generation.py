@@ -15,9 +15,9 @@ from lib.data import sets as image_sets
 from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.evaluation import style as factors
-from lib.evaluation.uncertainty import matrix
+from lib.evaluation.embed import input_transform
+from lib.evaluation.uncertainty import matrix, with_interval
 from lib.methods.simvae import VAE
 from lib.runs import store as artifacts
 from lib.training import loop as training
@@ -193,7 +193,7 @@ def fid(
 # ---------------------------------------------------------------------------------------------------------------- of a run
 def pixels_of(run: protocol.Run, images: data.ImageSet) -> Tensor:
     """What reconstructions of ``images`` are compared with, [N, C, S, S] in 0..1: as the run takes them."""
-    fitted = protocol.fit(run.settings, run.channels)(
+    fitted = input_transform(run.settings, run.channels)(
         images.batch(range(len(images))).float() / 255
     )
     return target_pixels(run.settings, fitted)
@@ -266,13 +266,13 @@ def measure_generation(
 
     def judged(images: Tensor) -> np.ndarray:
         labels = np.zeros(len(images), np.int64)
-        return judge.ask(
+        return judge.embed_unstored(
             data.ImageSet("pictures", "test", image_sets.to_bytes(images), labels, ["picture"])
         )["features"]
 
     common = {"evaluated_on": test.title, "n": len(pixels)}
     error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
-    mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
+    mse = with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
     rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
     if judge:
         real = judged(pixels)

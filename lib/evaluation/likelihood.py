@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from lib.distributions import DirectionalStudentT, log_sphere_area
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.evaluation import uncertainty
 from lib.runs import store as artifacts
 
@@ -106,7 +105,7 @@ def measure_variances(run: protocol.Run, notebook: str) -> None:
             }
             rows.append(
                 row
-                | evaluation.with_interval(
+                | uncertainty.with_interval(
                     statistic, *arrays, draws=run.settings["bootstrap_draws"]
                 )
             )

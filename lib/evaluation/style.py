@@ -14,8 +14,14 @@ import scipy
 
 from lib.data import sources as data
 from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
-from lib.evaluation.uncertainty import UndefinedStatistic, bootstrap_interval, centred, matrix
+from lib.evaluation.embed import Embedded
+from lib.evaluation.uncertainty import (
+    UndefinedStatistic,
+    bootstrap_interval,
+    centred,
+    matrix,
+    with_interval,
+)
 from lib.runs import store as artifacts
 
 CONTENT = (
@@ -328,7 +334,7 @@ def variance_difference(
     def apart(drawn: np.ndarray) -> float:
         return share(first, drawn.astype(int)) - share(second, drawn.astype(int))
 
-    found = evaluation.with_interval(apart, np.arange(first.shape[1]), draws=draws)
+    found = with_interval(apart, np.arange(first.shape[1]), draws=draws)
     return {"difference": found.pop("value"), "n": first.shape[1]} | found
 
 
@@ -377,7 +383,7 @@ def measure_content(run: protocol.Run, notebook: str) -> pd.DataFrame:
     )
     for classifier, predicted in predictions.items():
         right = scores[f"{classifier}_correct"] = predicted == test["label"]
-        accuracy = evaluation.with_interval(
+        accuracy = with_interval(
             np.mean, right.astype(float), draws=run.settings["bootstrap_draws"]
         )
         rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
@@ -402,7 +408,7 @@ def measure_within(run: protocol.Run, notebook: str) -> pd.DataFrame:
     return run.write_metrics(_variances_within(run, run.embed(images), common), notebook)
 
 
-def _variances_within(run: protocol.Run, test: evaluation.Embedded, common: dict) -> list[dict]:
+def _variances_within(run: protocol.Run, test: Embedded, common: dict) -> list[dict]:
     few, views = protocol.embed_views(run, GROUP_VIEWS)
     groups = {
         "classes": (test["features"], test["label"]),
@@ -460,9 +466,7 @@ def measure_factors(run: protocol.Run, dataset: str, notebook: str) -> pd.DataFr
         rows.append(
             common
             | {"metric": metric}
-            | evaluation.with_interval(
-                skill, predicted, asked, draws=run.settings["bootstrap_draws"]
-            )
+            | with_interval(skill, predicted, asked, draws=run.settings["bootstrap_draws"])
         )
         rows.append(common | {"metric": "chance", "value": chance(known, asked)})
     return run.write_metrics(rows, notebook, dataset)

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from lib.evaluation import measure as protocol
+from lib import evaluation
 from lib.figures import charts as plotting
 
 CROP_ALT = (
@@ -25,8 +25,8 @@ def crop_figure(
 
     top, left, side: shares of the side. score: κ of one image [C, S, S].
     """
-    crop = protocol.square_crop(top, left, side)(image[None])[0]
-    y, x, width = protocol.pixels_of_square(top, left, side, image.shape[-1])
+    crop = evaluation.square_crop(top, left, side)(image[None])[0]
+    y, x, width = evaluation.pixels_of_square(top, left, side, image.shape[-1])
     figure, axes = plt.subplots(1, 2, figsize=(3.4, 1.9), layout="constrained")
     for ax, shown, name in zip(axes, (image, crop), ("image", "crop"), strict=True):
         pixels = shown.clamp(0, 1).movedim(0, -1).numpy(force=True)

@@ -14,12 +14,10 @@ import scipy
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from lib import methods
+from lib import evaluation, methods
 from lib.data import sets as image_sets
 from lib.data import sources as data
 from lib.evaluation import encoders, uncertainty
-from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
 from lib.figures import charts as plotting
 from lib.pipeline.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 from lib.runs import settings as resolution
@@ -74,7 +72,7 @@ def score(
     except training.TrainingStopped as error:
         advice = "Images that are all alike cannot be told apart: score them with a committed encoder instead, ENCODER=vi_simsiam."
         raise training.TrainingStopped(f"{error} {advice}") from error
-    return evaluation.embed(training.load_trained(settings, 3), images)
+    return evaluation.embed_images(training.load_trained(settings, 3), images)
 
 
 def check_encoder(encoder: str) -> None:
@@ -97,8 +95,8 @@ def _info(encoder: Path) -> dict:
 def ask(encoder: str, images: image_sets.ImageSet) -> evaluation.Embedded:
     """What a committed encoder says of every image, at the size it was trained with."""
     method, info = encoders.load(encoder), _info(encoders.stored()[encoder])
-    return evaluation.embed(
-        method, images, transform=protocol.fit(info["settings"], info["channels"])
+    return evaluation.embed_images(
+        method, images, transform=evaluation.input_transform(info["settings"], info["channels"])
     )
 
 
