@@ -1,4 +1,4 @@
-"""make reproduce: Snakemake over the jobs of a profile, bars while they run, causes when they fail."""
+"""make reproduce: Snakemake over the jobs of a profile, with bars and the causes of failures."""
 
 import contextlib
 import ctypes
