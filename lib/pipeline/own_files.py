@@ -13,18 +13,14 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
-from lib.data import sets
+from lib.data import files as image_files
+from lib.data.sets import ImageSet
 from lib.training import loop
 
 NAME = "own_images"  # of the set, in settings and runs
 FEWEST = 64  # images: one batch
 SMALLEST_SIDE = 16  # px; below, an enlarged image is blur only
 MOST_PIXELS = Image.MAX_IMAGE_PIXELS  # against files that are small on disk and fill the memory
-SUFFIXES = sets.SUFFIXES | {".gif", ".jfif", ".jpe"}
-# Pillow would start other programs for some further formats.
-FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "PPM", "TIFF")
-NOT_READ = (".heic", ".heif", ".avif")
-ORIENTATION = 0x0112  # of EXIF
 UPRIGHT = 1
 STATUS = {
     "used": "scored",
@@ -34,12 +30,12 @@ STATUS = {
     "link": "linked from elsewhere",
     "other": "of other kinds",
 }
+LEFT_OUT = {"hidden": "other", "link": "link", "other": "other", "unreadable": "broken"}
 COLUMNS = ["file", "folder", "status", "width", "height", "mode", "note"]
 ALIKE = 0.96  # correlation of the thumbnails of near-duplicates
 FLAT = 2.0  # standard deviation of a plain thumbnail, of 255
 THUMBNAIL = 16  # px
 ROWS_AT_ONCE = 1024
-Image.init()  # registers all formats, so that FORMATS may be named
 
 
 @dataclass
@@ -65,7 +61,7 @@ class File:
 # ------------------------------------------------------------------------- reading a folder
 def survey(
     folder: str | Path, image_size: int, progress: Path | None = None
-) -> tuple[sets.ImageSet, pd.DataFrame]:
+) -> tuple[ImageSet, pd.DataFrame]:
     """Every file below a folder, read as far as it can be: the images, and one row a file.
 
     Images are uint8 [N, S, S, 3]: shorter side to S = ``image_size`` and the centre square,
@@ -94,20 +90,20 @@ def survey(
     labels, classes = pd.factorize(table.folder[table.status == "used"], sort=True)
     pixels = np.stack([file.pixels for file in used])
     source = f"folder {printable(root.name)}"
-    return sets.ImageSet(NAME, "train", pixels, labels, list(classes), source=source), table
+    return ImageSet(NAME, "train", pixels, labels, list(classes), source=source), table
 
 
 def read_all(root: Path, image_size: int, progress: Path | None) -> list[File]:
     """All files below a folder, sorted by path, each read as far as it can be."""
-    listed = sorted(walk(root), key=lambda file: file.path)
-    bar = loop.Progress(progress, "reading files", len(listed), 0, 1, show=False)
+    waiting = listed(root)
+    bar = loop.Progress(progress, "reading files", len(waiting), 0, 1, show=False)
     files = []
     with (
         contextlib.closing(bar),
         large_images_opened(),
-        ThreadPoolExecutor(sets.DECODERS) as pool,
+        ThreadPoolExecutor(image_files.DECODERS) as pool,
     ):
-        for file in pool.map(lambda file: read(file, image_size), listed):
+        for file in pool.map(lambda file: read(file, image_size), waiting):
             files.append(file)
             bar.update(len(files), None)
     if progress:
@@ -141,37 +137,15 @@ def _too_few(root: Path, table: pd.DataFrame) -> str:
     )
 
 
-def walk(root: Path) -> Iterator[File]:
-    """Every file and link below a folder; those that are not to be opened have their reason.
-
-    Links and hidden folders are reported and not entered.
-    """
-    unreadable: list[OSError] = []
-    for folder, folders, names in os.walk(root, onerror=unreadable.append):
-        for name in [*folders, *names]:
-            path = Path(folder, name)
-            if path.is_symlink():
-                yield File(path).left_out("link", "a symbolic link, not followed")
-            elif name.startswith("."):
-                yield File(path).left_out("other", "hidden")
-            elif name in names:
-                yield _judged(path)
-        folders[:] = [name for name in folders if not name.startswith(".")]
-    for error in unreadable:
-        yield File(Path(error.filename)).left_out("broken", error.strerror)
-
-
-def _judged(path: Path) -> File:
-    suffix = path.suffix.lower()
-    if not path.is_file():
-        return File(path).left_out("other", "not a regular file")
-    if suffix in NOT_READ:
-        note = f"{suffix} cannot be read here; save the image as JPEG or PNG"
-        return File(path).left_out("other", note)
-    if suffix not in SUFFIXES:
-        note = f"{suffix or 'no suffix'} is not a kind of image that is read"
-        return File(path).left_out("other", note)
-    return File(path)
+def listed(root: Path) -> list[File]:
+    """Every file and link below a folder, sorted; those that are not opened have their reason."""
+    files = []
+    for entry in image_files.walk(root):
+        file = File(entry.path)
+        if not entry.is_image:
+            file.left_out(LEFT_OUT[entry.kind], entry.note)
+        files.append(file)
+    return files
 
 
 def printable(name: str) -> str:
@@ -198,7 +172,7 @@ def read(file: File, size: int) -> File:
     if file.status != "used":
         return file
     try:
-        with Image.open(file.path, formats=FORMATS) as image:
+        with Image.open(file.path, formats=image_files.FORMATS) as image:
             return _decoded(file, image, size)
     except UnidentifiedImageError:
         is_empty = file.path.stat().st_size == 0
@@ -217,9 +191,7 @@ def _decoded(file: File, image: Image.Image, size: int) -> File:
     if shorter < SMALLEST_SIDE:
         note = f"{image.width} x {image.height} px, the shorter side below {SMALLEST_SIDE}"
         return file.left_out("tiny", note)
-    # A progressive JPEG keeps all coefficients in memory, whatever size is asked for.
-    if not image.info.get("progressive"):
-        image.draft(None, (2 * size, 2 * size))
+    image_files.decode_smaller(image, size)
     pixels = image.width * image.height
     if pixels > MOST_PIXELS:
         return file.left_out("huge", f"{pixels:,} pixels to decode, more than {MOST_PIXELS:,}")
@@ -227,12 +199,12 @@ def _decoded(file: File, image: Image.Image, size: int) -> File:
     frames = getattr(image, "n_frames", 1)
     if frames > 1:
         notes.append(f"first of {frames} frames")
-    if image.getexif().get(ORIENTATION, UPRIGHT) != UPRIGHT:
+    if image.getexif().get(image_files.ORIENTATION, UPRIGHT) != UPRIGHT:
         notes.append("turned by its EXIF orientation")
     if shorter < size:
         notes.append(f"enlarged to {size} px, which blurs it")
-    rgb, conversions = sets.to_rgb(ImageOps.exif_transpose(image))
-    file.pixels = np.asarray(sets.square(rgb, size))
+    rgb, conversions = image_files.to_rgb(ImageOps.exif_transpose(image))
+    file.pixels = np.asarray(image_files.square(rgb, size))
     file.note = ", ".join(notes + conversions)
     return file
 
