@@ -121,7 +121,8 @@ def _summary(runs: pd.DataFrame) -> str:
 def _progress_table(runs: pd.DataFrame) -> str:
     """One row per data set and purpose: runs and hours done and to come."""
     rows = [["data set", "purpose", "runs", "done", "hours done", "hours to come", "to come"]]
-    for (dataset, purpose), group in runs.groupby(["dataset", "purpose"], sort=True):
+    datasets = runs.dataset.str.replace(settings.ONE_CLASS, r"\g<name> (one class)", regex=True)
+    for (dataset, purpose), group in runs.groupby([datasets, "purpose"], sort=True):
         done = group[group.state == "done"]
         remaining = group[group.state.isin(["running", "to come"])]
         methods = ", ".join(sorted(remaining.method.unique()))
@@ -156,16 +157,8 @@ def _running(profile: str, runs: pd.DataFrame) -> list[str]:
 def _links(folder: Path) -> list[str]:
     """Sections that link what is stored: ledger, executed notebooks, encoders, figures, tables."""
     sections = []
-    ledger = {
-        "every claim, published and ours": folder / "tables" / "90_claims.csv",
-        "the ledger as a notebook": folder / "notebooks" / "90_claims_ledger.ipynb",
-    }
-    known = [
-        f"- [{title}]({_link(path, folder)})" for title, path in ledger.items() if path.exists()
-    ]
-    if known:
-        sections += ["## Ledger", "\n".join(known)]
     for title, pattern in (
+        ("Ledger of claims", "*/*_claims*"),
         ("Executed notebooks", "notebooks/*.ipynb"),
         ("Encoders", "encoders/*.md"),
         ("Figures", "figures/*.png"),
@@ -173,10 +166,6 @@ def _links(folder: Path) -> list[str]:
     ):
         paths = sorted(folder.glob(pattern))
         if paths:
-            links = [f"- [{path.stem}]({_link(path, folder)})" for path in paths]
+            links = [f"- [{path.name}]({path.relative_to(folder).as_posix()})" for path in paths]
             sections += [f"## {title}", "\n".join(links)]
     return sections
-
-
-def _link(path: Path, folder: Path) -> str:
-    return path.relative_to(folder).as_posix()

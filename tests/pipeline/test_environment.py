@@ -1,4 +1,4 @@
-"""The pinned environment: exact, complete, installed, and the same for pip, conda and every supported Python."""
+"""The pinned environment: exact, complete, installed, the same for pip, conda and all Pythons."""
 
 import importlib.metadata
 import json
@@ -26,9 +26,9 @@ LINES = [
 ]
 PINS = {canonicalize_name(pin.name): pin for pin in map(Requirement, LINES)}
 
-# Published without wheels at these versions; both are pure Python, so building them needs no compiler.
+# Published without wheels at these versions; both are pure Python and need no compiler.
 SOURCE_ONLY = {
-    "antlr4-python3-runtime": "omegaconf 2.3 (under torch-uncertainty) needs 4.9.*, which has no wheel",
+    "antlr4-python3-runtime": "omegaconf 2.3 (of torch-uncertainty) needs 4.9, without a wheel",
     "connection-pool": "snakemake needs it; 0.0.3 has no wheel",
 }
 LINUX_TAGS = [f"manylinux_2_{minor}" for minor in range(5, 29)] + ["manylinux2014"]
@@ -37,7 +37,7 @@ SYSTEMS = {
     "linux-aarch64": ("Linux", "aarch64", [f"{tag}_aarch64" for tag in LINUX_TAGS]),
     "macos-arm64": ("Darwin", "arm64", ["macosx_14_0_arm64"]),
 }
-# 3.11 and 3.13 bound the range: on the other systems a wheel for both and none for 3.12 would be odd.
+# 3.11 and 3.13 bound the range: elsewhere a wheel for both and none for 3.12 would be odd.
 TARGETS = [("3.12", "linux-x86_64"), ("3.13", "linux-x86_64")] + [
     (version, system) for system in ("linux-aarch64", "macos-arm64") for version in ("3.11", "3.13")
 ]
@@ -56,9 +56,9 @@ def active_pins(environment: dict[str, str]) -> dict[str, Requirement]:
 
 
 def needed(requires: dict[str, list[str]], environment: dict[str, str]) -> set[str]:
-    """Names reachable from pyproject.toml, each checked to be pinned within the range that asks for it.
+    """Names reachable from pyproject.toml, each pinned within the range that asks for it.
 
-    `requires` maps a name to its Requires-Dist lines. An extra is walked as a node of its own.
+    requires: the Requires-Dist lines of each name. An extra is walked as a node of its own.
     """
     pins = active_pins(environment)
     seen: set[tuple[str, str]] = set()
@@ -178,7 +178,7 @@ def test_pins_resolve_as_wheels(version, system, tmp_path):
     }
     pins = active_pins(environment)
     wheels = {name for name in pins if name not in SOURCE_ONLY}
-    # pip evaluates markers for the Python it runs on: they are resolved here instead, and dependencies followed below.
+    # pip evaluates markers for the Python it runs on: they are resolved here instead.
     (tmp_path / "pins.txt").write_text(
         "\n".join(f"{name}=={version_of(pins[name])}" for name in wheels)
     )

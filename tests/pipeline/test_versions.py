@@ -1,4 +1,4 @@
-"""The tests under the oldest and the newest versions that pyproject.toml allows, each in an environment of its own (.versions/)."""
+"""The tests under the oldest and the newest versions allowed, each in an environment of its own."""
 
 import os
 import subprocess
@@ -8,9 +8,7 @@ import pytest
 
 from lib.runs.store import ROOT
 
-OF_THE_PINS = (
-    "test_methods.py::test_first_losses_are_those_of_the_methods_version",
-)
+OF_THE_PINS = ("test_methods.py::test_first_losses_are_those_of_the_methods_version",)
 UNREACHABLE = ("Failed to fetch", "error sending request", "dns error", "client error (Connect)")
 
 
@@ -28,7 +26,7 @@ def uv(*arguments: str) -> None:
 @pytest.mark.versions
 @pytest.mark.parametrize("resolution", ["lowest-direct", "highest"])
 def test_the_tests_pass_with_other_versions(resolution):
-    """lowest-direct: every package that pyproject.toml names at the least version it allows; highest: all as new as they come."""
+    """lowest-direct: every package that pyproject.toml names, at the oldest version it allows."""
     folder = ROOT / ".versions" / resolution
     listed, python = folder.with_suffix(".txt"), folder / "bin" / "python"
     folder.parent.mkdir(exist_ok=True)
@@ -58,7 +56,7 @@ def test_the_tests_pass_with_other_versions(resolution):
         "--override-ini",
         f"cache_dir={folder}/pytest_cache",
     ]
-    # torch may draw initial weights otherwise (2.12 does for trunc_normal_): the numbers that are expected are those of the pins.
+    # torch 2.12 draws truncated normal weights differently: these numbers are of the pins.
     chosen += [f"--deselect=tests/{test}" for test in OF_THE_PINS]
     command = [
         str(python),
