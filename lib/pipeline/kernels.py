@@ -67,8 +67,8 @@ class JobKernel(AsyncKernelManager):
             )
         when = "at work" if answered else "before it answered"
         ended = describe_exit(status)
-        said = cls.messages() or "it wrote no message"
-        return f"its kernel ({sys.executable}) ended {when}{ended}: {said}."
+        message = cls.messages() or "it wrote no message"
+        return f"its kernel ({sys.executable}) ended {when}{ended}: {message}."
 
 
 def describe_exit(status: int | None) -> str:

@@ -146,18 +146,19 @@ def _check_values(notebook: str, parameters: dict) -> None:
     A parameter that has its default is not looked at: -1 may stand for "as the profile has it".
     """
     declared = declared_parameters(notebook)
-    given = {name: value for name, value in parameters.items() if value != declared[name]}
-    for name, value in given.items():
+    changed = {name: value for name, value in parameters.items() if value != declared[name]}
+    for name, value in changed.items():
         if type(value) in (int, float) and not 0 <= value < math.inf:
             raise ValueError(
                 f"Parameter {name!r} of {notebook} is {value}; it must be finite and 0 or more."
             )
-    if "dataset" in given:
+    if "dataset" in changed:
         from lib.data import sources  # slow to import
 
-        sources.check_name(given["dataset"])
-    if "runs" in given:
-        settings.find_runs(given["runs"].split(), given.get("profile", "quick"))
+        sources.check_name(changed["dataset"])
+    if "runs" in changed:
+        profile = parameters.get("profile", declared["profile"])
+        settings.find_runs(changed["runs"].split(), profile)
 
 
 # ------------------------------------------------------------------------- inside a notebook

@@ -35,7 +35,9 @@ def publish(profile: str = "standard", ids: Sequence[str] = ()) -> list[Path]:
     for figure_id in ids:
         _check_figure(folder, figure_id)
     target = store.ROOT / "figures"
-    wanted = [f"{figure_id}.{kind}" for figure_id in ids for kind in KINDS]
+    wanted = []
+    for figure_id in ids:
+        wanted += [f"{figure_id}.{kind}" for kind in KINDS]
     for path in _published_files():
         if path.name not in wanted:
             path.unlink()

@@ -50,10 +50,8 @@ def reproduce(
     store.check_writable(folder)
     log_path = jobs.stamp_folder(profile) / "snakemake.log"
     log_path.parent.mkdir(exist_ok=True)
-    waiting = [job for name, job in listed.items() if not stamps[name].exists()]
-    done = len(listed) - len(waiting)
-    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {done} done. Log: {log_path}")
-    print_missing_sets(profile, waiting)
+    print_plan(profile, paper, listed, stamps)
+    print(f"The log is {log_path}.")
     # A file, so that `config` of a Snakemake profile is not overruled as it is by --config.
     config_path = log_path.with_name("config.json")
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
@@ -172,6 +170,14 @@ def container_limit(name: str) -> float:
 
 
 # ------------------------------------------------------------------------- before and after
+def print_plan(profile: str, paper: str, listed: dict[str, Job], stamps: dict[str, Path]) -> None:
+    """Print how many jobs there are, how many are done, and which data sets the others lack."""
+    waiting = [job for name, job in listed.items() if not stamps[name].exists()]
+    done = len(listed) - len(waiting)
+    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {done} done.")
+    print_missing_sets(profile, waiting)
+
+
 def print_missing_sets(profile: str, waiting: Iterable[Job]) -> None:
     """Print which data sets are missing that the waiting jobs need, and how to provide them."""
     from lib.evaluation import measure  # slow to import
@@ -181,7 +187,9 @@ def print_missing_sets(profile: str, waiting: Iterable[Job]) -> None:
             f"Runs on {name} are left out: nothing fetches it. Put it in "
             f"{store.default_data_dir() / name}."
         )
-    names = [name for job in waiting for name in job.parameters.get("runs", "").split()]
+    names = []
+    for job in waiting:
+        names += job.parameters.get("runs", "").split()
     for reason in measure.missing_sets(settings.find_runs(names, profile)):
         print(f"Jobs that need this set will fail, the others go on: {reason}")
 

@@ -49,7 +49,8 @@ __all__ = [
 
 IMAGES_SEEN = 150_000  # by a network that is trained on a folder, with repetitions
 MOST_EPOCHS = 400
-ROWS, COLUMNS = 4, 8  # of a contact sheet
+ROWS = 4  # of a contact sheet
+COLUMNS = 8
 LONGEST_NAME = 22  # letters of a name in a figure
 CONSTANT = 1e-5  # the range of κ, relative to its mean, below which all images have one κ
 TEMPLATES = Environment(
