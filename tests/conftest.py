@@ -100,7 +100,7 @@ def run(shared_results, tiny):
 @pytest.fixture(scope="module")
 def frame(run):
     """Its stored metrics."""
-    return protocol.measure(run)
+    return protocol.measure_run(run)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def test_a_method_of_ones_own_is_trained_and_measured_like_the_others(monkeypatc
     run = own_method(monkeypatch, Mine)
     assert reproduction.parse_parameters("method=mine", "10_pretraining") == {"method": "mine"}
     training.train(run)
-    frame = protocol.measure(protocol.Run(run))
+    frame = protocol.measure_run(protocol.Run(run))
     assert {"accuracy", "correctness_auroc", "ood_auroc"} <= set(frame.metric) and set(
         frame.method
     ) == {"mine"}

@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from lib import training
 from lib.data import sets, sources, views
 from lib.evaluation import probes, uncertainty
+from lib.evaluation.embed import Embedded, embed_cached, embed_images
 from lib.evaluation.measure import MEASURING, Run
 from lib.runs import store
 
@@ -111,7 +112,7 @@ def fine_tune(
             torch_optimizer.param_groups[0]["lr"] = learning_rate * factor
             torch_optimizer.step()
             progress.update(step + 1, round(loss.item(), 4))
-    features = torch.as_tensor(probes.embed(network, test)["features"], device=device)
+    features = torch.as_tensor(embed_images(network, test)["features"], device=device)
     with torch.no_grad():
         return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
 
@@ -168,7 +169,7 @@ def fine_tuned_probabilities(
     folder = store.run_dir(run.profile, run.name)
     optimizer = run.settings["fine_tune_optimizer"]
 
-    def compute() -> probes.Embedded:
+    def compute() -> Embedded:
         probabilities = fine_tune(
             run.method,
             labelled,
@@ -193,7 +194,7 @@ def fine_tuned_probabilities(
         "optimizer": optimizer,
         "code": store.code_hash(MEASURING),
     }
-    return probes.embed_cached(path, key, compute)["probabilities"]
+    return embed_cached(path, key, compute)["probabilities"]
 
 
 # --------------------------------------------------------------------------------- learning rates
@@ -397,7 +398,7 @@ def _search_rows(run: Run, share: float, search: dict[float, float]) -> list[dic
 
 def _accuracy(run: Run, correct: np.ndarray) -> dict:
     """Metric accuracy with its 95 % bootstrap interval over images."""
-    interval = probes.with_interval(
+    interval = uncertainty.with_interval(
         np.mean, correct.astype(float), draws=run.settings["bootstrap_draws"]
     )
     return {"metric": "accuracy"} | interval

@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from lib import networks, training
 from lib.data import sets, sources
 from lib.data.views import check_range
-from lib.evaluation import measure, probes
+from lib.evaluation import measure
+from lib.evaluation.embed import input_transform
 from lib.evaluation.style import frechet_distance
-from lib.evaluation.uncertainty import matrix
+from lib.evaluation.uncertainty import matrix, with_interval
 from lib.methods.simvae import VAE
 from lib.runs import store
 
@@ -227,7 +228,7 @@ def target_pixels(settings: dict, images: Tensor) -> Tensor:
 
 def pixels_of(run: measure.Run, images: sets.ImageSet) -> Tensor:
     """``target_pixels`` of a set in the size and channels that the run takes, [N, C, S, S]."""
-    fit = measure.fit(run.settings, run.channels)
+    fit = input_transform(run.settings, run.channels)
     return target_pixels(run.settings, fit(images.batch(range(len(images))).float() / 255))
 
 
@@ -284,7 +285,7 @@ def measure_generation(run: measure.Run, judge: measure.Run | None, notebook: st
     reconstructed = decode(decoder, run.embed(test)["features"])
     error = (reconstructed - pixels).square().flatten(1).mean(1).numpy()  # [N]
     common = {"evaluated_on": test.title, "n": len(pixels)}
-    error_interval = probes.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
+    error_interval = with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
     rows = [common | {"condition": "reconstructed", "metric": "mse"} | error_interval]
     images = {
         "generated": _generated_images(run, decoder, len(pixels)),

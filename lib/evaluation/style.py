@@ -15,8 +15,15 @@ import pandas as pd
 import scipy
 
 from lib.data import sources
-from lib.evaluation import measure, probes
-from lib.evaluation.uncertainty import UndefinedStatistic, bootstrap_interval, centred, matrix
+from lib.evaluation import measure
+from lib.evaluation.embed import Embedded
+from lib.evaluation.uncertainty import (
+    UndefinedStatistic,
+    bootstrap_interval,
+    centred,
+    matrix,
+    with_interval,
+)
 from lib.runs import store
 
 CONTENT = ("content", "age")  # factors that are content; of faces the age is a fine content
@@ -376,7 +383,7 @@ def variance_difference(
         return share(first, images) - share(second, images)
 
     count = first.shape[1]
-    interval = probes.with_interval(difference, np.arange(count), draws=draws)
+    interval = with_interval(difference, np.arange(count), draws=draws)
     return {
         "difference": interval["value"],
         "n": count,
@@ -440,7 +447,7 @@ def measure_content(run: measure.Run, notebook: str) -> pd.DataFrame:
     scores = {"index": np.arange(len(test_images), dtype=np.int32)}
     for classifier, predicted in predictions.items():
         correct = predicted == test["label"]
-        accuracy = probes.with_interval(
+        accuracy = with_interval(
             np.mean, correct.astype(float), draws=run.settings["bootstrap_draws"]
         )
         rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
@@ -466,7 +473,7 @@ def measure_variance_within(run: measure.Run, notebook: str) -> pd.DataFrame:
     return run.write_metrics(_variance_rows(run, run.embed(test_images), common), notebook)
 
 
-def _variance_rows(run: measure.Run, test: probes.Embedded, common: dict) -> list[dict]:
+def _variance_rows(run: measure.Run, test: Embedded, common: dict) -> list[dict]:
     """A row for classes of test images and one for views of training images."""
     images, views = measure.embed_views(run, GROUP_VIEWS)
     view_features = np.concatenate([view["features"] for view in views])
@@ -507,9 +514,7 @@ def measure_factors(run: measure.Run, dataset: str, notebook: str) -> pd.DataFra
         predicted = mlp_probe(
             train_x[train_known], train_y, test_x[test_known], seed=run.settings["seed"]
         )
-        probed = probes.with_interval(
-            skill, predicted, test_y, draws=run.settings["bootstrap_draws"]
-        )
+        probed = with_interval(skill, predicted, test_y, draws=run.settings["bootstrap_draws"])
         metric = "r2" if test_y.dtype.kind == "f" else "accuracy"
         common = {
             "evaluated_on": test.title,

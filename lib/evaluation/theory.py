@@ -32,8 +32,13 @@ from lib.distributions import (
     log_sphere_area,
     mean_cosine,
 )
-from lib.evaluation import measure, probes
-from lib.evaluation.uncertainty import UndefinedStatistic, effective_rank, rank_correlation
+from lib.evaluation import measure
+from lib.evaluation.uncertainty import (
+    UndefinedStatistic,
+    effective_rank,
+    rank_correlation,
+    with_interval,
+)
 from lib.methods.base import agreement, forward_by_size, spread, view_pairs
 from lib.runs import store
 
@@ -576,8 +581,8 @@ def measure_variances(run: measure.Run, notebook: str) -> None:
             "score": "log_variance",
             "n": len(log_variances),
         }
-        deviation = probes.with_interval(np.std, log_variances, draws=draws)
-        correlation = probes.with_interval(rank_correlation, log_variances, residuals, draws=draws)
+        deviation = with_interval(np.std, log_variances, draws=draws)
+        correlation = with_interval(rank_correlation, log_variances, residuals, draws=draws)
         rows.append(common | {"metric": "spread"} | deviation)
         rows.append(common | {"metric": "residual_spearman"} | correlation)
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_variances", scores)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 
-from lib.evaluation import measure
+from lib.evaluation import embed
 from lib.figures.save import notebook_picture
 from lib.figures.style import BLUE, kappa_text
 
@@ -28,8 +28,8 @@ def crop_figure(
         top, left, side: of the square, as shares of the image's side.
         score: κ of one image [C, S, S].
     """
-    crop = measure.square_crop(top, left, side)(image[None])[0]
-    y, x, width = measure.pixels_of_square(top, left, side, image.shape[-1])
+    crop = embed.square_crop(top, left, side)(image[None])[0]
+    y, x, width = embed.pixels_of_square(top, left, side, image.shape[-1])
     figure, (whole, cropped) = plt.subplots(1, 2, figsize=(3.4, 1.9), layout="constrained")
     _show(whole, image, f"image: κ = {kappa_text(score(image))}")
     _show(cropped, crop, f"crop: κ = {kappa_text(score(crop))}")

@@ -7,8 +7,7 @@ import torch
 from sklearn.manifold import TSNE
 from torch.nn import functional as F
 
-from lib import methods
-from lib.evaluation import probes as evaluation
+from lib import evaluation, methods
 from lib.runs import settings as resolution
 from tests.benchmarks import measuring
 from tests.benchmarks.pretraining import load
@@ -35,7 +34,7 @@ def embedding() -> dict:
 
     def ours() -> float:
         return len(images) / measuring.seconds_per_call(
-            lambda: evaluation.embed(network, images), 1, warm=0
+            lambda: evaluation.embed_images(network, images), 1, warm=0
         )
 
     def bare() -> float:

@@ -92,13 +92,13 @@ def test_fine_tuning_with_adamw_learns():
 
 def test_all_layers_are_fine_tuned(monkeypatch):
     networks = []
-    embed = probes.embed
+    embed = finetune.embed_images
 
     def watched_embed(method, images):
         networks.append(method)
         return embed(method, images)
 
-    monkeypatch.setattr(probes, "embed", watched_embed)
+    monkeypatch.setattr(finetune, "embed_images", watched_embed)
     fine_tune(stripes(40), stripes(10), epochs=1)
     start = Convolutional()
     for after, before in zip(networks[0].parameters(), start.parameters(), strict=True):
@@ -135,7 +135,9 @@ def test_an_epoch_sees_every_image_once_in_batches_of_two_or_more(
         return batch(images, rows)
 
     monkeypatch.setattr(ImageSet, "batch", watched_batch)
-    monkeypatch.setattr(probes, "embed", lambda *_: {"features": np.zeros((2, 8), np.float32)})
+    monkeypatch.setattr(
+        finetune, "embed_images", lambda *_: {"features": np.zeros((2, 8), np.float32)}
+    )
     fine_tune(stripes(count), stripes(2), epochs=3, batch_size=batch_size)
     batches = batches[1:]  # the first measures the number of features
     assert [len(rows) for rows in batches] == sizes

@@ -4,7 +4,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from lib.evaluation import measure
+from lib.evaluation import embed
 from lib.figures import widgets
 
 IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -19,7 +19,7 @@ def test_the_figure_shows_the_image_and_the_crop_that_are_scored():
 
     figure = widgets.crop_figure(IMAGES[1], 0.25, 0.5, 0.5, score)
     torch.testing.assert_close(scored[0], IMAGES[1])
-    torch.testing.assert_close(scored[1], measure.square_crop(0.25, 0.5, 0.5)(IMAGES[1:2])[0])
+    torch.testing.assert_close(scored[1], embed.square_crop(0.25, 0.5, 0.5)(IMAGES[1:2])[0])
     square = figure.axes[0].patches[0]
     assert square.get_bbox().bounds == (7.5, 3.5, 8, 8)
     for ax, image in zip(figure.axes, scored, strict=True):
@@ -30,7 +30,7 @@ def test_the_figure_shows_the_image_and_the_crop_that_are_scored():
 def test_grey_images_and_shares_that_are_no_whole_pixels():
     figure = widgets.crop_figure(IMAGES[1, :1], 0, 0, 0.55, lambda image: 1.0)
     square = figure.axes[0].patches[0]
-    assert square.get_width() == measure.pixels_of_square(0, 0, 0.55, 16)[2]
+    assert square.get_width() == embed.pixels_of_square(0, 0, 0.55, 16)[2]
 
 
 def test_sliders_move_the_crop_and_keep_it_inside(monkeypatch):

@@ -16,7 +16,7 @@ from lib.runs import store
 from lib.runs.settings import find_runs, run_hash
 from lib.training.checkpoints import is_finished
 from lib.training.loop import training_images
-from tests import faults
+from tests.pipeline import faults
 from tests.training.train_tiny import NORMALISED_BY_IMAGE
 
 pytestmark = pytest.mark.long
