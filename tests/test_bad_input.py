@@ -1052,7 +1052,7 @@ CASES = {
         lambda place: protocol.measure_run(
             protocol.Run(settings.resolve("random", "smoke", dataset="mine"))
         ),
-        r"mine \(8 images\) has one class, 'cat', so there is nothing to tell apart: give labels of two or more",
+        r"mine \(8 images\) has one class, 'cat', so there is nothing to classify: give labels of two or more",
         npz(labels=LABELS * 0, classes=np.array(["cat"])),
     ),
     "a ledger's table without its column": (
@@ -1128,7 +1128,7 @@ CASES = {
     ),
     "labels beyond the probabilities": (
         given(measures.brier_score, HALVES, RIGHT + 1),
-        r"labels must be integers in 0 … 1, got int64 in 1 … 2",
+        r"labels must be whole numbers in 0 … 1",
         None,
     ),
     "more neighbours than images": (
@@ -1162,7 +1162,7 @@ CASES = {
     ),
     "images that are bytes": (
         lambda place: lib.load("vi_simsiam").embed(torch.zeros(2, 3, 16, 16, dtype=torch.uint8)),
-        r"images are uint8 of shape \(2, 3, 16, 16\); vi_simsiam was trained on 3 channels and .*evaluation.input_transform\(encoder.settings",
+        r"images are uint8 of shape \(2, 3, 16, 16\); vi_simsiam was trained on 3 channels and .*encoder.prepare\(images",
         None,
     ),
     "images that are an array": (
@@ -1181,7 +1181,10 @@ CASES = {
         None,
     ),
     "bytes, made to fit": (
-        given(evaluation.input_transform({"image_size": 8}, 3), torch.ones(2, 3, 16, 16, dtype=torch.uint8)),
+        given(
+            evaluation.input_transform({"image_size": 8}, 3),
+            torch.ones(2, 3, 16, 16, dtype=torch.uint8),
+        ),
         r"are uint8 of shape .*float\(\) / 255",
         None,
     ),

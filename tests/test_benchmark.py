@@ -1,17 +1,12 @@
 """The benchmark on a small results folder made by hand: its rows, its numbers, who is ranked, and what is surely different."""
 
-import io
-
 import numpy as np
 import pandas as pd
 import pytest
 import scipy
-import torch
-from PIL import Image
 
 from lib import evaluation, methods
 from lib.claims import tables as benchmark
-from lib.data.sets import ImageSet
 from lib.evaluation import image_scores, uncertainty
 from lib.evaluation import intervals as statistics
 from lib.evaluation import measure as protocol
@@ -164,7 +159,7 @@ def stored(shared_results):
         "ci_high": 0.31,
     }
     artifacts.write_metrics(
-        "standard", image_scores.NOTEBOOK, image_scores.RUN, [row], method="images"
+        "standard", "80_uncertainty_benchmark", image_scores.RUN, [row], method="images"
     )
     values = benchmark.measurements("standard")
     return values, benchmark.table("standard", values).set_index(["method", "score", "measure"])
@@ -550,67 +545,6 @@ def test_what_a_method_says_of_itself():
 
 
 # ---------------------------------------------------------------------------------------------------------------- images alone
-def test_entropy_and_file_size_of_images():
-    pixels = np.zeros((3, 8, 8, 3), dtype=np.uint8)
-    pixels[1, :4] = 255
-    pixels[2] = np.random.default_rng(0).integers(256, size=(8, 8, 3))
-    entropy, size = image_scores.grey_entropy(pixels), image_scores.png_size(pixels)
-    assert (
-        entropy[:2].tolist() == [0, 1]
-        and entropy[2] == pytest.approx(5.8, abs=0.2)
-        and entropy.dtype == np.float32
-    )
-    assert size[0] < size[1] < size[2] and size[2] > 192  # noise cannot be compressed
-    buffer = io.BytesIO()
-    Image.fromarray(pixels[1, ..., 0]).save(buffer, "PNG")
-    assert image_scores.png_size(pixels[1:2, ..., :1]) == [len(buffer.getvalue())]
-
-
-def test_scores_of_images_are_stored_once_and_need_no_data_afterwards(monkeypatch):
-    def load(name, split, image_size):
-        noise = {"digits": 1, "generated": 255}[name]
-        images = np.random.default_rng(0).integers(noise, size=(60, 16, 16, 1)).astype(np.uint8)
-        return ImageSet(name, split, images, np.arange(60) % 3, ["a", "b", "c"])
-
-    assert image_scores.stored("smoke", "digits") == {}
-    monkeypatch.setattr(image_scores.data, "load", load)
-    image_scores.measure("smoke")
-    metrics = image_scores.stored_metrics("smoke").set_index(["score", "metric"])
-    assert set(metrics.condition) == {"near_ood"} and len(metrics) == 6
-    assert (
-        metrics.value["image_entropy", "ood_auroc"] == metrics.value["file_size", "ood_auroc"] == 1
-    )  # noise against black
-    assert set(image_scores.stored("smoke", "generated")) == {"index", *image_scores.NAMES}
-    assert image_scores.stored("smoke", "digits")["label"].tolist() == [0, 1, 2] * 20
-
-    def gone(*_, **__):
-        raise FileNotFoundError("no data here")
-
-    monkeypatch.setattr(image_scores.data, "load", gone)
-    image_scores.measure("smoke")
-    artifacts.scores_path("smoke", image_scores.RUN, "digits").unlink()
-    with pytest.raises(FileNotFoundError, match="no data"):
-        image_scores.measure("smoke")
-
-
-def test_scores_of_images_are_made_anew_of_another_copy_of_the_set(monkeypatch):
-    """Two copies of a set may be in unlike order, and the scores are merged with the runs' by row."""
-    images = np.random.default_rng(0).integers(255, size=(60, 16, 16, 1)).astype(np.uint8)
-    images[:30] //= 8
-
-    def load(name, split, image_size):
-        return ImageSet(name, split, images, np.arange(60) % 3, ["a", "b", "c"])
-
-    monkeypatch.setattr(image_scores.data, "load", load)
-    image_scores.measure("smoke")
-    first = image_scores.stored("smoke", "digits")
-    images = images[::-1]
-    image_scores.measure("smoke")
-    np.testing.assert_array_equal(
-        image_scores.stored("smoke", "digits")["image_entropy"], first["image_entropy"][::-1]
-    )
-
-
 def test_scores_of_images_in_another_order_are_not_merged(stored, monkeypatch):
     run, label = resolution.resolve("simsiam", "standard"), np.arange(N) % 3
     images = {"label": label[::-1], "image_entropy": np.zeros(N)}
@@ -835,28 +769,3 @@ def test_what_the_images_alone_tell_is_advised_once_and_of_no_network():
         "file size",
         "k-NN distance",
     ]  # which errors it knows depends on whose they are
-
-
-def test_what_can_be_seen_follows_its_definitions():
-    plain = torch.full((1, 3, 4, 4), 0.5)
-    assert {name: values.item() for name, values in image_scores.to_be_seen(plain).items()} == {
-        "contrast": 0,
-        "edges": 0,
-        "colours": 0,
-    }
-    red = torch.zeros(1, 3, 4, 4)
-    red[:, 0] = 1  # red - green is 1, yellow - blue ½, both without spread
-    assert image_scores.to_be_seen(red)["colours"].item() == pytest.approx(0.3 * np.hypot(1, 0.5))
-    stripes = torch.tensor([0.0, 1.0]).repeat(2).expand(1, 1, 4, 4)
-    seen = image_scores.to_be_seen(stripes)
-    assert (
-        seen["edges"].item() == 1
-        and seen["contrast"].item() == pytest.approx(stripes.std().item())
-        and "colours" not in seen
-    )
-    noise = np.random.default_rng(0).uniform(size=(3, 5, 5))
-    rg, yb = (noise[0] - noise[1]).ravel(), ((noise[0] + noise[1]) / 2 - noise[2]).ravel()
-    expected = np.hypot(rg.std(), yb.std()) + 0.3 * np.hypot(rg.mean(), yb.mean())
-    assert image_scores.to_be_seen(torch.from_numpy(noise)[None])[
-        "colours"
-    ].item() == pytest.approx(expected)

@@ -307,10 +307,10 @@ def test_fine_tuning_learns_and_leaves_the_method_alone():
 
 
 def test_all_layers_are_fine_tuned(monkeypatch):
-    trained, original = [], evaluation.embed
+    trained, original = [], fine_tuning.embed_images
     monkeypatch.setattr(
-        evaluation,
-        "embed",
+        fine_tuning,
+        "embed_images",
         lambda method, images: trained.append(method) or original(method, images),
     )
     tuned(stripes(40), stripes(10), epochs=1)
@@ -353,7 +353,7 @@ def test_an_epoch_sees_every_labelled_image_once(monkeypatch, batch_size, sizes)
         ImageSet, "batch", lambda self, rows: seen.append(np.asarray(rows)) or original(self, rows)
     )
     monkeypatch.setattr(
-        evaluation, "embed", lambda method, images: {"features": np.zeros((2, 8), np.float32)}
+        fine_tuning, "embed_images", lambda method, images: {"features": np.zeros((2, 8), np.float32)}
     )
     tuned(labelled, stripes(2), epochs=3, batch_size=batch_size)
     seen = seen[1:]  # the first asks for the number of features

@@ -9,7 +9,7 @@ import sys
 import nbformat
 import pytest
 
-from lib.evaluation import encoders
+from lib.evaluation import measure
 from lib.pipeline import drift
 from lib.pipeline import jobs as reproduction
 from lib.runs import store as artifacts
@@ -179,6 +179,6 @@ def test_committed_results_stay_small():
     weights = [path for path in files if path.parent.name == "encoders"]
     assert len(files) > 1000 and weights
     assert sum(path.stat().st_size for path in files if path not in weights) <= 40_000_000
-    assert all(path.stat().st_size <= encoders.MOST_BYTES for path in weights)
+    assert all(path.stat().st_size <= measure.MOST_ENCODER_BYTES for path in weights)
     assert all(path.stat().st_size <= 1_000_000 for path in files if path.suffix == ".ipynb")
     assert all(path.stat().st_size <= 250_000 for path in files if path.parent.name == "scores")

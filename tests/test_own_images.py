@@ -426,7 +426,7 @@ def unlikeness(name, images):
 @pytest.mark.parametrize("name", ENCODERS)
 def test_digits_do_not_resemble_natural_images(committed, name):
     assert (unlikeness(name, data.load("digits", "test")) > encoders.UNLIKE) == (
-        name not in encoders.TOLD_BADLY
+        name not in encoders.NOT_SEPARATED
     )
 
 
