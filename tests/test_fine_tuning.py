@@ -353,7 +353,9 @@ def test_an_epoch_sees_every_labelled_image_once(monkeypatch, batch_size, sizes)
         ImageSet, "batch", lambda self, rows: seen.append(np.asarray(rows)) or original(self, rows)
     )
     monkeypatch.setattr(
-        fine_tuning, "embed_images", lambda method, images: {"features": np.zeros((2, 8), np.float32)}
+        fine_tuning,
+        "embed_images",
+        lambda method, images: {"features": np.zeros((2, 8), np.float32)},
     )
     tuned(labelled, stripes(2), epochs=3, batch_size=batch_size)
     seen = seen[1:]  # the first asks for the number of features

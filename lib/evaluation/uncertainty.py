@@ -367,7 +367,7 @@ def _label_columns(
     """The column of each label [N]; -1 where a label is not among ``classes``.
 
     Without ``classes``, labels in 0 … C - 1 are columns. Strings, and numbers that are all outside
-    0 … C - 1 (years), are taken in their order if all C of them occur. Labels 1 … C are an error, as
+    0 … C - 1 (years), are taken in their order if all C of them occur. Labels 1 … C are an error:
     they may be columns of a class too many.
     """
     count, columns = shape
@@ -394,8 +394,8 @@ def _label_columns(
     if not is_column.any() and len(distinct) == columns:
         return indices
     raise ValueError(
-        f"labels must be whole numbers in 0 … {columns - 1}, got {distinct[:4].tolist()}; for others "
-        "pass classes, the label of each column (probe.classes)."
+        f"labels must be whole numbers in 0 … {columns - 1}, got {distinct[:4].tolist()}; for "
+        "others pass classes, the label of each column (probe.classes)."
     )
 
 
