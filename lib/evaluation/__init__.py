@@ -19,8 +19,8 @@ _NAMES = {
         "missing_sets required"
     ),
     "probes": (
-        "NEAREST PAPER_PROBE PENALTIES Probe TEMPERATURE knn_accuracy knn_predict linear_probe "
-        "mahalanobis_distance paper_probe"
+        "NEAREST OWN_PROBE PAPER_PROBE PENALTIES Probe TEMPERATURE knn_accuracy knn_predict "
+        "linear_probe mahalanobis_distance paper_probe"
     ),
     "shift": (
         "CORRUPTIONS corrupted corruption_errors mean_corruption_error measure_corruptions "

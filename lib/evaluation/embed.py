@@ -36,7 +36,7 @@ def input_transform(settings: dict, channels: int) -> Transform:
     def transform(images: Tensor) -> Tensor:
         if images.ndim != 4 or images.shape[1] not in (1, 3):
             raise ValueError(
-                f"These images have shape {tuple(images.shape)}: give floats [B, C, H, W] with "
+                f"These images are of shape {tuple(images.shape)}: give floats [B, C, H, W] with "
                 "C = 1 or 3, in 0..1."
             )
         views.check_range(images)

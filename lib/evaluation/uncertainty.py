@@ -44,7 +44,9 @@ def binary(
             f"{positive.shape}; flatten them."
         )
     if score.size == 0:
-        raise ValueError(f"{names[0]} and {names[1]} are empty; pass at least one image.")
+        raise ValueError(
+            f"{names[0]} and {names[1]} are empty; pass at least one image of each class."
+        )
     if np.isnan(score).any():
         raise ValueError(
             f"{names[0]} has {np.isnan(score).sum()} NaN of {score.size}; a NaN has no rank, so "
@@ -364,8 +366,9 @@ def _label_columns(
 ) -> np.ndarray:
     """The column of each label [N]; -1 where a label is not among ``classes``.
 
-    Without ``classes``, labels in 0 … C - 1 are columns. Other labels are taken in their order if
-    all C of them occur.
+    Without ``classes``, labels in 0 … C - 1 are columns. Strings, and numbers that are all outside
+    0 … C - 1 (years), are taken in their order if all C of them occur. Labels 1 … C are an error:
+    they may be columns of a class too many.
     """
     count, columns = shape
     distinct, indices = class_indices(labels, "labels", count)
@@ -379,16 +382,20 @@ def _label_columns(
         places = pd.Index(classes).get_indexer(distinct)
         if (places < 0).all():
             raise ValueError(
-                f"none of the labels {list(distinct[:4])} is among the classes {list(classes[:4])}."
+                f"none of the labels {distinct[:4].tolist()} is among the classes "
+                f"{classes[:4].tolist()}."
             )
         return places[indices]
-    if distinct.dtype.kind in "biuf" and 0 <= distinct[0] and distinct[-1] < columns:
+    is_column = np.zeros(len(distinct), dtype=bool)
+    if distinct.dtype.kind in "biuf":
+        is_column = (0 <= distinct) & (distinct < columns)
+    if is_column.all():
         return distinct.astype(np.int64)[indices]
-    if len(distinct) == columns:
+    if not is_column.any() and len(distinct) == columns:
         return indices
     raise ValueError(
-        f"labels must be whole numbers in 0 … {columns - 1}, got {list(distinct[:4])}; for others "
-        "pass classes, the label of each column (probe.classes)."
+        f"labels must be whole numbers in 0 … {columns - 1}, got {distinct[:4].tolist()}; for "
+        "others pass classes, the label of each column (probe.classes)."
     )
 
 

@@ -215,7 +215,7 @@ def test_calibration_error_is_torchmetrics():
     assert ours == pytest.approx(expected.item(), abs=1e-6)
 
 
-@pytest.mark.parametrize("names", [list("abcdefg"), range(2018, 2025), range(-3, 4)])
+@pytest.mark.parametrize("names", [list("abcdefg"), range(2018, 2025)])
 def test_labels_may_be_strings_and_any_numbers(names):
     probabilities, labels = predicted()
     names = np.array(names)
@@ -432,7 +432,7 @@ def test_bad_probabilities_are_errors(measure):
         ((probabilities[:0], labels[:0]), "at least one row"),
         ((np.ones((20, 1)), labels), "C >= 2"),
         ((probabilities * 1.01, labels), "summing to 1"),
-        ((probabilities, labels + 7), "labels"),
+        ((probabilities, labels + 1), "pass classes"),
         ((probabilities, labels + 0.5), "labels"),
         ((probabilities, ["cat"] * 20), "pass classes"),
     ]:
