@@ -89,7 +89,7 @@ def test_snakemake_plans_every_job_with_the_resources_of_the_profile(tmp_path, m
         assert ("gpu=2" in planned[name]) == is_training
         assert {f"mem_mb={memory}", "runtime=600"} <= set(planned[name].split(", "))
 
-    shell = re.findall(r"Shell command: (?!None$)(.+)", done.stdout)
+    shell = re.findall(r"(?m)^Shell command: (?!None$)(.+)", done.stdout)
     expected = [
         [sys.executable, "-m", "lib", "job", name, "--stamp", str(jobs.stamp(job, listed))]
         + ["--profile", "smoke", "--paper", "all", "--threads", "1"]
