@@ -4,13 +4,15 @@
 finished run. ``first_steps`` trains a method for a few steps without storing anything.
 """
 
+from lib.training.batches import training_images
 from lib.training.checkpoints import fill, is_finished, load_trained
 from lib.training.costs import cost_ratios, step_costs, stored_step_costs
 from lib.training.devices import best_device, precision_of
 from lib.training.health import HEALTH_IMAGES, TrainingStopped, check_embedded
-from lib.training.loop import first_steps, seed_of, train, training_images
+from lib.training.loop import first_steps, train
 from lib.training.optim import learning_rate_factor
 from lib.training.progress import Progress
+from lib.training.seeds import seed_of
 
 __all__ = [
     "HEALTH_IMAGES",

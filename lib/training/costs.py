@@ -12,8 +12,9 @@ from lib import methods
 from lib.data.sets import ImageSet
 from lib.runs import store
 from lib.runs.settings import run_hash
+from lib.training.batches import training_images
 from lib.training.devices import Processes, best_device, precision_of
-from lib.training.loop import Training, training_images
+from lib.training.loop import Training
 
 EXACT_COSTS = ["saved_bytes", "backbone_parameters", "head_parameters"]
 
@@ -61,7 +62,7 @@ class _Running:
             Processes(device),
             precision_of(settings, device),
         )
-        self.batches: Iterator[tuple[list[Tensor], Tensor]] = self.training.batches(0)
+        self.batches: Iterator[tuple[list[Tensor], Tensor]] = self.training.batches.from_step(0)
         self.done = 0
 
     def step(self) -> None:

@@ -12,8 +12,7 @@ and on CPUs batch norm uses the statistics of each process's part of the batch.
 
 import time
 from collections.abc import Iterator
-from contextlib import closing, nullcontext
-from itertools import tee
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
@@ -21,46 +20,21 @@ import torch
 from torch import Tensor, nn
 
 from lib import methods
-from lib.data import sources
-from lib.data.sets import ImageSet, batches, train_validation_split
-from lib.data.views import make_views, view_kinds
-from lib.networks import own_rows
+from lib.data.sets import ImageSet
+from lib.data.views import view_kinds
 from lib.runs import store
 from lib.runs.settings import run_hash, run_name, trained_with
 from lib.training import health
+from lib.training.batches import Batches, steps_per_epoch, training_images
 from lib.training.checkpoints import is_finished, load_checkpoint, save_checkpoint
 from lib.training.devices import Processes, best_device, join_processes, precision_of
 from lib.training.optim import check_schedule, learning_rate_factor, make_optimizer, set_rates
 from lib.training.progress import Progress
+from lib.training.seeds import seed_of
 
 CHECKPOINT_SECONDS = 30
 LOGS_PER_EPOCH = 5
 LOG_ROWS = 120  # the most rows of a whole log, but never fewer than one per epoch
-
-
-def seed_of(seed: int, purpose: str, index: int) -> int:
-    """A 60-bit seed for one use of randomness, independent between purposes and indices."""
-    return int(store.sha256(f"{seed}/{purpose}/{index}")[:15], 16)
-
-
-def training_images(settings: dict) -> ImageSet:
-    """The images a run trains on.
-
-    All of train, or with split "fit" train without its validation part; of these ``train_images``,
-    if that is not 0.
-    """
-    images = sources.load(settings["dataset"], "train", image_size=settings["image_size"])
-    if settings["split"] == "fit":
-        fit, _ = train_validation_split(images.labels)
-        images = images.subset(fit)
-    elif settings["split"] != "train":
-        raise ValueError(
-            f"Unknown split {settings['split']!r}; a run trains on 'train' or on 'fit' "
-            "(train without validation)."
-        )
-    if settings["train_images"]:
-        images = images.sample(settings["train_images"])
-    return images
 
 
 # ------------------------------------------------------------------------------------ a whole run
@@ -109,7 +83,7 @@ def train(
             compiled = processes.device.type == "cuda"
         training = Training(method, images, settings, processes, precision, compiled=compiled)
         training.resume(folder, identity)
-        training.check_health()
+        training.check_health()  # refuses an answer of embed that cannot be measured
 
     # The configuration is written only after everything that can be refused has been checked. It
     # does not replace that of an earlier run of this name, whose weights are still there.
@@ -150,17 +124,6 @@ def check_shares(batch_size: int, processes: int) -> None:
             f"batch_size {batch_size} leaves each of {processes} processes one image, which has "
             "no spread; start fewer processes."
         )
-
-
-def steps_per_epoch(images: ImageSet, batch_size: int) -> int:
-    """Whole batches in an epoch; ValueError if there is none."""
-    if len(images) < batch_size:
-        raise ValueError(
-            f"{images.title} has {len(images)} images, fewer than one batch of {batch_size}: give "
-            "more images, or a smaller batch_size for this set in settings/profiles.toml, "
-            f"[<profile>.datasets.{images.name}]."
-        )
-    return len(images) // batch_size
 
 
 def _config(
@@ -221,7 +184,7 @@ def first_steps(
         precision_of(settings, device),
         steps=steps,
     )
-    for step, (views, labels) in enumerate(training.batches(0)):
+    for step, (views, labels) in enumerate(training.batches.from_step(0)):
         terms = training.step(views, labels, step)
         yield {name: float(value) for name, value in terms.items()}
 
@@ -246,7 +209,6 @@ class Training:
     ):
         self.method = method
         self.images = images.to(processes.device)
-        self.labels = torch.from_numpy(images.labels)
         self.settings = settings
         self.processes = processes
         self.device = processes.device
@@ -258,6 +220,7 @@ class Training:
         self.steps_per_epoch = steps_per_epoch(images, self.batch_size)
         self.steps = self.epochs * self.steps_per_epoch if steps is None else steps
         self.warmup_steps = round(settings["warmup_epochs"] * self.steps_per_epoch)
+        self.batches = Batches(self.images, settings, processes, self.steps)
 
         self.optimizer = make_optimizer(method, settings)
         if compiled:
@@ -309,7 +272,7 @@ class Training:
         terms = []  # of the steps since the last row of the log
         loss = None
         with closing(progress):
-            for views, labels in self.batches(self.done):
+            for views, labels in self.batches.from_step(self.done):
                 terms.append(self.step(views, labels, self.done))
                 self.done += 1
                 if self.is_logged(self.done):
@@ -349,55 +312,20 @@ class Training:
         takes_labels = hasattr(self.method, "classes")
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.wrapped.loss(views, labels) if takes_labels else self.wrapped.loss(views)
+        wanted = (
+            f"{self.settings['method']}: loss must return named scalar terms, one of them 'loss'"
+        )
         if not isinstance(terms, dict):
-            raise ValueError(
-                f"{self.settings['method']}: loss must return named scalar terms, one of them "
-                f"'loss', got {type(terms).__name__}."
-            )
+            raise ValueError(f"{wanted}, got {type(terms).__name__}.")
         shapes = {name: tuple(value.shape) for name, value in terms.items()}
         if "loss" not in terms or any(shapes.values()):
-            raise ValueError(
-                f"{self.settings['method']}: loss must return named scalar terms, one of them "
-                f"'loss', got {shapes}."
-            )
+            raise ValueError(f"{wanted}, got shapes {shapes}.")
         return terms
 
     def rate_factor(self, step: int) -> float:
         """Factor on the learning rate at a step."""
         return learning_rate_factor(step, self.steps, self.warmup_steps, self.settings["schedule"])
 
-    # ------------------------------------------------------------------------------------ batches
-    def batches(self, first_step: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        """Views and labels of every step from ``first_step``: this process's part of each batch."""
-        return one_ahead(self._make_batches(first_step), self.device)
-
-    def _make_batches(self, first_step: int) -> Iterator[tuple[list[Tensor], Tensor]]:
-        generator = torch.Generator()
-        of_images, of_labels = tee(self._indices(first_step))
-        image_batches = batches(self.images, of_images)
-        for step, (images, indices) in enumerate(
-            zip(image_batches, of_labels, strict=True), first_step
-        ):
-            generator.manual_seed(seed_of(self.settings["seed"], "views", step))
-            views = make_views(
-                images, self.settings, generator, self.processes.rank, self.processes.count
-            )
-            yield views, self.labels[indices].to(self.device, non_blocking=True)
-
-    def _indices(self, first_step: int) -> Iterator[Tensor]:
-        """Which images each step sees; every epoch goes through all of them in a new order."""
-        rows = own_rows(self.batch_size // self.processes.count)
-        generator = torch.Generator()
-        order = None
-        for step in range(first_step, self.steps):
-            epoch, place = divmod(step, self.steps_per_epoch)
-            if order is None or place == 0:
-                generator.manual_seed(seed_of(self.settings["seed"], "order", epoch))
-                order = torch.randperm(len(self.images), generator=generator)
-            start = place * self.batch_size
-            yield order[start : start + self.batch_size][rows]
-
-    # ---------------------------------------------------------------------------------------- log
     def is_logged(self, done: int) -> bool:
         """Whether the log has a row after ``done`` steps."""
         rows = max(1, min(LOGS_PER_EPOCH, self.steps_per_epoch, LOG_ROWS // self.epochs))
@@ -454,38 +382,3 @@ class Training:
             "seconds": self.seconds,
         }
         save_checkpoint(self.checkpoint, self.method, self.optimizer, info)
-
-
-def one_ahead(
-    batches: Iterator[tuple[list[Tensor], Tensor]], device: torch.device
-) -> Iterator[tuple[list[Tensor], Tensor]]:
-    """The same views and labels, each batch begun before the one before it is handed out.
-
-    On a GPU they are computed on a stream of their own, beside the work on the one handed out.
-    """
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    if stream:
-        # The images may still be on their way to the device.
-        stream.wait_stream(torch.cuda.current_stream(device))
-
-    def begin():
-        with torch.cuda.stream(stream) if stream else nullcontext():
-            batch = next(batches, None)
-            return batch, stream.record_event() if stream else None
-
-    batch, ready = begin()
-    while batch is not None:
-        following, following_ready = begin()
-        if stream:
-            _hand_over(batch, ready, torch.cuda.current_stream(device))
-        yield batch
-        batch = following
-        ready = following_ready
-
-
-def _hand_over(batch, ready: torch.cuda.Event, stream: torch.cuda.Stream) -> None:
-    """Let ``stream`` use a batch that was computed on another stream."""
-    views, labels = batch
-    stream.wait_event(ready)
-    for tensor in (*views, labels):
-        tensor.record_stream(stream)

@@ -398,7 +398,7 @@ def test_a_collapsed_training_names_the_way_out(monkeypatch):
     def stop(*_):
         raise training.TrainingStopped("the outputs have collapsed.")
 
-    monkeypatch.setattr(loop, "train", stop)
+    monkeypatch.setattr(training, "train", stop)
     with pytest.raises(training.TrainingStopped, match="collapsed.*ENCODER=vi_simsiam"):
         score.score(None, "", {})
 

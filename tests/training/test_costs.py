@@ -6,7 +6,7 @@ import pytest
 from lib import methods
 from lib.runs.settings import run_hash
 from lib.training import costs
-from lib.training.loop import training_images
+from lib.training.batches import training_images
 from tests.training.tiny_runs import tiny
 
 pytestmark = pytest.mark.usefixtures("data_dir")

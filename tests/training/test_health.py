@@ -11,9 +11,10 @@ from lib.data.views import resize
 from lib.evaluation import uncertainty
 from lib.runs import store
 from lib.training import health
+from lib.training.batches import training_images
 from lib.training.checkpoints import load_trained
 from lib.training.health import TrainingStopped, effective_rank
-from lib.training.loop import train, training_images
+from lib.training.loop import train
 from tests.training.tiny_runs import equal, folder_of, log_of, tiny, weights
 
 pytestmark = pytest.mark.usefixtures("data_dir")

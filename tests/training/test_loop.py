@@ -16,12 +16,14 @@ from lib.data import sets, sources
 from lib.runs import store
 from lib.runs.settings import resolve, run_hash, run_name, trained_with
 from lib.training import __main__ as command
-from lib.training import loop
+from lib.training import batches, loop
+from lib.training.batches import training_images
 from lib.training.checkpoints import is_finished, load_trained
 from lib.training.devices import Processes
 from lib.training.health import TrainingStopped
-from lib.training.loop import first_steps, train, training_images
+from lib.training.loop import first_steps, train
 from lib.training.progress import Progress
+from lib.training.seeds import seed_of
 from tests.training.tiny_runs import equal, folder_of, interrupted, log_of, tiny, weights
 
 pytestmark = pytest.mark.usefixtures("data_dir")
@@ -158,7 +160,7 @@ def test_seeds_of_randomness_differ():
     seeds = set()
     for seed in (0, 1):
         for purpose in ("views", "order", "method"):
-            seeds |= {loop.seed_of(seed, purpose, index) for index in range(50)}
+            seeds |= {seed_of(seed, purpose, index) for index in range(50)}
     assert len(seeds) == 300
     assert all(0 <= seed < 2**63 for seed in seeds)
 
@@ -213,24 +215,6 @@ def test_features_that_are_not_finite_stop_the_run_at_the_end_of_an_epoch(monkey
     monkeypatch.setattr(methods.SimSiam, "embed", spoiled)
     with pytest.raises(TrainingStopped, match="the features of images at step 20"):
         train(tiny())
-
-
-def test_collapsed_outputs_stop_the_run_after_the_first_epoch(monkeypatch):
-    spoil_loss(monkeypatch, 1, spread=0.001)
-    with pytest.raises(TrainingStopped, match=r"collapsed .* step 10 \(spread 0.001 of 1\)"):
-        train(tiny())
-
-
-def test_equal_features_are_logged_and_stop_nothing(monkeypatch):
-    def constant(self, images):
-        return methods.Embedding(torch.ones(len(images), 4), torch.zeros(len(images)), {})
-
-    monkeypatch.setattr(methods.SimSiam, "embed", constant)
-    train(tiny(epochs=1))
-    last = log_of(tiny(epochs=1)).iloc[-1]
-    assert np.isnan(last.effective_rank)
-    assert last.feature_spread == 0
-    assert last.feature_length == 2
 
 
 # ------------------------------------------------------------------------------------------ doors
@@ -291,7 +275,7 @@ def test_every_epoch_sees_every_image_once_in_another_order(monkeypatch):
             seen.append(chosen)
             yield images.batch(chosen)
 
-    monkeypatch.setattr(loop, "batches", recorded)
+    monkeypatch.setattr(batches, "batches", recorded)
     train(tiny())
     assert [len(chosen) for chosen in seen] == [16] * 20
     first = torch.cat(seen[:10]).tolist()
@@ -309,7 +293,7 @@ def test_labels_are_those_of_the_images():
     settings = settings | {"augmentation": "crop_and_flip"}
     processes = Processes(torch.device("cpu"))
     training = loop.Training(method, replace(images, images=pixels), settings, processes, "float32")
-    for views, labels in training.batches(3):
+    for views, labels in training.batches.from_step(3):
         brightness = (255 * views[0].mean((1, 2, 3))).round().long()
         assert torch.equal(brightness, labels)
 
@@ -341,20 +325,6 @@ def test_a_folder_trains_the_same_whether_it_fits_in_memory_or_not(
     monkeypatch.setattr(sets, "RESIDENT_BYTES", 0)
     train(settings)
     assert equal(weights(settings), resident)
-
-
-def test_batches_are_made_one_step_ahead():
-    made = []
-
-    def source():
-        for step in (2, 3, 4):
-            made.append(step)
-            yield step
-
-    seen = []
-    for batch in loop.one_ahead(source(), torch.device("cpu")):
-        seen.append((batch, list(made)))
-    assert seen == [(2, [2, 3]), (3, [2, 3, 4]), (4, [2, 3, 4])]
 
 
 # ------------------------------------------------------------------------------------- log, files
@@ -449,15 +419,6 @@ def test_the_loop_gives_a_method_epoch_and_progress(monkeypatch):
     train(tiny())
     assert epochs == pytest.approx([step / 10 for step in range(20)])
     assert progress == pytest.approx([step / 20 for step in range(1, 21)])
-
-
-def test_kappa_keeps_its_start_in_the_warm_up_and_then_moves():
-    settings = tiny("vi_simsiam", concentration_warmup_epochs=1.0)
-    train(settings)
-    kappa = log_of(settings).set_index("step").kappa
-    assert kappa.loc[2] == pytest.approx(7 * 0.15 / 0.85, rel=5e-3)
-    assert kappa.loc[:10].std() < 1e-5
-    assert abs(kappa.loc[20] - kappa.loc[10]) > 1e-3
 
 
 def test_bf16_trains_close_to_float32():

@@ -14,10 +14,10 @@ from lib import methods
 from lib.data import sources
 from lib.runs import store
 from lib.runs.settings import find_runs, run_hash
+from lib.training.batches import training_images
 from lib.training.checkpoints import is_finished
-from lib.training.loop import training_images
 from tests.pipeline import faults
-from tests.training.train_tiny import NORMALISED_BY_IMAGE
+from tests.training.train_tiny import NormalisedByImage
 
 pytestmark = pytest.mark.long
 HERE = Path(__file__).parent
@@ -70,8 +70,8 @@ def stored(results):
 @pytest.fixture
 def untrained(monkeypatch):
     """Call it for the weights of a run before its first step."""
-    monkeypatch.setattr(nn, "BatchNorm1d", NORMALISED_BY_IMAGE)
-    monkeypatch.setattr(nn, "BatchNorm2d", NORMALISED_BY_IMAGE)
+    monkeypatch.setattr(nn, "BatchNorm1d", NormalisedByImage)
+    monkeypatch.setattr(nn, "BatchNorm2d", NormalisedByImage)
     return lambda settings, channels: methods.build(settings, channels).state_dict()
 
 

@@ -13,9 +13,10 @@ from lib.data.views import resize
 from lib.methods import simsiam
 from lib.methods.base import forward_by_size, spread
 from lib.runs.settings import recipe, resolve
+from lib.training.batches import training_images
 from lib.training.checkpoints import load_trained
 from lib.training.health import TrainingStopped
-from lib.training.loop import first_steps, train, training_images
+from lib.training.loop import first_steps, train
 
 TRAINED = [name for name in methods.METHODS if recipe(name)["epochs"]]
 EPOCHS = 6

@@ -8,7 +8,6 @@ itself at that step, at the first start.
 import os
 import signal
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,10 @@ from lib import methods
 from lib.runs.settings import resolve
 from lib.training import loop
 
-NORMALISED_BY_IMAGE = partial(nn.GroupNorm, 1)
+
+class NormalisedByImage(nn.GroupNorm):
+    def __init__(self, channels, eps=1e-5, momentum=None, affine=True):
+        super().__init__(1, channels, eps, affine)
 
 
 def tiny_run(method):
@@ -44,7 +46,7 @@ def main():
     method = sys.argv[1]
     step = int(sys.argv[2])
     torch.set_num_threads(1)
-    nn.BatchNorm1d = nn.BatchNorm2d = NORMALISED_BY_IMAGE
+    nn.BatchNorm1d = nn.BatchNorm2d = NormalisedByImage
     loop.CHECKPOINT_SECONDS = 0
     is_second = os.environ.get("RANK") == "1"
     if step and is_second and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
