@@ -61,7 +61,7 @@ MOVED_BY_ONE_RUN = "another precision or seed may move one run by more"
 BEYOND = (
     "(not in the paper)"  # in the name of a part that is shown, but decides nothing about its claim
 )
-# Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in experiments.toml.
+# Tables and notebooks that read other runs than those of the protocol, by how their names start, and the groups of these runs in runs.toml.
 GROUPS = {
     "40": ("simvae", resolution.PROTOCOL),
     "41": ("simvae", resolution.PROTOCOL),

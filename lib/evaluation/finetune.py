@@ -18,7 +18,7 @@ from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.evaluation import probes as evaluation
 from lib.evaluation import uncertainty
-from lib.evaluation.measure import MEASURING, Run
+from lib.evaluation.measure import Run
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
 from lib.training import loop as training
@@ -157,7 +157,7 @@ def fine_tuned(
     }
     key |= {
         "optimizer": run.settings["fine_tune_optimizer"],
-        "code": artifacts.code_hash(MEASURING),
+        "version": resolution.EVALUATION_VERSION,
     }
     return evaluation.embed_cached(path, key, compute)
 

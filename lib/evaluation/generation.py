@@ -19,6 +19,7 @@ from lib.evaluation import probes as evaluation
 from lib.evaluation import style as factors
 from lib.evaluation.uncertainty import matrix
 from lib.methods.simvae import VAE
+from lib.runs import settings as resolution
 from lib.runs import store as artifacts
 from lib.training import loop as training
 
@@ -211,7 +212,7 @@ def decoder_of(run: protocol.Run) -> nn.Module:
             )
         return run.method.cpu()
     path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
-    made_of = f"{run.hash} {bank.checksum} {run.settings['decoder_epochs']} {artifacts.code_hash(protocol.MEASURING)}"
+    made_of = f"{run.hash} {bank.checksum} {run.settings['decoder_epochs']} {resolution.EVALUATION_VERSION}"
     features = run.embed(bank)["features"]
     if path.exists() and artifacts.read_tensors_info(path).get("made_of") == made_of:
         decoder = Decoder(run.settings, features.shape[1], run.channels)

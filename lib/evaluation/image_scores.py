@@ -126,11 +126,11 @@ def measure(profile: str) -> None:
         artifacts.write_scores(
             profile, RUN, name, {"index": np.arange(len(sets[name]), dtype=np.int32)} | arrays
         )
-    identity = {
-        "method": RUN,
-        "profile": profile,
-        "notebook": NOTEBOOK,
+    config = {
+        "run": RUN,
         "run_hash": test.checksum,
-        "commit": artifacts.commit(),
+        "settings": {"method": RUN, "dataset": settings["dataset"], "epochs": 0},
+        "data": {"title": "", "checksum": test.checksum},
     }
-    artifacts.write_metrics(profile, NOTEBOOK, RUN, rows, **identity)
+    artifacts.write_json(artifacts.config_path(profile, RUN), config)
+    artifacts.write_metrics(profile, NOTEBOOK, RUN, rows, run_hash=test.checksum)

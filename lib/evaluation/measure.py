@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -37,7 +36,6 @@ REFERENCES = (
     *UNTRAINED,
     "raw_pixels",
 )  # rows of every accuracy table that a run has to beat to count
-MEASURING = "from lib.evaluation import finetune, generation, measure, shift, style"  # an edit to what these import makes measures and embeddings old
 
 
 # ---------------------------------------------------------------------------------------------------------------- images as a method takes them
@@ -197,7 +195,7 @@ class Run:
             "run": self.hash,
             "data": images.checksum,
             "condition": condition,
-            "code": artifacts.code_hash(MEASURING),
+            "version": resolution.EVALUATION_VERSION,
         }
         return evaluation.embed_cached(path, key, compute)
 
@@ -207,27 +205,17 @@ class Run:
             self.method, images, transform=fit(self.settings, self.channels), answer=answer
         )
 
-    def identity(self, notebook: str) -> dict:
-        """The columns of a metrics row that are the same for the whole run."""
-        return {
-            "method": self.settings["method"],
-            "trained_on": self.train.title,
-            "variant": resolution.variant(self.settings),
-            "seed": self.settings["seed"],
-            "profile": self.profile,
-            "notebook": notebook,
-            "run_hash": self.hash,
-            "commit": artifacts.commit(),
-        }
-
     def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
         """Store metrics rows as those of ``notebook``, or as a ``part`` of them that does not replace others; the whole rows."""
         name = f"{notebook}-{part}" if part else notebook
-        frame = artifacts.write_metrics(
-            self.profile, name, self.name, rows, **self.identity(notebook)
+        return artifacts.write_metrics(
+            self.profile,
+            name,
+            self.name,
+            rows,
+            run_hash=self.hash,
+            evaluation_hash=resolution.evaluation_hash(self.settings),
         )
-        artifacts.write_stamp(_measured_stamp(self, name))
-        return frame
 
 
 def check_classes(train: data.ImageSet, test: data.ImageSet) -> None:
@@ -266,28 +254,16 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
 
 
 def is_measured(run: Run, notebook: str) -> bool:
-    """Whether ``notebook`` has stored metrics of exactly this run, its settings and its data, taken by today's code.
+    """Whether ``notebook`` has stored metrics of exactly this run, its settings and its data, taken as they are taken today.
 
     Without the run's weights they cannot be taken again, and those that are stored count; their rows name the commit that took them.
     """
     stored = artifacts.read_metrics(run.profile, notebook, run.name)
     if not len(stored) or (stored.run_hash != run.hash).any():
         return False
-    return _measured_stamp(run, notebook).exists() or not training.is_finished(
+    current = resolution.evaluation_hash(run.settings)
+    return bool((stored.evaluation_hash == current).all()) or not training.is_finished(
         run.profile, run.name, run.hash
-    )
-
-
-def _measured_stamp(run: Run, notebook: str) -> Path:
-    """The empty file that says: measured by this code, with all of these settings (some of them are of measuring alone)."""
-    digest = artifacts.sha256(artifacts.code_hash(MEASURING) + repr(sorted(run.settings.items())))[
-        :12
-    ]
-    return (
-        artifacts.results_dir(run.profile)
-        / ".done"
-        / "measured"
-        / f"{notebook}--{run.name}.{digest}"
     )
 
 
@@ -315,7 +291,7 @@ def measured(listed: list[dict]) -> list[dict]:
     return [
         run
         for run in listed
-        if artifacts.metrics_path(run["profile"], MEASURED_BY, resolution.run_name(run)).exists()
+        if len(artifacts.read_metrics(run["profile"], MEASURED_BY, resolution.run_name(run)))
     ]
 
 

@@ -29,7 +29,7 @@ from lib.runs import store as artifacts
 from lib.runs.store import MEASURED_BY
 
 PROFILES = ("smoke", "quick")
-KEYS = artifacts.METRIC_KEYS
+KEYS = [*artifacts.RUN_COLUMNS[:4], *artifacts.QUANTITY[1:]]
 EXPECTED = ("lowest", "highest", "tolerance", "repetitions", "precisions")
 # Absolute floor and share of the value that a number may move; proportions are also given their own sampling error, SAMPLING half intervals.
 TOLERANCES = {
@@ -63,9 +63,7 @@ def expected_path(profile: str) -> Path:
 def gated(metrics: pd.DataFrame) -> pd.DataFrame:
     """The rows of metrics that the gate looks at: the battery of every run, of the measures that have a tolerance, not under altered images."""
     asked = (metrics.condition == "clean") | (metrics.metric == "ood_auroc")
-    return metrics[
-        (metrics.notebook == MEASURED_BY) & asked & metrics.metric.isin(list(TOLERANCES))
-    ]
+    return metrics[(metrics.part == MEASURED_BY) & asked & metrics.metric.isin(list(TOLERANCES))]
 
 
 def tolerance(metrics: pd.DataFrame) -> np.ndarray:

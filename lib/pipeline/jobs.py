@@ -1,4 +1,4 @@
-"""From settings/experiments.toml to a run of the whole companion: the jobs, their hashes, the checks before them and the bar over them.
+"""From settings/runs.toml to a run of the whole companion: the jobs, their hashes, the checks before them and the bar over them.
 
 One job is one papermill run of one notebook with one set of parameters. A job is done when its stamp exists; the stamp's name holds a hash of the
 notebook, of every lib module it imports, of the settings files, of its parameters and of the jobs it needs. So an edit of any of these, of a
@@ -29,7 +29,7 @@ from typing import NamedTuple, TextIO
 import psutil
 from tqdm import tqdm
 
-from lib.pipeline import forkserver
+from lib.pipeline import forkserver, sources
 from lib.runs import settings
 from lib.runs import store as artifacts
 
@@ -218,7 +218,7 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     settings.profile_settings(profile)
     if paper not in PAPERS:
         raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
-    grouping = settings.experiments(profile)["one_job_per"]
+    grouping = settings.plan(profile)["one_job_per"]
     groups: dict[str, list[str]] = {}
     compared = {settings.run_name(run) for run in settings.runs(profile, paper, settings.PROTOCOL)}
     absent = settings.absent_sets(profile)
@@ -253,7 +253,7 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
 @cache
 def source_hash(notebook: str) -> str:
     code = "\n".join(cell["source"] for cell in cells(notebook) if cell["cell_type"] == "code")
-    files = artifacts.source_files(code)
+    files = sources.source_files(code)
     judges = (
         artifacts.ROOT / "lib" / "claims" / "ledger.py" in files
     )  # nobody else reads the rules, and only the gallery where the papers' figures are
@@ -419,7 +419,7 @@ def run_job(profile: str, paper: str, name: str, asked: str = "") -> None:
         if path.exists():
             return
         execute(listed[name])
-        artifacts.write_stamp(path)
+        sources.write_stamp(path)
 
 
 def executor_options(executor: str, cores: int, gpus: int) -> list[str]:

@@ -806,7 +806,7 @@ def _guard(means: dict, step: int, steps_per_epoch: int, method: nn.Module, run:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        description="Train one run listed in settings/experiments.toml."
+        description="Train one run listed in settings/runs.toml."
     )
     # torchrun takes --run for an abbreviation of an option of its own, so the name may also stand alone.
     parser.add_argument(
