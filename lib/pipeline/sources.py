@@ -1,6 +1,7 @@
 """Which files of lib a notebook depends on, and the stamp of a job that was done with them."""
 
 import ast
+import itertools
 from functools import cache
 from pathlib import Path
 
@@ -12,15 +13,15 @@ STARTS_NOTEBOOKS = "pipeline"
 
 def source_files(source: str) -> list[Path]:
     """The files of the lib modules that Python source imports, and of those that these import."""
-    found: dict[str, list[Path]] = {}
+    files: dict[str, list[Path]] = {}
     waiting = imported_modules(source)
     while waiting:
         name = min(waiting)
-        found[name] = module_files(name)
-        for path in found[name]:
+        files[name] = module_files(name)
+        for path in files[name]:
             waiting |= imported_modules(path.read_text())
-        waiting -= set(found)
-    return [path for name in sorted(found) for path in found[name]]
+        waiting -= set(files)
+    return list(itertools.chain.from_iterable(files[name] for name in sorted(files)))
 
 
 def module_files(name: str) -> list[Path]:

@@ -14,7 +14,7 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
 from lib.runs import store
@@ -151,17 +151,16 @@ def read(name: str, parse_float: type[float] = float) -> dict:
         raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
 
 
-def check_known(name: str, known: Iterable[str], what: str, advice: str = "") -> None:
-    """ValueError that names the nearest known name, and all of them where there are few."""
-    names = sorted(known)
-    if name in names:
+def check_known(name: str, known: Collection[str], what: str, advice: str = "") -> None:
+    """ValueError for a name that is not known; it has the nearest one, or all if none is near."""
+    if name in known:
         return
     message = f"Unknown {what} {name!r}"
-    nearest = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     if nearest:
         message += f"; do you mean {nearest[0]!r}?"
     else:
-        message += f"; there are {', '.join(names)}."
+        message += f"; there are {', '.join(sorted(known))}."
     raise ValueError(f"{message} {advice}".strip())
 
 

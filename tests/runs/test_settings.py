@@ -435,9 +435,9 @@ def test_an_entry_of_tuning_may_vary_something_else(files):
 )
 def test_profile_paper_has_the_papers_settings_on_cifar10(method, expected):
     runs = settings.runs("paper", group="protocol") + settings.runs("paper", group="simvae")
-    found = [run for run in runs if run["method"] == method and run["dataset"] == "cifar10"]
-    assert found
-    for run in found:
+    on_cifar10 = [run for run in runs if (run["method"], run["dataset"]) == (method, "cifar10")]
+    assert on_cifar10
+    for run in on_cifar10:
         assert {name: run[name] for name in expected} == expected
 
 

@@ -363,7 +363,7 @@ def test_git_need_not_be_there(monkeypatch):
 
 
 def test_sha256(tmp_path):
-    known = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    digest = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     (tmp_path / "a").write_text("abc")
     for content in ("abc", b"abc", tmp_path / "a"):
-        assert store.sha256(content) == known
+        assert store.sha256(content) == digest
