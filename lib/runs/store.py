@@ -388,20 +388,18 @@ def _read_rows(path: Path) -> pd.DataFrame:
 
 
 def _with_types(frame: pd.DataFrame) -> pd.DataFrame:
-    """Absent texts as "", absent numbers as NaN, n as whole numbers where all have one."""
+    """Absent texts as "", absent numbers as NaN."""
     typed = {}
     for name in ROW_COLUMNS:
         if name in (*NUMBERS, "n"):
             typed[name] = frame[name].astype(float)
         else:
             typed[name] = frame[name].astype(object).fillna("")
-    if typed["n"].notna().all():
-        typed["n"] = typed["n"].astype(np.int64)
     return pd.DataFrame(typed)
 
 
 def _of_run(profile: str, run: str, rows: pd.DataFrame) -> pd.DataFrame:
-    """The rows of one run with RUN_COLUMNS before them."""
+    """The rows of one run with RUN_COLUMNS before them; n whole where every row has one."""
     config = read_json(config_path(profile, run), ("settings", "data"))
     settings = config["settings"]
     method = settings["method"]
@@ -413,6 +411,8 @@ def _of_run(profile: str, run: str, rows: pd.DataFrame) -> pd.DataFrame:
         "seed": seed,
         "profile": profile,
     }
+    if rows.n.notna().all():
+        columns["n"] = rows.n.astype(np.int64)
     return rows.assign(**columns)[METRIC_COLUMNS]
 
 

@@ -265,6 +265,13 @@ def test_a_part_of_the_metrics_replaces_itself_alone(run):
     assert list(read_metrics("quick")) == store.METRIC_COLUMNS
 
 
+def test_counts_are_whole_whatever_other_parts_lack(run):
+    write_metrics("smoke", "20", run, [ROW])
+    write_metrics("smoke", "30", run, [{"metric": "loss", "value": 1.0}])
+    assert read_metrics("smoke", "20").n.dtype == np.int64
+    assert np.isnan(read_metrics("smoke", "30").n[0])
+
+
 def test_parts_that_are_written_at_once_are_all_kept(run):
     parts = [f"{number}" for number in range(8)]
     threads = [
