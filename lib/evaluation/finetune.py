@@ -20,8 +20,9 @@ from lib import training
 from lib.data import sets, sources, views
 from lib.evaluation import probes, uncertainty
 from lib.evaluation.embed import Embedded, embed_cached, embed_images
-from lib.evaluation.measure import MEASURING, Run
+from lib.evaluation.measure import Run
 from lib.runs import store
+from lib.runs.settings import EVALUATION_VERSION
 
 # Share of the steps in which the learning rate rises.
 WARMUP = {"sgd": 0.0, "adamw": 0.1}
@@ -192,7 +193,7 @@ def fine_tuned_probabilities(
         "epochs": epochs,
         "learning_rate": learning_rate,
         "optimizer": optimizer,
-        "code": store.code_hash(MEASURING),
+        "version": EVALUATION_VERSION,
     }
     return embed_cached(path, key, compute)["probabilities"]
 

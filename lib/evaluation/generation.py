@@ -24,6 +24,7 @@ from lib.evaluation.style import frechet_distance
 from lib.evaluation.uncertainty import matrix, with_interval
 from lib.methods.simvae import VAE
 from lib.runs import store
+from lib.runs.settings import EVALUATION_VERSION
 
 # SimVAE, App. A.7.6: 10 to 80 epochs, as long as the validation loss falls.
 PAPER_DECODER = {
@@ -247,7 +248,7 @@ def decoder_of(run: measure.Run) -> Decoder | VAE:
     bank = run.bank
     epochs = run.settings["decoder_epochs"]
     path = store.run_dir(run.profile, run.name) / "decoder.safetensors"
-    made_of = f"{run.hash} {bank.checksum} {epochs} {store.code_hash(measure.MEASURING)}"
+    made_of = f"{run.hash} {bank.checksum} {epochs} {EVALUATION_VERSION}"
     features = run.embed(bank)["features"]
     if path.exists() and store.read_tensors_info(path).get("made_of") == made_of:
         decoder = Decoder(run.settings, features.shape[1], run.channels)

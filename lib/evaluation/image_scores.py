@@ -96,14 +96,14 @@ def measure_images(profile: str, notebook: str) -> None:
     scores[dataset]["label"] = test.labels.astype(np.int16)
     for name, arrays in scores.items():
         store.write_scores(profile, RUN, name, arrays)
-    identity = {
-        "method": RUN,
-        "profile": profile,
-        "notebook": notebook,
+    config = {
+        "run": RUN,
         "run_hash": test.checksum,
-        "commit": store.commit(),
+        "settings": {"method": RUN, "dataset": dataset, "epochs": 0},
+        "data": {"title": "", "checksum": test.checksum},
     }
-    store.write_metrics(profile, notebook, RUN, rows, **identity)
+    store.write_json(store.config_path(profile, RUN), config)
+    store.write_metrics(profile, notebook, RUN, rows, run_hash=test.checksum)
 
 
 def _stored_checksums(profile: str, dataset: str, others: dict[str, str]) -> set[str]:

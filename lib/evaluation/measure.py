@@ -42,8 +42,6 @@ READ_OF_OTHERS = ("index", "linear_correct", "linear_top5_correct", "knn_correct
 WITH_TOP5 = ("vi_simsiam", "vi_simsiam_2022", "simsiam")
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat
-# An edit to what these import makes measures and embeddings old.
-MEASURING = "from lib.evaluation import finetune, generation, measure, shift, style"
 MOST_ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
 
 
@@ -138,7 +136,7 @@ class Run:
             "run": self.hash,
             "data": images.checksum,
             "condition": condition,
-            "code": store.code_hash(MEASURING),
+            "version": run_settings.EVALUATION_VERSION,
         }
         return embed_cached(path, key, compute)
 
@@ -157,28 +155,19 @@ class Run:
         whole = fitted if transform is None else fitted_and_changed
         return embed_images(self.method, images, transform=whole, embed=embed)
 
-    def identity(self, notebook: str) -> dict:
-        """The columns of a metrics row that are the same for the whole run."""
-        return {
-            "method": self.settings["method"],
-            "trained_on": self.train.title,
-            "variant": run_settings.variant(self.settings),
-            "seed": self.settings["seed"],
-            "profile": self.profile,
-            "notebook": notebook,
-            "run_hash": self.hash,
-            "commit": store.commit(),
-        }
-
     def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
         """Store metrics rows as those of ``notebook``, and return them as a table.
 
         A ``part`` of a notebook's metrics has a file of its own and does not replace the others.
         """
-        name = f"{notebook}-{part}" if part else notebook
-        frame = store.write_metrics(self.profile, name, self.name, rows, **self.identity(notebook))
-        store.write_stamp(_measured_stamp(self, name))
-        return frame
+        return store.write_metrics(
+            self.profile,
+            f"{notebook}-{part}" if part else notebook,
+            self.name,
+            rows,
+            run_hash=self.hash,
+            evaluation_hash=run_settings.evaluation_hash(self.settings),
+        )
 
 
 # ------------------------------------------------------------------------------------- data sets
@@ -275,7 +264,7 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
 
 
 def is_measured(run: Run, notebook: str) -> bool:
-    """Whether ``notebook`` has metrics of exactly this run, its settings, data and today's code.
+    """Whether ``notebook`` has metrics of exactly this run, its settings and data, measured as today.
 
     Without the run's weights they cannot be taken again, and those that are stored count; their
     rows name the commit that took them.
@@ -283,17 +272,10 @@ def is_measured(run: Run, notebook: str) -> bool:
     stored = store.read_metrics(run.profile, notebook, run.name)
     if stored.empty or (stored.run_hash != run.hash).any():
         return False
-    if _measured_stamp(run, notebook).exists():
+    current = run_settings.evaluation_hash(run.settings)
+    if (stored.evaluation_hash == current).all():
         return True
     return not training.is_finished(run.profile, run.name, run.hash)
-
-
-def _measured_stamp(run: Run, notebook: str) -> Path:
-    """The empty file that says: measured by this code, with all of these settings."""
-    code = store.code_hash(MEASURING) + repr(sorted(run.settings.items()))
-    digest = store.sha256(code)[:12]
-    folder = store.results_dir(run.profile) / ".done" / "measured"
-    return folder / f"{notebook}--{run.name}.{digest}"
 
 
 def measured(runs: Iterable[dict]) -> list[dict]:
@@ -301,7 +283,7 @@ def measured(runs: Iterable[dict]) -> list[dict]:
     stored = []
     for run in runs:
         name = run_settings.run_name(run)
-        if store.metrics_path(run["profile"], MEASURED_BY, name).exists():
+        if len(store.read_metrics(run["profile"], MEASURED_BY, name)):
             stored.append(run)
     return stored
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from lib.pipeline import sources
 from lib.pipeline.notebooks import (
     NOTEBOOKS,
     begin,
@@ -90,7 +91,7 @@ def training_groups(profile: str, paper: str) -> dict[str, list[str]]:
     (``one_job_per`` in the settings). Runs of the common protocol are kept apart from others, and
     searches of learning rates from both. Runs on a set that is not available are left out.
     """
-    grouping = settings.experiments(profile)["one_job_per"]
+    grouping = settings.plan(profile)["one_job_per"]
     protocol_runs = settings.runs(profile, paper, settings.PROTOCOL)
     protocol = {settings.run_name(run) for run in protocol_runs}
     absent_sets = settings.absent_sets(profile)
@@ -144,7 +145,7 @@ def source_files(notebook: str) -> list[Path]:
     waiting = [code(notebook)]
     while waiting:
         source = waiting.pop()
-        files |= set(store.source_files(source))
+        files |= set(sources.source_files(source))
         for path in _pipeline_files(source) - files:
             files.add(path)
             if path.suffix == ".py":

@@ -12,7 +12,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Train the named run and print its folder; 1 with a message where that is not possible."""
     parser = argparse.ArgumentParser(
         prog="python -m lib.training",
-        description="Train one run listed in settings/experiments.toml.",
+        description="Train one run listed in settings/runs.toml.",
     )
     parser.add_argument("name", help="the run's name, <method>-<dataset>-<variant>-seed<k>")
     parser.add_argument("--profile", default="quick")

@@ -180,9 +180,7 @@ def run(repeats: int) -> None:
 
     runs = [clustered(20_000, 128, seed) for seed in range(repeats)]
     seconds = [
-        measuring.seconds_per_call(
-            lambda given=given: linear.paper_probe(*given, epochs=10), 1, 0
-        )
+        measuring.seconds_per_call(lambda given=given: linear.paper_probe(*given, epochs=10), 1, 0)
         for given in runs
     ]
     rows.append(
