@@ -16,7 +16,7 @@ from lib.training.batches import training_images
 from lib.training.devices import Processes, best_device, precision_of
 from lib.training.loop import Training
 
-EXACT_COSTS = ["saved_bytes", "backbone_parameters", "head_parameters"]
+EXACT_COSTS = ["backbone_parameters", "head_parameters", "saved_bytes"]
 
 
 def step_costs(runs: list[dict], images: ImageSet, rounds: int = 5, steps: int = 2) -> pd.DataFrame:
