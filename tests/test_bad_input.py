@@ -21,6 +21,7 @@ import lib
 from lib import distributions, losses, methods
 from lib.claims import differences as comparisons
 from lib.claims import ledger as claims
+from lib.data import downloads
 from lib.data import sources as data
 from lib.evaluation import intervals as statistics
 from lib.evaluation import likelihood
@@ -145,7 +146,7 @@ def place(stored, tmp_path, monkeypatch):
         (papermill, "execute_notebook"),
         (reproduction.subprocess, "Popen"),
         (training._Loop, "run"),
-        (data, "_staging"),
+        (downloads, "staging_folder"),
     ):
         monkeypatch.setattr(where, name, started)
     monkeypatch.setattr(
