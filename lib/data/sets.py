@@ -325,10 +325,9 @@ def image_folder(
 def _images_of(class_folder: Path, entries: list[files.Entry]) -> list[Path]:
     images = [entry.path for entry in entries if entry.is_image]
     if not images:
-        left_out = files.describe_left_out(entries, class_folder)
+        left_out = files.describe_left_out(entries, class_folder) or "no files"
         raise ValueError(
-            f"{class_folder} holds no images{f' ({left_out})' if left_out else ''}: "
-            "add some, or remove the folder."
+            f"{class_folder} holds no images ({left_out}): add some, or remove the folder."
         )
     return images
 

@@ -95,7 +95,7 @@ def test_test_images_may_be_called_val(tmp_path, kind):
 def test_val_is_not_test_where_a_set_has_both(tmp_path):
     write_npz(tmp_path / "dtd/val.npz")
     with pytest.raises(FileNotFoundError):
-        load("dtd", "test", tmp_path, image_size=8)
+        load("dtd", "test", tmp_path, image_size=8, download=False)
     write_npz(tmp_path / "imagenet/val.npz")
     assert len(load("imagenet", "test", tmp_path, image_size=8)) == 6
 
@@ -218,6 +218,79 @@ def test_npz_comes_before_folder_before_torchvisions_layout(tmp_path):
     assert source() == "npz file DATA_DIR/mnist/train.npz"
 
 
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def write_cifar_and_stl(root):
+    for i in range(1, 6):
+        batch = {"data": np.full((1, 3072), i, np.uint8), "labels": [i % 2]}
+        write(root / f"cifar-10-batches-py/data_batch_{i}", pickle.dumps(batch))
+    classes = {"label_names": ["plane", "car"]}
+    write(root / "cifar-10-batches-py/batches.meta", pickle.dumps(classes))
+    stl = root / "stl10_binary"
+    write(stl / "train_X.bin", np.arange(2 * 3 * 96 * 96, dtype=np.uint8).tobytes())
+    write(stl / "train_y.bin", bytes([2, 1]))
+    write(stl / "unlabeled_X.bin", bytes(3 * 96 * 96))
+    write(stl / "class_names.txt", "airplane\nbird\n")
+    write(stl / "fold_indices.txt", "0\n")
+
+
+def write_celeba(folder):
+    rows = "1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n"
+    for i in (1, 2, 3):
+        write_image(folder / f"img_align_celeba/{i}.jpg")
+    write(folder / "list_eval_partition.txt", "1.jpg 0\n2.jpg 0\n3.jpg 2\n")
+    write(folder / "identity_CelebA.txt", "1.jpg 11\n2.jpg 12\n3.jpg 13\n")
+    write(folder / "list_bbox_celeba.txt", f"3\nimage_id x y\n{rows}")
+    write(folder / "list_landmarks_align_celeba.txt", f"3\nx y\n{rows}")
+    attributes = "3\nMale Smiling\n1.jpg 1 -1\n2.jpg -1 1\n3.jpg -1 1\n"
+    write(folder / "list_attr_celeba.txt", attributes)
+
+
+def write_class_folders(root):
+    """Imagenette, Imagewoof, Food-101, DTD, SUN397."""
+    for folder in ("n03028079", "n01440764"):
+        write_image(root / f"imagenette2-320/train/{folder}/a.jpeg", (12, 9))
+        write_image(root / f"imagewoof2-320/train/{folder}/a.JPEG")
+        write_image(root / f"imagewoof2-320/val/{folder}/a.JPEG")
+    write(root / "food-101/meta/train.json", '{"pie": ["pie/1"], "bread": ["bread/2"]}')
+    for file in ("pie/1.jpg", "bread/2.jpg"):
+        write_image(root / "food-101/images" / file)
+    write(root / "dtd/dtd/labels/train1.txt", "zigzag/1.jpg\ndotted/2.jpg\n")
+    for file in ("zigzag/1.jpg", "dotted/2.jpg"):
+        write_image(root / "dtd/dtd/images" / file)
+    for i in range(10):
+        write_image(root / f"SUN397/a/abbey/sun_{i}.jpg")
+        write_image(root / f"SUN397/b/bar/sun_{i}.jpg")
+    write(root / "SUN397/ClassName.txt", "/a/abbey\n/b/bar\n")
+
+
+def write_annotated_files(root):
+    """Flowers-102, FGVC-Aircraft, Oxford-IIIT Pet, Stanford Cars: labels apart from images."""
+    planes = root / "fgvc-aircraft-2013b/data"
+    for i in (1, 2):
+        write_image(root / f"flowers-102/jpg/image_{i:05d}.jpg")
+        write_image(planes / f"images/{i}.jpg")
+        write_image(root / f"stanford_cars/cars_train/{i}.jpg")
+    setid = {"trnid": [[1, 2]], "valid": [[1]], "tstid": [[2]]}
+    scipy.io.savemat(root / "flowers-102/imagelabels.mat", {"labels": [[5, 3]]})
+    scipy.io.savemat(root / "flowers-102/setid.mat", setid)
+    write(planes / "variants.txt", "A380\nBoeing 707\n")
+    write(planes / "images_variant_train.txt", "1 Boeing 707\n2 A380\n")
+    pets = root / "oxford-iiit-pet"
+    write(pets / "annotations/trainval.txt", "Siamese_1 2 1 1\nbeagle_2 1 2 1\n")
+    for file in ("Siamese_1.jpg", "beagle_2.jpg"):
+        write_image(pets / "images" / file)
+    devkit = root / "stanford_cars/devkit"
+    devkit.mkdir()
+    rows = np.array([("1.jpg", 2), ("2.jpg", 1)], dtype=[("fname", "O"), ("class", "O")])
+    makers = np.array(["Audi", "Fiat"], dtype=object)
+    scipy.io.savemat(devkit / "cars_train_annos.mat", {"annotations": rows})
+    scipy.io.savemat(devkit / "cars_meta.mat", {"class_names": makers})
+
+
 @pytest.fixture
 def layouts(tmp_path, monkeypatch):
     """Miniature copies of what torchvision unpacks, without its md5 sums."""
@@ -226,75 +299,10 @@ def layouts(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision_sets.flowers102, "check_integrity", lambda *_: True)
     monkeypatch.setattr(torchvision_sets.STL10, "_check_integrity", lambda _: True)
     monkeypatch.setattr(torchvision_sets.CelebA, "_check_integrity", lambda _: True)
-
-    def write(path, content):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        if isinstance(content, str):
-            content = content.encode()
-        (tmp_path / path).write_bytes(content)
-
-    for i in range(1, 6):
-        batch = {"data": np.full((1, 3072), i, np.uint8), "labels": [i % 2]}
-        write(f"cifar-10-batches-py/data_batch_{i}", pickle.dumps(batch))
-    write("cifar-10-batches-py/batches.meta", pickle.dumps({"label_names": ["plane", "car"]}))
-
-    write("stl10_binary/train_X.bin", np.arange(2 * 3 * 96 * 96, dtype=np.uint8).tobytes())
-    write("stl10_binary/train_y.bin", bytes([2, 1]))
-    write("stl10_binary/unlabeled_X.bin", bytes(3 * 96 * 96))
-    write("stl10_binary/class_names.txt", "airplane\nbird\n")
-    write("stl10_binary/fold_indices.txt", "0\n")
-
-    boxes = "3\n{}\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n"
-    for i in (1, 2, 3):
-        write_image(tmp_path / f"celeba/img_align_celeba/{i}.jpg")
-    write("celeba/list_eval_partition.txt", "1.jpg 0\n2.jpg 0\n3.jpg 2\n")
-    write("celeba/identity_CelebA.txt", "1.jpg 11\n2.jpg 12\n3.jpg 13\n")
-    write("celeba/list_bbox_celeba.txt", boxes.format("image_id x y"))
-    write("celeba/list_landmarks_align_celeba.txt", boxes.format("x y"))
-    write("celeba/list_attr_celeba.txt", "3\nMale Smiling\n1.jpg 1 -1\n2.jpg -1 1\n3.jpg -1 1\n")
-
-    for folder in ("n03028079", "n01440764"):
-        write_image(tmp_path / f"imagenette2-320/train/{folder}/a.jpeg", (12, 9))
-        write_image(tmp_path / f"imagewoof2-320/train/{folder}/a.JPEG")
-        write_image(tmp_path / f"imagewoof2-320/val/{folder}/a.JPEG")
-
-    for i in (1, 2):
-        write_image(tmp_path / f"flowers-102/jpg/image_{i:05d}.jpg")
-    setid = {"trnid": [[1, 2]], "valid": [[1]], "tstid": [[2]]}
-    scipy.io.savemat(tmp_path / "flowers-102/imagelabels.mat", {"labels": [[5, 3]]})
-    scipy.io.savemat(tmp_path / "flowers-102/setid.mat", setid)
-
-    write("food-101/meta/train.json", '{"pie": ["pie/1"], "bread": ["bread/2"]}')
-    for file in ("pie/1.jpg", "bread/2.jpg"):
-        write_image(tmp_path / "food-101/images" / file)
-
-    write("dtd/dtd/labels/train1.txt", "zigzag/1.jpg\ndotted/2.jpg\n")
-    for file in ("zigzag/1.jpg", "dotted/2.jpg"):
-        write_image(tmp_path / "dtd/dtd/images" / file)
-
-    planes = "fgvc-aircraft-2013b/data"
-    for i in (1, 2):
-        write_image(tmp_path / planes / f"images/{i}.jpg")
-    write(f"{planes}/variants.txt", "A380\nBoeing 707\n")
-    write(f"{planes}/images_variant_train.txt", "1 Boeing 707\n2 A380\n")
-
-    for i in range(10):
-        write_image(tmp_path / f"SUN397/a/abbey/sun_{i}.jpg")
-        write_image(tmp_path / f"SUN397/b/bar/sun_{i}.jpg")
-    write("SUN397/ClassName.txt", "/a/abbey\n/b/bar\n")
-
-    write("oxford-iiit-pet/annotations/trainval.txt", "Siamese_1 2 1 1\nbeagle_2 1 2 1\n")
-    for file in ("Siamese_1.jpg", "beagle_2.jpg"):
-        write_image(tmp_path / "oxford-iiit-pet/images" / file)
-
-    for i in (1, 2):
-        write_image(tmp_path / f"stanford_cars/cars_train/{i}.jpg")
-    devkit = tmp_path / "stanford_cars/devkit"
-    devkit.mkdir()
-    rows = np.array([("1.jpg", 2), ("2.jpg", 1)], dtype=[("fname", "O"), ("class", "O")])
-    makers = np.array(["Audi", "Fiat"], dtype=object)
-    scipy.io.savemat(devkit / "cars_train_annos.mat", {"annotations": rows})
-    scipy.io.savemat(devkit / "cars_meta.mat", {"class_names": makers})
+    write_cifar_and_stl(tmp_path)
+    write_celeba(tmp_path / "celeba")
+    write_class_folders(tmp_path)
+    write_annotated_files(tmp_path)
     return tmp_path
 
 
