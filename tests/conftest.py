@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
+from lib import training
 from lib.evaluation import measure as protocol
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 RESULTS = artifacts.RESULTS
 torch.set_num_threads(1)

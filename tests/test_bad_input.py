@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lib
-from lib import distributions, losses, methods
+from lib import distributions, losses, methods, training
 from lib.claims import differences as comparisons
 from lib.claims import ledger as claims
 from lib.data import sources as data
@@ -34,7 +34,8 @@ from lib.pipeline import score as own_images
 from lib.pipeline import site as gallery
 from lib.runs import settings
 from lib.runs import store as artifacts
-from lib.training import loop as training
+from lib.training import __main__ as training_command
+from lib.training import checkpoints, loop, optim
 
 REFUSED = (ValueError, FileNotFoundError, RuntimeError)  # what the commands turn into one sentence
 FINISHED, INTERRUPTED = settings.resolve("random", "smoke"), settings.resolve("simsiam", "smoke")
@@ -87,10 +88,10 @@ def stored(tmp_path_factory):
         digest = settings.run_hash(INTERRUPTED, training.training_images(INTERRUPTED).checksum)
         method = methods.build(INTERRUPTED, 1)
         info = {"run_hash": digest, "step": 3, "log": [], "seconds": 1.0}
-        training.save_checkpoint(
+        checkpoints.save_checkpoint(
             place.begun / "checkpoint.safetensors",
             method,
-            training.make_optimizer(method, INTERRUPTED),
+            optim.make_optimizer(method, INTERRUPTED),
             info,
         )
         artifacts.write_json(
@@ -144,7 +145,7 @@ def place(stored, tmp_path, monkeypatch):
     for where, name in (
         (papermill, "execute_notebook"),
         (reproduction.subprocess, "Popen"),
-        (training._Loop, "run"),
+        (loop.Training, "run"),
         (data, "_staging"),
     ):
         monkeypatch.setattr(where, name, started)
@@ -510,7 +511,7 @@ CASES = {
     ),
     "gallery elsewhere": (command(gallery, ".."), r"Unknown profile '\.\.'; choose one of", None),
     "training of no run": (
-        command(training, f"{NAME}x", "--profile", "smoke"),
+        command(training_command, f"{NAME}x", "--profile", "smoke"),
         f"Profile 'smoke' lists no run '{NAME}x'; its runs are",
         None,
     ),
@@ -525,12 +526,12 @@ CASES = {
         written(b"", "results", "smoke", "tables", "30_a.csv"),
     ),
     "training in no profile": (
-        command(training, NAME, "--profile", "notebooks"),
+        command(training_command, NAME, "--profile", "notebooks"),
         r"'notebooks'; choose one of \['paper', 'quick'",
         None,
     ),
     "training in a misspelt profile": (
-        command(training, NAME, "--profile", "quik"),
+        command(training_command, NAME, "--profile", "quik"),
         "Unknown profile .*'quik'; choose one of",
         None,
     ),

@@ -7,11 +7,11 @@ import pytest
 import torch
 
 import lib
+from lib import training
 from lib.evaluation import encoders
 from lib.evaluation import measure as protocol
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 
 @pytest.fixture

@@ -16,14 +16,14 @@ from PIL import Image, PngImagePlugin
 from scipy.sparse import coo_matrix, csgraph
 from sklearn.datasets import load_sample_images
 
-from lib import methods
+from lib import methods, training
 from lib.data import sources as data
 from lib.evaluation import encoders
 from lib.pipeline import jobs as reproduction
 from lib.pipeline import own_files
 from lib.pipeline import score as own_images
 from lib.runs import store as artifacts
-from lib.training import loop as training
+from lib.training import loop
 
 FOLDERS = [
     "<script>alert(1)<",
@@ -681,7 +681,7 @@ def test_a_second_score_does_not_train_again(folder, scored, surveyed, monkeypat
     monkeypatch.setattr(artifacts, "RESULTS", scored["output"])
     images = own_images.survey(folder["root"], 64)[0]
     settings = own_images.training_settings(len(images), "smoke", epochs=1)
-    monkeypatch.setattr(training._Loop, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(loop.Training, "run", lambda *_: pytest.fail("trained again"))
     assert len(own_images.score(images, "", settings)["kappa"]) == len(images)
 
 

@@ -3,14 +3,13 @@
 import pytest
 import torch
 
-from lib import losses, methods
+from lib import losses, methods, training
 from lib.evaluation import measure as protocol
 from lib.figures import charts as plotting
 from lib.methods.base import TwoViews
 from lib.pipeline import jobs as reproduction
 from lib.runs import settings
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 
 class Mine(TwoViews):

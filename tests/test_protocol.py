@@ -12,6 +12,7 @@ from PIL import Image
 from sklearn.covariance import LedoitWolf
 from torchvision.transforms import functional as tv
 
+from lib import training
 from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.evaluation import encoders, uncertainty
@@ -19,7 +20,6 @@ from lib.evaluation import measure as protocol
 from lib.evaluation import probes as evaluation
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 
 def noise(batch=4, channels=3, size=24):

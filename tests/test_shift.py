@@ -9,13 +9,13 @@ import torch
 from scipy import stats
 from sklearn.covariance import LedoitWolf
 
+from lib import training
 from lib.data import sources as data
 from lib.evaluation import measure as protocol
 from lib.evaluation import probes as evaluation
 from lib.evaluation import shift, uncertainty
 from lib.runs import settings
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 
 @pytest.fixture

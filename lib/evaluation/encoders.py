@@ -12,13 +12,12 @@ import pandas as pd
 import scipy
 from torch import Tensor, nn
 
-from lib import methods
+from lib import methods, training
 from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.evaluation import probes as evaluation
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 if TYPE_CHECKING:
     from lib.evaluation.measure import Run

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lib import training
 from lib.data import sets, sources, views
 from lib.evaluation import probes, uncertainty
 from lib.evaluation.measure import MEASURING, Run
 from lib.runs import store
-from lib.training import loop
 
 # Share of the steps in which the learning rate rises.
 WARMUP = {"sgd": 0.0, "adamw": 0.1}
@@ -56,7 +56,7 @@ def fine_tune(
     - Order, views and dropout follow from (seed, step) alone.
 
     Both image sets are uint8, of one size and with the same classes. progress_path: the file that
-    lib.training.loop.Progress writes. Raises ValueError for input that cannot work, and
+    lib.training.Progress writes. Raises ValueError for input that cannot work, and
     TrainingStopped if the loss is no longer finite.
 
     Example:
@@ -65,7 +65,7 @@ def fine_tune(
     """
     _check_fine_tuning(method, labelled, test, epochs, learning_rate, batch_size, optimizer)
     device = next(method.parameters()).device
-    autocast = loop.precision_of({"precision": precision}, device) == "bf16"
+    autocast = training.precision_of({"precision": precision}, device) == "bf16"
     network = deepcopy(method).requires_grad_(True)
     labelled = labelled.to(device)
     classifier = _zero_classifier(network, labelled)
@@ -78,7 +78,7 @@ def fine_tune(
     batches = min(math.ceil(len(labelled) / batch_size), len(labelled) // 2)
     steps = epochs * batches
     warmup = round(WARMUP[optimizer] * steps)
-    progress = loop.Progress(
+    progress = training.Progress(
         progress_path,
         f"fine-tune on {len(labelled):,}",
         steps,
@@ -91,23 +91,23 @@ def fine_tune(
         for step in range(steps):
             epoch, batch = divmod(step, batches)
             if batch == 0:
-                generator.manual_seed(loop.seed_of(seed, "order", epoch))
+                generator.manual_seed(training.seed_of(seed, "order", epoch))
                 order = torch.randperm(len(labelled), generator=generator).tensor_split(batches)
             rows = order[batch]
-            generator.manual_seed(loop.seed_of(seed, "views", step))
-            torch.manual_seed(loop.seed_of(seed, "method", step))
+            generator.manual_seed(training.seed_of(seed, "views", step))
+            torch.manual_seed(training.seed_of(seed, "method", step))
             images = views.augment(labelled.batch(rows), size, strengths, generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = classifier(network.embed(images).features)
             loss = F.cross_entropy(logits.float(), labels[rows.to(device)])
             if not math.isfinite(loss.item()):
-                raise loop.TrainingStopped(
+                raise training.TrainingStopped(
                     f"Fine-tuning's loss is {loss.item()} at step {step}; "
                     f"lower learning_rate ({learning_rate:g})."
                 )
             torch_optimizer.zero_grad(set_to_none=True)
             loss.backward()
-            factor = loop.learning_rate_factor(step, steps, warmup, "cosine")
+            factor = training.learning_rate_factor(step, steps, warmup, "cosine")
             torch_optimizer.param_groups[0]["lr"] = learning_rate * factor
             torch_optimizer.step()
             progress.update(step + 1, round(loss.item(), 4))
@@ -217,7 +217,7 @@ def search_learning_rate(
     validation = images.subset(validation_rows)
     accuracies = dict.fromkeys(rates, 0.0)
     for rate in rates:
-        with suppress(loop.TrainingStopped):
+        with suppress(training.TrainingStopped):
             probabilities = fine_tuned_probabilities(
                 run, labelled, validation, max(1, epochs // 4), rate
             )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import networks
+from lib import networks, training
 from lib.data import sets, sources
 from lib.data.views import check_range
 from lib.evaluation import measure, probes
@@ -23,7 +23,6 @@ from lib.evaluation.style import frechet_distance
 from lib.evaluation.uncertainty import matrix
 from lib.methods.simvae import VAE
 from lib.runs import store
-from lib.training import loop
 
 # SimVAE, App. A.7.6: 10 to 80 epochs, as long as the validation loss falls.
 PAPER_DECODER = {
@@ -67,7 +66,7 @@ def fit_decoder(
 
     It minimises the squared error. The last tenth of the images validates: training stops after
     PATIENCE epochs without a lower error there, and the weights with the lowest are kept.
-    progress_path: the file that lib.training.loop.Progress writes. Deviation: features are
+    progress_path: the file that lib.training.Progress writes. Deviation: features are
     standardised, as encoders differ in scale by orders of magnitude and share one learning rate.
 
     Example:
@@ -86,7 +85,7 @@ def fit_decoder(
     x = torch.as_tensor(features, dtype=torch.float32)
     count = len(x) - max(1, len(x) // 10)  # training images; the rest validates
     batches = math.ceil(count / BATCH_SIZE)
-    progress = loop.Progress(
+    progress = training.Progress(
         progress_path, f"decoder of {len(x):,} images", epochs * batches, 0, BATCH_SIZE, show=False
     )
     with torch.random.fork_rng(devices=[]), closing(progress):
@@ -125,7 +124,7 @@ def _train_epoch(
     optimizer: torch.optim.Optimizer,
     x: Tensor,
     pixels: Tensor,
-    progress: loop.Progress,
+    progress: training.Progress,
     done: int,
 ) -> None:
     """One pass over the images in random order; done: the steps of the epochs before."""
@@ -251,7 +250,7 @@ def decoder_of(run: measure.Run) -> Decoder | VAE:
     features = run.embed(bank)["features"]
     if path.exists() and store.read_tensors_info(path).get("made_of") == made_of:
         decoder = Decoder(run.settings, features.shape[1], run.channels)
-        loop.fill(decoder, store.read_tensors(path)[0], path)
+        training.fill(decoder, store.read_tensors(path)[0], path)
         return decoder.eval()
     pixels = pixels_of(run, bank)
     if bank.is_sorted:  # the last images validate the decoder, so all classes have to be among them

@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from lib import training
 from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.evaluation import encoders, uncertainty
@@ -16,7 +17,6 @@ from lib.evaluation import probes as evaluation
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
 from lib.runs.store import MEASURED_BY
-from lib.training import loop as training
 
 KEPT_AREAS = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
 BLUR_SIGMAS = (0.0, 0.5, 1.0, 2.0, 3.0)
@@ -184,7 +184,9 @@ class Run:
         full = fitted if transform is None else lambda batch: transform(fitted(batch))
 
         def compute():
-            return evaluation.embed(self.method, images, transform=full)
+            embedded = evaluation.embed(self.method, images, transform=full)
+            training.check_embedded(self.settings, embedded)
+            return embedded
 
         if self.settings["method"] == "raw_pixels":
             return compute()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
-from lib import methods
+from lib import methods, training
 from lib.data import sources
 from lib.data.views import augment, make_views
 from lib.distributions import (
@@ -36,7 +36,6 @@ from lib.evaluation import measure, probes
 from lib.evaluation.uncertainty import UndefinedStatistic, effective_rank, rank_correlation
 from lib.methods.base import agreement, forward_by_size, spread, view_pairs
 from lib.runs import store
-from lib.training import loop
 
 WATCHED_IMAGES = 256  # test images on which a short training is measured
 MEASUREMENTS = 6  # along a short training
@@ -469,18 +468,18 @@ def short_training(settings: dict, steps: int, without: str = "") -> ShortTraini
     The measures are taken before the first step and MEASUREMENTS times along the way, on the same
     two views of WATCHED_IMAGES test images for every method.
     """
-    device = loop.best_device()
-    images = loop.training_images(settings)
+    device = training.best_device()
+    images = training.training_images(settings)
     test = sources.load(settings["dataset"], "test", image_size=settings["image_size"])
     watched = test.batch(range(WATCHED_IMAGES)).to(device)
-    generator = torch.Generator().manual_seed(loop.seed_of(settings["seed"], "watched views", 0))
+    generator = torch.Generator().manual_seed(training.seed_of(settings["seed"], "watched views", 0))
     views = make_views(watched, settings, generator)
     method = methods.build(settings, images.images.shape[3]).to(device).train()
     if without:
         method = remove_part(method, without)
     measured_steps = {round(k * steps / MEASUREMENTS) for k in range(1, MEASUREMENTS + 1)}
     rows = [{"step": 0, **measure_outputs(method, views)}]
-    for step, _ in enumerate(loop.first_steps(method, images, settings, steps), 1):
+    for step, _ in enumerate(training.first_steps(method, images, settings, steps), 1):
         if step in measured_steps:
             rows.append({"step": step, **measure_outputs(method, views)})
     return ShortTraining(method=method, views=views, measures=pd.DataFrame(rows))

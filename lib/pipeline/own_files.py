@@ -13,6 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch.nn import functional as F
 
 from lib.data import sets as image_sets
+from lib.data.files import DECODERS, FORMATS, SUFFIXES, square, to_rgb
 from lib.training import loop as training
 
 NAME = "own_images"  # of the set, in settings and runs
@@ -21,16 +22,6 @@ SMALLEST_SIDE = 16  # px; below, an enlarged image is blur alone
 MOST_PIXELS = (
     Image.MAX_IMAGE_PIXELS
 )  # Pillow's limit against files that are small on disk and fill the memory
-SUFFIXES = image_sets.SUFFIXES | {".gif", ".jfif", ".jpe"}
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "GIF",
-    "WEBP",
-    "BMP",
-    "PPM",
-    "TIFF",
-)  # Pillow would start other programs for some others
 UPRIGHT, ORIENTATION = 1, 0x0112  # EXIF
 STATUS = {
     "used": "scored",
@@ -41,7 +32,6 @@ STATUS = {
     "other": "of other kinds",
 }
 ALIKE, FLAT, THUMBNAIL = 0.96, 2.0, 16
-Image.init()  # all plugins, so that FORMATS may be named
 
 
 # ---------------------------------------------------------------------------------------------------------------- reading a folder
@@ -71,7 +61,7 @@ def survey(
     with (
         contextlib.closing(bar),
         _large_images_opened(),
-        ThreadPoolExecutor(image_sets.DECODERS) as pool,
+        ThreadPoolExecutor(DECODERS) as pool,
     ):
         for (path, _), (row, image) in zip(
             listed, pool.map(lambda entry: _read(*entry, image_size), listed), strict=True
@@ -139,13 +129,11 @@ def _walk(root: Path) -> Iterator[tuple[Path, str]]:
 
 def _other(suffix: str) -> str:
     """Why a file with this suffix is not opened, or ""."""
+    if suffix in SUFFIXES:
+        return ""
     if suffix in (".heic", ".heif", ".avif"):
         return f"other: {suffix} cannot be read here; save the image as JPEG or PNG"
-    return (
-        ""
-        if suffix in SUFFIXES
-        else f"other: {suffix or 'no suffix'} is not a kind of image that is read"
-    )
+    return f"other: {suffix or 'no suffix'} is not a kind of image that is read"
 
 
 def _printable(name: str) -> str:
@@ -198,10 +186,8 @@ def _read(path: Path, left_out: str, size: int) -> tuple[dict, np.ndarray | None
                 if min(row["width"], row["height"]) < size
                 else []
             )
-            rgb, converted = image_sets.to_rgb(ImageOps.exif_transpose(image))
-            return row | {"note": ", ".join(notes + converted)}, np.asarray(
-                image_sets.square(rgb, size)
-            )
+            rgb, converted = to_rgb(ImageOps.exif_transpose(image))
+            return row | {"note": ", ".join(notes + converted)}, np.asarray(square(rgb, size))
     except UnidentifiedImageError:
         what = (
             "not an image of a kind that is read, or damaged at its start"

@@ -13,7 +13,7 @@ import pandas as pd
 import scipy
 from PIL import Image
 
-from lib import methods
+from lib import methods, training
 from lib.data import sets as image_sets
 from lib.data import sources as data
 from lib.evaluation import encoders, uncertainty
@@ -24,7 +24,6 @@ from lib.pipeline import site as gallery
 from lib.pipeline.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
 from lib.runs import settings as resolution
 from lib.runs import store as artifacts
-from lib.training import loop as training
 
 __all__ = [
     "FEWEST",

@@ -871,7 +871,7 @@ def _hours() -> str:
     """results/README.md: of every claim about data that was tested the training hours behind it, in the best profile that tested it."""
     about = (
         "In this folder: what came out, [method by method](FINDINGS.md); [where runs and code differ from the papers](DEVIATIONS.md); "
-        f"[the data](DATA.md); and all numbers and figures, of profile [{EVIDENCE}]({EVIDENCE}/README.md) and of [quick](quick/README.md), an "
+        f"[the data](../notebooks/data.md); and all numbers and figures, of profile [{EVIDENCE}]({EVIDENCE}/README.md) and of [quick](quick/README.md), an "
         "illustration. What the words of the verdicts mean: [README](../README.md#verdicts)."
     )
     counted = (

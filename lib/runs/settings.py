@@ -67,7 +67,6 @@ POSITIVE = (
     "radial_freedom",
     "directional_freedom",
     "radial_scale",
-    "log_variance_bound",
     "initial_variance",
 )
 FINITE = (
@@ -221,14 +220,23 @@ def resolve(method: str, profile: str, **parameters) -> dict:
         f"Profile {profile!r} of settings/profiles.toml", budget | own, DEFAULTS | base
     )
     settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget}
+    lengths = dict.fromkeys(base, base.get("epochs")) | dict.fromkeys(budget, settings["epochs"])
     for name, value in parameters.items():
         if name not in settings:
             raise ValueError(
                 f"Unknown parameter {name!r} for method {method!r}; choose from {sorted(settings)}."
             )
         settings[name] = same_type(name, value, settings[name])
+    for name in SCHEDULES:
+        if name in settings and name not in parameters:
+            settings[name] = _scaled(settings[name], lengths[name], settings["epochs"])
     _check(settings)
     return settings
+
+
+def _scaled(epochs: float, length: int, trained: int) -> float:
+    """A part of a training of ``length`` epochs as the same share of one of ``trained`` epochs."""
+    return round(epochs * trained / length, 6) if length else epochs
 
 
 def same_type(name: str, value, current, what: str = "Parameter"):
@@ -300,6 +308,15 @@ def _check(settings: dict) -> None:
                 raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be {words}.")
 
 
+# Parts of a training, in epochs of the length that the same file states: a shorter run has the
+# same share of them.
+SCHEDULES = (
+    "warmup_epochs",
+    "kl_warmup_epochs",
+    "concentration_warmup_epochs",
+    "teacher_temperature_warmup_epochs",
+    "frozen_prototypes_epochs",
+)
 SHORT = {
     "learning_rate": "lr",
     "batch_size": "b",
@@ -314,7 +331,12 @@ SHORT = {
 
 def differences(settings: dict) -> dict:
     """Settings that differ from the profile's for this method and data set, except seed, epochs and those of evaluation."""
-    usual = resolve(settings["method"], settings["profile"], dataset=settings["dataset"])
+    usual = resolve(
+        settings["method"],
+        settings["profile"],
+        dataset=settings["dataset"],
+        epochs=settings["epochs"],
+    )
     apart = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
     return {
         name: value

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from lib import training
 from lib.data.sets import ImageSet, train_validation_split
 from lib.evaluation import finetune, probes
 from lib.runs import store
-from lib.training import loop
 
 GRID = {
     "fine_tune_shares": [0.05, 0.2],
@@ -183,7 +183,7 @@ def test_wrong_arguments_are_refused(changed, message):
 
 
 def test_a_diverging_loss_stops_fine_tuning():
-    with pytest.raises(loop.TrainingStopped, match="lower learning_rate"):
+    with pytest.raises(training.TrainingStopped, match="lower learning_rate"):
         fine_tune(stripes(20), stripes(5), learning_rate=1e30)
 
 
@@ -337,7 +337,7 @@ def test_rates_of_transfer_are_compared_with_the_grid(grid, searched, at_end):
 def test_a_rate_that_diverges_is_the_worst_of_its_search(few, monkeypatch):
     def diverging(run, labelled, test, epochs, rate):
         if rate == 0.3:
-            raise loop.TrainingStopped("Fine-tuning's loss is nan at step 1")
+            raise training.TrainingStopped("Fine-tuning's loss is nan at step 1")
         return np.eye(10)[test.labels]
 
     monkeypatch.setattr(finetune, "fine_tuned_probabilities", diverging)

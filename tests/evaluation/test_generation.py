@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from lib import methods
+from lib import methods, training
 from lib.data import sources
 from lib.evaluation import generation, measure
 from lib.evaluation.style import frechet_distance
 from lib.runs import settings, store
-from lib.training import loop
 
 SETTINGS = {"backbone": "mlp", "image_size": 8}
 
@@ -171,7 +170,7 @@ def test_an_encoder_without_decoder_gets_one_that_is_trained_once(vae_run, monke
     assert generation.decoder_of(vae_run) is vae_run.method
     own = {"representation": 6, "image_size": 16}
     bare = settings.resolve("random_latent", "smoke", **(tiny | own))
-    loop.train(bare)
+    training.train(bare)
     decoder = generation.decoder_of(measure.Run(bare))
     trained = []
 

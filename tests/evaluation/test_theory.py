@@ -9,13 +9,12 @@ from scipy import stats
 from torch.distributions import Categorical
 from torch.nn import functional as F
 
-from lib import losses, methods
+from lib import losses, methods, training
 from lib.data.views import augment, make_views, recipe
 from lib.distributions import VonMisesFisher
 from lib.evaluation import measure, theory
 from lib.methods.base import forward_by_size
 from lib.runs import settings, store
-from lib.training import loop
 
 BATCH = 7
 DIMENSION = 5
@@ -349,7 +348,7 @@ def test_variances_are_compared_with_the_residual_of_the_other_view(tmp_path, mo
     monkeypatch.setattr(store, "MOST_BITS", 24)  # no rounding, which could change ranks
     monkeypatch.setattr(store, "TIED", -1)
     resolved = settings.resolve("vje", "smoke", train_images=256) | {"condition_images": 60}
-    loop.train(resolved)
+    training.train(resolved)
     run = measure.Run(resolved)
     with torch.no_grad():  # one epoch leaves the variances nearly equal
         torch.nn.init.normal_(run.method.inference[-1].weight, std=0.3)
