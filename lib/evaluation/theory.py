@@ -472,7 +472,9 @@ def short_training(settings: dict, steps: int, without: str = "") -> ShortTraini
     images = training.training_images(settings)
     test = sources.load(settings["dataset"], "test", image_size=settings["image_size"])
     watched = test.batch(range(WATCHED_IMAGES)).to(device)
-    generator = torch.Generator().manual_seed(training.seed_of(settings["seed"], "watched views", 0))
+    generator = torch.Generator().manual_seed(
+        training.seed_of(settings["seed"], "watched views", 0)
+    )
     views = make_views(watched, settings, generator)
     method = methods.build(settings, images.images.shape[3]).to(device).train()
     if without:
