@@ -272,9 +272,9 @@ def rate_searches(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def end_of_grid(search: pd.Series) -> str:
-    """ "lowest" or "highest" where the best rate of a search is at that end of its grid, else "".
+    """Which end of its grid the best rate of a search is at: "lowest", "highest" or "" (neither).
 
-    search: accuracy by rate, rising, NaN where a rate was not tried.
+    search: accuracy by rate, in rising order of rates, NaN where a rate was not tried.
     """
     tried = search.dropna()
     best = tried.idxmax()

@@ -372,5 +372,5 @@ def test_variances_are_compared_with_the_residual_of_the_other_view(tmp_path, mo
         assert spread.n == correlation.n == len(log_variances)
         assert spread.value == pytest.approx(log_variances.std(), rel=1e-4)
         expected = stats.spearmanr(log_variances, residuals).statistic
-        assert correlation.value == pytest.approx(expected, abs=1e-6)
+        assert correlation.value == pytest.approx(expected, abs=1e-5)  # five digits are stored
         assert correlation.ci_low <= correlation.value <= correlation.ci_high
