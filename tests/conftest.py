@@ -1,4 +1,7 @@
-"""What every test shares: one thread, fixed seeds, matplotlib's own style, and results and data folders of its own."""
+"""What every test shares.
+
+One thread, fixed seeds, matplotlib's own style, and results and data folders of its own.
+"""
 
 import os
 
@@ -27,7 +30,9 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def isolated(request, monkeypatch):
-    """Fixed seeds, no style left over for the next test, and a results folder of the test's own unless a fixture of its module has set one."""
+    """Fixed seeds, no style left over for the next test, and a results folder of the test's own
+    unless a fixture of its module has set one.
+    """
     torch.manual_seed(0)
     np.random.seed(0)
     monkeypatch.setattr(

@@ -1,4 +1,7 @@
-"""A method of one's own: what README asks for is enough, and what is missing is said before anything is trained."""
+"""A method of one's own.
+
+What README asks for is enough, and what is missing is said before anything is trained.
+"""
 
 import pytest
 import torch
@@ -12,7 +15,10 @@ from lib.runs import store as artifacts
 
 
 class Mine(TwoViews):
-    """A person's own method: the projections of the two views are drawn together, and kept apart from those of other images."""
+    """A person's own method.
+
+    The projections of the two views are drawn together, and kept apart from those of other images.
+    """
 
     def loss(self, views):
         first, second = self.projections(views)

@@ -1,4 +1,6 @@
-"""Properties of densities, losses and measures over shapes, dtypes and extreme values, on examples that hypothesis draws, the same every time."""
+"""Properties of densities, losses and measures over shapes, dtypes and extreme values, on examples
+that hypothesis draws, the same every time.
+"""
 
 import math
 
@@ -54,7 +56,7 @@ def digits(kappa, dim):
     return 1e-12 * (kappa + dim) * math.log(2 + kappa + dim)
 
 
-# ---------------------------------------------------------------------------------------------------------------- densities
+# --------------------------------------------------------------------------------------- densities
 @both
 @drawn
 @given(dim=dimensions, kappa=kappas, shape=shapes, dtype=dtypes, seed=seeds)
@@ -95,7 +97,10 @@ def test_densities_do_not_change_under_a_rotation_of_both(family, dim, kappa, se
 @drawn
 @given(dim=dimensions, kappa=kappas, seed=seeds)
 def test_the_normaliser_is_one(family, dim, kappa, seed):
-    """H, KL to the uniform and E[t] come from the normaliser; so does its slope, d log M / dκ = E[g]."""
+    """H, KL to the uniform and E[t] come from the normaliser.
+
+    so does its slope, d log M / dκ = E[g].
+    """
     density, uniform = (
         family(unit(dim, seed=seed), torch.tensor(kappa, dtype=torch.float64)),
         HypersphericalUniform(dim, dtype=torch.float64),
@@ -215,7 +220,7 @@ def test_a_concentration_that_is_none_is_an_error(family, dim, bad, place):
         family(direction, 1.0)
 
 
-# ---------------------------------------------------------------------------------------------------------------- losses
+# ------------------------------------------------------------------------------------------ losses
 # Losses of two batches of vectors: (loss, symmetric in its views, by length of the vectors too)
 PAIRED = {
     "simsiam": (losses.simsiam_loss, True, False),
@@ -322,7 +327,10 @@ def test_the_loss_of_vi_simsiam_is_finite_at_every_concentration(
     **batches,
 )
 def test_scoring_rules(kernel, beta, count, scale, dtype, batch, dim, seed):
-    """Finite with finite gradients, whatever the order of samples and images; at samples that all lie on the target it is the least there is."""
+    """Finite with finite gradients, whatever the order of samples and images.
+
+    at samples that all lie on the target it is the least there is.
+    """
     samples = (scale * normal(count, batch, dim, seed=seed)).to(dtype).requires_grad_()
     target, options = (
         (scale * normal(batch, dim, seed=seed + 1)).to(dtype),
@@ -358,7 +366,10 @@ def test_scoring_rules(kernel, beta, count, scale, dtype, batch, dim, seed):
     seed=seeds,
 )
 def test_the_energy_distance_of_two_samples_is_not_negative(kernel, beta, count, dim, seed):
-    """2 E m(x - y) - E m(x - x') - E m(y - y') >= 0 over two samples with themselves: m is conditionally negative definite for β in (0, 2]."""
+    """2 E m(x - y) - E m(x - x') - E m(y - y') >= 0 over two samples with themselves.
+
+    M is conditionally negative definite for β in (0, 2].
+    """
     x, y = normal(count, dim, seed=seed), 1 + 2 * normal(count, dim, seed=seed + 1)
     options = {"trade_off": 1.0, "beta": beta, "kernel": kernel, "bandwidth": 1.0}
 
@@ -454,7 +465,7 @@ def test_the_loss_of_vje_is_a_finite_sum_of_its_terms(
     assert again["loss"].item() == pytest.approx(terms["loss"].item(), rel=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- measures
+# ---------------------------------------------------------------------------------------- measures
 def ranked(values):
     """(score [N], positive [N]) with both classes; scores of any size, many of them tied."""
     rows = st.lists(st.tuples(values, st.booleans()), min_size=2, max_size=60).filter(

@@ -264,7 +264,7 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
 
 
 def is_measured(run: Run, notebook: str) -> bool:
-    """Whether ``notebook`` has metrics of exactly this run, its settings and data, measured as today.
+    """Whether ``notebook`` has metrics of exactly this run, measured as it is measured today.
 
     Without the run's weights they cannot be taken again, and those that are stored count; their
     rows name the commit that took them.

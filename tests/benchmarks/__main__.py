@@ -1,4 +1,8 @@
-"""make benchmark: measure, write results/benchmarks/tables, draw. Rows that are there already stay until they are measured again."""
+"""make benchmark.
+
+Measure, write results/benchmarks/tables, draw. Rows that are there already stay until they are
+measured again.
+"""
 
 import argparse
 import os

@@ -1,7 +1,10 @@
-"""Views per second of SimVAE's training: (a) our loop, from images in memory to updated weights, and (b) its bare networks.
+"""Views per second of SimVAE's training.
 
-(b) is forward and backward pass of encoder and decoder, and the optimiser's step, on views that lie ready, with the sum of the outputs as a loss.
-A batch is so many images of J views; the paper's is 128 views.
+(a) our loop, from images in memory to updated weights, and (b) its bare networks.
+
+(b) is forward and backward pass of encoder and decoder, and the optimiser's step, on views that lie
+ready, with the sum of the outputs as a loss. A batch is so many images of J views; the paper's is
+128 views.
 """
 
 from __future__ import annotations

@@ -142,12 +142,19 @@ def pretraining() -> None:
         "benchmark_pretraining",
         profile=measuring.FOLDER,
         notebook=DRAWN_BY,
-        caption=f"Pretraining runs at {span(table, 'b')} of the bare network's speed. (a) Our images per second, end to end, divided by "
-        f"those of the same network alone on resident views and of the same method as a DataLoader loop, for ResNet-18 with SimSiam, batch 256; "
-        f"median and range of {int(row.repeats)} interleaved repeats, grey bars: what we aim at. (b) Where a step's time goes. {row.processor}, "
-        f"{row.threads} threads, {'no GPU' if row.accelerator == 'none' else row.accelerator}.",
-        alt=f"Our loop runs at {span(table, 'b')} of the bare network's speed, {span(table, 'c')} times as fast as the documented loop in float32 "
-        f"and {span(table, 'c, bf16')} times in bf16. Views take a small share of a step, the backward pass the largest.",
+        caption=(
+            f"Pretraining runs at {span(table, 'b')} of the bare network's speed. (a) Our images"
+            " per second, end to end, divided by those of the same network alone on resident views"
+            " and of the same method as a DataLoader loop, for ResNet-18 with SimSiam, batch 256;"
+            f" median and range of {int(row.repeats)} interleaved repeats, grey bars: what we aim"
+            f" at. (b) Where a step's time goes. {row.processor}, {row.threads} threads,"
+            f" {'no GPU' if row.accelerator == 'none' else row.accelerator}."
+        ),
+        alt=(
+            f"Our loop runs at {span(table, 'b')} of the bare network's speed, {span(table, 'c')}"
+            f" times as fast as the documented loop in float32 and {span(table, 'c, bf16')} times"
+            " in bf16. Views take a small share of a step, the backward pass the largest."
+        ),
         data=pd.concat(drawn, ignore_index=True),
     )
 
@@ -207,11 +214,18 @@ def growth() -> None:
         "benchmark_growth",
         profile=measuring.FOLDER,
         notebook=DRAWN_BY,
-        caption="The cost of pretraining grows in proportion to the work, and memory stays flat. SimSiam with ResNet-18 of width 16 on drawn images: "
-        "(a) seconds an epoch against the number of images, (b) milliseconds a step of 256 images against the number of full-size views, (c) "
-        "against the image size, (d) memory after each run in one process above the first's. Grey: proportional to images, views, pixels. "
-        f"Median and range; {row.processor}, {row.threads} threads.",
-        alt="Time rises in proportion to the number of images and of views and with the number of pixels. Memory does not rise with further runs.",
+        caption=(
+            "The cost of pretraining grows in proportion to the work, and memory stays flat."
+            " SimSiam with ResNet-18 of width 16 on drawn images: (a) seconds an epoch against the"
+            " number of images, (b) milliseconds a step of 256 images against the number of"
+            " full-size views, (c) against the image size, (d) memory after each run in one"
+            " process above the first's. Grey: proportional to images, views, pixels. Median and"
+            f" range; {row.processor}, {row.threads} threads."
+        ),
+        alt=(
+            "Time rises in proportion to the number of images and of views and with the number of"
+            " pixels. Memory does not rise with further runs."
+        ),
         data=pd.concat(drawn, ignore_index=True),
     )
 
@@ -234,7 +248,10 @@ def autoencoders() -> list[str]:
     return [
         *lines,
         "",
-        "a: our loop end to end, views included. b: encoder and decoder alone with their optimiser, in the same precision.",
+        (
+            "a: our loop end to end, views included. b: encoder and decoder alone with their"
+            " optimiser, in the same precision."
+        ),
         "",
     ]
 
@@ -248,7 +265,7 @@ def aim(ratio: pd.Series) -> str:
 
 
 def page() -> None:
-    """results/benchmarks/README.md: the tables and figures on one page, with what the numbers say."""
+    """results/benchmarks/README.md: tables and figures on one page, with what they say."""
     table, evaluation = (
         in_order(measuring.read_table("pretraining")),
         measuring.read_table("evaluation"),
@@ -256,7 +273,10 @@ def page() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Written by `make benchmark`: paired, interleaved timings in one run; median, and range in brackets.",
+        (
+            "Written by `make benchmark`: paired, interleaved timings in one run; median, and range"
+            " in brackets."
+        ),
         "",
     ]
     lines += ["![Speed of pretraining](figures/benchmark_pretraining.png)", ""]
@@ -282,20 +302,30 @@ def page() -> None:
             cells += [cell(ratio, 2), aim(ratio)]
             if ratio["median"] < ratio.bar:
                 bare = by.loc[("images/s", "b"), "median"] / by.loc[("images/s", arm), "median"]
-                reason = f"the bare network itself is {bare:.2f} times as fast as c here, which bounds the ratio"
+                reason = (
+                    f"the bare network itself is {bare:.2f} times as fast as c here, which bounds"
+                    " the ratio"
+                )
                 if arm == "b":
                     side = "around" if ratio["high"] >= ratio.bar else "below"
-                    reason = f"the repeats range from {ratio['low']:.2f} to {ratio['high']:.2f}, {side} it"
+                    reason = (
+                        f"the repeats range from {ratio['low']:.2f} to {ratio['high']:.2f},"
+                        f" {side} it"
+                    )
                 short = f"{ratio.bar - ratio['median']:.3f} below the aim"
                 below.append(
-                    f"- {title(rows.iloc[0])}: a / {arm} is {ratio['median']:.3f}, {short}; {reason}."
+                    f"- {title(rows.iloc[0])}: a / {arm} is {ratio['median']:.3f}, {short};"
+                    f" {reason}."
                 )
         cells += [cell(by.loc[(f"ratio a / {arm}", arm)], 2) for arm in ("c, bf16", "d")]
         cells.append(cell(by.loc[("share of the matrix-multiply rate", "b")], 2))
         lines.append("| " + " | ".join(cells) + " |")
     lines += [
         "",
-        "a: our loop end to end. b: the bare network with its optimiser. c: lightly's documented loop. d: torchvision v2, bf16.",
+        (
+            "a: our loop end to end. b: the bare network with its optimiser. c: lightly's"
+            " documented loop. d: torchvision v2, bf16."
+        ),
     ]
     lines += (
         ["", "Below the aim:", "", *below, ""]
@@ -305,7 +335,10 @@ def page() -> None:
     compiled = table[(table.quantity == "ratio a / b, compiled")]
     for row in compiled.itertuples():
         lines += [
-            f"Compiling the bare network (torch.compile) on `{row.case}`: a / b becomes {row.median:.2f} [{row.low:.2f}, {row.high:.2f}].",
+            (
+                f"Compiling the bare network (torch.compile) on `{row.case}`: a / b becomes"
+                f" {row.median:.2f} [{row.low:.2f}, {row.high:.2f}]."
+            ),
             "",
         ]
     gpu = table[table.accelerator != "none"]
@@ -324,12 +357,16 @@ def page() -> None:
     for row in evaluation.itertuples():
         digits, note = 0 if row.median > 50 else 2, "" if pd.isna(row.note) else row.note
         lines.append(
-            f"| {row.what} | {row.median:,.{digits}f} {row.unit} [{row.low:,.{digits}f}, {row.high:,.{digits}f}] | {note} |"
+            f"| {row.what} | {row.median:,.{digits}f} {row.unit} [{row.low:,.{digits}f},"
+            f" {row.high:,.{digits}f}] | {note} |"
         )
     row = table.iloc[0]
     lines += [
         "",
-        f"{row.processor}, {row.cores} cores, {row.threads} threads, torch {row.torch}, commit {row.commit}.",
+        (
+            f"{row.processor}, {row.cores} cores, {row.threads} threads, torch {row.torch}, commit"
+            f" {row.commit}."
+        ),
     ]
     artifacts.write_text(
         artifacts.results_dir(measuring.FOLDER) / "README.md", "\n".join(lines) + "\n"

@@ -1,4 +1,7 @@
-"""What evaluation costs: embedding, nearest neighbours, probes and t-SNE, each beside the plain way of doing it."""
+"""What evaluation costs.
+
+Embedding, nearest neighbours, probes and t-SNE, each beside the plain way of doing it.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ TSNE_POINTS = 2000  # what notebook 32 draws at most
 
 
 def clustered(count: int, dimension: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features [N, D] around one centre a class, overlapping as a trained network's do, and labels."""
+    """Features [N, D] around one centre a class, overlapping as a trained network has them."""
     generator = np.random.default_rng(seed)
     labels = generator.integers(0, CLASSES, count)
     centres = np.random.default_rng(0).normal(size=(CLASSES, dimension)) * 4 / dimension**0.5
@@ -66,7 +69,9 @@ def neighbours() -> dict:
 
 
 def probes() -> dict:
-    """RUNS logistic regressions, one after the other (ours) and as one problem that a single L-BFGS minimises (together)."""
+    """RUNS logistic regressions, one after the other (ours) and as one problem that a single L-BFGS
+    minimises (together).
+    """
     runs = [clustered(20_000, 128, seed) for seed in range(RUNS)]
     x = torch.stack(
         [torch.from_numpy(features).T.contiguous() for features, _ in runs]
@@ -185,7 +190,10 @@ def run(repeats: int) -> None:
     ]
     rows.append(
         row
-        | {"what": "linear probe by LARS, 20,000 x 128, 10 epochs", **measuring.summary(seconds)}
+        | {
+            "what": "linear probe by LARS, 20,000 x 128, 10 epochs",
+            **measuring.summary(seconds),
+        }
     )
 
     points, _ = clustered(TSNE_POINTS, 128, 3)

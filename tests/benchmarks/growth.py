@@ -1,4 +1,6 @@
-"""How the cost of pretraining grows with images, views, image size and seeds, and whether memory stays flat over epochs and runs."""
+"""How the cost of pretraining grows with images, views, image size and seeds, and whether memory
+stays flat over epochs and runs.
+"""
 
 from __future__ import annotations
 

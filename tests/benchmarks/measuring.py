@@ -1,4 +1,7 @@
-"""What the benchmarks share: interleaved repeats, medians with ranges, the rate of the machine, where results go."""
+"""What the benchmarks share.
+
+Interleaved repeats, medians with ranges, the rate of the machine, where results go.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,11 @@ FOLDER = "benchmarks"
 
 
 def interleaved(arms: dict[str, Callable[[], float]], repeats: int, title: str) -> pd.DataFrame:
-    """Call every arm once a round, in an order that turns by one each round, so that what slows the machine for a while hits all; arm, round, value.
+    """Call every arm once a round, in an order that turns by one each round, so that what slows the
+    machine for a while hits all; arm, round, value.
 
-    An arm returns its own number (seconds a step, images a second): what it does before it starts its clock does not count.
+    An arm returns its own number (seconds a step, images a second): what it does before it starts
+    its clock does not count.
     """
     names, rows = list(arms), []
     with tqdm(total=repeats * len(names), desc=title, unit="timing") as bar:
@@ -100,7 +105,10 @@ def peak_megabytes(call: Callable[[], object]) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of three sizes: what this machine can do at most in practice."""
+    """Floating-point operations a second of a large matrix product, the best of three sizes.
+
+    What this machine can do at most in practice.
+    """
     rates = []
     for size in (1024, 2048, 4096):
         a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
@@ -109,7 +117,9 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def replace_rows(name: str, rows: list[dict], **key) -> None:
-    """Put rows in results/benchmarks/tables/<name>.csv in place of those with the same ``key``, with the commit and the machine in each."""
+    """Put rows in results/benchmarks/tables/<name>.csv in place of those with the same ``key``,
+    with the commit and the machine in each.
+    """
     path = artifacts.results_dir(FOLDER) / "tables" / f"{name}.csv"
     machine = artifacts.provenance()["hardware"]
     frame = pd.DataFrame(rows).assign(

@@ -1,9 +1,13 @@
-"""Images per second of pretraining with SimSiam: (a) our loop, (b) the bare network, (c) lightly's documented loop, (d) a careful plain one.
+"""Images per second of pretraining with SimSiam.
 
-(a) lib.training.train from images in memory to updated weights, log and progress included. (b) forward, backward and optimiser step of the same
-network on views that lie ready, and nothing else. (c) a DataLoader with one worker a core, lightly's transform and default collate, two forward
-passes, its loss, float32; (c, bf16) the same under autocast. (d) torchvision's transforms (v2) on tensors in the same workers, both views in one
-forward pass, bf16, channels last. All use the same network, recipe of views, batch size and optimiser. Images per second count each image once,
+(a) our loop, (b) the bare network, (c) lightly's documented loop, (d) a careful plain one.
+
+(a) lib.training.train from images in memory to updated weights, log and progress included. (b)
+forward, backward and optimiser step of the same network on views that lie ready, and nothing else.
+(c) a DataLoader with one worker a core, lightly's transform and default collate, two forward
+passes, its loss, float32; (c, bf16) the same under autocast. (d) torchvision's transforms (v2) on
+tensors in the same workers, both views in one forward pass, bf16, channels last. All use the same
+network, recipe of views, batch size and optimiser. Images per second count each image once,
 although two views of it pass the network.
 """
 
@@ -35,8 +39,10 @@ from tests.benchmarks import measuring
 
 BATCH = 256
 WORKERS = os.cpu_count() or 1
-BUFFERED = 6  # batches that workers may have ready before the clock starts, and that do not count; fewer where a step takes seconds
-# data set, image size, width, stem, recipe of views, steps that are timed in one repeat, bars of the ratios a/b and a/c
+# Batches that workers may have ready before the clock starts; fewer where a step takes seconds.
+BUFFERED = 6
+# data set, image size, width, stem, recipe of views, steps that are timed in one repeat, bars of
+# the ratios a/b and a/c
 CASES = {
     "fashion_mnist-w16": ("fashion_mnist", 28, 16, "stride2", "simsiam_small", 10, 0.9, 3.2),
     "fashion_mnist-w64": ("fashion_mnist", 28, 64, "stride2", "simsiam_small", 3, 0.9, 2.5),
@@ -54,7 +60,10 @@ DENSE_BF16_PEAK = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12, "L4": 121
 
 
 class Case:
-    """One row of CASES with its images; every arm is a method that returns images per second of one repeat."""
+    """One row of CASES with its images.
+
+    every arm is a method that returns images per second of one repeat.
+    """
 
     def __init__(self, name: str):
         dataset, size, width, stem, augmentation, self.steps, self.bar_b, self.bar_c = CASES[name]
@@ -82,7 +91,7 @@ class Case:
         batch = self.images.batch(np.arange(BATCH)).to(self.device)
         return augmentations.make_views(batch, self.settings, torch.Generator().manual_seed(0))
 
-    # ------------------------------------------------------------------------------------------------------------ arms
+    # --------------------------------------------------------------- arms
     def ours(self) -> float:
         """(a)"""
         return end_to_end(self.settings, self.images, self.steps)
@@ -176,7 +185,7 @@ class Case:
         measuring.synchronise()
         return self.steps * BATCH / (time.perf_counter() - start)
 
-    # ------------------------------------------------------------------------------------------------------------ beside the arms
+    # --------------------------------------------------------------- beside the arms
     def flops_per_image(self) -> float:
         """Floating-point operations of forward and backward pass for the two views of one image."""
         network, stacked = self.network(), torch.cat([view[:8] for view in self.views()])
@@ -220,8 +229,10 @@ class Case:
 
 
 def end_to_end(settings: dict, images: data.ImageSet, steps: int) -> float:
-    """Images per second of our loop, read off the log of a real run, from its first to its last row: start, compilation and the writing of weights do
-    not count."""
+    """Images per second of our loop, from the first to the last row of the log of a real run.
+
+    Start, compilation and the writing of weights do not count.
+    """
     batch, steps = settings["batch_size"], steps + max(1, (steps + 1) // loop.LOGS_PER_EPOCH)
     few = dataclasses.replace(
         images.subset(np.arange(steps * batch) % len(images)),
@@ -258,7 +269,10 @@ class Tensors(Pictures):
 
 
 def load(dataset: str, size: int) -> data.ImageSet:
-    """The named set, or drawn images of its shape where it is not at hand: what the pixels show does not change the time."""
+    """The named set, or drawn images of its shape where it is not at hand.
+
+    What the pixels show does not change the time.
+    """
     try:
         return data.load(dataset, "train", image_size=size, download=False)
     except (FileNotFoundError, ValueError):
@@ -358,7 +372,10 @@ def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[d
 
 
 def run(cases: list[str], repeats: int) -> None:
-    """Measure the cases one after the other; what is measured is written at once, and other cases' rows stay."""
+    """Measure the cases one after the other.
+
+    what is measured is written at once, and other cases' rows stay.
+    """
     for name in cases:
         with measuring.scratch_results():
             rows, shares = measure(

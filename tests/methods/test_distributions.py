@@ -1,4 +1,6 @@
-"""lib.distributions against quadrature, closed forms, scipy, mpmath and the package power_spherical."""
+"""lib.distributions against quadrature, closed forms, scipy, mpmath and the package
+power_spherical.
+"""
 
 import math
 from functools import cache
@@ -50,7 +52,9 @@ def log_tilt(family, angle):
 
 @cache
 def angles(family, dim, kappa, nodes=600):
-    """Angles to loc and weights of Gauss-Legendre quadrature over the sphere's area, around the mass of the density."""
+    """Angles to loc and weights of Gauss-Legendre quadrature over the sphere's area, around the
+    mass of the density.
+    """
 
     def log_mass(angle):  # of the angle, unnormalised
         return kappa * log_tilt(family, angle) + (dim - 2) * np.log(np.sin(angle))
@@ -84,7 +88,8 @@ def density_on(distribution, family, dim, kappa):
 def tolerance(dim, kappa):
     """Log-densities of magnitude L carry rounding errors of a few L eps in float64.
 
-    Within 1e-8 of the antipode the cosine rounds to -1: on the circle that much mass of a nearly uniform density is lost.
+    Within 1e-8 of the antipode the cosine rounds to -1: on the circle that much mass of a nearly
+    uniform density is lost.
     """
     return 1e-11 + 1e-14 * (dim + kappa) * math.log(2 + dim + kappa) + (1e-8 if dim == 2 else 0)
 
@@ -161,7 +166,8 @@ def test_kl_power_spherical_von_mises_fisher(dim, kappa, kappa_q):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_integral_over_the_circle_and_the_sphere_for_any_direction(family):
-    # Trapezoidal rule on the circle, and Gauss-Legendre in height times trapezoidal in longitude: nothing of the 1-D marginal is assumed.
+    # Trapezoidal rule on the circle, and Gauss-Legendre in height times trapezoidal in longitude:
+    # nothing of the 1-D marginal is assumed.
     turn = np.arange(2000) * 2 * math.pi / 2000
     circle = f64(np.stack([np.cos(turn), np.sin(turn)], -1))
     height, weight = np.polynomial.legendre.leggauss(200)
@@ -330,7 +336,8 @@ def test_antipode():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_float32_agrees_with_float64(family):
-    # Arguments are float32 numbers in both, so that only the computation differs; lgamma in float32 would be off by 3e-3 to 3e-2 here.
+    # Arguments are float32 numbers in both, so that only the computation differs; lgamma in float32
+    # would be off by 3e-3 to 3e-2 here.
     for dim, kappa in ((2048, 1e4), (2048, 1e5), (4096, 1e5)):
         loc = unit(4, dim).float()
         x = F.normalize(loc + 0.3 * unit(4, dim, seed=1).float(), dim=-1)
@@ -442,7 +449,9 @@ def test_normaliser_slope_is_minus_the_mean_resultant_length(dim):
 @pytest.mark.parametrize("dim", [2, 4, 64, 2048])
 @pytest.mark.parametrize("cosine", [0.05, 0.3, 0.8, 0.99])
 def test_stationary_concentration(dim, cosine):
-    """The κ that maximises log p at cosine s solves ψ(α+β) - ψ(α) + log((1+s)/2) = 0, close to (D-1) s/(1-s) + 1/2."""
+    """The κ that maximises log p at cosine s solves ψ(α+β) - ψ(α) + log((1+s)/2) = 0, close to
+    (D-1) s/(1-s) + 1/2.
+    """
     beta = (dim - 1) / 2
     root = scipy.optimize.brentq(
         lambda k: sp.digamma(2 * beta + k) - sp.digamma(beta + k) + math.log((1 + cosine) / 2),

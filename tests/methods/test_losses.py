@@ -1,4 +1,6 @@
-"""lib.losses against explicit float64 formulas, closed-form gradients and two independent libraries."""
+"""lib.losses against explicit float64 formulas, closed-form gradients and two independent
+libraries.
+"""
 
 import math
 
@@ -43,7 +45,7 @@ def log_density(direction, kappa, target):
     return log_c + kappa * torch.log1p((mu * z).sum(1))
 
 
-# ---------------------------------------------------------------------------------------------------------------- SimSiam
+# ----------------------------------------------------------------------------------------- SimSiam
 def test_simsiam_loss_is_the_negative_mean_cosine():
     p, _, z = draw()
     expected = -sum((p[i] @ z[i]) / (p[i].norm() * z[i].norm()) for i in range(len(p))) / len(p)
@@ -56,7 +58,7 @@ def test_simsiam_loss_is_the_negative_mean_cosine():
     ).item() == pytest.approx(1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- VI-SimSiam
+# -------------------------------------------------------------------------------------- VI-SimSiam
 @pytest.mark.parametrize("dimension", [2, 3, 16, 256, 2048])
 def test_vi_simsiam_loss_is_the_negative_log_density(dimension):
     direction, kappa, target = draw(8, dimension)
@@ -78,7 +80,7 @@ def test_vi_simsiam_loss_agrees_with_the_oracle(dimension):
 
 @pytest.mark.parametrize("dimension", [4, 256])
 def test_gradients_have_their_closed_form(dimension):
-    """dl/dκ = ψ(α+β) - ψ(α) + log((1+s)/2) and dl/ds = κ/(1+s) for the log-density l, with s = μ.z."""
+    """dl/dκ = ψ(α+β) - ψ(α) + log((1+s)/2) and dl/ds = κ/(1+s), with s = μ.z."""
     direction, kappa, target = draw(5, dimension)
     direction.requires_grad_(), kappa.requires_grad_()
     vi_simsiam_loss(direction, kappa, target).backward()
@@ -112,7 +114,7 @@ def test_the_gradient_in_kappa_vanishes_at_the_best_kappa():
         assert slopes[0] < 0 < slopes[1]
 
 
-# ---------------------------------------------------------------------------------------------------------------- both
+# -------------------------------------------------------------------------------------------- both
 LOSSES = {"simsiam": lambda d, k, z: simsiam_loss(d, z), "vi_simsiam": vi_simsiam_loss}
 both = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 
@@ -195,7 +197,7 @@ def test_extreme_concentrations_stay_finite(kappa, dimension):
         assert loss.item() == pytest.approx(area, rel=1e-6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- baselines
+# --------------------------------------------------------------------------------------- baselines
 def same_with_gradients(ours, theirs, *inputs, tolerance=1e-5):
     """Equal values, and equal gradients in every input."""
     gradients = []
@@ -404,7 +406,7 @@ def test_float64_stays_float64():
     assert losses.simsiam_loss(a.bfloat16(), b.bfloat16()).dtype == torch.float32
 
 
-# ---------------------------------------------------------------------------------------------------------------- scoring rules
+# ----------------------------------------------------------------------------------- scoring rules
 KERNELS = {"energy": {"beta": 0.7}, "crps": {"beta": 1.3}, "gaussian": {"bandwidth": 1.7}}
 each_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
@@ -467,7 +469,9 @@ def test_in_one_dimension_the_score_is_the_crps_of_a_gaussian(sigma, target, ker
 
 
 def best_deviation(trade_off, beta, kernel, dimension, true=0.7, bandwidth=None):
-    """The σ of N(0, σ² I) that minimises the mean score of targets from N(0, true² I), by golden section on common random numbers."""
+    """The σ of N(0, σ² I) that minimises the mean score of targets from N(0, true² I), by golden
+    section on common random numbers.
+    """
     generator = torch.Generator().manual_seed(0)
     noise, target = (
         torch.randn(*shape, generator=generator, dtype=torch.float64)
@@ -528,7 +532,9 @@ def test_below_the_critical_trade_off_the_score_falls_without_bound(beta, kernel
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 1.5])
 def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
-    """ProSMin, §10.5.3, with the unit direction that the paper leaves out, and -ε_k where it prints +ε_k; in μ and σ."""
+    """ProSMin, §10.5.3, with the unit direction that the paper leaves out, and -ε_k where it prints
+    +ε_k; in μ and σ.
+    """
     noise, target = draw_scored(4, 3, 5)
     mean = torch.randn(
         3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1), requires_grad=True

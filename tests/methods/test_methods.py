@@ -1,4 +1,7 @@
-"""lib.methods on tiny networks. ``python -m tests.methods.test_methods`` rewrites golden.json, the first losses of every method."""
+"""lib.methods on tiny networks.
+
+``python -m tests.methods.test_methods`` rewrites golden.json, the first losses of every method.
+"""
 
 import json
 import math
@@ -84,9 +87,11 @@ def kappa_of(cosine, dimension=16):
     return (dimension - 1) * cosine / (1 - cosine)
 
 
-# ---------------------------------------------------------------------------------------------------------------- golden losses
+# ----------------------------------------------------------------------------------- golden losses
 def first_losses(method):
-    """Losses of three plain gradient steps at epochs 0, ½ and 2 of fixed views, so that a warm-up has begun, goes on and is over."""
+    """Losses of three plain gradient steps at epochs 0, ½ and 2 of fixed views, so that a warm-up
+    has begun, goes on and is over.
+    """
     described = small(method, local_views=2 if settings.recipe(method)["local_views"] else 0)
     network = methods.build(described).train()
     # A loss of nats over all pixels is as much steeper.
@@ -109,7 +114,10 @@ def first_losses(method):
 
 
 def same_losses(values, stored):
-    """Rounding, which is another on another processor, grows with every step: the third loss may differ by more."""
+    """Rounding, which is another on another processor, grows with every step.
+
+    The third loss may differ by more.
+    """
     tolerances = (TOLERANCE, TOLERANCE, 50 * TOLERANCE)
     return all(
         value == pytest.approx(other, rel=rel, abs=2e-5)
@@ -121,12 +129,14 @@ def same_losses(values, stored):
 def test_first_losses_are_those_of_the_methods_version(method):
     stored, version = json.loads(GOLDEN.read_text()).get(method), settings.recipe(method)["version"]
     assert stored and stored["version"] == version, (
-        f"golden.json has no losses of {method} version {version}: write them with `python -m tests.methods.test_methods`."
+        f"golden.json has no losses of {method} version {version}: write them with `python -m"
+        " tests.methods.test_methods`."
     )
     values = first_losses(method)
     assert same_losses(values, stored["losses"]), (
-        f"The losses of {method} changed from {stored['losses']} to {values}. If that is meant, raise its version in settings/recipes.toml "
-        "(its stored runs become stale) and run `python -m tests.methods.test_methods`; a refactoring must leave them as they are."
+        f"The losses of {method} changed from {stored['losses']} to {values}. If that is meant,"
+        " raise its version in settings/recipes.toml (its stored runs become stale) and run"
+        " `python -m tests.methods.test_methods`; a refactoring must leave them as they are."
     )
 
 
@@ -140,12 +150,13 @@ def rewrite_golden():
         same = same_losses(fresh[method]["losses"], stored[method]["losses"])
         if not same and fresh[method]["version"] == stored[method]["version"]:
             sys.exit(
-                f"The losses of {method} changed, but its version did not: raise it in settings/recipes.toml first."
+                f"The losses of {method} changed, but its version did not: raise it in"
+                " settings/recipes.toml first."
             )
     GOLDEN.write_text(json.dumps(fresh, indent=1) + "\n")
 
 
-# ---------------------------------------------------------------------------------------------------------------- all methods
+# ------------------------------------------------------------------------------------- all methods
 def test_methods_and_recipes_have_the_same_names():
     assert set(METHODS) == set(settings.read("recipes"))
     assert {name.removesuffix("_latent") for name in METHODS} <= set(plotting.METHODS)
@@ -271,7 +282,7 @@ def test_unknown_names_are_errors():
         methods.build(small("simsiam", backbone="vgg"))
 
 
-# ---------------------------------------------------------------------------------------------------------------- views
+# ------------------------------------------------------------------------------------------- views
 def test_view_pairs():
     assert view_pairs(2) == [(0, 1), (1, 0)]
     assert view_pairs(4) == [(0, 1), (1, 0), (2, 0), (2, 1), (3, 0), (3, 1)]
@@ -322,11 +333,14 @@ def test_simsiam_is_its_algorithm_1(local):
     assert terms["cosine"].item() == -terms["loss"].item()
 
 
-# ---------------------------------------------------------------------------------------------------------------- VI-SimSiam
+# -------------------------------------------------------------------------------------- VI-SimSiam
 @pytest.mark.parametrize("method", PROBABILISTIC)
 @pytest.mark.parametrize("local", [0, 2])
 def test_vi_simsiam_is_its_algorithm_1(method, local):
-    """-log p_1(z_2) - log p_2(z_1), undivided or divided by D - 1; more pairs are averaged and counted twice."""
+    """-log p_1(z_2) - log p_2(z_1), undivided or divided by D - 1.
+
+    more pairs are averaged and counted twice.
+    """
     network, views = methods.build(small(method)).eval(), draw_views(local)
     nn.init.normal_(
         network.get_parameter(
@@ -400,7 +414,10 @@ def test_kappa_learns_nothing_while_it_warms_up(method):
 
 
 def test_read_out_trains_simsiam_and_beside_it_the_concentration_head():
-    """The same seed gives the same network, and every weight of it SimSiam's gradient; κ's head gets that of the density alone."""
+    """The same seed gives the same network, and every weight of it SimSiam's gradient.
+
+    κ's head gets that of the density alone.
+    """
     simsiam, read_out, dense = (
         methods.build(small(method)).train()
         for method in ("simsiam", "vi_simsiam_read_out", "vi_simsiam")
@@ -422,7 +439,10 @@ def test_read_out_trains_simsiam_and_beside_it_the_concentration_head():
 
 
 def test_detached_weighs_by_a_concentration_that_does_not_move_the_features():
-    """Every weight but the head's has the gradient of the density at a κ that is held constant; the head has VI-SimSiam's."""
+    """Every weight but the head's has the gradient of the density at a κ that is held constant.
+
+    the head has VI-SimSiam's.
+    """
     detached, held, dense = (
         methods.build(small(method)).train()
         for method in ("vi_simsiam_detached", "vi_simsiam", "vi_simsiam")
@@ -462,7 +482,10 @@ def test_read_out_needs_a_head_of_its_own(wrong):
 
 @pytest.mark.parametrize("method", ["simsiam", *PROBABILISTIC])
 def test_targets_are_constants(method):
-    """Only predictions are drawn to targets: with the prediction cut off, nothing reaches the projector's last layer from a target."""
+    """Only predictions are drawn to targets.
+
+    With the prediction cut off, nothing reaches the projector's last layer from a target.
+    """
     network, views = methods.build(small(method)).train(), draw_views()
     for parameter in network.predictor.parameters():
         nn.init.zeros_(parameter)
@@ -471,7 +494,7 @@ def test_targets_are_constants(method):
     assert network.projector[-2].weight.grad.abs().max() == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- baselines
+# --------------------------------------------------------------------------------------- baselines
 def after_a_step(method, **other):
     """A tiny network after one step of gradient descent on fixed views, and the one it was."""
     network = methods.build(small(method, **other)).train()
@@ -593,7 +616,10 @@ def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
 
 
 def test_dinos_entropy_is_that_of_its_sharpened_and_centred_teacher():
-    """VI-SimSiam 2023, §6.4: of the softmax that the loss takes its targets from, here with a centre that is not zero."""
+    """VI-SimSiam 2023, §6.4.
+
+    Of the softmax that the loss takes its targets from, here with a centre that is not zero.
+    """
     network, images = methods.build(small("dino", local_views=0)).eval(), draw_views()[0]
     network.centre += (
         torch.randn(network.centre.shape, generator=torch.Generator().manual_seed(0)) / 20
@@ -650,7 +676,7 @@ def test_raw_pixels_are_the_images():
     assert torch.equal(methods.build(small("raw_pixels")).embed(images).features, images.flatten(1))
 
 
-# ---------------------------------------------------------------------------------------------------------------- ProSMin and its baselines
+# ----------------------------------------------------------------------- ProSMin and its baselines
 def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of_another():
     network, views = methods.build(small("prosmin", samples=3)).eval(), draw_views(local=1)
     network.centre.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
@@ -740,7 +766,10 @@ def test_prosmin_refuses_a_trade_off_at_which_sigma_diverges():
     for beta, trade_off in ((1.0, 0.41), (1.5, 0.4545)):
         with pytest.raises(
             ValueError,
-            match=f"trade_off is {trade_off:g}; with beta {beta:g} it must exceed {losses.critical_trade_off(beta):.3f}",
+            match=(
+                f"trade_off is {trade_off:g}; with beta {beta:g} it must exceed"
+                f" {losses.critical_trade_off(beta):.3f}"
+            ),
         ):
             methods.build(small("prosmin", trade_off=trade_off, beta=beta))
     methods.build(small("prosmin", trade_off=0.42))

@@ -18,7 +18,7 @@ def parameters(module):
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-# ---------------------------------------------------------------------------------------------------------------- backbones
+# --------------------------------------------------------------------------------------- backbones
 def test_resnet18_of_width_64_is_torchvisions_without_its_classifier():
     ours, theirs = networks.resnet18(64, "imagenet").eval(), torchvision.models.resnet18().eval()
     theirs.fc = nn.Identity()
@@ -53,7 +53,7 @@ def test_unknown_backbone_and_stem_are_errors():
         networks.backbone(settings | {"stem": "big"}, 3)
 
 
-# ---------------------------------------------------------------------------------------------------------------- heads
+# ------------------------------------------------------------------------------------------- heads
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_projector_has_batch_norm_everywhere_and_relu_but_last(layers):
     projector = networks.projector(8, 16, layers)
@@ -75,12 +75,14 @@ def test_predictor_is_a_bottleneck_with_a_plain_output():
     )  # the concentration head's form
 
 
-# ---------------------------------------------------------------------------------------------------------------- concentration
+# ----------------------------------------------------------------------------------- concentration
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("dimension", [2, 16, 2048])
 @pytest.mark.parametrize("cosine", [0.02, 0.15, 0.6])
 def test_start_at_cosine(mapping, dimension, cosine):
-    """Every input starts with the κ whose mean cosine κ / (D - 1 + κ) is the given one (the smooth bound takes at most a part in 30)."""
+    """Every input starts with the κ whose mean cosine κ / (D - 1 + κ) is the given one (the smooth
+    bound takes at most a part in 30).
+    """
     last = nn.Linear(5, 3)
     before = last.weight[:-1].clone()
     networks.start_at_cosine(last, dimension, cosine, mapping)
@@ -114,7 +116,10 @@ def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(d
 
 @pytest.mark.parametrize("dimension", [16, 256, 2048])
 def test_gradient_of_the_divided_loss_in_the_raw_output_is_of_order_one(dimension):
-    """-e^a log[((1+s)/2)(D-1+κ)/((D-1)/2+κ)] for large D, whatever D is; with softplus it falls like 1/D."""
+    """-e^a log[((1+s)/2)(D-1+κ)/((D-1)/2+κ)] for large D, whatever D is.
+
+    with softplus it falls like 1/D.
+    """
     s, start = 0.6, 0.15
     direction, target = torch.zeros(1, dimension), torch.zeros(1, dimension)
     direction[0, 0], target[0, 0], target[0, 1] = 1, s, math.sqrt(1 - s**2)
@@ -165,7 +170,7 @@ def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, smalles
             networks.backbone(settings | change, 3)
 
 
-# ---------------------------------------------------------------------------------------------------------------- target networks
+# --------------------------------------------------------------------------------- target networks
 def test_update_average_is_the_moving_average():
     online, target = (
         nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
@@ -200,7 +205,7 @@ def test_layer_outputs_are_those_of_the_main_parts():
     assert networks.layer_outputs(reshaped, torch.zeros(2, 3)) == ["2@2×2", "1@2×2"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- vision transformer
+# ------------------------------------------------------------------------------ vision transformer
 def test_attention_is_plain_where_patches_are_few_and_gives_what_fused_attention_gives():
     network, many, images = (
         networks.vit(16, 2, 2, 4, 16).eval(),
@@ -250,7 +255,9 @@ def test_positions_tell_patches_apart():
 
 @pytest.mark.parametrize("inputs, stride", [(2, 2), (4, 2), (6, 2), (4, 1)])
 def test_narrow_shortcut_is_the_strided_convolution(inputs, stride):
-    """Forward and weight gradient against the convolution in float64, which oneDNN does not compute."""
+    """Forward and weight gradient against the convolution in float64, which oneDNN does not
+    compute.
+    """
     torch.manual_seed(0)
     ours = networks.NarrowShortcut(inputs, 2 * inputs, 1, stride, bias=False).to(
         memory_format=torch.channels_last

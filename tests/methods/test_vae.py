@@ -1,4 +1,8 @@
-"""SimVAE and the VAEs: their bounds on a linear-Gaussian model, whose evidence and posterior are known in closed form, their networks and methods."""
+"""SimVAE and the VAEs.
+
+Their bounds on a linear-Gaussian model, whose evidence and posterior are known in closed form,
+their networks and methods.
+"""
 
 import math
 
@@ -158,7 +162,8 @@ def test_a_bernoulli_likelihood_refuses_images_outside_its_range(scale, said):
 
 
 def test_the_entropy_weight_of_the_public_code_widens_the_posterior_as_derived():
-    # Between prior and entropy alone a posterior variance v minimises w (-½ log v) + v (1 - 1/J) / (2 σ²), so v = w σ² J / (J - 1).
+    # Between prior and entropy alone a posterior variance v minimises w (-½ log v) + v (1 - 1/J) /
+    # (2 σ²), so v = w σ² J / (J - 1).
     for weight, views, expected in (
         (1.0, 10, 1 / 6),
         (2 * math.pi, 10, 1.047),
@@ -214,9 +219,10 @@ def test_order_of_views_and_rotation_of_the_latents_change_nothing():
     toy = LinearGaussian(3)
     z, turned = toy.mean + 0.1, torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0]
     zero = torch.zeros_like(toy.mean)
-    loss = lambda z, x, r: losses.simvae_loss(r, x, zero, zero, z, mean_prior="normal")[
-        "loss"
-    ].item()  # noqa: E731
+
+    def loss(z, x, r):
+        return losses.simvae_loss(r, x, zero, zero, z, mean_prior="normal")["loss"].item()
+
     usual = loss(z, toy.x, z @ toy.w.T)
     order = [2, 0, 1]
     assert loss(z[order], toy.x[order], z[order] @ toy.w.T) == pytest.approx(usual)
@@ -258,12 +264,14 @@ def test_what_cannot_be_is_refused(change, message):
         losses.vae_loss(toy.x[0, :2], toy.x[0, :2], toy.mean[0], toy.mean[0])
 
 
-# ---------------------------------------------------------------------------------------------------------------- networks
+# ---------------------------------------------------------------------------------------- networks
 def test_fully_connected_networks_are_those_of_table_3():
     encoder, decoder = networks.mlp(1, 28), networks.decoder(10, 1, 28, "mlp")
-    shapes = lambda network: [
-        tuple(layer.weight.shape) for layer in network if isinstance(layer, torch.nn.Linear)
-    ]  # noqa: E731
+
+    def shapes(network):
+        layers = [layer for layer in network if isinstance(layer, torch.nn.Linear)]
+        return [tuple(layer.weight.shape) for layer in layers]
+
     assert shapes(encoder) == [(500, 784), (500, 500), (2000, 500)] and encoder.features == 2000
     assert shapes(decoder) == [(2000, 10), (500, 2000), (500, 500), (784, 500)]
     assert encoder(torch.zeros(3, 1, 28, 28)).shape == (3, 2000) and decoder(
@@ -347,7 +355,7 @@ def test_a_backbone_may_have_a_threshold_in_front_and_a_short_representation_beh
         networks.backbone(described | {"local_views": 2}, 1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- methods
+# ----------------------------------------------------------------------------------------- methods
 def small(method, **other):
     resolved = settings.recipe(method) | {
         "method": method,
@@ -410,7 +418,10 @@ def test_views_of_one_image_are_drawn_together():
 
 
 def test_cr_vae_measures_the_second_view_from_the_first():
-    """Sinha & Dieng 2021, Eq. 5: KL( q(z | x') || q(z | x) ), whose two directions differ once posteriors do."""
+    """Sinha & Dieng 2021, Eq.
+
+    5: KL( q(z | x') || q(z | x) ), whose two directions differ once posteriors do.
+    """
     network, views = small("cr_vae"), draw_views()
     network.posterior.weight.data *= 200
     (m1, v1), (m2, v2) = (network.posterior(network.backbone(view)).chunk(2, 1) for view in views)

@@ -1,4 +1,6 @@
-"""VJE: the mass of its directional factor over the sphere, its bound on an evidence that a grid gives, and what its gradients keep apart."""
+"""VJE: the mass of its directional factor over the sphere, its bound on an evidence that a grid
+gives, and what its gradients keep apart.
+"""
 
 import math
 
@@ -17,9 +19,12 @@ from lib.runs import settings
 SCALES, FREEDOMS = (0.01, 0.1, 0.5, 2.0), (1.0, 4.0, 1e6)
 
 
-# ---------------------------------------------------------------------------------------------------------------- the mass over the sphere
+# ------------------------------------------------------------------------ the mass over the sphere
 def mass_of_isotropic(dim: int, scale: float, freedom: float) -> float:
-    """∫ p(u) du with one scale for all coordinates, by scipy: a Student-t of the angle, times the ring at that angle."""
+    """∫ p(u) du with one scale for all coordinates, by scipy.
+
+    A Student-t of the angle, times the ring at that angle.
+    """
     log_area = (
         math.log(2) + (dim - 1) / 2 * math.log(math.pi) - math.lgamma((dim - 1) / 2)
     )  # of S^{D-2}; 2 for D = 2
@@ -58,7 +63,9 @@ def test_the_mass_is_what_scipy_finds(dim, freedom):
 
 
 def test_a_density_normalised_in_the_space_around_the_sphere_exceeds_one():
-    """The trap: for an isotropic Gaussian kernel the surface integral is about 1 / (σ √(2π)) at small σ."""
+    """The trap: for an isotropic Gaussian kernel the surface integral is about 1 / (σ √(2π)) at
+    small σ.
+    """
     assert mass_over_sphere(16, 0.05, 1e6, intrinsic=False) == pytest.approx(
         1 / (0.05 * math.sqrt(2 * math.pi)), rel=0.1
     )
@@ -66,7 +73,10 @@ def test_a_density_normalised_in_the_space_around_the_sphere_exceeds_one():
 
 
 def log_projected_normal(u: np.ndarray, mean: np.ndarray, variance: np.ndarray) -> np.ndarray:
-    """Log-density on the sphere of the direction of N(mean, diag variance), u [N, D]: the Gaussian integrated along the ray."""
+    """Log-density on the sphere of the direction of N(mean, diag variance), u [N, D].
+
+    The Gaussian integrated along the ray.
+    """
     dim = u.shape[1]
     a, b, c = (u**2 / variance).sum(1), (u * mean / variance).sum(1), (mean**2 / variance).sum()
     t = b / np.sqrt(a)  # log ∫_0^∞ x^{D-1} exp(-x²/2 + t x) dx around its mode
@@ -97,7 +107,7 @@ def test_the_projected_normal_of_the_next_test_is_a_density():
 
 @pytest.mark.parametrize("dim", [2, 3, 8, 32, 64])
 def test_the_mass_with_unequal_scales_is_at_most_one(dim):
-    """Importance sampling from a mixture of projected normals of the same axes, as wide and wider."""
+    """Importance sampling from a mixture of projected normals of the same axes."""
     generator = np.random.default_rng(dim)
     loc = generator.normal(size=dim)
     loc /= np.linalg.norm(loc)
@@ -128,7 +138,7 @@ def test_the_mass_with_unequal_scales_is_at_most_one(dim):
 
 
 def test_the_log_density_is_scipys_student_t_of_the_tangent_vector():
-    """In a basis of the tangent space, with the angle from arccos: another way to the same number."""
+    """In a basis of the tangent space, with the angle from arccos: another way."""
     generator = torch.Generator().manual_seed(0)
     loc, u = (
         F.normalize(torch.randn(7, 5, generator=generator, dtype=torch.float64), dim=1)
@@ -215,7 +225,7 @@ def test_wrong_arguments_are_refused():
         losses.vje_loss(*[torch.ones(2, 3)] * 4, likelihood="sphere")
 
 
-# ---------------------------------------------------------------------------------------------------------------- the bound
+# --------------------------------------------------------------------------------------- the bound
 class Toy:
     """A target in the plane, whose evidence and posterior a grid over the latent gives."""
 
@@ -245,7 +255,10 @@ class Toy:
         return torch.logsumexp(self.log_likelihood(self.z) + log_prior, 0) + math.log(self.cell)
 
     def expected_loss(self, mean):
-        """-ELBO with the expectation over q taken on the grid: the loss of every grid point as the sample, weighted by q."""
+        """-ELBO with the expectation over q taken on the grid.
+
+        The loss of every grid point as the sample, weighted by q.
+        """
         q = (
             torch.distributions.Normal(mean, (self.log_v / 2).exp()).log_prob(self.z).sum(1).exp()
             * self.cell
@@ -283,7 +296,10 @@ def test_the_sampled_loss_is_the_expected_one():
 
 
 def test_the_evidence_of_the_polar_model_sums_to_at_most_one_and_the_ambient_one_does_not():
-    """The model's mass over all targets, for a latent far from the origin and small scales: so only "polar" bounds the evidence of a density."""
+    """The model's mass over all targets, for a latent far from the origin and small scales.
+
+    So only "polar" bounds the evidence of a density.
+    """
     angles, radii = np.linspace(0, 2 * np.pi, 1501)[:-1], np.linspace(0.01, 8, 800)
     target = torch.tensor(
         np.stack([np.outer(np.cos(angles), radii), np.outer(np.sin(angles), radii)], -1).reshape(
@@ -329,7 +345,7 @@ def test_the_radial_factor_of_a_logarithm_is_a_density_of_the_length():
     assert torch.trapezoid(radial.exp(), radii).item() == pytest.approx(1, abs=1e-4)
 
 
-# ---------------------------------------------------------------------------------------------------------------- gradients and optima
+# ---------------------------------------------------------------------------- gradients and optima
 def embeddings(count=6, dim=5, seed=0):
     generator = torch.Generator().manual_seed(seed)
     target, latent = (
@@ -385,7 +401,10 @@ def test_the_pull_of_an_outlier_fades_with_heavy_tails_and_grows_without():
 
 
 def test_equal_views_leave_the_variance_that_quadrature_finds():
-    """Both views have one embedding and q is centred on it: the best v is where the cost of the prior and the gain in the likelihood meet."""
+    """Both views have one embedding and q is centred on it.
+
+    The best v is where the cost of the prior and the gain in the likelihood meet.
+    """
     dim, length, freedom = 3, 2.0, 4.0
     target = torch.tensor([length, 0.0, 0.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
@@ -439,7 +458,7 @@ def test_equal_views_leave_the_variance_that_quadrature_finds():
     assert -3 < best.x < -0.1  # inside: equal views do not make the posterior a point
 
 
-# ---------------------------------------------------------------------------------------------------------------- the method
+# -------------------------------------------------------------------------------------- the method
 def small(**changes) -> VJE:
     network = methods.build(settings.resolve("vje", "smoke", **changes), 1)
     assert isinstance(network, VJE)
