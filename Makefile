@@ -2,6 +2,7 @@
 
 PAPER ?= all
 N ?= 10
+# make PY=python runs everything in the environment that is active, a conda one for example.
 PY := .venv/bin/python
 # Two files of tests at a time, in the order they are collected.
 PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
@@ -16,18 +17,20 @@ LOCK := $(if $(shell command -v flock),flock requirements.txt)
 MOVED := $(shell grep -qsF " $(CURDIR)/.venv" .venv/pyvenv.cfg || echo moved)
 
 # A misspelt variable would be passed over, and the default run.
-KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
+KNOWN := PROFILE PAPER EXECUTOR JOBS GPUS N PARAMS IMAGES ENCODER EPOCHS OUT ONLY IDS PY PYTHON RESULTS_DIR DATA_DIR SNAKEMAKE_PROFILE
 STRAY := $(filter-out $(KNOWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(filter command line,$(origin $(name))),$(name))))
 $(if $(STRAY),$(error No target reads $(STRAY); the variables are $(KNOWN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures gallery benchmark lint clean FORCE
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures progress benchmark lint clean FORCE
 
 help: ## list the targets (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
 
 setup: ## create .venv and install the pinned requirements and the project (skipped when done)
+ifneq ($(origin PY),command line)
 	@$(LOCK) $(MAKE) -s .venv/.installed
+endif
 
 # setuptools comes first because two pins exist as source only and are built with it, like the project itself.
 # A dist-info without RECORD is an interrupted install that pip would take for a complete one.
@@ -46,7 +49,7 @@ setup: ## create .venv and install the pinned requirements and the project (skip
 	@touch .venv/.installed
 
 reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS= GPUS=
-	@$(PY) -m lib.pipeline.jobs --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs $(JOBS)) $(if $(GPUS),--gpus "$(GPUS)")
+	@$(PY) -m lib reproduce --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs="$(JOBS)") $(if $(GPUS),--gpus="$(GPUS)")
 
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
 	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions" -rs
@@ -58,12 +61,12 @@ test-versions: setup ## run the tests under the oldest and newest versions allow
 	@$(PY) -m pytest -m versions -rs
 
 smoke: setup ## run the whole pipeline in profile smoke
-	@$(PY) -m lib.pipeline.jobs --profile smoke
+	@$(PY) -m lib reproduce --profile smoke
 
 notebook: ## run one notebook: N=10 PROFILE=smoke PARAMS="method=simsiam seed=1"
 	@test -n "$(N)" || { echo 'usage: make notebook N=10 [PROFILE=smoke] [PARAMS="method=simsiam seed=1"]' >&2; exit 2; }
 	@$(MAKE) -s setup
-	@$(PY) -m lib.pipeline.jobs --notebook "$(N)" --profile $(or $(PROFILE),smoke) --params "$(PARAMS)"
+	@$(PY) -m lib notebook "$(N)" --profile $(or $(PROFILE),smoke) --params="$(PARAMS)"
 
 lab: setup ## open the notebooks in JupyterLab, on this machine only
 	@$(PY) -m jupyterlab --ip=127.0.0.1
@@ -75,20 +78,20 @@ export IMAGES OUT
 score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODER=vi_simsiam EPOCHS= OUT=
 	@test -n "$$IMAGES" || { echo 'usage: make score IMAGES=folder [ENCODER=vi_simsiam] [EPOCHS=100] [OUT=folder]' >&2; exit 2; }
 	@$(MAKE) -s setup
-	@$(PY) -m lib.pipeline.jobs --score "$$IMAGES" --profile $(or $(PROFILE),standard) --encoder "$$ENCODER" --epochs "$${EPOCHS:-0}" --out "$$OUT"
+	@$(PY) -m lib score --profile $(or $(PROFILE),standard) --encoder="$$ENCODER" --epochs="$${EPOCHS:-0}" --out="$$OUT" -- "$$IMAGES"
 
-figures: setup ## publish the figures of the best complete profile in figures/, from a clean commit: PROFILE=standard
-	@$(PY) -m lib.pipeline.jobs --figures $(if $(PROFILE),--profile $(PROFILE))
+figures: setup ## publish figures of a complete profile in figures/: PROFILE=standard IDS="32_roc 90_verdicts" (default: those there)
+	@$(PY) -m lib figures --profile $(or $(PROFILE),standard) $(if $(IDS),--ids $(IDS))
 
-gallery: setup ## rebuild results/<profile>/index.html: PROFILE=quick
-	@$(PY) -m lib.pipeline.site $(or $(PROFILE),quick)
+progress: setup ## write results/<profile>/README.md, what is done and to come: PROFILE=standard
+	@$(PY) -m lib progress $(or $(PROFILE),standard)
 
 benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
 	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## check code and notebooks (ruff, and the rules for notebooks)
 	@$(PY) -m ruff check .
-	@$(PY) -m pytest tests/test_notebooks.py -k lint
+	@$(PY) -m pytest tests/pipeline/test_notebooks.py -k lint
 
 clean: ## remove caches and stamps; results, data and .venv stay
 	@rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .versions .venv/.installed results/*/.done

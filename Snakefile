@@ -1,44 +1,65 @@
-# The DAG of the companion: one job is one papermill run of one notebook with one set of parameters (lib/pipeline/jobs.py lists them).
-# A job's output is its stamp, whose name holds the hash of everything the job depends on; checkpoints are outside the outputs, because
-# Snakemake deletes the outputs of a failed job. Run it with `make reproduce`, which passes the profile, the paper and the GPUs.
+# The DAG of the companion. One job is one papermill run of one notebook (lib/pipeline/jobs.py).
+# The output of a job is its stamp, whose name holds the hash of all that the job depends on.
+# Checkpoints are not outputs, because Snakemake deletes the outputs of a failed job.
+# `make reproduce` runs it and passes profile, paper and GPUs.
 
 import sys
 
-from lib.pipeline import jobs as reproduction
+from lib.pipeline import execution, jobs
 
 PROFILE = config.get("profile", "quick")
 PAPER = config.get("paper", "all")
 GPUS = int(config.get("gpus", 0))
-JOBS = {job.name: job for job in reproduction.jobs(PROFILE, PAPER)}
+MEM_MB = int(config.get("mem_mb", 6000))
+LISTED = jobs.listed_jobs(PROFILE, PAPER)
+DONE = jobs.stamp_folder(PROFILE)
 
 
 def stamp_of(name):
-    return str(reproduction.stamp(JOBS[name], JOBS))
+    return str(jobs.stamp(LISTED[name], LISTED))
+
+
+def stamps_needed(wildcards):
+    return [stamp_of(name) for name in LISTED[wildcards.name].needs]
+
+
+def memory(wildcards):
+    """Doubled each time that the job has run out of memory."""
+    return MEM_MB * 2 ** execution.times_out_of_memory(PROFILE, wildcards.name)
 
 
 rule all:
     input:
-        [stamp_of(name) for name in JOBS],
+        [stamp_of(name) for name in LISTED],
 
 
-for job in JOBS.values():
+# A training. It starts before the notebooks that need none, as most notebooks wait for it.
+rule training:
+    output:
+        f"{DONE}/{{name}}.{{digest}}",
+    wildcard_constraints:
+        name=jobs.TRAINING + "--[^/]+",
+        digest="[0-9a-f]{12}",
+    priority: 1
+    threads: 1
+    resources:
+        mem_mb=memory,
+        gpu=GPUS,
+    shell:
+        "{sys.executable:q} -m lib job {wildcards.name:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads:q}"
 
-    rule:
-        name:
-            reproduction.rule_name(job)
-        input:
-            [stamp_of(name) for name in job.needs],
-        output:
-            stamp_of(job.name),
-        threads: reproduction.THREADS
-        # Most notebooks wait for all networks; those that need none fill the cores beside and after them.
-        priority: int(job.notebook == reproduction.artifacts.MEASURED_BY)
-        resources:
-            # A cluster ends what goes beyond them, and the next attempt goes on from the checkpoint.
-            mem_mb=lambda wildcards, attempt: 6000 * 2 ** (attempt - 1),
-            runtime=600,
-            gpu=GPUS if job.notebook in reproduction.ON_GPU else 0,
-        params:
-            job=job.name,
-        shell:
-            "{sys.executable:q} -m lib.pipeline.forkserver run lib.pipeline.jobs:main --job {params.job:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads}"
+
+# Any other notebook.
+rule notebook:
+    input:
+        stamps_needed,
+    output:
+        f"{DONE}/{{name}}.{{digest}}",
+    wildcard_constraints:
+        name="(?!" + jobs.TRAINING + ")[^/]+",
+        digest="[0-9a-f]{12}",
+    threads: 1
+    resources:
+        mem_mb=memory,
+    shell:
+        "{sys.executable:q} -m lib job {wildcards.name:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads:q}"

@@ -1,17 +1,24 @@
-r"""Distributions on the unit sphere S^{D-1} in R^D, D >= 2: HypersphericalUniform, PowerSpherical, VonMisesFisher and DirectionalStudentT.
+r"""Distributions on the unit sphere S^{D-1} in R^D, D >= 2.
 
-Power Spherical and von Mises-Fisher tilt the uniform density by a function g of the cosine t = loc·x:
+HypersphericalUniform, PowerSpherical, VonMisesFisher and DirectionalStudentT.
 
-    p(x) = exp(κ g(t)) / (M(κ) |S^{D-1}|),     M(κ) = E_uniform[exp(κ g(t))],     log M(0) = 0,
-    H(p) = H(U) + log M(κ) - κ E_p[g(t)],      KL(p || U) = κ E_p[g(t)] - log M(κ),     d log M / dκ = E_p[g(t)].
+Power Spherical and von Mises-Fisher tilt the uniform density by a function g of the cosine
+t = loc·x:
 
-Power Spherical has g(t) = log(1 + t), von Mises-Fisher g(t) = t; κ = 0 is the uniform in both, without a special case.
-All densities are with respect to surface area and all logarithms are natural (nats).
+    p(x) = exp(κ g(t)) / (M(κ) |S^{D-1}|),     M(κ) = E_uniform[exp(κ g(t))],
+    H(p) = H(U) + log M(κ) - κ E_p[g(t)],      KL(p || U) = κ E_p[g(t)] - log M(κ),
+    log M(0) = 0,                              d log M / dκ = E_p[g(t)].
 
-Precision: of these two, terms of one number per element (cosine, log M, entropy) are computed in float64 and cast back, because lgamma loses
-digits by cancellation in float32 for large D and κ; near the uniform, where log M is near zero, its absolute error is below 1e-11 (D up to
-4096). Half-precision directions are cast up to float32 first, and everything is elementwise operations and sums, which autocast leaves in the
-precision of their arguments; DirectionalStudentT is computed in that precision throughout.
+Power Spherical has g(t) = log(1 + t), von Mises-Fisher g(t) = t; κ = 0 is the uniform in both,
+without a special case. All densities are with respect to surface area and all logarithms are
+natural (nats).
+
+Precision: of these two, terms of one number per element (cosine, log M, entropy) are computed in
+float64 and cast back, because lgamma loses digits by cancellation in float32 for large D and κ;
+near the uniform, where log M is near zero, its absolute error is below 1e-11 (D up to 4096).
+Half-precision directions are cast up to float32 first, and everything is elementwise operations and
+sums, which autocast leaves in the precision of their arguments; DirectionalStudentT is computed in
+that precision throughout.
 """
 
 import math
@@ -41,20 +48,26 @@ _unit_sphere = _UnitSphere()
 
 
 def _unit_vectors(vectors: Tensor, name: str, validate: bool) -> Tensor:
-    """`vectors` in float32 or float64, whole numbers too; half-precision vectors are normalised again, as rounding moves them off the sphere."""
+    """``vectors`` in float32 or float64, whole numbers too.
+
+    Half-precision vectors are normalised again, as rounding moves them off the sphere.
+    """
     if not vectors.is_floating_point():
         vectors = vectors.float()
-    if validate and not (on_sphere := _unit_sphere.check(vectors)).all():
-        norm = vectors[~on_sphere][0].norm().item()
-        raise ValueError(
-            f"{name} must hold unit vectors in its last dimension, but one has norm {norm:.6g}; normalise it first, "
-            "for example with torch.nn.functional.normalize(..., dim=-1)"
-        )
+    if validate:
+        on_sphere = _unit_sphere.check(vectors)
+        if not on_sphere.all():
+            norm = vectors[~on_sphere][0].norm().item()
+            raise ValueError(
+                f"{name} must hold unit vectors in its last dimension, but one has norm "
+                f"{norm:.6g}; normalise it first, for example with "
+                "torch.nn.functional.normalize(..., dim=-1)"
+            )
     return F.normalize(vectors.float(), dim=-1) if vectors.dtype.itemsize == 2 else vectors
 
 
 class _Spherical(Distribution):
-    """What all distributions on the sphere share: their support and the check of a value's shape."""
+    """What all distributions on the sphere share: support and the check of a shape."""
 
     support = _unit_sphere
 
@@ -62,8 +75,9 @@ class _Spherical(Distribution):
         expected = self.batch_shape + self.event_shape
         if value.shape[max(0, value.dim() - len(expected)) :] != expected:
             raise ValueError(
-                f"value has shape {tuple(value.shape)}, which does not end with batch shape + event shape {tuple(expected)}; "
-                "nothing is broadcast here: reshape the value, or expand the distribution"
+                f"value has shape {tuple(value.shape)}, which does not end with batch shape + "
+                f"event shape {tuple(expected)}; nothing is broadcast here: reshape the value, "
+                "or expand the distribution"
             )
         return _unit_vectors(value, "value", self._validate_args)
 
@@ -72,7 +86,8 @@ class HypersphericalUniform(_Spherical):
     """Uniform distribution on S^{D-1}: log p(x) = -H = -(log 2 + D/2 log π - log Γ(D/2)).
 
     Args: dim is D >= 2; dtype and device are those of samples. Batch shape [], event shape [D].
-    Raises ValueError for dim < 2 and, in log_prob, for values of another shape or (unless validate_args=False) off the sphere.
+    Raises ValueError for dim < 2 and, in log_prob, for values of another shape or (unless
+    validate_args=False) off the sphere.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}
@@ -119,12 +134,18 @@ class HypersphericalUniform(_Spherical):
 
 
 def log_sphere_area(dim: int) -> float:
-    """Logarithm of the area of S^{dim-1}, dim >= 1: the entropy of the uniform distribution on it, in nats."""
+    """Logarithm of the area of S^{dim-1}, dim >= 1.
+
+    The entropy of the uniform distribution on it, in nats.
+    """
     return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
 class _TiltedUniform(_Spherical):
-    """p(x) ∝ exp(κ g(loc·x)); a subclass gives κ g(t), log M(κ), E_p[g(t)] and E_p[t], all in float64."""
+    """p(x) ∝ exp(κ g(loc·x)).
+
+    A subclass gives κ g(t), log M(κ), E_p[g(t)] and E_p[t], all in float64.
+    """
 
     arg_constraints = {"loc": _unit_sphere, "concentration": constraints.nonnegative}
 
@@ -141,19 +162,23 @@ class _TiltedUniform(_Spherical):
             concentration = loc.new_full(loc.shape[:-1], concentration)
         if concentration.shape != loc.shape[:-1]:
             raise ValueError(
-                f"concentration has shape {tuple(concentration.shape)}, but loc of shape {tuple(loc.shape)} needs "
-                f"{tuple(loc.shape[:-1])}, one number per direction; squeeze or expand it (nothing is broadcast here)"
+                f"concentration has shape {tuple(concentration.shape)}, but loc of shape "
+                f"{tuple(loc.shape)} needs {tuple(loc.shape[:-1])}, one number per direction; "
+                "squeeze or expand it (nothing is broadcast here)"
             )
-        if validate and not (valid := (concentration >= 0) & (concentration < math.inf)).all():
-            raise ValueError(
-                f"concentration must be finite and >= 0, but one is {concentration[~valid][0].item()}; "
-                "map the network's output to a positive number, or look for NaN upstream"
-            )
+        if validate:
+            valid = (concentration >= 0) & (concentration < math.inf)
+            if not valid.all():
+                raise ValueError(
+                    "concentration must be finite and >= 0, but one is "
+                    f"{concentration[~valid][0].item()}; map the network's output to a positive "
+                    "number, or look for NaN upstream"
+                )
         dtype = torch.promote_types(loc.dtype, concentration.dtype)
-        self.loc, self.concentration = loc.to(dtype), concentration.to(dtype)
-        super().__init__(
-            loc.shape[:-1], loc.shape[-1:], validate_args=False
-        )  # checked above, with clearer errors
+        self.loc = loc.to(dtype)
+        self.concentration = concentration.to(dtype)
+        # Checked above, with clearer errors.
+        super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)
         self._validate_args = validate
 
     def expand(self, batch_shape, _instance=None):
@@ -169,7 +194,7 @@ class _TiltedUniform(_Spherical):
         return self.event_shape[0]
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density [sample shape + batch shape] of unit vectors [sample shape + batch shape, D]."""
+        """Log-density of unit vectors [sample shape + batch shape, D]."""
         value = self._check_value(value)
         cosine = (self.loc * value).sum(-1, dtype=torch.float64)
         log_prob = self._log_tilt(cosine) - self._log_m() - log_sphere_area(self.dim)
@@ -191,21 +216,32 @@ class _TiltedUniform(_Spherical):
 class PowerSpherical(_TiltedUniform):
     r"""Power Spherical distribution, p(x) ∝ (1 + loc·x)^κ on S^{D-1}.
 
-    With β = (D-1)/2 and α = β + κ:  (1 + loc·x)/2 ~ Beta(α, β),  M(κ) = 2^κ Γ(α) Γ(2β) / (Γ(α+β) Γ(β)),
-    E[log(1+t)] = log 2 + ψ(α) - ψ(α+β),  E[x] = loc κ/(D-1+κ).
+    With β = (D-1)/2 and α = β + κ:
+
+        (1 + loc·x)/2 ~ Beta(α, β),               M(κ) = 2^κ Γ(α) Γ(2β) / (Γ(α+β) Γ(β)),
+        E[log(1+t)] = log 2 + ψ(α) - ψ(α+β),      E[x] = loc κ/(D-1+κ).
 
     Args:
-        loc: mean directions [..., D], D >= 2, unit vectors (checked to 1e-4 unless validate_args=False, not normalised; half precision
-            is checked to 1e-2, cast to float32 and normalised again).
-        concentration: κ, finite and >= 0, of exactly the shape loc[..., 0], or a Python number shared by all; κ = 0 is the uniform.
+        loc: mean directions [..., D], D >= 2, unit vectors (checked to 1e-4 unless
+            validate_args=False, not normalised; half precision is checked to 1e-2, cast to
+            float32 and normalised again).
+        concentration: κ, finite and >= 0, of exactly the shape loc[..., 0], or a Python number
+            shared by all; κ = 0 is the uniform.
 
-    log_prob is -inf at -loc when κ > 0; its gradient there is that of the normaliser alone (finite), since the true one does not exist.
-    Samples are differentiable in loc and concentration (implicit gradient of the Beta marginal).
-    Raises ValueError for any other shape of concentration or value, for vectors off the sphere and for κ that is negative or not finite.
+    log_prob is -inf at -loc when κ > 0; its gradient there is that of the normaliser alone
+    (finite), since the true one does not exist. Samples are differentiable in loc and concentration
+    (implicit gradient of the Beta marginal). Raises ValueError for any other shape of concentration
+    or value, for vectors off the sphere and for κ that is negative or not finite.
 
-    Source: De Cao and Aziz, The Power Spherical distribution (2020), arXiv:2006.04437; the p(z | x) of VI-SimSiam,
-    Nakamura et al., Representation Uncertainty in Self-Supervised Learning as Variational Inference (ICCV 2023), Eq. 32.
-    Deviation: their sampler reflects e1 onto loc, which is 0/0 at loc = e1; here e1 goes to ±loc, whichever is further from it.
+    Source: De Cao and Aziz, The Power Spherical distribution (2020), arXiv:2006.04437; the p(z | x)
+    of VI-SimSiam, Nakamura et al., Representation Uncertainty in Self-Supervised Learning as
+    Variational Inference (ICCV 2023), Eq. 32.
+    Deviation: their sampler reflects e1 onto loc, which is 0/0 at loc = e1; here e1 goes to ±loc,
+    whichever is further from it.
+
+    Example:
+        >>> mu = F.normalize(torch.randn(8, 128), dim=-1)
+        >>> log_p = PowerSpherical(mu, 50.0).log_prob(mu)  # [8]
     """
 
     has_rsample = True
@@ -213,7 +249,8 @@ class PowerSpherical(_TiltedUniform):
     def rsample(self, sample_shape=()) -> Tensor:
         shape = self._extended_shape(torch.Size(sample_shape))  # [..., D]
         alpha, beta = self._alpha_beta()
-        # Dirichlet and not Beta: it returns B and 1 - B, so that sqrt(1 - t²) keeps its digits when κ is large.
+        # Dirichlet and not Beta: it returns B and 1 - B, so that sqrt(1 - t²) keeps its digits when
+        # κ is large.
         near, far = (
             Dirichlet(torch.stack([alpha, beta], -1), validate_args=False)
             .rsample(torch.Size(sample_shape))
@@ -238,7 +275,7 @@ class PowerSpherical(_TiltedUniform):
 
     @property
     def variance(self) -> Tensor:
-        """Diagonal of the covariance Var[t] ((1-ρ) loc locᵀ + ρ I), ρ = (α+β)/(2β), [batch shape, D]."""
+        """Diagonal of Var[t] ((1-ρ) loc locᵀ + ρ I), ρ = (α+β)/(2β): [batch shape, D]."""
         alpha, beta = self._alpha_beta()
         total = alpha + beta
         variance, rho = 4 * alpha * beta / (total**2 * (total + 1)), total / (2 * beta)
@@ -272,24 +309,34 @@ class PowerSpherical(_TiltedUniform):
 
 
 def mean_cosine(kappa: Tensor, dim: int) -> Tensor:
-    """E[μᵀz] = κ/(D - 1 + κ) of a Power Spherical distribution, of a κ of any shape (a number, a tensor or an array)."""
+    """E[μᵀz] = κ/(D - 1 + κ) of a Power Spherical distribution; κ: a number, tensor or array."""
     return kappa / (dim - 1 + kappa)
 
 
 def concentration_of(cosine: float, dim: int) -> float:
-    """κ = (D - 1) ρ/(1 - ρ), with which a Power Spherical distribution has the mean cosine ρ (mean_cosine); ValueError unless 0 <= ρ < 1."""
+    """κ = (D - 1) ρ/(1 - ρ), which gives a Power Spherical distribution the mean cosine ρ.
+
+    ValueError unless 0 <= ρ < 1.
+
+    Example:
+        >>> concentration_of(0.5, dim=128)
+        127.0
+    """
     if not 0 <= cosine < 1:
         raise ValueError(
-            f"A mean cosine of {cosine:g} belongs to no concentration; give one of at least 0 and below 1."
+            f"A mean cosine of {cosine:g} belongs to no concentration; "
+            "give one of at least 0 and below 1."
         )
     return (dim - 1) * cosine / (1 - cosine)
 
 
 def best_concentration(cosine: Tensor, dim: int) -> Tensor:
-    """The κ that gives a sample at cosine s the highest Power Spherical density: κ*(s) ≈ (D - 1) s/(1 - s) + ½, zero where that is negative.
+    """The κ that gives a sample at cosine s the highest Power Spherical density.
 
-    It is the root of ψ(D - 1 + κ) - ψ((D - 1)/2 + κ) + log((1 + s)/2), with ψ(x) ≈ log(x - ½). Relative error below 0.1 % for D >= 64 and
-    s >= 0.05; 6 % at D = 4 and s = 0.05. cosine: any shape, below 1 (held 1e-6 away from it).
+    ``κ*(s) ≈ (D - 1) s/(1 - s) + ½``, zero where that is negative: the root of
+    ψ(D - 1 + κ) - ψ((D - 1)/2 + κ) + log((1 + s)/2), with ψ(x) ≈ log(x - ½).
+    Relative error below 0.1 % for D >= 64 and s >= 0.05; 6 % at D = 4 and s = 0.05. cosine: any
+    shape, below 1 (held 1e-6 away from it).
     """
     return torch.clamp((dim - 1) * cosine / (1 - cosine).clamp(min=1e-6) + 0.5, min=0)
 
@@ -297,8 +344,9 @@ def best_concentration(cosine: Tensor, dim: int) -> Tensor:
 class VonMisesFisher(_TiltedUniform):
     r"""Von Mises-Fisher distribution, p(x) ∝ exp(κ loc·x) on S^{D-1}.
 
-    With ν = D/2 - 1:  M(κ) = Γ(ν+1) (2/κ)^ν I_ν(κ),  E[x] = loc A(κ) with the mean resultant length A(κ) = I_{ν+1}(κ)/I_ν(κ) = d log M/dκ.
-    Tested for D from 2 to 4096 and κ from 0 to 1e6 (log M to about 1e-13 relative or 1e-16 absolute). Differentiable twice in concentration.
+    With ν = D/2 - 1:  M(κ) = Γ(ν+1) (2/κ)^ν I_ν(κ),  E[x] = loc A(κ) with the mean resultant length
+    A(κ) = I_{ν+1}(κ)/I_ν(κ) = d log M/dκ. Tested for D from 2 to 4096 and κ from 0 to 1e6 (log M to
+    about 1e-13 relative or 1e-16 absolute). Differentiable twice in concentration.
 
     Args and errors: as PowerSpherical. There is no sampling.
     Source: Mardia and Jupp, Directional Statistics (2000), section 9.3.2.
@@ -318,23 +366,34 @@ class VonMisesFisher(_TiltedUniform):
 
 
 class DirectionalStudentT(_Spherical):
-    r"""Student-t around a direction, on the tangent space of the sphere: an anisotropic, heavy-tailed sub-density on S^{D-1}.
+    r"""Student-t around a direction, on the tangent space of the sphere.
 
-    With u = exp_loc(e), |e| = arccos(loc·u) the angle, e orthogonal to loc, p = D - 1, V = diag(v) and ν degrees of freedom:
+    An anisotropic, heavy-tailed sub-density on S^{D-1}.
 
-        log p(u) = log Γ((ν+p)/2) - log Γ(ν/2) - p/2 log(νπ) - ½ Σ_k log v_k + ½ log Σ_k loc_k² v_k - (ν+p)/2 log(1 + (1/ν) Σ_k e_k²/v_k).
+    With u = exp_loc(e), |e| = arccos(loc·u) the angle, e orthogonal to loc, p = D - 1, V = diag(v)
+    and ν degrees of freedom:
 
-    It is the p-dimensional elliptical Student-t that V⁻¹ makes of the tangent space at loc, where ½ Σ log v_k - ½ log(loc·V loc) is half the
-    log-determinant of its scale matrix, carried to the sphere as it is. That map shrinks area by (sin|e| / |e|)^{D-2} <= 1 and leaves out |e| > π,
-    so that the mass over the sphere is at most one, whatever ν and V, and close to one where the scale is small: a bound on the evidence of
-    this sub-density is one on that of a density too. As ν grows the t becomes a Gaussian.
+        log p(u) = log Γ((ν+p)/2) - log Γ(ν/2) - p/2 log(νπ)
+                   - ½ Σ_k log v_k + ½ log Σ_k loc_k² v_k
+                   - (ν+p)/2 log(1 + (1/ν) Σ_k e_k²/v_k).
 
-    Args: loc [..., D], unit vectors, D >= 2; squared_scale [..., D], the v_k, positive; degrees_of_freedom ν > 0, one number. intrinsic False: the
-    D-dimensional Student-t of e = u - loc as it stands in R^D, which is no sub-density on the sphere: its mass exceeds one for small scales.
-    Raises ValueError for other shapes, vectors off the sphere, scales or ν that are not positive, and ν above 1e9.
+    It is the p-dimensional elliptical Student-t that V⁻¹ makes of the tangent space at loc, where ½
+    Σ log v_k - ½ log(loc·V loc) is half the log-determinant of its scale matrix, carried to the
+    sphere as it is. That map shrinks area by (sin|e| / |e|)^{D-2} <= 1 and leaves out |e| > π, so
+    that the mass over the sphere is at most one, whatever ν and V, and close to one where the scale
+    is small: a bound on the evidence of this sub-density is one on that of a density too. As ν
+    grows the t becomes a Gaussian.
 
-    Source: our formulation of VJE's directional factor (Oji and Fieguth, Joint Embedding Variational Bayes, TMLR 2026, abstract: "operates on the
-    unit sphere, yielding a valid variational bound for the associated spherical subdensity model"); the paper's formula is not available to us.
+    Args: loc [..., D], unit vectors, D >= 2; squared_scale [..., D], the v_k, positive;
+    degrees_of_freedom ν > 0, one number. intrinsic False: the D-dimensional Student-t of e = u -
+    loc as it stands in R^D, which is no sub-density on the sphere: its mass exceeds one for small
+    scales. Raises ValueError for other shapes, vectors off the sphere, scales or ν that are not
+    positive, and ν above 1e9.
+
+    Source: our formulation of VJE's directional factor (Oji and Fieguth, Joint Embedding
+    Variational Bayes, TMLR 2026, abstract: "operates on the unit sphere, yielding a valid
+    variational bound for the associated spherical subdensity model"); the paper's formula is not
+    available to us.
     """
 
     arg_constraints = {
@@ -353,43 +412,50 @@ class DirectionalStudentT(_Spherical):
         validate = Distribution._validate_args if validate_args is None else validate_args
         if loc.dim() < 1 or loc.shape[-1] < 2 or squared_scale.shape != loc.shape:
             raise ValueError(
-                f"loc has shape {tuple(loc.shape)} and squared_scale {tuple(squared_scale.shape)}; both must be [..., D] with D >= 2"
+                f"loc has shape {tuple(loc.shape)} and squared_scale "
+                f"{tuple(squared_scale.shape)}; both must be [..., D] with D >= 2"
             )
         if not 0 < degrees_of_freedom <= MOST_FREEDOM:
             raise ValueError(
-                f"degrees_of_freedom is {degrees_of_freedom}; it must be positive, and 1e6 is Gaussian enough (at most 1e9)"
+                f"degrees_of_freedom is {degrees_of_freedom}; it must be positive, and 1e6 is "
+                "Gaussian enough (at most 1e9)"
             )
-        if validate and not (valid := (squared_scale > 0) & (squared_scale < math.inf)).all():
-            raise ValueError(
-                f"squared_scale must be finite and positive, but one is {squared_scale[~valid][0].item()}"
-            )
-        self.loc, self.squared_scale = _unit_vectors(loc, "loc", validate), squared_scale
-        self.degrees_of_freedom, self.intrinsic = float(degrees_of_freedom), intrinsic
+        if validate:
+            valid = (squared_scale > 0) & (squared_scale < math.inf)
+            if not valid.all():
+                raise ValueError(
+                    "squared_scale must be finite and positive, but one is "
+                    f"{squared_scale[~valid][0].item()}"
+                )
+        self.loc = _unit_vectors(loc, "loc", validate)
+        self.squared_scale = squared_scale
+        self.degrees_of_freedom = float(degrees_of_freedom)
+        self.intrinsic = intrinsic
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=False)  # checked above
         self._validate_args = validate
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density with respect to surface area [sample shape + batch shape] of unit vectors [sample shape + batch shape, D]."""
-        value, nu, dim = self._check_value(value), self.degrees_of_freedom, self.event_shape[0]
+        """Log-density, by surface area, of unit vectors [sample shape + batch shape, D]."""
+        value = self._check_value(value)
+        dim = self.event_shape[0]
         residual = value - self.loc  # [..., D]
         log_determinant = self.squared_scale.log().sum(-1)
         if self.intrinsic:
             dim -= 1
             residual = _tangent(self.loc, residual)
-            log_determinant = (
-                log_determinant - (self.loc.square() * self.squared_scale).sum(-1).log()
-            )
-        return student_t_log_prob(
-            (residual.square() / self.squared_scale).sum(-1), log_determinant, dim, nu
-        )
+            along_loc = (self.loc.square() * self.squared_scale).sum(-1)
+            log_determinant = log_determinant - along_loc.log()
+        distance = (residual.square() / self.squared_scale).sum(-1)
+        return student_t_log_prob(distance, log_determinant, dim, self.degrees_of_freedom)
 
 
 def student_t_log_prob(
     distance: Tensor, log_determinant: Tensor, dim: int, degrees_of_freedom: float
 ) -> Tensor:
-    """Log-density of a Student-t in ``dim`` dimensions from the squared Mahalanobis distance eᵀ Σ⁻¹ e and log det Σ of its scale matrix.
+    """Log-density of a Student-t in ``dim`` dimensions.
 
-    ValueError for degrees of freedom above MOST_FREEDOM.
+    distance: the squared Mahalanobis distance eᵀ Σ⁻¹ e; log_determinant: log det Σ of its scale
+    matrix; both of any one shape. ValueError for degrees of freedom above MOST_FREEDOM.
     """
     nu = degrees_of_freedom
     if nu > MOST_FREEDOM:
@@ -401,11 +467,13 @@ def student_t_log_prob(
 
 
 def _tangent(loc: Tensor, chord: Tensor) -> Tensor:
-    """The logarithm map: from u - loc to the vector at loc, orthogonal to it, that points to u and is as long as the angle θ between them.
+    """The logarithm map: from u - loc to the tangent vector at loc that points to u.
 
-    The part of u - loc along the tangent space has length sin θ. It is stretched by θ / sin θ, near zero by its series in q = sin²(θ/2),
-    1 + 2q/3 + 8q²/15 + 16q³/35, whose gradient exists where that of the square root does not. To the antipode itself all ways are as long: it is
-    reached along the axis to which loc is the most orthogonal.
+    Its length is the angle θ between them. The part of u - loc along the tangent space has length
+    sin θ. It is stretched by θ / sin θ, near zero by its series in q = sin²(θ/2),
+    1 + 2q/3 + 8q²/15 + 16q³/35, whose gradient exists where that of the square root does not. To
+    the antipode itself all ways are as long: it is reached along the axis to which loc is the
+    most orthogonal.
     """
     q = chord.square().sum(-1, keepdim=True) / 4
     along = chord - (loc * chord).sum(-1, keepdim=True) * loc
@@ -442,11 +510,14 @@ _DEBYE_ORDER = 32  # nine terms are exact to 1e-14 from this order on
 
 
 def _von_mises_fisher_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """log M(κ) and the mean resultant length A(κ) of von Mises-Fisher in `dim` dimensions, for float64 κ >= 0 of any shape.
+    """log M(κ) and the mean resultant length A(κ) of von Mises-Fisher in `dim` dimensions, for
+    float64 κ >= 0 of any shape.
 
-    Let M_k be M for order k, and ρ_k = M_{k+1}/M_k = 2(k+1)/κ · I_{k+1}(κ)/I_k(κ), which is 1 at κ = 0 where the Bessel functions vanish.
-    Both come from Debye's expansion (NIST DLMF 10.41.3) at an order n large enough, minus its value at κ = 0, where log M is 0;
-    the three-term recurrence (DLMF 10.29.1), stable downwards, ρ_{k-1} = 1/(1 + κ² ρ_k/(4k(k+1))), leads from n to ν = dim/2 - 1.
+    Let M_k be M for order k, and ρ_k = M_{k+1}/M_k = 2(k+1)/κ · I_{k+1}(κ)/I_k(κ), which is 1 at κ
+    = 0 where the Bessel functions vanish. Both come from Debye's expansion (NIST DLMF 10.41.3) at
+    an order n large enough, minus its value at κ = 0, where log M is 0; the three-term recurrence
+    (DLMF 10.29.1), stable downwards, ρ_{k-1} = 1/(1 + κ² ρ_k/(4k(k+1))), leads from n to ν = dim/2
+    - 1.
     """
     order = dim / 2 - 1
     steps = max(0, math.ceil(_DEBYE_ORDER - order))
@@ -479,8 +550,9 @@ def _von_mises_fisher_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 def _check_same_space(p: Distribution, q: Distribution) -> None:
     if p.event_shape != q.event_shape or q.batch_shape not in (torch.Size(), p.batch_shape):
         raise ValueError(
-            f"KL divergence needs distributions on one sphere with equal batch shapes, but they are {tuple(p.batch_shape)} x "
-            f"{tuple(p.event_shape)} and {tuple(q.batch_shape)} x {tuple(q.event_shape)}; expand one of them"
+            "KL divergence needs distributions on one sphere with equal batch shapes, but they "
+            f"are {tuple(p.batch_shape)} x {tuple(p.event_shape)} and {tuple(q.batch_shape)} x "
+            f"{tuple(q.event_shape)}; expand one of them"
         )
 
 

@@ -1,0 +1,54 @@
+"""Images and their views.
+
+    from lib import data
+    images = data.load("cifar10", "test")            an ImageSet
+    batch = images.batch([0, 1, 2])                  uint8 [3, C, H, W]
+    image = data.read_image("mine.jpg", 32)          floats in 0..1, [3, 32, 32]
+
+sources.py finds sets by name; sets.py says what a set is; files.py reads image files; views.py
+makes random views, which kernels.py compiles.
+"""
+
+from importlib import import_module
+
+# Names are imported when they are used, as torch is slow to import.
+_MODULE_OF = {
+    "DATASETS": "catalogue",
+    "ImageSet": "sets",
+    "augment": "views",
+    "generated": "sets",
+    "image_folder": "sets",
+    "label_subset": "sets",
+    "load": "sources",
+    "make_views": "views",
+    "read_image": "files",
+    "styled": "sets",
+    "terms": "catalogue",
+    "to_bytes": "sets",
+    "train_validation_split": "sets",
+    "walk": "files",
+}
+_MODULES = (
+    "catalogue",
+    "constants",
+    "downloads",
+    "files",
+    "kernels",
+    "layouts",
+    "sets",
+    "sources",
+    "views",
+)
+__all__ = sorted(_MODULE_OF)
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    if name in _MODULE_OF:
+        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES, *__all__})

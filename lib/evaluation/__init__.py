@@ -1,0 +1,66 @@
+"""Measures of a trained network. Their names can be imported from here, and are loaded when used.
+
+Example:
+    >>> from lib import evaluation
+    >>> probe = evaluation.linear_probe(train["features"], train["label"])
+"""
+
+from importlib import import_module
+
+_NAMES = {
+    "embed": (
+        "Embedded blur centre_crop conditions embed_cached embed_images input_transform "
+        "native_scores pixels_of_square square_crop"
+    ),
+    "encoders": "Encoder UNLIKE unlikeness",
+    "measure": (
+        "MEASURED_BY REFERENCES Run UNTRAINED available compared_runs embed_views is_measured "
+        "kappa_of_views measure_paper_probe measure_run measured measured_runs metrics "
+        "missing_sets required"
+    ),
+    "probes": (
+        "NEAREST OWN_PROBE PAPER_PROBE PENALTIES Probe TEMPERATURE knn_accuracy knn_predict "
+        "linear_probe mahalanobis_distance paper_probe"
+    ),
+    "shift": (
+        "CORRUPTIONS corrupted corruption_errors mean_corruption_error measure_corruptions "
+        "measure_other_scores store_outside_scores"
+    ),
+    "suite": (
+        "OOD_MEASURES OVER_SEEDS as_uncertainty evaluate in_percent ood_rows score_images "
+        "unsupervised_uncertainties"
+    ),
+    "uncertainty": (
+        "UndefinedStatistic aurc augrc auroc average_precision bootstrap_interval brier_score "
+        "calibrated_ece confidence_bins confidence_calibration_error effective_rank excess_aurc "
+        "expected_calibration_error fpr_at_95_tpr nearest_neighbour_correct "
+        "negative_log_likelihood rank_correlation recall_auroc risk_coverage_curve roc_curve "
+        "with_interval"
+    ),
+}
+_HOMES = {}
+for _module, _names in _NAMES.items():
+    _HOMES |= dict.fromkeys(_names.split(), _module)
+_MODULES = (
+    *_NAMES,
+    "finetune",
+    "generation",
+    "image_scores",
+    "intervals",
+    "style",
+    "theory",
+    "toys",
+)
+__all__ = [*_HOMES, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    if name in _MODULES:
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

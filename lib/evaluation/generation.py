@@ -1,7 +1,12 @@
-"""Images out of representations: reconstructions, decoders for encoders that have none, generation and interpolation in the latent space."""
+"""Images from representations: reconstruction, generation and interpolation in the latent space.
+
+A VAE has a decoder. For an encoder without one, a decoder of the same form is trained on its frozen
+features (SimVAE, Bizeul et al. 2024, App. A.7.6). The last functions measure a stored run.
+"""
 
 import math
 from contextlib import closing
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -10,19 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lib import networks
-from lib.data import sets as image_sets
-from lib.data import sources as data
-from lib.data import views as augmentations
-from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
-from lib.evaluation import style as factors
-from lib.evaluation.uncertainty import matrix
+from lib import networks, training
+from lib.data import sets, sources
+from lib.data.views import check_range
+from lib.evaluation import measure
+from lib.evaluation.embed import input_transform
+from lib.evaluation.style import frechet_distance
+from lib.evaluation.uncertainty import matrix, with_interval
 from lib.methods.simvae import VAE
-from lib.runs import store as artifacts
-from lib.training import loop as training
+from lib.runs import store
+from lib.runs.settings import EVALUATION_VERSION
 
-# SimVAE (Bizeul et al. 2024), App. A.7.6: about 10 to 80 epochs, as many as the validation loss falls.
+# SimVAE, App. A.7.6: 10 to 80 epochs, as long as the validation loss falls.
 PAPER_DECODER = {
     "optimizer": "adam",
     "learning_rate": 1e-4,
@@ -30,16 +34,15 @@ PAPER_DECODER = {
     "chosen_epoch": "least validation loss",
     "epochs": 80,
 }
-BATCH_SIZE, PATIENCE = 128, 5
-
-
-def target_pixels(settings: dict, images: Tensor) -> Tensor:
-    """What a reconstruction of images [B, C, S, S] in 0..1 is compared with: the pixels as the encoder sees them (binarised where it does so)."""
-    return networks.Binarise(settings["binarise"])(images) if settings.get("binarise") else images
+BATCH_SIZE = 128
+PATIENCE = 5  # epochs without a lower validation error, after which training stops
 
 
 class Decoder(nn.Module):
-    """Features [B, L] -> mean images [B, C, S, S] in 0..1, with the mean and scale of the features that it was trained on."""
+    """Features [B, L] -> mean images [B, C, S, S] in 0..1.
+
+    It standardises features by the ``mean`` and ``scale`` of those that it was trained on.
+    """
 
     def __init__(self, settings: dict, inputs: int, channels: int):
         super().__init__()
@@ -61,241 +64,270 @@ def fit_decoder(
     epochs: int = PAPER_DECODER["epochs"],
     progress_path: Path | None = None,
 ) -> Decoder:
-    """A decoder of the VAEs' form for frozen features [N, L] of images, pixels [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
+    """A decoder for frozen features [N, L] of images [N, C, S, S] in 0..1 (SimVAE, App. A.7.6).
 
-    The last tenth is the validation part; training stops after PATIENCE epochs without a new least squared error on it, and the weights of the
-    least are kept. progress_path: the file that lib.training.loop.Progress writes. Deviation: features are standardised; encoders differ in scale by
-    orders of magnitude, and the rate is the same for all.
+    It minimises the squared error. The last tenth of the images validates: training stops after
+    PATIENCE epochs without a lower error there, and the weights with the lowest are kept.
+    progress_path: the file that lib.training.Progress writes. Deviation: features are
+    standardised, as encoders differ in scale by orders of magnitude and share one learning rate.
+
+    Example:
+        decoder = fit_decoder(train["features"], train_pixels, run.settings)
+        images = decode(decoder, test["features"])
     """
     features = matrix(features, "features")
     if len(features) != len(pixels) or len(features) < 20:
         raise ValueError(
-            f"Expected features and pixels of the same images, at least 20, got {len(features)} and {len(pixels)}."
+            "Expected features and pixels of the same images, at least 20, "
+            f"got {len(features)} and {len(pixels)}."
         )
-    augmentations.check_range(pixels)
+    check_range(pixels)
     if epochs < 1:
         raise ValueError(f"epochs is {epochs}; a decoder takes at least one.")
-    with torch.random.fork_rng(devices=[]):
+    x = torch.as_tensor(features, dtype=torch.float32)
+    count = len(x) - max(1, len(x) // 10)  # training images; the rest validates
+    batches = math.ceil(count / BATCH_SIZE)
+    progress = training.Progress(
+        progress_path, f"decoder of {len(x):,} images", epochs * batches, 0, BATCH_SIZE, show=False
+    )
+    with torch.random.fork_rng(devices=[]), closing(progress):
         torch.manual_seed(seed)
         decoder = Decoder(settings, features.shape[1], pixels.shape[1])
-        held_out = max(1, len(features) // 10)
-        x = torch.as_tensor(features, dtype=torch.float32)
-        scale, mean = torch.std_mean(x[:-held_out], dim=0)
-        scale[scale <= 1e-6 * mean.abs()] = 1.0  # a feature that does not vary, but for rounding
-        decoder.mean.copy_(mean), decoder.scale.copy_(scale)
+        scale, mean = torch.std_mean(x[:count], dim=0)
+        scale[scale <= 1e-6 * mean.abs()] = 1.0  # a feature that varies by rounding alone
+        decoder.mean.copy_(mean)
+        decoder.scale.copy_(scale)
         optimizer = torch.optim.Adam(decoder.parameters(), lr=PAPER_DECODER["learning_rate"])
-        best, kept, since, step = float("inf"), {}, 0, 0
-        steps = epochs * math.ceil((len(x) - held_out) / BATCH_SIZE)
-        with closing(
-            training.Progress(
-                progress_path, f"decoder of {len(x):,} images", steps, 0, BATCH_SIZE, show=False
+        lowest_error = math.inf
+        best_epoch = 0
+        best_weights = {}
+        for epoch in range(epochs):
+            _train_epoch(
+                decoder, optimizer, x[:count], pixels[:count], progress, done=epoch * batches
             )
-        ) as progress:
-            for _ in range(epochs):
-                decoder.train()
-                for rows in torch.randperm(len(x) - held_out).split(BATCH_SIZE):
-                    loss = F.mse_loss(decoder(x[rows]), pixels[rows])
-                    optimizer.zero_grad(set_to_none=True)
-                    loss.backward()
-                    optimizer.step()
-                    step += 1
-                    progress.update(step, round(loss.item(), 4) if loss.isfinite() else None)
-                error, since = mse(decoder, x[-held_out:], pixels[-held_out:]), since + 1
-                if not np.isfinite(error):
-                    raise ValueError(
-                        f"The decoder's validation error is {error}: its training has diverged. Train the run again, or set fewer decoder_epochs."
-                    )
-                if error < best:
-                    best, since = error, 0
-                    kept = {name: value.clone() for name, value in decoder.state_dict().items()}
-                if since >= PATIENCE:
-                    break
-        decoder.load_state_dict(kept)
+            error = mse(decoder, x[count:], pixels[count:])
+            if not np.isfinite(error):
+                raise ValueError(
+                    f"The decoder's validation error is {error}: its training has diverged. "
+                    "Train the run again, or set fewer decoder_epochs."
+                )
+            if error < lowest_error:
+                lowest_error = error
+                best_epoch = epoch
+                best_weights = deepcopy(decoder.state_dict())
+            if epoch - best_epoch >= PATIENCE:
+                break
+        decoder.load_state_dict(best_weights)
     return decoder.eval()
 
 
+def _train_epoch(
+    decoder: Decoder,
+    optimizer: torch.optim.Optimizer,
+    x: Tensor,
+    pixels: Tensor,
+    progress: training.Progress,
+    done: int,
+) -> None:
+    """One pass over the images in random order; done: the steps of the epochs before."""
+    decoder.train()
+    for step, rows in enumerate(torch.randperm(len(x)).split(BATCH_SIZE), done + 1):
+        loss = F.mse_loss(decoder(x[rows]), pixels[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        progress.update(step, round(loss.item(), 4) if loss.isfinite() else None)
+
+
 @torch.no_grad()
-def decode(decoder, features: np.ndarray | Tensor, batch_size: int = 512) -> Tensor:
-    """Mean images [N, C, S, S] of features [N, L]; decoder: a Decoder, or a VAE (its ``picture``)."""
-    call = decoder.picture if isinstance(decoder, VAE) else decoder
+def decode(decoder: Decoder | VAE, features: np.ndarray | Tensor, batch_size: int = 512) -> Tensor:
+    """Mean images [N, C, S, S] of features [N, L]."""
     decoder.eval()
-    return torch.cat(
-        [
-            call(rows).cpu()
-            for rows in torch.as_tensor(features, dtype=torch.float32).split(batch_size)
-        ]
-    )
+    mean_image = decoder.picture if isinstance(decoder, VAE) else decoder
+    features = torch.as_tensor(features, dtype=torch.float32)
+    return torch.cat([mean_image(batch).cpu() for batch in features.split(batch_size)])
 
 
-def mse(decoder, features: np.ndarray | Tensor, pixels: Tensor) -> float:
-    """Mean squared error a pixel of the reconstructions."""
+def mse(decoder: Decoder | VAE, features: np.ndarray | Tensor, pixels: Tensor) -> float:
+    """Mean squared error a pixel of the reconstructions of features [N, L]."""
     return F.mse_loss(decode(decoder, features), pixels).item()
 
 
 def sample_classes(
     features: np.ndarray, labels: np.ndarray, count: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``count`` latents of every class from a Gaussian with full covariance fitted to its features [N, L], and their labels (SimVAE, App. A.7.6)."""
+    """``count`` latents of every class, [C count, L], and their labels (SimVAE, App. A.7.6).
+
+    They are drawn from a Gaussian with full covariance fitted to the class's features, of [N, L].
+    """
     features = matrix(features, "features")
     if np.shape(labels) != (len(features),):
         raise ValueError(f"labels must be [N] = [{len(features)}], got shape {np.shape(labels)}.")
-    generator, drawn, names = np.random.default_rng(seed), [], np.unique(labels)
-    for name in names:
-        own = features[labels == name].astype(np.float64)
-        if len(own) < 2:
+    generator = np.random.default_rng(seed)
+    classes = np.unique(labels)
+    latents = []
+    for label in classes:
+        members = features[labels == label].astype(np.float64)
+        if len(members) < 2:
             raise ValueError(
-                f"Class {name} has {len(own)} image(s); a Gaussian needs at least two."
+                f"Class {label} has {len(members)} image(s); a Gaussian needs at least two."
             )
-        drawn.append(
-            generator.multivariate_normal(
-                own.mean(0), np.atleast_2d(np.cov(own, rowvar=False)), count, method="eigh"
-            )
+        covariance = np.atleast_2d(np.cov(members, rowvar=False))
+        latents.append(
+            generator.multivariate_normal(members.mean(0), covariance, count, method="eigh")
         )
-    return np.concatenate(drawn).astype(np.float32), np.repeat(names, count)
+    return np.concatenate(latents).astype(np.float32), np.repeat(classes, count)
 
 
 def interpolate(first: np.ndarray, second: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Latents on the straight lines from first to second, both ends included: [N, L] twice -> [N, steps, L]."""
+    """Latents at equal steps from first to second, both included: [N, L] twice -> [N, steps, L]."""
     return np.linspace(first, second, steps, axis=1, dtype=np.float32)
 
 
 def fid(
-    sets: dict[str, Tensor], real: Tensor, weights: Path, batch_size: int = 128
+    generated: dict[str, Tensor], real: Tensor, weights: Path, batch_size: int = 128
 ) -> dict[str, float]:
-    """The FID (Heusel et al. 2017) of each of ``sets`` of images [N, C, S, S] in 0..1 to ``real`` ones, by torchmetrics.
+    """FID (Heusel et al. 2017) of each set of images [N, C, S, S] in 0..1 to real ones.
 
-    weights: data.inception_weights(). Grey images are given as three equal channels; the network resizes to 299 pixels. Where N is not far above
-    the 2,048 features, an FID is biased upwards: compare sets of one size.
+    weights: the file of lib.data.sources.inception_weights(). The network resizes to 299 pixels and
+    is given grey images as three equal channels. Where N is not far above its 2,048 features the
+    FID is biased upwards: compare sets of one size.
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import
 
-    for images in (real, *sets.values()):
-        augmentations.check_range(images)
-    measure = FrechetInceptionDistance(
+    for images in (real, *generated.values()):
+        check_range(images)
+    metric = FrechetInceptionDistance(
         reset_real_features=False, feature_extractor_weights_path=str(weights)
     )
-
-    def add(images: Tensor, real: bool) -> None:
+    for batch in real.split(batch_size):
+        metric.update(_colour_bytes(batch), real=True)
+    distances = {}
+    for name, images in generated.items():
+        metric.reset()
         for batch in images.split(batch_size):
-            measure.update(
-                (255 * batch).round().clamp(0, 255).byte().expand(-1, 3, -1, -1), real=real
-            )
-
-    add(real, True)
-    found = {}
-    for name, images in sets.items():
-        measure.reset()
-        add(images, False)
-        found[name] = float(measure.compute())
-    return found
+            metric.update(_colour_bytes(batch), real=False)
+        distances[name] = float(metric.compute())
+    return distances
 
 
-# ---------------------------------------------------------------------------------------------------------------- of a run
-def pixels_of(run: protocol.Run, images: data.ImageSet) -> Tensor:
-    """What reconstructions of ``images`` are compared with, [N, C, S, S] in 0..1: as the run takes them."""
-    fitted = protocol.fit(run.settings, run.channels)(
-        images.batch(range(len(images))).float() / 255
-    )
-    return target_pixels(run.settings, fitted)
+def _colour_bytes(images: Tensor) -> Tensor:
+    """Images [B, 1 or 3, S, S] in 0..1 as uint8 with three channels."""
+    return (255 * images).round().clamp(0, 255).byte().expand(-1, 3, -1, -1)
 
 
-def decoder_of(run: protocol.Run) -> nn.Module:
-    """A VAE itself, or a decoder of the same form trained on the run's frozen features of its labelled images; stored with the run.
+# ----------------------------------------------------------------------------------------- of a run
+def target_pixels(settings: dict, images: Tensor) -> Tensor:
+    """What reconstructions of images [B, C, S, S] in 0..1 are compared with: the encoder's input.
 
-    FileNotFoundError for a VAE whose weights are not here: its committed encoder has no decoder.
+    That is binarised where the encoder binarises.
+    """
+    if settings.get("binarise"):
+        return networks.Binarise(settings["binarise"])(images)
+    return images
+
+
+def pixels_of(run: measure.Run, images: sets.ImageSet) -> Tensor:
+    """``target_pixels`` of a set in the size and channels that the run takes, [N, C, S, S]."""
+    fit = input_transform(run.settings, run.channels)
+    return target_pixels(run.settings, fit(images.batch(range(len(images))).float() / 255))
+
+
+def decoder_of(run: measure.Run) -> Decoder | VAE:
+    """The VAE itself, or a Decoder trained on the run's frozen features and stored with the run.
+
+    FileNotFoundError for a VAE without weights here: its committed encoder has no decoder.
     """
     if isinstance(run.method, VAE):
         if not hasattr(run.method, "decoder"):
             raise FileNotFoundError(
-                f"Of run {run.name} only the committed encoder is here, not its decoder; train it: make reproduce PROFILE={run.profile}"
+                f"Of run {run.name} only the committed encoder is here, not its decoder; "
+                f"train it: make reproduce PROFILE={run.profile}"
             )
         return run.method.cpu()
-    path, bank = artifacts.run_dir(run.profile, run.name) / "decoder.safetensors", run.bank
-    made_of = f"{run.hash} {bank.checksum} {run.settings['decoder_epochs']} {artifacts.code_hash(protocol.MEASURING)}"
+    bank = run.bank
+    epochs = run.settings["decoder_epochs"]
+    path = store.run_dir(run.profile, run.name) / "decoder.safetensors"
+    made_of = f"{run.hash} {bank.checksum} {epochs} {EVALUATION_VERSION}"
     features = run.embed(bank)["features"]
-    if path.exists() and artifacts.read_tensors_info(path).get("made_of") == made_of:
+    if path.exists() and store.read_tensors_info(path).get("made_of") == made_of:
         decoder = Decoder(run.settings, features.shape[1], run.channels)
-        training.fill(decoder, artifacts.read_tensors(path)[0], path)
+        training.fill(decoder, store.read_tensors(path)[0], path)
         return decoder.eval()
     pixels = pixels_of(run, bank)
-    if bank.is_sorted:  # the last of these validate the decoder
+    if bank.is_sorted:  # the last images validate the decoder, so all classes have to be among them
         order = np.random.default_rng(0).permutation(len(bank))
-        features, pixels = features[order], pixels[order]
+        features = features[order]
+        pixels = pixels[order]
+    progress_path = path.with_name("progress.json")
     decoder = fit_decoder(
-        features,
-        pixels,
-        run.settings,
-        run.settings["seed"],
-        run.settings["decoder_epochs"],
-        progress_path=path.with_name("progress.json"),
+        features, pixels, run.settings, run.settings["seed"], epochs, progress_path
     )
-    artifacts.write_tensors(path, decoder.state_dict(), {"run": run.name, "made_of": made_of})
+    store.write_tensors(path, decoder.state_dict(), {"run": run.name, "made_of": made_of})
     return decoder
 
 
-def measure_generation(
-    run: protocol.Run, judge: protocol.Run | None, notebook: str
-) -> pd.DataFrame:
-    """mse of reconstructed test images (SimVAE, Table 7; of each image in the scores), and Fréchet distances of generated and reconstructed ones.
+def measure_generation(run: measure.Run, judge: measure.Run | None, notebook: str) -> pd.DataFrame:
+    """Error of reconstructed test images and quality of generated ones, as metrics of ``notebook``.
 
-    Generated: as many of each class as the test set has on average, from class-conditional Gaussians. ``judge`` is the run whose features the
-    distance is taken in, named in the column score (None: no distances); train: the distance of as many training images, the least to be
-    expected. The FID besides, where the weights of its network are at hand (data.inception_weights). n: the images of each kind.
+    - mse of condition reconstructed (SimVAE, Table 7); of each image in the scores
+      ``<dataset>_reconstruction``
+    - frechet_distance to the test images in the features of ``judge``, named in column score; none
+      without a judge
+    - fid, where the weights of its network are here (lib.data.sources.inception_weights).
+
+    Conditions: generated, as many of each class as the test set has on average, from
+    class-conditional Gaussians; reconstructed; and train, as many training images, the lowest
+    distance to be expected. n: the images of each kind.
     """
-    bank, test = run.bank, run.test()
-    decoder, known, asked, pixels = (
-        decoder_of(run),
-        run.embed(bank),
-        run.embed(test),
-        pixels_of(run, test),
-    )
-    latents, _ = sample_classes(
-        known["features"],
-        known["label"],
-        len(pixels) // len(run.train.classes),
-        run.settings["seed"],
-    )
-    pictures = {
-        "generated": decode(decoder, latents),
-        "reconstructed": decode(decoder, asked["features"]),
-        "train": pixels_of(
-            run,
-            run.train.subset(np.random.default_rng(0).permutation(len(run.train))[: len(pixels)]),
-        ),
-    }
-
-    def judged(images: Tensor) -> np.ndarray:
-        labels = np.zeros(len(images), np.int64)
-        return judge.ask(
-            data.ImageSet("pictures", "test", image_sets.to_bytes(images), labels, ["picture"])
-        )["features"]
-
+    test = run.test()
+    pixels = pixels_of(run, test)
+    decoder = decoder_of(run)
+    reconstructed = decode(decoder, run.embed(test)["features"])
+    error = (reconstructed - pixels).square().flatten(1).mean(1).numpy()  # [N]
     common = {"evaluated_on": test.title, "n": len(pixels)}
-    error = (pictures["reconstructed"] - pixels).square().flatten(1).mean(1).numpy()  # [N]
-    mse = evaluation.with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
-    rows = [common | {"condition": "reconstructed", "metric": "mse"} | mse]
+    error_interval = with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
+    rows = [common | {"condition": "reconstructed", "metric": "mse"} | error_interval]
+    images = {
+        "generated": _generated_images(run, decoder, len(pixels)),
+        "reconstructed": reconstructed,
+        "train": _training_images(run, len(pixels)),
+    }
     if judge:
-        real = judged(pixels)
-        for condition, images in pictures.items():
-            distance = factors.frechet_distance(judged(images), real)
-            row = {
-                "condition": condition,
-                "metric": "frechet_distance",
-                "score": judge.name,
-                "value": distance,
-                "n": len(images),
-            }
-            rows.append(common | row)
-    if weights := data.inception_weights():
-        found = fid(pictures, pixels, weights)
-        rows += [
-            common | {"condition": name, "metric": "fid", "value": value, "n": len(pictures[name])}
-            for name, value in found.items()
-        ]
-    artifacts.write_scores(
+        real_features = _judged_features(judge, pixels)
+        for condition, pictures in images.items():
+            distance = frechet_distance(_judged_features(judge, pictures), real_features)
+            row = {"condition": condition, "metric": "frechet_distance", "score": judge.name}
+            rows.append(common | row | {"value": distance, "n": len(pictures)})
+    weights = sources.inception_weights()
+    if weights:
+        for condition, distance in fid(images, pixels, weights).items():
+            row = {"condition": condition, "metric": "fid", "value": distance}
+            rows.append(common | row | {"n": len(images[condition])})
+    store.write_scores(
         run.profile,
         run.name,
         f"{run.settings['dataset']}_reconstruction",
         {"squared_error": error.astype(np.float16)},
     )
     return run.write_metrics(rows, notebook)
+
+
+def _generated_images(run: measure.Run, decoder: Decoder | VAE, count: int) -> Tensor:
+    """About ``count`` images, equally many of each class, from ``sample_classes``."""
+    bank = run.embed(run.bank)
+    per_class = count // len(run.train.classes)
+    latents, _ = sample_classes(bank["features"], bank["label"], per_class, run.settings["seed"])
+    return decode(decoder, latents)
+
+
+def _training_images(run: measure.Run, count: int) -> Tensor:
+    rows = np.random.default_rng(0).permutation(len(run.train))[:count]
+    return pixels_of(run, run.train.subset(rows))
+
+
+def _judged_features(judge: measure.Run, images: Tensor) -> np.ndarray:
+    """Features [N, D] that another run has of images [N, C, S, S] in 0..1."""
+    labels = np.zeros(len(images), np.int64)
+    pictures = sets.ImageSet("pictures", "test", sets.to_bytes(images), labels, ["picture"])
+    return judge.ask(pictures)["features"]

@@ -1,6 +1,8 @@
-"""What an image says without any network: entropy and compressed file size, the baselines of notebook 80 that cost nothing.
+"""Scores of an image without any network: entropy and compressed file size.
 
-Functions of the test images alone: `measure` stores them once, as scores and metrics of a pseudo-run named RUN, and later reads need no data.
+They depend on the test images only. ``measure_images`` stores them once, as scores and metrics of a
+pseudo-run named RUN, and later reads need no data. Higher counts as less certain for both: there is
+more to see.
 """
 
 import io
@@ -8,129 +10,118 @@ import io
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch import Tensor
 
-from lib.data import sources as data
-from lib.data.sets import to_bytes
-from lib.evaluation import measure as protocol
-from lib.evaluation import probes as evaluation
-from lib.runs import settings as resolution
-from lib.runs import store as artifacts
+from lib.data import sources
+from lib.data.sets import ImageSet, to_bytes
+from lib.evaluation.embed import Transform, input_transform
+from lib.evaluation.suite import ood_rows
+from lib.runs import settings as run_settings
+from lib.runs import store
 
-NOTEBOOK, RUN = "80_uncertainty_benchmark", "images"
+RUN = "images"
 NAMES = ("image_entropy", "file_size")
+BATCH = 500
 
 
 def grey_entropy(pixels: np.ndarray) -> np.ndarray:
-    """Σ -p log₂ p in bits, p the histogram of 256 grey levels (mean over channels, rounded) of each image: uint8 [N, H, W, C] -> float32 [N]."""
+    """Σ -p log₂ p in bits over the histogram of 256 grey levels of each image.
+
+    Grey is the rounded mean over channels. pixels: uint8 [N, H, W, C]; returns float32 [N].
+    """
     grey = pixels.mean(axis=-1).round().astype(np.uint8)
     return np.array([Image.fromarray(image).entropy() for image in grey], dtype=np.float32)
 
 
 def png_size(pixels: np.ndarray) -> np.ndarray:
     """Bytes of each image as a PNG file: uint8 [N, H, W, C] -> int32 [N]."""
-
-    def size(image: np.ndarray) -> int:
+    sizes = []
+    for image in pixels:
         buffer = io.BytesIO()
-        Image.fromarray(image.squeeze(-1) if image.shape[-1] == 1 else image).save(buffer, "PNG")
-        return buffer.tell()
-
-    return np.array([size(image) for image in pixels], dtype=np.int32)
-
-
-def to_be_seen(images: Tensor) -> dict[str, np.ndarray]:
-    """What anyone can see in images [B, C, H, W] of 0..1, [B] each.
-
-    contrast: standard deviation of all pixels; edges: mean absolute difference of neighbouring pixels, down plus across; colours, of three channels:
-    colourfulness (Hasler & Süsstrunk 2003, Eq. 10), ``|σ| + 0.3 |μ|`` of the pairs red - green and ½ (red + green) - blue over an image's pixels.
-    """
-    seen = {
-        "contrast": images.std((1, 2, 3)),
-        "edges": images.diff(dim=2).abs().mean((1, 2, 3))
-        + images.diff(dim=3).abs().mean((1, 2, 3)),
-    }
-    if images.shape[1] == 3:
-        red, green, blue = images.flatten(2).unbind(1)  # [B, H W]
-        opponent = [red - green, (red + green) / 2 - blue]
-        seen["colours"] = (
-            sum(part.var(1, correction=0) for part in opponent).sqrt()
-            + 0.3 * sum(part.mean(1) ** 2 for part in opponent).sqrt()
-        )
-    return {name: values.double().numpy(force=True) for name, values in seen.items()}
+        plane_or_rgb = image.squeeze(-1) if image.shape[-1] == 1 else image
+        Image.fromarray(plane_or_rgb).save(buffer, "PNG")
+        sizes.append(buffer.tell())
+    return np.array(sizes, dtype=np.int32)
 
 
 def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:
-    """The stored NAMES [N] of a test set; empty where they are not."""
-    return artifacts.stored_scores(profile, RUN, dataset)
+    """The stored scores NAMES [N] of a test set; empty where there are none."""
+    return store.stored_scores(profile, RUN, dataset)
 
 
 def stored_metrics(profile: str) -> pd.DataFrame:
-    """OOD measures of both scores, as rows of METRIC_COLUMNS."""
-    return artifacts.read_metrics(profile, NOTEBOOK, RUN)
+    """OOD measures of both scores, as rows of metrics."""
+    return store.read_metrics(profile, run=RUN)
 
 
-def measure(profile: str) -> None:
-    """Store both scores of the profile's test set and of its other sets, and their OOD measures; what is stored of these very test images stays.
+def measure_images(profile: str, notebook: str) -> None:
+    """Store both scores of the profile's test set and other sets, and their OOD measures.
 
-    Images are as a run takes them (size, channels). Higher = less certain, for both: more to see, harder to name. Where the test set is not at hand
-    what is stored stays; FileNotFoundError, before anything is written, where nothing is.
+    The measures are metrics of ``notebook``. Images are as a run takes them (size, channels). What
+    is stored of these very test images is left as it is. Without the test set, so is whatever is
+    stored; FileNotFoundError, before anything is written, where nothing is.
     """
-    settings = resolution.profile_settings(profile)
-    others = {
-        name: f"{distance}_ood"
-        for distance in ("near", "far")
-        for name in settings[f"ood_{distance}"]
-    }
-    whole = "label" in stored(profile, settings["dataset"]) and all(
-        stored(profile, name) for name in others
-    )
-    kept = set(stored_metrics(profile).run_hash) if whole else set()
+    settings = run_settings.profile_settings(profile)
+    dataset = settings["dataset"]
+    size = settings["image_size"]
+    others = dict.fromkeys(settings["ood_near"], "near_ood")
+    others |= dict.fromkeys(settings["ood_far"], "far_ood")
+    measured_on = _stored_checksums(profile, dataset, others)
     try:
-        test = data.load(settings["dataset"], "test", image_size=settings["image_size"])
+        test = sources.load(dataset, "test", image_size=size)
     except FileNotFoundError:
-        if kept:
+        if measured_on:
             return
         raise
-    if kept == {test.checksum}:
+    if measured_on == {test.checksum}:
         return
-    sets = {settings["dataset"]: test} | {
-        name: data.load(name, "test", image_size=settings["image_size"]) for name in others
-    }
-    fitted, found, rows = protocol.fit(settings, test.images.shape[3]), {}, []
-    for name, images in sets.items():
-        batches = (
-            fitted(images.batch(part).float() / 255)
-            for part in np.array_split(np.arange(len(images)), max(1, len(images) // 500))
-        )
-        pixels = np.concatenate(list(map(to_bytes, batches)))  # [N, H, W, C]
-        found[name] = {"image_entropy": grey_entropy(pixels), "file_size": png_size(pixels)}
+    sets = {dataset: test}
+    for name in others:
+        sets[name] = sources.load(name, "test", image_size=size)
+    transform = input_transform(settings, test.images.shape[3])
+    scores = {name: _scores(images, transform) for name, images in sets.items()}
+    rows = []
     for name, condition in others.items():
-        outside = np.repeat([False, True], [len(test), len(sets[name])])
-        scores = {
-            score: np.append(found[settings["dataset"]][score], found[name][score]).astype(
-                np.float64
-            )
-            for score in NAMES
-        }
-        rows += evaluation.ood_rows(
-            scores,
-            outside,
-            settings["bootstrap_draws"] // 4,
+        both = {}
+        for score in NAMES:
+            values = np.append(scores[dataset][score], scores[name][score])
+            both[score] = values.astype(np.float64)
+        rows += ood_rows(
+            both,
+            outside=np.repeat([False, True], [len(test), len(sets[name])]),
+            draws=settings["bootstrap_draws"] // 4,
             evaluated_on=name,
             condition=condition,
         )
-    found[settings["dataset"]]["label"] = test.labels.astype(
-        np.int16
-    )  # what is merged by row is asked for its order
-    for name, arrays in found.items():
-        artifacts.write_scores(
-            profile, RUN, name, {"index": np.arange(len(sets[name]), dtype=np.int32)} | arrays
-        )
-    identity = {
-        "method": RUN,
-        "profile": profile,
-        "notebook": NOTEBOOK,
+    # Scores are merged with those of runs by row; the labels show whether the order is the same.
+    scores[dataset]["label"] = test.labels.astype(np.int16)
+    for name, arrays in scores.items():
+        store.write_scores(profile, RUN, name, arrays)
+    config = {
+        "run": RUN,
         "run_hash": test.checksum,
-        "commit": artifacts.commit(),
+        "settings": {"method": RUN, "dataset": dataset, "epochs": 0},
+        "data": {"title": "", "checksum": test.checksum},
     }
-    artifacts.write_metrics(profile, NOTEBOOK, RUN, rows, **identity)
+    store.write_json(store.config_path(profile, RUN), config)
+    store.write_metrics(profile, notebook, RUN, rows, run_hash=test.checksum)
+
+
+def _stored_checksums(profile: str, dataset: str, others: dict[str, str]) -> set[str]:
+    """Checksums of the test sets that metrics are stored of; empty if scores are missing."""
+    is_complete = "label" in stored(profile, dataset) and all(
+        stored(profile, name) for name in others
+    )
+    return set(stored_metrics(profile).run_hash) if is_complete else set()
+
+
+def _scores(images: ImageSet, transform: Transform) -> dict[str, np.ndarray]:
+    """The index and both scores of every image of a set."""
+    batches = []
+    for indices in np.array_split(np.arange(len(images)), max(1, len(images) // BATCH)):
+        batches.append(to_bytes(transform(images.batch(indices).float() / 255)))
+    pixels = np.concatenate(batches)  # [N, H, W, C]
+    return {
+        "index": np.arange(len(images), dtype=np.int32),
+        "image_entropy": grey_entropy(pixels),
+        "file_size": png_size(pixels),
+    }

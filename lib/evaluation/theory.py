@@ -1,37 +1,60 @@
-"""Self-supervised objectives as variational inference: J_align, J_uniform and J_KL of each method, and the product of experts behind them.
+"""Self-supervised objectives as variational inference (VI-SimSiam 2023), and VJE's likelihood.
 
-A latent z of an image is read twice: q(z | x_i) from the target network's output for view i, p(z | x_j) from the online network's output for
-view j. With a prior p(z) these give the terms of VI-SimSiam 2023 (ICCV), Eq. 10 to 17; which distributions make which method is its Table 1,
-here ``READINGS``. The terms are differentiable, detach nothing, and keep the floating type of their arguments.
+A latent z of an image is inferred twice: q(z | x_i) is made from the target network's output for
+view i, p(z | x_j) from the online network's output for view j. With a prior p(z) they give the
+three terms J_align, J_uniform and J_KL (Eq. 10 to 17). Table 1 says which distributions make which
+method: ``INTERPRETATIONS``. The terms are differentiable, detach nothing, and keep the floating
+type of their arguments.
 """
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 
+import numpy as np
 import pandas as pd
-import scipy
 import torch
+from scipy import integrate
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
-from lib import methods
-from lib.data import sources as data
-from lib.data import views as augmentations
-from lib.distributions import HypersphericalUniform, PowerSpherical, VonMisesFisher, mean_cosine
-from lib.evaluation.uncertainty import UndefinedStatistic, effective_rank
+from lib import methods, training
+from lib.data import sources
+from lib.data.views import augment, make_views
+from lib.distributions import (
+    DirectionalStudentT,
+    HypersphericalUniform,
+    PowerSpherical,
+    VonMisesFisher,
+    log_sphere_area,
+    mean_cosine,
+)
+from lib.evaluation import measure
+from lib.evaluation.uncertainty import (
+    UndefinedStatistic,
+    effective_rank,
+    rank_correlation,
+    with_interval,
+)
 from lib.methods.base import agreement, forward_by_size, spread, view_pairs
-from lib.training import loop as training
+from lib.runs import store
+
+WATCHED_IMAGES = 256  # test images on which a short training is measured
+MEASUREMENTS = 6  # along a short training
+QUADRATURE_NODES = 200  # of each interval
 
 
-class PointMass(NamedTuple):
-    """The deterministic q(z | x) = δ(z - f(x)) of a batch: ``value`` f(x) [B, D]."""
+# ------------------------------------------------------------------------- Table 1: distributions
+@dataclass
+class PointMass:
+    """The deterministic q(z | x) = δ(z - f(x)) of a batch."""
 
-    value: Tensor
+    value: Tensor  # f(x) [B, D]
 
 
-# ---------------------------------------------------------------------------------------------------------------- Table 1
 def point_mass(output: Tensor) -> PointMass:
     """δ(z - f / |f|) from outputs f [B, D] (Eq. 19)."""
     return PointMass(F.normalize(output, dim=-1))
@@ -43,24 +66,37 @@ def von_mises_fisher(output: Tensor, kappa: float = 1.0) -> VonMisesFisher:
 
 
 def power_spherical(output: Tensor, kappa: Tensor) -> PowerSpherical:
-    """PS(z; g / |g|, κ) with a κ for every image, from outputs g [B, D] and κ [B] (Eq. 31 and 32)."""
+    """PS(z; g / |g|, κ) with a κ for every image, from outputs g [B, D] and κ [B] (Eq. 31, 32)."""
     return PowerSpherical(F.normalize(output, dim=-1), kappa)
 
 
-def softmax(
+def categorical(
     output: Tensor, temperature: float | Tensor, centre: Tensor | float = 0.0
 ) -> Categorical:
-    """Cat(z; softmax((output - c) / τ)) over the K vertices of the simplex, from outputs [B, K] (Eq. 4 and 5)."""
+    """Cat(z; softmax((output - c) / τ)) over the K vertices of the simplex (Eq. 4 and 5).
+
+    output: [B, K].
+    """
     return Categorical(logits=(output - centre) / temperature)
 
 
+def uniform_on_sphere(output: Tensor) -> HypersphericalUniform:
+    """The prior of a z on the sphere, of the size and type of outputs [B, D]."""
+    return HypersphericalUniform(output.shape[-1], dtype=output.dtype, device=output.device)
+
+
 def uniform_on_vertices(output: Tensor) -> Categorical:
-    """The prior of DINO's z. Deviation: Eq. 27 names the uniform of the whole simplex, to which a distribution on its vertices has no finite KL."""
+    """The prior of DINO's z, of the size of outputs [B, K].
+
+    Deviation: Eq. 27 names the uniform of the whole simplex. A distribution on its vertices has no
+    finite KL to that.
+    """
     return Categorical(logits=torch.zeros_like(output[0]))
 
 
-class Reading(NamedTuple):
-    """A column of Table 1: how a method's outputs become distributions of z, and where the terms of the objective are."""
+@dataclass
+class Interpretation:
+    """A column of Table 1: the distributions of a method, and what plays the part of each term."""
 
     prior: Callable[[Tensor], Distribution]  # from an output, for its size
     q: Callable[..., PointMass | Categorical]  # from the target network's output
@@ -70,93 +106,136 @@ class Reading(NamedTuple):
     kl: str
 
 
-def _uniform_on_sphere(output: Tensor) -> HypersphericalUniform:
-    return HypersphericalUniform(output.shape[-1], dtype=output.dtype, device=output.device)
-
-
-_COSINE, _CONSTANT = "g_j · f_i (Eq. 22)", "constant"
-READINGS = {
-    "simsiam": Reading(
-        _uniform_on_sphere,
-        point_mass,
-        von_mises_fisher,
-        _COSINE,
-        "predictor (Claim 4.4)",
-        _CONSTANT,
+INTERPRETATIONS = {
+    "simsiam": Interpretation(
+        prior=uniform_on_sphere,
+        q=point_mass,
+        p=von_mises_fisher,
+        align="g_j · f_i (Eq. 22)",
+        uniform="predictor (Claim 4.4)",
+        kl="constant",
     ),
-    "directpred": Reading(
-        _uniform_on_sphere,
-        point_mass,
-        von_mises_fisher,
-        _COSINE,
-        "predictor set to U sqrt(Λ) U' (Eq. 23)",
-        _CONSTANT,
+    "directpred": Interpretation(
+        prior=uniform_on_sphere,
+        q=point_mass,
+        p=von_mises_fisher,
+        align="g_j · f_i (Eq. 22)",
+        uniform="predictor set to U sqrt(Λ) U' (Eq. 23)",
+        kl="constant",
     ),
-    "simclr": Reading(
-        _uniform_on_sphere,
-        point_mass,
-        von_mises_fisher,
-        _COSINE,
-        "in the loss: denominator (Eq. 26)",
-        _CONSTANT,
+    "simclr": Interpretation(
+        prior=uniform_on_sphere,
+        q=point_mass,
+        p=von_mises_fisher,
+        align="g_j · f_i (Eq. 22)",
+        uniform="in the loss: denominator (Eq. 26)",
+        kl="constant",
     ),
-    "dino": Reading(
-        uniform_on_vertices,
-        softmax,
-        softmax,
-        "Σ P_i log P_j (Eq. 30)",
-        "centring (Claim 4.8)",
-        "sharpening (Claim 4.9)",
+    "dino": Interpretation(
+        prior=uniform_on_vertices,
+        q=partial(categorical, temperature=0.04),
+        p=partial(categorical, temperature=0.1),
+        align="Σ P_i log P_j (Eq. 30)",
+        uniform="centring (Claim 4.8)",
+        kl="sharpening (Claim 4.9)",
     ),
-    "vi_simsiam": Reading(
-        _uniform_on_sphere,
-        point_mass,
-        power_spherical,
-        "log C(κ_j) + κ_j log(1 + μ_j · z_i) (Eq. 33)",
-        "predictor (Claim 4.4)",
-        _CONSTANT,
+    "vi_simsiam": Interpretation(
+        prior=uniform_on_sphere,
+        q=point_mass,
+        p=power_spherical,
+        align="log C(κ_j) + κ_j log(1 + μ_j · z_i) (Eq. 33)",
+        uniform="predictor (Claim 4.4)",
+        kl="constant",
     ),
 }
 
 
-# ---------------------------------------------------------------------------------------------------------------- the three terms
-def expectation(q: PointMass | Categorical, p: Distribution) -> Tensor:
+def table_1() -> dict[str, dict[str, str]]:
+    """The rows of Table 1 by method, from ``INTERPRETATIONS``.
+
+    The distributions are built from random outputs, which gives their names and entropies. A method
+    is aware of uncertainty if the entropy of its p(z | x) differs between images.
+    """
+    generator = torch.Generator().manual_seed(0)
+    output = torch.randn(16, 12, generator=generator)
+    kappa = 20 * torch.rand(16, generator=generator)
+    columns = {}
+    for method, interpretation in INTERPRETATIONS.items():
+        prior = interpretation.prior(output)
+        q = interpretation.q(output)
+        if interpretation.p is power_spherical:
+            p = interpretation.p(output, kappa)
+        else:
+            p = interpretation.p(output)
+        is_aware = float(p.entropy().std()) > 1e-5
+        columns[method] = {
+            "p(z)": type(prior).__name__,
+            "q(z | x_i)": type(q).__name__,
+            "p(z | x_j)": type(p).__name__,
+            "J_align": interpretation.align,
+            "J_uniform": interpretation.uniform,
+            "J_KL": interpretation.kl,
+            "uncertainty aware": "yes" if is_aware else "no (κ is constant)",
+        }
+    columns["barlow_twins"] = {
+        "J_align": "-Σ (1 - C_ii)²",
+        "J_uniform": "-λ Σ C_ij² (i ≠ j)",
+        "uncertainty aware": "no (no density)",
+    }
+    return columns
+
+
+# ------------------------------------------------------------------------------- the three terms
+def expected_log_prob(q: PointMass | Categorical, p: Distribution) -> Tensor:
     """E_{q(z | x)}[log p(z | x)] of every image [B]: log p at the point, or Σ_k q_k log p_k."""
-    return (q.probs * p.logits).sum(-1) if isinstance(q, Categorical) else p.log_prob(q.value)
+    if isinstance(q, Categorical):
+        return (q.probs * p.logits).sum(-1)
+    return p.log_prob(q.value)
 
 
 def j_align(q: Sequence[PointMass | Categorical], p: Sequence[Distribution]) -> Tensor:
-    """Σ_{i ≠ j} E_{q(z | x_i)}[log p(z | x_j)] of every image [B], for the q and p of M views (Eq. 17 without its log η).
+    """Σ_{i ≠ j} E_{q(z | x_i)}[log p(z | x_j)] of every image [B] (Eq. 17 without its log η).
 
-    Deviation: Eq. 17 as printed is M times the J_align of Eq. 11, since q is the mean of its M experts; for M = 2 all three terms here are M times
-    the paper's, so that their ratio is that of Eq. 10. Pairs i = j are left out, as in §4.
+    q: of the global views, p: of all M views. Pairs i = j are left out, as in §4. Deviation: Eq. 17
+    as printed is M times the J_align of Eq. 11, since q is the mean of its M experts. For M = 2 all
+    three terms here are M times the paper's, so that their ratio is that of Eq. 10.
+
+    Example:
+        q = [point_mass(f1), point_mass(f2)]
+        p = [von_mises_fisher(g1, 4.0), von_mises_fisher(g2, 4.0)]
+        loss = -j_align(q, p).mean()  # SimSiam's, times κ and up to a constant
     """
-    return torch.stack([expectation(q[i], p[j]) for j, i in view_pairs(len(p), len(q))]).sum(0)
+    pairs = view_pairs(len(p), len(q))
+    return torch.stack([expected_log_prob(q[i], p[j]) for j, i in pairs]).sum(0)
 
 
 def marginal_log_prob(q: PointMass | Categorical, p: Distribution) -> Tensor:
-    """E_{q(z | x)}[log p_D(z)] of every image [B], p_D(z) = mean over the batch of p(z | x) (Eq. 14, a single expert)."""
-    batch = math.log(p.batch_shape[0])
+    """E_{q(z | x)}[log p_D(z)] of every image [B] (Eq. 14, a single expert).
+
+    p_D(z) is the mean over the batch of p(z | x).
+    """
+    count = p.batch_shape[0]
     if isinstance(q, Categorical):
-        return (q.probs * (p.logits.logsumexp(0) - batch)).sum(-1)
-    z = q.value[:, None].expand(-1, p.batch_shape[0], -1)  # [B, B, D]
-    return p.log_prob(z).logsumexp(1) - batch
+        return (q.probs * (p.logits.logsumexp(0) - math.log(count))).sum(-1)
+    z = q.value[:, None].expand(-1, count, -1)  # [B, B, D]
+    return p.log_prob(z).logsumexp(1) - math.log(count)
 
 
 def j_uniform(q: Sequence[PointMass | Categorical], p: Sequence[Distribution]) -> Tensor:
-    """Σ_{i ≠ j} E_{q(z | x_i)}[-log p_D(z)] of every image [B], p_D the batch mean of p(z | x_j): a term for each pair of j_align, as in Eq. 26.
+    """Σ_{i ≠ j} E_{q(z | x_i)}[-log p_D(z)] of every image [B], p_D the batch mean of p(z | x_j).
 
-    For M = 2 it is M times Eq. 12, with single experts.
+    It has a term for each pair of j_align, as in Eq. 26. For M = 2 it is M times Eq. 12, with
+    single experts.
     """
-    return torch.stack([-marginal_log_prob(q[i], p[j]) for j, i in view_pairs(len(p), len(q))]).sum(
-        0
-    )
+    pairs = view_pairs(len(p), len(q))
+    return torch.stack([-marginal_log_prob(q[i], p[j]) for j, i in pairs]).sum(0)
 
 
 def j_kl(q: Sequence[PointMass | Categorical]) -> Tensor:
-    """-M KL[q(z | X) || p(z)] of every image [B] (M times Eq. 13), q the mean of its experts and p(z) uniform: M (H(q) - log K).
+    """-M KL[q(z | X) || p(z)] of every image [B] (M times Eq. 13): M (H(q) - log K).
 
-    For point masses it is a constant, which is minus infinity: 0 here.
+    q is the mean of its experts, p(z) uniform. For point masses it is a constant, minus infinity,
+    which is left out: 0.
     """
     if isinstance(q[0], PointMass):
         return torch.zeros_like(q[0].value[:, 0])
@@ -164,55 +243,182 @@ def j_kl(q: Sequence[PointMass | Categorical]) -> Tensor:
     return len(q) * (mixture.entropy() - math.log(mixture.probs.shape[-1]))
 
 
-# ---------------------------------------------------------------------------------------------------------------- product of experts
+# ----------------------------------------------------------------------------- product of experts
 def product_of_experts(loc: Tensor, kappa: Tensor) -> VonMisesFisher:
-    """The normalised product over M of vMF(z; μ_m, κ_m): a vMF again, whose natural parameter is Σ_m κ_m μ_m (Proposition 4.1, Eq. 15).
+    """The normalised product over M of vMF(z; μ_m, κ_m), a vMF again (Proposition 4.1, Eq. 15).
 
-    loc: unit vectors [..., M, D]; kappa: [..., M]. ValueError where the experts cancel exactly, as the product then has no direction.
+    Its natural parameter is Σ_m κ_m μ_m. loc: unit vectors [..., M, D]; kappa: [..., M]. ValueError
+    where the experts cancel exactly, as the product then has no direction.
     """
     natural = (kappa[..., None] * loc).sum(-2)
-    return VonMisesFisher(
-        F.normalize(natural, dim=-1), natural.norm(dim=-1), validate_args=True
-    )  # torch.compile turns the default off
+    direction = F.normalize(natural, dim=-1)
+    # torch.compile turns the check of arguments off
+    return VonMisesFisher(direction, natural.norm(dim=-1), validate_args=True)
 
 
 def log_eta(loc: Tensor, kappa: Tensor) -> Tensor:
-    """log η [...] of that product, η = 1 / ∫ Π_m vMF(z; μ_m, κ_m) dz = C(|Σ κ_m μ_m|) / Π C(κ_m): what the paper leaves out of Eq. 17."""
+    """log η [...] of that product, which the paper leaves out of Eq. 17.
+
+    η = 1 / ∫ Π_m vMF(z; μ_m, κ_m) dz = C(|Σ κ_m μ_m|) / Π C(κ_m).
+    """
     product = product_of_experts(loc, kappa)
-    experts = VonMisesFisher(loc, kappa)
-    return product.log_prob(product.loc) - experts.log_prob(
-        product.loc[..., None, :].expand_as(loc)
-    ).sum(-1)
+    mode = product.loc
+    experts = VonMisesFisher(loc, kappa).log_prob(mode[..., None, :].expand_as(loc))
+    return product.log_prob(mode) - experts.sum(-1)
 
 
-# ---------------------------------------------------------------------------------------------------------------- measures
+def normaliser_gradient_ratio(dimension: int, kappa: float, cosine: Tensor) -> Tensor:
+    """Gradient of the ignored term M log η over that of the kept terms i ≠ j, [C].
+
+    Both are derivatives in the cosine c of two vMF experts of one κ, whose targets stay at the
+    experts' directions. In closed form ``-2 A(r) / sqrt(2 + 2 c)`` with r = κ sqrt(2 + 2 c) and A
+    the mean resultant length; here by automatic differentiation. dimension >= 2; cosine: [C],
+    strictly between -1 (where the experts cancel: ValueError) and 1 (NaN).
+    """
+    c = cosine.detach().requires_grad_()
+    zeros = c.new_zeros(len(c), dimension - 2)
+    first = torch.cat([torch.stack([torch.ones_like(c), 0 * c], 1), zeros], 1)  # [C, D]
+    second = torch.cat([torch.stack([c, (1 - c**2).sqrt()], 1), zeros], 1)
+    concentration = torch.full_like(c, kappa)
+    targets = [PointMass(first), PointMass(second.detach())]
+    experts = [VonMisesFisher(first, concentration), VonMisesFisher(second, concentration)]
+    kept = j_align(targets, experts)
+    both = torch.stack([first, second], 1)
+    ignored = 2 * log_eta(both, concentration[:, None].expand(-1, 2))
+    (ignored_gradient,) = torch.autograd.grad(ignored.sum(), c, retain_graph=True)
+    (kept_gradient,) = torch.autograd.grad(kept.sum(), c)
+    return ignored_gradient / kept_gradient
+
+
+def sphere_grid() -> tuple[Tensor, Tensor]:
+    """Points [N, 3] on the sphere in three dimensions and the area [N] of each, in float64.
+
+    SciPy's Lebedev rule of the highest degree.
+    """
+    points, area = integrate.lebedev_rule(131)
+    return torch.from_numpy(points.T), torch.from_numpy(area)
+
+
+def compare(step: str, against: str, ours: Tensor, theirs: Tensor, *inputs: Tensor) -> dict:
+    """A row of a table of equalities.
+
+    value: the largest difference of ours and theirs; gradient: that of the gradients of their sums
+    in ``inputs``.
+    """
+    our_gradients = torch.autograd.grad(ours.sum(), inputs, retain_graph=True)
+    their_gradients = torch.autograd.grad(theirs.sum(), inputs, retain_graph=True)
+    differences = []
+    for our_gradient, their_gradient in zip(our_gradients, their_gradients, strict=True):
+        differences.append(float((our_gradient - their_gradient).abs().max()))
+    return {
+        "step": step,
+        "checked against": against,
+        "value": float((ours - theirs).detach().abs().max()),
+        "gradient": max(differences),
+    }
+
+
+# ------------------------------------------------------------------ measures of a network's outputs
 def uniformity(z: Tensor) -> Tensor:
-    """log of the mean over pairs of exp(-2 |z_a - z_b|²), z normalised (Wang & Isola 2020, §4.1.2): 0 collapsed, near -4 uniform for large D.
+    """log of the mean over pairs of exp(-2 |z_a - z_b|²), z [B, D] normalised.
 
-    z: [B, D]. At κ = 4, and with experts at z itself, it is, up to a constant, the log of the mean over z of the density that J_uniform takes the
-    mean log of.
+    0 if collapsed, near -4 if uniform for large D (Wang & Isola 2020, §4.1.2). At κ = 4, and with
+    experts at z itself, it is up to a constant the log of the mean over z of the density of which
+    J_uniform takes the mean log.
     """
     return torch.pdist(F.normalize(z, dim=-1)).square().mul(-2).exp().mean().log()
 
 
 @torch.no_grad()
-def predictor_gains(method: nn.Module, views: list[Tensor]) -> pd.DataFrame:
-    """Eigenvalues λ of E[z z'] over two views, falling, and a predictor's gain ``E[(u_k · p)(u_k · z)] / λ_k`` along each eigenvector u_k.
+def measure_outputs(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
+    """Measures of the outputs for two views [B, C, S, S], with the batch's statistics.
 
-    z, p: normalised projections and predictions of SimSiam, BYOL or DirectPred. A predictor set by Eq. 23 has gains proportional to sqrt(λ) before p
-    is normalised, and nearly so after, as each image is normalised by its own length. Directions with λ below a thousandth of the largest are left
-    out: there is nothing along them to predict from.
+    - DINO: align, uniform and kl (the three terms), entropy of the teacher's softmax, and
+      entropy_of_mean, that of its mean over images; in nats.
+    - Others: cosine of the views' projections; uniformity, spread and effective_rank of the first
+      view's (NaN where all are one point).
+    - With a predictor of its own also e_step_gap: how much higher the mean cosine with the
+      predictions is at the mode of the product of experts, where an E-step puts z, than at q's
+      points f(x_i).
     """
-    z, *p = (
-        torch.cat(outputs).float() for outputs in zip(*forward_by_size(method, views), strict=True)
-    )
-    p = p[0] if p else z @ method.predictor
-    z, p = F.normalize(z, dim=-1), F.normalize(p, dim=-1)
-    values, vectors = torch.linalg.eigh(z.T @ z / len(z))
-    gains = ((z @ vectors) * (p @ vectors)).mean(0) / values
-    kept = values > 1e-3 * values[-1]
+    online = forward_by_size(method, views)
+    if hasattr(method, "teacher"):
+        measures = _teacher_measures(method, views, [student for (student,) in online])
+    else:
+        measures = _projection_measures(
+            [F.normalize(output[0].float(), dim=1) for output in online]
+        )
+        if len(online[0]) == 2:
+            predictions = [F.normalize(output[1].float(), dim=1) for output in online]
+            if hasattr(method, "target"):
+                projections = method.targets(views)
+            else:
+                projections = [output[0] for output in online]
+            points = [F.normalize(projection.float(), dim=1) for projection in projections]
+            measures["e_step_gap"] = _e_step_gap(predictions, points)
+    return {name: float(value) for name, value in measures.items()}
+
+
+def _teacher_measures(
+    method: nn.Module, views: list[Tensor], students: list[Tensor]
+) -> dict[str, Tensor]:
+    """DINO's measures, from the student's outputs for the views."""
+    teachers = method.teacher(torch.cat(views)).float().chunk(len(views))
+    q = [categorical(output, method.teacher_temperature, method.centre) for output in teachers]
+    p = [categorical(output.float(), method.settings["temperature"]) for output in students]
+    return {
+        "align": j_align(q, p).mean(),
+        "uniform": j_uniform(q, p).mean(),
+        "kl": j_kl(q).mean(),
+        "entropy": q[0].entropy().mean(),
+        "entropy_of_mean": Categorical(q[0].probs.mean(0)).entropy(),
+    }
+
+
+def _projection_measures(z: list[Tensor]) -> dict[str, Tensor | float]:
+    """Measures of the normalised projections of two views, [B, D] each."""
+    try:
+        rank = effective_rank(z[0].cpu().numpy())
+    except UndefinedStatistic:
+        rank = math.nan
+    return {
+        "cosine": agreement(*z),
+        "uniformity": uniformity(z[0]),
+        "spread": spread(z[0]),
+        "effective_rank": rank,
+    }
+
+
+def _e_step_gap(predictions: list[Tensor], points: list[Tensor]) -> Tensor:
+    """Mean cosine with two predictions at their mode, minus that at the points; [B, D] each."""
+    both = sum(predictions)
+    at_points = sum((both * point).sum(1) for point in points) / 2
+    return (both.norm(dim=1) - at_points).mean() / 2
+
+
+@torch.no_grad()
+def predictor_gains(method: nn.Module, views: list[Tensor]) -> pd.DataFrame:
+    """Eigenvalues λ of E[z z'] over two views, falling, and the predictor's gain along each.
+
+    The gain along eigenvector u_k is ``E[(u_k · p)(u_k · z)] / λ_k``; z, p: normalised projections
+    and predictions of SimSiam, BYOL or DirectPred. A predictor set by Eq. 23 has gains proportional
+    to sqrt(λ) before p is normalised, and nearly so after, as each image is normalised by its own
+    length. Directions with λ below a thousandth of the largest are left out: there is nothing along
+    them to predict from.
+    """
+    outputs = forward_by_size(method, views)
+    z = torch.cat([output[0] for output in outputs]).float()
+    if len(outputs[0]) == 2:
+        p = torch.cat([output[1] for output in outputs]).float()
+    else:
+        p = z @ method.predictor  # DirectPred's matrix
+    z = F.normalize(z, dim=-1)
+    p = F.normalize(p, dim=-1)
+    eigenvalues, eigenvectors = torch.linalg.eigh(z.T @ z / len(z))  # rising
+    gains = ((z @ eigenvectors) * (p @ eigenvectors)).mean(0) / eigenvalues
+    kept = eigenvalues > 1e-3 * eigenvalues[-1]
     return pd.DataFrame(
-        {"eigenvalue": values[kept].flip(0).cpu(), "gain": gains[kept].flip(0).cpu()}
+        {"eigenvalue": eigenvalues[kept].flip(0).cpu(), "gain": gains[kept].flip(0).cpu()}
     )
 
 
@@ -222,190 +428,162 @@ def view_cosines(
     images: Tensor,
     strengths: dict,
     generators: Sequence[torch.Generator],
-    whole: bool = True,
+    has_predictor: bool = True,
 ) -> dict[str, Tensor]:
-    """Means over pairs of random views of each image, [N]: ``cosine`` of the first view's prediction with the second's projection, and ``expected``.
+    """Means over pairs of random views of each image, [N] each; a generator for each pair.
 
-    expected: E[T] = κ / (D - 1 + κ) of a Power Spherical with the κ of that same first view, where the method learns κ. images: [N, C, S, S] in
-    0..1; a generator for each pair. whole = False: of a network without projector and predictor, so without the cosine.
+    - cosine: of the first view's prediction with the second's projection; not for a network
+      without projector and predictor (has_predictor False).
+    - expected: E[T] = κ / (D - 1 + κ) of a Power Spherical with the κ of the first view, where the
+      method learns κ.
+
+    images: [N, C, S, S] in 0..1; strengths: the recipe of the views.
     """
-    found: dict[str, Tensor] = {}
+    means: dict[str, Tensor] = {}
     for generator in generators:
-        first, second = (
-            augmentations.augment(images, images.shape[-1], strengths, generator) for _ in range(2)
-        )
-        one = {}
-        if whole:
+        first = augment(images, images.shape[-1], strengths, generator)
+        second = augment(images, images.shape[-1], strengths, generator)
+        values = {}
+        if has_predictor:
             _, prediction, *kappa = method(first)
-            one["cosine"] = F.cosine_similarity(prediction.float(), method(second)[0].float())
+            projection = method(second)[0]
+            values["cosine"] = F.cosine_similarity(prediction.float(), projection.float())
         else:
             kappa = [method.embed(first).native["kappa"]]
         if kappa:
-            one["expected"] = mean_cosine(kappa[0].float(), method.dimension)
-        found = {name: found.get(name, 0) + value / len(generators) for name, value in one.items()}
-    return found
+            values["expected"] = mean_cosine(kappa[0].float(), method.dimension)
+        for name, value in values.items():
+            means[name] = means.get(name, 0) + value / len(generators)
+    return means
 
 
-def sphere_grid() -> tuple[Tensor, Tensor]:
-    """Points [N, 3] on the sphere in three dimensions and the area [N] each stands for, by SciPy's Lebedev rule of the highest degree; float64."""
-    points, area = scipy.integrate.lebedev_rule(131)
-    return torch.from_numpy(points.T), torch.from_numpy(area)
+# ------------------------------------------------------------------------------- short trainings
+@dataclass
+class ShortTraining:
+    """A method after a few steps, two views of test images, and its measures on them by step."""
+
+    method: nn.Module
+    views: list[Tensor]  # [B, C, S, S] each
+    measures: pd.DataFrame  # step and those of measure_outputs
 
 
-def normaliser_share(dimension: int, kappa: float, cosine: Tensor) -> Tensor:
-    """Gradient in the cosine c of two experts, of the ignored M log η over that of the kept terms i ≠ j [C]; targets stay at the experts' directions.
+def short_training(settings: dict, steps: int, without: str = "") -> ShortTraining:
+    """Train resolved settings for a few steps, without one part if it is named (remove_part).
 
-    Two vMF of one κ; ``-2 A(r) / sqrt(2 + 2 c)`` with r = κ sqrt(2 + 2 c) and A the mean resultant length, here by automatic differentiation.
-    dimension >= 2; cosine: [C], strictly between -1 (where the experts cancel: ValueError) and 1 (NaN).
+    The measures are taken before the first step and MEASUREMENTS times along the way, on the same
+    two views of WATCHED_IMAGES test images for every method.
     """
-    c = cosine.detach().requires_grad_()
-    rest = c.new_zeros(len(c), dimension - 2)
-    first, second = (
-        torch.cat([torch.stack(pair, 1), rest], 1)
-        for pair in ((torch.ones_like(c), 0 * c), (c, (1 - c**2).sqrt()))
+    device = training.best_device()
+    images = training.training_images(settings)
+    test = sources.load(settings["dataset"], "test", image_size=settings["image_size"])
+    watched = test.batch(range(WATCHED_IMAGES)).to(device)
+    generator = torch.Generator().manual_seed(
+        training.seed_of(settings["seed"], "watched views", 0)
     )
-    concentration = torch.full_like(c, kappa)
-    kept = j_align(
-        [PointMass(first), PointMass(second.detach())],
-        [VonMisesFisher(mu, concentration) for mu in (first, second)],
-    )
-    ignored = 2 * log_eta(torch.stack([first, second], 1), concentration[:, None].expand(-1, 2))
-    slopes = [torch.autograd.grad(term.sum(), c, retain_graph=True)[0] for term in (ignored, kept)]
-    return slopes[0] / slopes[1]
+    views = make_views(watched, settings, generator)
+    method = methods.build(settings, images.images.shape[3]).to(device).train()
+    if without:
+        method = remove_part(method, without)
+    measured_steps = {round(k * steps / MEASUREMENTS) for k in range(1, MEASUREMENTS + 1)}
+    rows = [{"step": 0, **measure_outputs(method, views)}]
+    for step, _ in enumerate(training.first_steps(method, images, settings, steps), 1):
+        if step in measured_steps:
+            rows.append({"step": step, **measure_outputs(method, views)})
+    return ShortTraining(method=method, views=views, measures=pd.DataFrame(rows))
 
 
-# ---------------------------------------------------------------------------------------------------------------- checks and short trainings
-def compare(step: str, against: str, ours: Tensor, theirs: Tensor, *inputs: Tensor) -> dict:
-    """A row of a table of equalities: the largest difference in value, and in the gradient of the sum with respect to ``inputs``."""
-    slopes = [
-        torch.autograd.grad(value.sum(), inputs, retain_graph=True) for value in (ours, theirs)
-    ]
-    gradient = max(float((a - b).abs().max()) for a, b in zip(*slopes, strict=True))
-    return {
-        "step": step,
-        "checked against": against,
-        "value": float((ours - theirs).detach().abs().max()),
-        "gradient": gradient,
-    }
+def remove_part(method: nn.Module, part: str) -> nn.Module:
+    """A SimSiam without its "predictor" or without its "stop-gradient", changed in place.
 
-
-def take_out(method: nn.Module, part: str) -> nn.Module:
-    """A SimSiam without its "predictor" (the identity instead) or without its "stop-gradient" (J_align / (2κ), whose targets are trained too)."""
+    The predictor becomes the identity. Without stop-gradient the loss is J_align / (2κ), whose
+    targets are trained too.
+    """
     if part == "predictor":
         method.predictor = nn.Identity()
-    elif part == "stop-gradient":
-
-        def loss(views: list[Tensor]) -> dict[str, Tensor]:
-            (z1, p1), (z2, p2) = forward_by_size(method, views)
-            return {
-                "loss": -(F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean())
-                / 2
-            }
-
-        method.loss = loss
-    else:
+        return method
+    if part != "stop-gradient":
         raise ValueError(f"Unknown part {part!r}; choose 'predictor' or 'stop-gradient'.")
+
+    def loss(views: list[Tensor]) -> dict[str, Tensor]:
+        (z1, p1), (z2, p2) = forward_by_size(method, views)
+        cosines = F.cosine_similarity(p1, z2).mean() + F.cosine_similarity(p2, z1).mean()
+        return {"loss": -cosines / 2}
+
+    method.loss = loss
     return method
 
 
+# ---------------------------------------------------------------------------- VJE's likelihood
+def mass_over_sphere(
+    dim: int, scale: float, degrees_of_freedom: float, intrinsic: bool = True
+) -> float:
+    """∫ p(u) du over S^{D-1} of a DirectionalStudentT with one scale for all coordinates.
+
+    ``|S^{D-2}| ∫_0^π p(θ) sin^{D-2} θ dθ``, θ the angle between u and loc, by Gauss-Legendre
+    quadrature on intervals that grow from the scale on. It is one for a density and at most one for
+    a sub-density. dim: D >= 2; scale: the square root of squared_scale, in radians. ValueError for
+    D < 2 or a scale that is not positive.
+    """
+    if dim < 2 or not 0 < scale < math.inf:
+        raise ValueError(
+            f"dim is {dim} and scale {scale}; they must be at least 2, and positive and finite."
+        )
+    loc, orthogonal = torch.eye(dim, dtype=torch.float64)[:2]
+    squared_scale = torch.full_like(loc, scale**2)
+    distribution = DirectionalStudentT(
+        loc, squared_scale, degrees_of_freedom, intrinsic, validate_args=False
+    )
+
+    def mass_at_angle(angle: np.ndarray) -> np.ndarray:
+        angle = torch.from_numpy(angle)
+        u = angle.cos()[:, None] * loc + angle.sin()[:, None] * orthogonal  # [nodes, D]
+        log_sine = angle.sin().clamp(min=1e-300).log()
+        log_mass = distribution.log_prob(u) + log_sphere_area(dim - 1) + (dim - 2) * log_sine
+        return log_mass.exp().numpy()
+
+    edges = np.unique(np.clip(np.geomspace(scale * 1e-3, math.pi, 24), 0, math.pi))
+    mass = 0.0
+    for low, high in pairwise([0.0, *edges]):
+        mass += integrate.fixed_quad(mass_at_angle, low, high, n=QUADRATURE_NODES)[0]
+    return float(mass)
+
+
 @torch.no_grad()
-def measures(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
-    """What the outputs for two views [B, C, S, S] say now, with this batch's statistics as in training.
+def measure_variances(run: measure.Run, notebook: str) -> None:
+    """How much a VJE run's variances v differ, and whether they predict the residual.
 
-    DINO: the three terms, the entropy of the teacher's softmax and that of its mean over images, in nats. Others: cosine of the views' projections,
-    uniformity, spread and effective rank (NaN where all are one point) of the first view's; with a predictor of its own also ``e_step_gap``: the mean
-    cosine with the predictions that is lost by q's points f(x_i) against the mode of the product of experts, where an E-step would put it.
+    From two views of ``condition_images`` training images (sample): v of the first, and the
+    residual ``D (u' - m/|m|)²`` of the second's direction u' from the mean m that the first
+    predicts. v is the scale of that residual.
+
+    - Scores ``<dataset>_variances``: means of log v and of the residual, over images for each
+      feature ("features_...") and over features for each image ("images_...").
+    - Metrics of condition features and images: spread, the standard deviation of those mean log v;
+      residual_spearman, their rank correlation with the mean residuals.
     """
-    online = forward_by_size(method, views)
-    if hasattr(method, "teacher"):
-        outputs = method.teacher(torch.cat(views)).float().chunk(len(views))
-        q = [softmax(output, method.teacher_temperature, method.centre) for output in outputs]
-        p = [softmax(output.float(), method.settings["temperature"]) for (output,) in online]
-        terms = {
-            "align": j_align(q, p),
-            "uniform": j_uniform(q, p),
-            "kl": j_kl(q),
-            "entropy": q[0].entropy(),
+    images, views = measure.embed_views(run, 2)
+    first = torch.from_numpy(views[0]["features"])  # [N, D]
+    second = torch.from_numpy(views[1]["features"])
+    mean, log_variance = run.method.cpu().eval().posterior(first)
+    difference = F.normalize(second, dim=1) - F.normalize(mean, dim=1)
+    residual = first.shape[1] * difference.square()
+    draws = run.settings["bootstrap_draws"]
+    scores = {}
+    rows = []
+    for condition, axis in (("features", 0), ("images", 1)):
+        log_variances = log_variance.mean(axis).double().numpy()
+        residuals = residual.mean(axis).double().numpy()
+        scores[f"{condition}_log_variance"] = log_variances.astype(np.float32)
+        scores[f"{condition}_residual"] = residuals.astype(np.float32)
+        common = {
+            "evaluated_on": images.title,
+            "condition": condition,
+            "score": "log_variance",
+            "n": len(log_variances),
         }
-        return {name: float(value.mean()) for name, value in terms.items()} | {
-            "entropy_of_mean": float(Categorical(q[0].probs.mean(0)).entropy())
-        }
-    z = [F.normalize(output[0].float(), dim=1) for output in online]
-    try:
-        rank = effective_rank(z[0].cpu().numpy())
-    except UndefinedStatistic:
-        rank = math.nan
-    found = {
-        "cosine": agreement(*z),
-        "uniformity": uniformity(z[0]),
-        "spread": spread(z[0]),
-        "effective_rank": rank,
-    }
-    if len(online[0]) == 2:
-        both = sum(F.normalize(output[1].float(), dim=1) for output in online)
-        f = (
-            [F.normalize(target.float(), dim=1) for target in method.targets(views)]
-            if hasattr(method, "target")
-            else z
-        )
-        found["e_step_gap"] = (
-            both.norm(dim=1) - sum((both * target).sum(1) for target in f) / 2
-        ).mean() / 2
-    return {name: float(value) for name, value in found.items()}
-
-
-def watch(run: dict, steps: int, without: str = "") -> tuple[nn.Module, list[Tensor], pd.DataFrame]:
-    """Train resolved settings for a few steps, one part taken out if named; the method, two views of 256 test images, and ``measures`` of them.
-
-    The measures, columns beside ``step``, are taken before the first step and six times along the way, on the same views for every method.
-    """
-    images = training.training_images(run)
-    bank = (
-        data.load(run["dataset"], "test", image_size=run["image_size"])
-        .batch(range(256))
-        .to(training.best_device())
-    )
-    views = augmentations.make_views(
-        bank, run, torch.Generator().manual_seed(training.seed_of(run["seed"], "watched views", 0))
-    )
-    method = methods.build(run, images.images.shape[3]).to(training.best_device()).train()
-    method = take_out(method, without) if without else method
-    rows, when = (
-        [{"step": 0, **measures(method, views)}],
-        {round(look * steps / 6) for look in range(1, 7)},
-    )
-    for step, _ in enumerate(training.first_steps(method, images, run, steps), 1):
-        rows += [{"step": step, **measures(method, views)}] if step in when else []
-    return method, views, pd.DataFrame(rows)
-
-
-def table_1() -> dict[str, dict[str, str]]:
-    """The rows of Table 1 by method, from ``READINGS``: the distributions are built from random outputs and asked for their names and entropies.
-
-    A method is aware of uncertainty if the entropy of its p(z | x) differs between images.
-    """
-    generator = torch.Generator().manual_seed(0)
-    output, kappa = (
-        torch.randn(16, 12, generator=generator),
-        20 * torch.rand(16, generator=generator),
-    )
-    columns = {}
-    for name, reading in READINGS.items():
-        q = reading.q(output, 0.04) if reading.q is softmax else reading.q(output)
-        p = reading.p(output, *{softmax: (0.1,), power_spherical: (kappa,)}.get(reading.p, ()))
-        named = {"p(z)": reading.prior(output), "q(z | x_i)": q, "p(z | x_j)": p}
-        columns[name] = {row: type(distribution).__name__ for row, distribution in named.items()}
-        columns[name] |= {
-            "J_align": reading.align,
-            "J_uniform": reading.uniform,
-            "J_KL": reading.kl,
-        }
-        columns[name]["uncertainty aware"] = (
-            "yes" if float(p.entropy().std()) > 1e-5 else "no (κ is constant)"
-        )
-    columns["barlow_twins"] = {
-        "J_align": "-Σ (1 - C_ii)²",
-        "J_uniform": "-λ Σ C_ij² (i ≠ j)",
-        "uncertainty aware": "no (no density)",
-    }
-    return columns
+        deviation = with_interval(np.std, log_variances, draws=draws)
+        correlation = with_interval(rank_correlation, log_variances, residuals, draws=draws)
+        rows.append(common | {"metric": "spread"} | deviation)
+        rows.append(common | {"metric": "residual_spearman"} | correlation)
+    store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_variances", scores)
+    run.write_metrics(rows, notebook, "variances")

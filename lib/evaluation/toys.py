@@ -1,8 +1,12 @@
-"""Models whose truth is known: Power Spherical posteriors of drawn concentration, and a linear-Gaussian model of views with its evidence."""
+"""Models whose truth is known: Power Spherical posteriors, and a linear-Gaussian SimVAE.
+
+The first tests whether κ is recovered: posteriors of drawn concentration, of which a loss sees
+samples only. The second is SimVAE's model where evidence and posterior have closed forms.
+"""
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,10 +20,16 @@ from lib import losses, networks
 from lib.distributions import PowerSpherical, concentration_of
 
 COSINES = (0.05, 0.95)  # mean cosines between which log κ is uniform
+OBJECTIVES = ("prior", "prior + entropy", "prior + reconstruction")  # of LinearGaussian.objective
 
 
-class Posteriors(NamedTuple):
-    """N things, each with a posterior PS(location, concentration), the samples that are seen of it and one more that is to be predicted."""
+# --------------------------------------------------------------- posteriors of known concentration
+@dataclass
+class Posteriors:
+    """N posteriors PS(location, concentration), V samples that are seen of each, and a target.
+
+    The target is one more sample, which is to be predicted.
+    """
 
     location: Tensor  # [N, D]
     concentration: Tensor  # [N]
@@ -28,75 +38,95 @@ class Posteriors(NamedTuple):
 
 
 def draw_posteriors(count: int, dimension: int, views: int = 4, seed: int = 0) -> Posteriors:
-    """Locations uniform on the sphere, log κ uniform between the mean cosines 0.05 and 0.95, ``views`` samples of each posterior and a target."""
+    """Locations uniform on the sphere, log κ uniform between the mean cosines COSINES."""
+    low, high = _log_concentration_range(dimension)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         location = F.normalize(torch.randn(count, dimension, dtype=torch.float64), dim=1)
-        low, high = (math.log(concentration_of(cosine, dimension)) for cosine in COSINES)
         concentration = torch.exp(low + (high - low) * torch.rand(count, dtype=torch.float64))
-        samples = (
-            PowerSpherical(location, concentration).rsample((views + 1,)).transpose(0, 1)
-        )  # [N, V + 1, D]
+        samples = PowerSpherical(location, concentration).rsample((views + 1,))  # [V + 1, N, D]
+    samples = samples.transpose(0, 1).float()
     return Posteriors(
-        location.float(), concentration.float(), samples[:, :-1].float(), samples[:, -1].float()
+        location=location.float(),
+        concentration=concentration.float(),
+        views=samples[:, :-1],
+        target=samples[:, -1],
+    )
+
+
+def _log_concentration_range(dimension: int) -> tuple[float, float]:
+    """The smallest and the largest log κ that are drawn."""
+    low, high = COSINES
+    return (
+        math.log(concentration_of(low, dimension)),
+        math.log(concentration_of(high, dimension)),
     )
 
 
 def cosines(posteriors: Posteriors) -> Tensor:
-    """Cosine of every view with the location, [N, V]: all that the views say of κ once the location is known."""
+    """Cosine of every view with the location, [N, V]: given the location, sufficient for κ."""
     return torch.einsum("nvd,nd->nv", posteriors.views, posteriors.location)
 
 
 def bayes_log_concentration(posteriors: Posteriors, grid: int = 400) -> np.ndarray:
-    """E[log κ | views, location] under the prior that κ was drawn from, [N]: no estimate of log κ has a smaller mean squared error.
+    """E[log κ | views, location] [N], under the prior from which κ was drawn.
 
-    The likelihood of V cosines t is C(κ)^V exp(κ Σ log(1 + t)) up to a factor without κ, so the estimate is a rising function of Σ log(1 + t),
-    and no function of the views ranks the concentrations better on average. Integrated on ``grid`` values of log κ.
+    No estimate of log κ has a lower mean squared error. The likelihood of V cosines t is
+    C(κ)^V exp(κ Σ log(1 + t)) up to a factor without κ. So the estimate is a rising function of
+    Σ log(1 + t), and no function of the views ranks the concentrations better on average.
+    Integrated on ``grid`` values of log κ.
     """
-    t, dimension = cosines(posteriors).double().numpy(), posteriors.location.shape[1]
-    low, high = (math.log(concentration_of(cosine, dimension)) for cosine in COSINES)
+    t = cosines(posteriors).double().numpy()
+    dimension = posteriors.location.shape[1]
+    low, high = _log_concentration_range(dimension)
     log_kappa = np.linspace(low, high, grid)
-    kappa, beta = np.exp(log_kappa), (dimension - 1) / 2
-    # log C(κ) but for a constant: -[(2β + κ) log 2 + log Γ(β + κ) - log Γ(2β + κ)]
+    kappa = np.exp(log_kappa)
+    beta = (dimension - 1) / 2
+    # log C(κ) up to a constant: -[(2β + κ) log 2 + log Γ(β + κ) - log Γ(2β + κ)]
     log_c = -(
         kappa * math.log(2) + special.gammaln(beta + kappa) - special.gammaln(2 * beta + kappa)
     )
-    log_weight = t.shape[1] * log_c + np.log1p(t).sum(1)[:, None] * kappa  # [N, G]
+    log_weight = t.shape[1] * log_c + np.log1p(t).sum(1)[:, None] * kappa  # [N, grid]
     log_weight[:, [0, -1]] -= math.log(2)  # the trapezoidal rule
     return special.softmax(log_weight, axis=1) @ log_kappa
 
 
 def learn_concentration(posteriors: Posteriors, epochs: int = 30) -> Callable[[Tensor], Tensor]:
-    """Learns κ from the views by VI-SimSiam's loss alone: a function of cosines [N, V], κ [N]; the true κ is never seen.
+    """Learn κ from the views by VI-SimSiam's loss: a function of cosines [N, V] with values κ [N].
 
-    The location is given, so that what is learned, and what can be learned, is the concentration: an MLP of two hidden layers on log(1 + t),
-    ``to_concentration``, and ``-log PS(target; location, κ)/(D - 1)``, minimised by Adam with a cosine schedule.
+    The true κ is not used, and the location is given, so that κ is all there is to learn. An MLP of
+    two hidden layers on log(1 + t) minimises ``-log PS(target; location, κ) / (D - 1)`` by Adam
+    with a cosine schedule.
+
+    Example:
+        estimate = learn_concentration(draw_posteriors(3000, 16, seed=0))
+        kappa = estimate(cosines(draw_posteriors(3000, 16, seed=1)))
     """
     dimension = posteriors.location.shape[1]
 
-    def loss(raw: Tensor, location: Tensor, target: Tensor) -> Tensor:
-        return losses.vi_simsiam_loss(
-            location, networks.to_concentration(raw[:, 0], dimension), target
-        ) / (dimension - 1)
+    def loss(output: Tensor, location: Tensor, target: Tensor) -> Tensor:
+        kappa = networks.to_concentration(output[:, 0], dimension)
+        return losses.vi_simsiam_loss(location, kappa, target) / (dimension - 1)
 
-    network = _learn(
-        posteriors,
-        1,
-        loss,
-        epochs,
-        lambda last: networks.start_at_cosine(last, dimension, 0.15, "natural"),
-    )
+    def start(last_layer: nn.Linear) -> None:
+        networks.start_at_cosine(last_layer, dimension, 0.15, "natural")
+
+    network = _learn(posteriors, 1, loss, epochs, start)
     return lambda t: networks.to_concentration(network(t)[:, 0], dimension)
 
 
 def learn_spread(
     posteriors: Posteriors, method: str, epochs: int = 30
 ) -> Callable[[Tensor], Tensor]:
-    """The same for the losses of "prosmin" and "vje", which have no κ: a function of cosines [N, V], the logarithm of their spread [N].
+    """Learn the log of the spread by the loss of a method without κ: cosines [N, V] -> [N].
 
-    A second output scales the given location to the mean. prosmin: half the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for
-    the target; log σ. vje: the bound for the target at length sqrt(D), where the prior expects it, with q = N(sqrt(D) a location, v I); log v.
-    ValueError for another method.
+    The mean is a location, a in 0..1 being a second output of the network. ValueError for another
+    method than these:
+
+    - "prosmin": half the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for the
+      target; log σ.
+    - "vje": the bound for the target at length sqrt(D), where the prior expects it, with
+      q = N(sqrt(D) a location, v I); log v.
     """
     if method not in ("prosmin", "vje"):
         raise ValueError(
@@ -104,47 +134,18 @@ def learn_spread(
         )
     length = math.sqrt(posteriors.location.shape[1])
 
-    def loss(raw: Tensor, location: Tensor, target: Tensor) -> Tensor:
-        mean, log_spread = (
-            raw[:, :1].sigmoid() * location,
-            raw[:, 1:].clamp(-12, 6).expand_as(location),
-        )  # [B, D]
+    def loss(output: Tensor, location: Tensor, target: Tensor) -> Tensor:
+        mean = output[:, :1].sigmoid() * location  # [B, D]
+        log_spread = output[:, 1:].clamp(-12, 6).expand_as(location)
         if method == "prosmin":
-            samples = mean + log_spread.exp() * torch.randn(4, *mean.shape)  # [R, B, D]
+            samples = mean + log_spread.exp() * torch.randn(4, *mean.shape)  # [4, B, D]
             return losses.scoring_rule(samples, target).mean()
-        sample = length * mean + (log_spread / 2).exp() * torch.randn_like(mean)
-        return losses.vje_loss(length * target, length * mean, log_spread, sample)["loss"]
+        mean = length * mean
+        sample = mean + (log_spread / 2).exp() * torch.randn_like(mean)
+        return losses.vje_loss(length * target, mean, log_spread, sample)["loss"]
 
     network = _learn(posteriors, 2, loss, epochs)
     return lambda t: network(t)[:, 1]
-
-
-def dispersions(
-    powers: tuple[float, ...] = (0.5, 1.0, 1.5),
-    weights: tuple[float, ...] = (0.4545, 0.5, 0.6, 0.8),
-) -> pd.DataFrame:
-    """The best predicted deviation over the target's, by the weight λ (trade_off) of the energy score and its power β, for a right mean.
-
-    Rows of kind "closed form" (losses.best_dispersion, λ from its critical value to 0.9) and, where λ is above it, "minimum": of the loss itself
-    over common random samples and 187 deviations, 3.4 % apart. Columns: beta, trade_off, ratio, kind, critical.
-    """
-    grid, rows, generator = np.geomspace(0.02, 10, 187), [], torch.Generator().manual_seed(0)
-    noise, target = (
-        torch.randn(*shape, 8, generator=generator) for shape in ((4, 4000), (4000,))
-    )  # samples and targets, drawn once
-    for beta in powers:
-        critical = losses.critical_trade_off(beta)
-        for weight in np.linspace(critical + 0.004, 0.9, 200):
-            rows.append(
-                (beta, weight, losses.best_dispersion(weight, beta), "closed form", critical)
-            )
-        for weight in [weight for weight in weights if weight > critical + 0.01]:
-            scores = [
-                losses.scoring_rule(float(ratio) * noise, target, weight, beta).mean().item()
-                for ratio in grid
-            ]
-            rows.append((beta, weight, grid[np.argmin(scores)], "minimum", critical))
-    return pd.DataFrame(rows, columns=["beta", "trade_off", "ratio", "kind", "critical"])
 
 
 @torch.enable_grad()
@@ -153,14 +154,18 @@ def _learn(
     outputs: int,
     loss: Callable[..., Tensor],
     epochs: int,
-    start: Callable[[nn.Linear], None] = lambda layer: None,
+    start: Callable[[nn.Linear], None] | None = None,
 ) -> Callable[[Tensor], Tensor]:
-    """A network of cosines [B, V] -> [B, outputs] that minimises loss(its output, location, target); start: what its last layer begins with."""
+    """A network of cosines [B, V] -> [B, outputs] that minimises loss(output, location, target).
+
+    start: sets the initial weights of its last layer.
+    """
     batch_size = 256
+    t = cosines(posteriors)
+    mean = torch.log1p(t).mean()
+    scale = torch.log1p(t).std()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        t = cosines(posteriors)
-        mean, scale = torch.log1p(t).mean(), torch.log1p(t).std()
         layers = nn.Sequential(
             nn.Linear(t.shape[1], 64),
             nn.ReLU(),
@@ -168,15 +173,15 @@ def _learn(
             nn.ReLU(),
             nn.Linear(64, outputs),
         )
-        start(layers[-1])
+        if start is not None:
+            start(layers[-1])
 
         def network(t: Tensor) -> Tensor:
-            return layers((torch.log1p(t) - mean) / scale)  # [B, outputs]
+            return layers((torch.log1p(t) - mean) / scale)
 
         optimizer = torch.optim.Adam(layers.parameters(), lr=3e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            optimizer, epochs * -(-len(t) // batch_size)
-        )
+        steps = epochs * math.ceil(len(t) / batch_size)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
         for _ in range(epochs):
             for rows in torch.randperm(len(t)).split(batch_size):
                 value = loss(network(t[rows]), posteriors.location[rows], posteriors.target[rows])
@@ -187,16 +192,55 @@ def _learn(
     return network
 
 
-# ---------------------------------------------------------------------------------------------------------------- views that share a mean
-OBJECTIVES = ("prior", "prior + entropy", "prior + reconstruction")  # of free latents
+# -------------------------------------------------------------------- the energy score's deviation
+def dispersions(
+    powers: tuple[float, ...] = (0.5, 1.0, 1.5),
+    weights: tuple[float, ...] = (0.4545, 0.5, 0.6, 0.8),
+) -> pd.DataFrame:
+    """The best predicted deviation over the target's, for a Gaussian with the right mean.
+
+    One row for each power β and weight λ (trade_off) of the energy score. Columns: beta,
+    trade_off, ratio, kind, critical (the λ at and below which there is no best deviation). Kinds:
+
+    - "closed form": losses.best_dispersion, λ from its critical value to 0.9
+    - "minimum": of the loss itself over common random samples in 8 dimensions and 187 deviations
+      3.4 % apart, for the ``weights`` above the critical one.
+    """
+    ratios = np.geomspace(0.02, 10, 187)
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(4, 4000, 8, generator=generator)  # samples of deviation 1
+    target = torch.randn(4000, 8, generator=generator)
+    rows = []
+    for beta in powers:
+        critical = losses.critical_trade_off(beta)
+        common = {"beta": beta, "critical": critical}
+        for weight in np.linspace(critical + 0.004, 0.9, 200):
+            ratio = losses.best_dispersion(weight, beta)
+            rows.append(common | {"trade_off": weight, "ratio": ratio, "kind": "closed form"})
+        for weight in weights:
+            if weight <= critical + 0.01:
+                continue
+            scores = []
+            for ratio in ratios:
+                score = losses.scoring_rule(float(ratio) * noise, target, weight, beta)
+                scores.append(score.mean().item())
+            best = ratios[np.argmin(scores)]
+            rows.append(common | {"trade_off": weight, "ratio": best, "kind": "minimum"})
+    return pd.DataFrame(rows)[["beta", "trade_off", "ratio", "kind", "critical"]]
 
 
+# ------------------------------------------------------------------------ views that share a mean
 class LinearGaussian:
-    """SimVAE's model (§3, Figure 1) where all is Gaussian and linear: ψ ~ N(0, γ² I), z_j ~ N(ψ, σ² I), x_j ~ N(W z_j, v I), in float64.
+    """SimVAE's model (§3, Figure 1) where all is Gaussian and linear, in float64.
 
-    ``z`` [J, B, L] and ``x`` [J, B, D] are the latents and images of B images in J views, drawn from the model; ``mean`` and ``log_variance``
-    [J, B, L] any diagonal q(z_j | x_j), not fitted: its means are draws of N(0, I) whatever x is. Evidence and posterior follow from conditioning
-    Gaussians, with the views stacked.
+    ψ ~ N(0, γ² I), z_j ~ N(ψ, σ² I), x_j ~ N(W z_j, v I), with γ² = gamma2, σ² = sigma2, v = noise.
+
+    - ``z`` [J, B, L] and ``x`` [J, B, D]: latents and images of B images in J views, drawn from
+      the model
+    - ``mean`` and ``log_variance`` [J, B, L]: a diagonal q(z_j | x_j). It is not fitted: its means
+      are draws of N(0, I) whatever x is.
+
+    Evidence and posterior follow from conditioning Gaussians, with the views stacked.
     """
 
     def __init__(
@@ -215,92 +259,87 @@ class LinearGaussian:
         def draw(*shape: int) -> Tensor:
             return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-        self.views, self.latents, self.gamma2, self.sigma2, self.noise = (
-            views,
-            latents,
-            gamma2,
-            sigma2,
-            noise,
-        )
+        self.views = views
+        self.latents = latents
+        self.gamma2 = gamma2
+        self.sigma2 = sigma2
+        self.noise = noise
         self.w = draw(pixels, latents)
-        self.z = math.sqrt(gamma2) * draw(images, latents) + math.sqrt(sigma2) * draw(
-            views, images, latents
-        )
+        psi = math.sqrt(gamma2) * draw(images, latents)
+        self.z = psi + math.sqrt(sigma2) * draw(views, images, latents)
         self.x = self.z @ self.w.T + math.sqrt(noise) * draw(views, images, pixels)
-        self.mean, self.log_variance = (
-            draw(views, images, latents),
-            draw(views, images, latents) / 2 - 1,
-        )
-        together = gamma2 * torch.ones(views, views, dtype=torch.float64) + sigma2 * torch.eye(
-            views, dtype=torch.float64
-        )
-        self.prior = torch.kron(together, torch.eye(latents, dtype=torch.float64))  # [J L, J L]
-        self.stacked_w = torch.kron(torch.eye(views, dtype=torch.float64), self.w)  # [J D, J L]
-        self.stacked_x = self.x.movedim(0, 1).flatten(1)  # [B, J D]
+        self.mean = draw(views, images, latents)
+        self.log_variance = draw(views, images, latents) / 2 - 1
+        between_views = gamma2 * torch.ones(views, views, dtype=torch.float64)
+        between_views += sigma2 * _identity(views)
+        self.prior = torch.kron(between_views, _identity(latents))  # covariance [J L, J L]
+        self.stacked_w = torch.kron(_identity(views), self.w)  # [J D, J L]
+        self.stacked_x = _stacked(self.x)  # [B, J D]
 
     def evidence(self) -> Tensor:
         """log p(x_1 .. x_J), [B]."""
-        covariance = self.stacked_w @ self.prior @ self.stacked_w.T + self.noise * torch.eye(
-            len(self.stacked_w), dtype=torch.float64
-        )
-        return MultivariateNormal(torch.zeros_like(self.stacked_x), covariance).log_prob(
-            self.stacked_x
-        )
+        covariance = self.stacked_w @ self.prior @ self.stacked_w.T
+        covariance = covariance + self.noise * _identity(len(self.stacked_w))
+        model = MultivariateNormal(torch.zeros_like(self.stacked_x), covariance)
+        return model.log_prob(self.stacked_x)
 
     def posterior(self) -> MultivariateNormal:
         """p(z_1 .. z_J | x_1 .. x_J), over [B, J L]."""
         precision = torch.linalg.inv(self.prior) + self.stacked_w.T @ self.stacked_w / self.noise
-        return MultivariateNormal(
-            self.stacked_x @ self.stacked_w / self.noise @ torch.linalg.inv(precision),
-            precision_matrix=precision,
-        )
+        mean = self.stacked_x @ self.stacked_w / self.noise @ torch.linalg.inv(precision)
+        return MultivariateNormal(mean, precision_matrix=precision)
 
     def approximate(self) -> MultivariateNormal:
         """q(z_1 | x_1) .. q(z_J | x_J), over [B, J L]."""
-        variance = self.log_variance.exp().movedim(0, 1).flatten(1)
-        return MultivariateNormal(self.mean.movedim(0, 1).flatten(1), torch.diag_embed(variance))
+        covariance = torch.diag_embed(_stacked(self.log_variance.exp()))
+        return MultivariateNormal(_stacked(self.mean), covariance)
 
     def expected_loss(self, **options) -> dict[str, Tensor]:
-        """E_q of losses.simvae_loss and of its terms, exact.
+        """E_q of losses.simvae_loss and of its terms, exact; options: further arguments of it.
 
-        The terms are quadratic in z, so the mean over ± sqrt(n) standard deviations along each of the n = J L axes is their expectation.
+        The terms are quadratic in z, so the mean over ± sqrt(n) standard deviations along each of
+        the n = J L axes is their expectation.
         """
-        count = self.views * self.latents
-        axes = math.sqrt(count) * torch.eye(count, dtype=torch.float64)
-        samples = [
-            self.mean + (self.log_variance / 2).exp() * d.view(self.views, 1, self.latents)
-            for d in torch.cat([axes, -axes])
-        ]
         options = {"variance": self.noise, "prior_variance": self.sigma2} | options
-        terms = [
-            losses.simvae_loss(z @ self.w.T, self.x, self.mean, self.log_variance, z, **options)
-            for z in samples
-        ]
-        return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+        count = self.views * self.latents
+        axes = math.sqrt(count) * _identity(count)
+        samples = []
+        for direction in torch.cat([axes, -axes]):
+            deviation = (self.log_variance / 2).exp() * direction.view(self.views, 1, self.latents)
+            z = self.mean + deviation
+            reconstruction = z @ self.w.T
+            samples.append(
+                losses.simvae_loss(
+                    reconstruction, self.x, self.mean, self.log_variance, z, **options
+                )
+            )
+        expectation = {}
+        for name in samples[0]:
+            expectation[name] = torch.stack([terms[name] for terms in samples]).mean()
+        return expectation
 
     def objective(self, name: str, z: Tensor) -> Tensor:
-        """Eq. 3 for latents z [J, B, L]: the prior with a flat ψ, and beside it what the name of OBJECTIVES says, up to a constant.
+        """Eq. 3 for latents z [J, B, L]: terms of OBJECTIVES, up to a constant.
 
-        The entropy is ``- Σ log Σ_i exp(- |z - z̄_i|² / 2σ²)``, over all latents and images i. With the prior it is Σ log p(y | z), which has no
-        finite optimum: it rises as the images move apart. With the reconstruction the objective is concave, with one optimum. ValueError for
-        another name.
+        - prior: log s(z_1 .. z_J) with a flat ψ
+        - entropy: ``- Σ log Σ_i exp(- |z - z̄_i|² / 2σ²)``, over all latents and images i. With the
+          prior it is Σ log p(y | z), which has no finite optimum: it rises as images move apart.
+        - reconstruction: Σ log p(x | z). With the prior it is concave and has one optimum.
+
+        ValueError for another name.
         """
         if name not in OBJECTIVES:
             raise ValueError(f"Unknown objective {name!r}; choose one of {OBJECTIVES}.")
-        value = losses.log_shared_mean(z, self.sigma2).sum()
+        prior = losses.log_shared_mean(z, self.sigma2).sum()
         if name == "prior + entropy":
-            value = (
-                value
-                - torch.logsumexp(
-                    -(z[:, :, None] - z.mean(0)).square().sum(3) / (2 * self.sigma2), 2
-                ).sum()
-            )
+            distances = (z[:, :, None] - z.mean(0)).square().sum(3)  # [J, B, B]
+            return prior - torch.logsumexp(-distances / (2 * self.sigma2), 2).sum()
         if name == "prior + reconstruction":
-            value = value - (self.x - z @ self.w.T).square().sum() / (2 * self.noise)
-        return value
+            return prior - (self.x - z @ self.w.T).square().sum() / (2 * self.noise)
+        return prior
 
-    def pulled(self, name: str, start: Tensor, steps: int, rate: float) -> Tensor:
-        """The latents [J, B, L] to which gradient ascent on an objective moves those of ``start``."""
+    def gradient_ascent(self, name: str, start: Tensor, steps: int, rate: float) -> Tensor:
+        """The latents [J, B, L] that gradient ascent on an objective reaches from ``start``."""
         z = start.clone().requires_grad_()
         ascent = torch.optim.SGD([z], lr=rate, maximize=True)
         for _ in range(steps):
@@ -308,3 +347,12 @@ class LinearGaussian:
             self.objective(name, z).backward()
             ascent.step()
         return z.detach()
+
+
+def _identity(size: int) -> Tensor:
+    return torch.eye(size, dtype=torch.float64)
+
+
+def _stacked(values: Tensor) -> Tensor:
+    """Values [J, B, K] of J views as [B, J K]."""
+    return values.movedim(0, 1).flatten(1)

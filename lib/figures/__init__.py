@@ -1,0 +1,57 @@
+"""Figures and tables of the notebooks: `from lib import figures`, `figures.roc_plot(curves)`."""
+
+from lib.figures.charts import (
+    FEWEST_IN_BIN,
+    attribute_bars,
+    dot_plot,
+    dumbbell_plot,
+    flow_chart,
+    image_grid,
+    images_by_kappa,
+    kappa_boxplot,
+    kappa_histogram,
+    line_plot,
+    panel_letters,
+    reconstruction_grid,
+    reliability_diagram,
+    risk_coverage_plot,
+    roc_plot,
+    training_curves,
+    tsne_plot,
+)
+from lib.figures.save import (
+    Report,
+    notebook_picture,
+    save_figure,
+    save_table,
+    show_stored,
+    stored_data,
+)
+from lib.figures.style import (
+    BLACK,
+    BLUE,
+    CHANCE,
+    COLUMN,
+    GREY,
+    INK,
+    METHODS,
+    PAGE,
+    SQUARE,
+    TEXT,
+    MethodStyle,
+    curve_styles,
+    dataset_label,
+    in_order,
+    kappa_text,
+    method_style,
+    use_style,
+)
+from lib.figures.summaries import (
+    box_summary,
+    log_histogram,
+    reliability_bins,
+    risk_coverage_curves,
+    roc_curves,
+    seed_means,
+    tsne_plane,
+)

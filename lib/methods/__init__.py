@@ -1,18 +1,30 @@
-"""One class per method: its networks, its loss and what it says of an image. ``METHODS`` maps each recipe's name to its class.
+"""One class a method: its networks, its loss and what it says of an image.
 
-A method is a module with ``loss(views) -> named scalar terms with "loss"`` and ``embed(images) -> Embedding``; ``embeds_with`` names the parts
-that ``embed`` needs. Where a method has them, the training loop calls ``set_epoch(epoch)`` before every step (epoch a float, steps included)
-and ``update_target(progress)`` after it (progress in 0..1); a method with ``classes`` is given labels too, ``loss(views, labels)``.
+``METHODS`` maps each recipe's name to its class. A method is a module with
+
+- ``loss(views) -> dict``: named scalar terms, one of them "loss"; a method with ``classes`` is
+  given labels too, ``loss(views, labels)``;
+- ``embed(images) -> Embedding``; ``embeds_with`` names the parts that it needs;
+- where it has them, ``set_epoch(epoch)``, called before every step (epoch a float, steps
+  included), and ``update_target(progress)``, called after it (progress in 0..1).
+
+To add one: its class in a file of this folder, a line in ``METHODS``, a recipe in
+settings/recipes.toml, and its runs in settings/runs.toml.
 """
+
+import difflib
 
 import torch
 from torch import nn
 
-from lib.methods import baselines, prosmin, vje
-from lib.methods import simvae as vae
 from lib.methods.base import Embedding, forward_by_size, spread, view_pairs
-from lib.methods.baselines import RandomInitialisation, RawPixels
+from lib.methods.contrastive import BarlowTwins, MoCo, SimCLR, VICReg
+from lib.methods.distillation import BYOL, DINO, IBOT, DirectPred, MoCoV3
+from lib.methods.prosmin import ProSMin
+from lib.methods.references import RandomInitialisation, RawPixels, Supervised
 from lib.methods.simsiam import SimSiam, VISimSiam
+from lib.methods.simvae import CRVAE, VAE, SimVAE
+from lib.methods.vje import VJE
 
 __all__ = [
     "GENERATIVE",
@@ -36,83 +48,96 @@ METHODS = {
     "vi_simsiam_detached": VISimSiam,
     "vi_simsiam_read_out": VISimSiam,
     "vi_simsiam_fixed": VISimSiam,
-    "simclr": baselines.SimCLR,
-    "barlow_twins": baselines.BarlowTwins,
-    "vicreg": baselines.VICReg,
-    "byol": baselines.BYOL,
-    "byol_without_average": baselines.BYOL,
-    "directpred": baselines.DirectPred,
-    "moco_v2": baselines.MoCo,
-    "dino": baselines.DINO,
-    "dino_two_views": baselines.DINO,
-    "dino_vit": baselines.DINO,
-    "ibot": baselines.IBOT,
-    "moco_v3": baselines.MoCoV3,
-    "prosmin": prosmin.ProSMin,
-    "prosmin_public_code": prosmin.ProSMin,
-    "prosmin_vit": prosmin.ProSMin,
-    "vje": vje.VJE,
-    "supervised": baselines.Supervised,
+    "simclr": SimCLR,
+    "barlow_twins": BarlowTwins,
+    "vicreg": VICReg,
+    "byol": BYOL,
+    "byol_without_average": BYOL,
+    "directpred": DirectPred,
+    "moco_v2": MoCo,
+    "moco_v3": MoCoV3,
+    "dino": DINO,
+    "dino_two_views": DINO,
+    "dino_vit": DINO,
+    "ibot": IBOT,
+    "prosmin": ProSMin,
+    "prosmin_public_code": ProSMin,
+    "prosmin_vit": ProSMin,
+    "vje": VJE,
+    "supervised": Supervised,
     "random": RandomInitialisation,
-    "raw_pixels": RawPixels,
-    "random_latent": RandomInitialisation,
     "random_vit": RandomInitialisation,
-    "vae": vae.VAE,
-    "beta_vae": vae.VAE,
-    "cr_vae": vae.CRVAE,
-    "simvae": vae.SimVAE,
-    "simvae_public_code": vae.SimVAE,
-    "simclr_latent": baselines.SimCLR,
-    "moco_latent": baselines.MoCo,
-    "moco_v2_latent": baselines.MoCo,
-    "vicreg_latent": baselines.VICReg,
+    "random_latent": RandomInitialisation,
+    "raw_pixels": RawPixels,
+    "vae": VAE,
+    "beta_vae": VAE,
+    "cr_vae": CRVAE,
+    "simvae": SimVAE,
+    "simvae_public_code": SimVAE,
+    "simclr_latent": SimCLR,
+    "moco_latent": MoCo,
+    "moco_v2_latent": MoCo,
+    "vicreg_latent": VICReg,
 }
-GENERATIVE = tuple(
-    name for name, kind in METHODS.items() if issubclass(kind, vae.VAE)
-)  # with a decoder of their own
 
-# What a method's own uncertainty is: the native quantity it comes from, and its name. All others have the negative norm of their features.
+# Methods with a decoder of their own
+GENERATIVE = tuple(name for name, kind in METHODS.items() if issubclass(kind, VAE))
+
+# A method's own uncertainty: the native quantity it comes from, and its name in words.
+# All other methods have minus the norm of their features.
 UNCERTAINTIES = {
     VISimSiam: ("kappa", "-κ"),
-    baselines.DINO: ("entropy", "softmax entropy"),
-    prosmin.ProSMin: ("log_sigma", "mean log σ"),
-    vae.VAE: ("log_volume", "½ Σ log v"),
-    vje.VJE: ("log_variance", "mean log v"),
+    DINO: ("entropy", "softmax entropy"),
+    ProSMin: ("log_sigma", "mean log σ"),
+    VAE: ("log_volume", "½ Σ log v"),
+    VJE: ("log_variance", "mean log v"),
 }
-TRIVIAL = "", "negative feature norm (trivial)"
+TRIVIAL = ("", "negative feature norm (trivial)")
 
 
 def own_uncertainty(method: str) -> tuple[str, str]:
-    """The native quantity that a method's uncertainty comes from ("" if it has none of its own), and its name in words."""
-    return next(
-        (named for kind, named in UNCERTAINTIES.items() if issubclass(METHODS[method], kind)),
-        TRIVIAL,
-    )
+    """The native quantity that a method's uncertainty comes from, "" if none, and its name.
+
+    Example:
+        >>> own_uncertainty("vi_simsiam")
+        ('kappa', '-κ')
+    """
+    for kind, named in UNCERTAINTIES.items():
+        if issubclass(METHODS[method], kind):
+            return named
+    return TRIVIAL
 
 
 def check_known(name: str) -> None:
-    """ValueError for a method that has no class."""
-    if name not in METHODS:
-        raise ValueError(
-            f"Unknown method {name!r}; choose one of {sorted(METHODS)}, or add its class to METHODS of lib/methods/__init__.py."
-        )
+    """ValueError for a method that has no class; it names the nearest one that has."""
+    if name in METHODS:
+        return
+    nearest = difflib.get_close_matches(name, METHODS, n=1)
+    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(
+        f"Unknown method {name!r}.{suggestion} Choose one of {sorted(METHODS)}, "
+        "or add its class to METHODS of lib/methods/__init__.py."
+    )
 
 
 def build(settings: dict, channels: int = 3) -> nn.Module:
-    """The method named in resolved settings, initialised with their seed, in channels-last memory."""
+    """The method named in resolved settings, initialised with their seed, channels last.
+
+    Example:
+        >>> from lib.runs import settings
+        >>> network = build(settings.resolve("simsiam", "smoke"), channels=1)
+    """
     check_known(settings["method"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings["seed"])
-        method = METHODS[settings["method"]](settings, channels).to(
-            memory_format=torch.channels_last
-        )
-    needs = ("embed", "embeds_with") + (("loss",) if settings["epochs"] else ())
-    if missing := [
-        name
-        for name in needs + tuple(getattr(method, "embeds_with", ()))
-        if not hasattr(method, name)
-    ]:
+        method = METHODS[settings["method"]](settings, channels)
+    needed = ["embed", "embeds_with", *getattr(method, "embeds_with", ())]
+    if settings["epochs"]:
+        needed.append("loss")
+    missing = [name for name in needed if not hasattr(method, name)]
+    if missing:
         raise ValueError(
-            f"{type(method).__name__} has no {missing}; lib/methods/__init__.py says what a method must have."
+            f"{type(method).__name__} has no {missing}; "
+            "lib/methods/__init__.py says what a method must have."
         )
-    return method
+    return method.to(memory_format=torch.channels_last)

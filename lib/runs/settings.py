@@ -1,6 +1,11 @@
-"""From names to resolved settings: recipe (paper values) <- profile (budget) <- parameters; run names and run hashes.
+"""What a run is: its settings, its name and its hash.
 
-The files are settings/recipes.toml, settings/profiles.toml and settings/experiments.toml. Resolved settings are one flat dictionary of literals.
+Settings come in three flat layers, recipe <- profile <- run. A recipe has the values of a method's
+paper, a profile the data and the budget, and a run what differs from both. The files are
+settings/recipes.toml, whose head shows the order of all tables, settings/profiles.toml, and
+settings/runs.toml, which lists the runs of each profile.
+
+Resolved settings are one flat dictionary. The hash of a run covers them and its data.
 """
 
 import difflib
@@ -9,13 +14,53 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 
-from lib.runs import store as artifacts
+from lib.runs import store
 from lib.runs.store import ROOT, sha256
 
-# Said by the profile about evaluation and tuning; not part of what is trained.
+# Raise it by hand when a measure of lib.evaluation changes its numbers: all runs whose weights are
+# available are then measured again.
+EVALUATION_VERSION = 1
+BASE = "simsiam"  # the recipe that every other starts from
+PAPERS = {
+    "vs1": "VI-SimSiam 2022",
+    "vs2": "VI-SimSiam 2023",
+    "simvae": "SimVAE",
+    "prosmin": "ProSMin",
+    "vje": "VJE",
+}
+PROTOCOL = "protocol"
+GROUPS = {  # what the runs of a group are compared in
+    PROTOCOL: "all methods, one budget",
+    "lengths": "SimSiam and VI-SimSiam, trained shorter and longer",
+    "controls": "what VI-SimSiam's loss does to the learning rate",
+    "sharpening": "DINO at other temperatures",
+    "datasets": "on other data",
+    "vit": "on a vision transformer",
+    "scoring": "what ProSMin depends on",
+    "simvae": "SimVAE's comparison, on its own encoder",
+    "views": "a VAE with as many views of an image as SimVAE",
+    "ablations": "what SimVAE depends on",
+    "likelihood": "what VJE depends on",
+    "one_class": "trained on the images of one class",
+}
+ILLUSTRATIONS = ("smoke", "quick")  # profiles that are no evidence
+
+# One class of another set: cifar10_class_3.
+ONE_CLASS = re.compile(r"(?P<name>.+)_class_(?P<label>\d+)\Z")
+
+# Settings that every run has and no recipe names.
+DEFAULTS = {
+    "seed": 0,
+    "split": "train",
+    "train_images": 0,
+    "precision": "auto",
+    "bank_images": 0,
+    "fine_tune_optimizer": "sgd",
+}
+# Settings of evaluation and tuning. They are no part of what is trained.
 NOT_TRAINED_WITH = (
     "ood_near",
     "ood_far",
@@ -38,19 +83,29 @@ NOT_TRAINED_WITH = (
     "transfer_images",
     "transfer_epochs",
 )
-PAPERS = {
-    "vs1": "VI-SimSiam 2022",
-    "vs2": "VI-SimSiam 2023",
-    "simvae": "SimVAE",
-    "prosmin": "ProSMin",
-    "vje": "VJE",
+# Parts of a training, in epochs of the length that the same file states. A shorter run has the
+# same share of them.
+SCHEDULES = (
+    "warmup_epochs",
+    "kl_warmup_epochs",
+    "concentration_warmup_epochs",
+    "teacher_temperature_warmup_epochs",
+    "frozen_prototypes_epochs",
+)
+
+# What values must be. Those of AT_LEAST and NOT_NEGATIVE are settings that every method has.
+AT_LEAST = {
+    "epochs": 0,
+    "batch_size": 2,
+    "seed": 0,
+    "image_size": 8,
+    "width": 1,
+    "dimension": 2,
+    "local_views": 0,
+    "train_images": 0,
 }
-SHARES = (
-    "momentum",
-    "target_momentum",
-    "centre_momentum",
-    "correlation_memory",
-)  # settings in 0..1
+NOT_NEGATIVE = ("learning_rate", "weight_decay", "momentum", "warmup_epochs", "clip_norm")
+SHARES = ("momentum", "target_momentum", "centre_momentum", "correlation_memory")
 POSITIVE = (
     "temperature",
     "teacher_temperature_start",
@@ -67,239 +122,10 @@ POSITIVE = (
     "radial_freedom",
     "directional_freedom",
     "radial_scale",
-    "log_variance_bound",
     "initial_variance",
 )
-FINITE = (
-    "learning_rate",
-    "weight_decay",
-    "momentum",
-    "warmup_epochs",
-    "clip_norm",
-)  # settings that every method has, finite and not negative
-ONE_CLASS = re.compile(
-    r"(?P<name>.+)_class_(?P<label>\d+)\Z"
-)  # a data set of the images of one class of another
-ILLUSTRATIONS = ("smoke", "quick")  # profiles that are no evidence
-PROTOCOL = "protocol"  # the group of runs in which all methods are compared
-DEFAULTS = {
-    "seed": 0,
-    "split": "train",
-    "train_images": 0,
-    "precision": "auto",
-    "bank_images": 0,
-    "fine_tune_optimizer": "sgd",
-}
 
-
-@cache
-def read(name: str, parse_float: type[float] = float) -> dict:
-    path = ROOT / "settings" / f"{name}.toml"
-    try:
-        return tomllib.loads(path.read_text(), parse_float=parse_float)
-    except tomllib.TOMLDecodeError as error:
-        raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
-
-
-def _choose(table: dict, name: str, what: str, further: str = "") -> dict:
-    if name not in table:
-        raise ValueError(f"Unknown {what} {name!r}; choose one of {sorted(table)}{further}.")
-    return table[name]
-
-
-def profile_settings(profile: str) -> dict:
-    """The profile's own table, without its parts for single methods and data sets."""
-    return {
-        key: value
-        for key, value in _choose(read("profiles"), profile, "profile").items()
-        if key not in ("methods", "datasets")
-    }
-
-
-def absent_sets(profile: str) -> list[str]:
-    """The profile's own_sets (settings/experiments.toml), which nothing can fetch, of which there is no folder in DATA_DIR."""
-    return [
-        name
-        for name in experiments(profile).get("own_sets", ())
-        if not (artifacts.default_data_dir() / name).is_dir()
-    ]
-
-
-def recipe(method: str) -> dict:
-    """A method's paper values: its own table over those it inherits from, later ones over earlier ones; without its parts for single data sets."""
-    return {
-        key: value
-        for key, value in _whole_recipe(method).items()
-        if key not in ("datasets", "keeps")
-    }
-
-
-def check_recipe(method: str) -> None:
-    """ValueError for an unknown method, or for a setting of its recipe that is another's but for a letter or two: nothing would read it."""
-    recipes = read("recipes")
-    _whole_recipe(method)
-    others = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}.union(
-        *(table for name, table in recipes.items() if name != method)
-    )
-    for name in sorted(set(recipes[method]) - others):
-        if meant := difflib.get_close_matches(name, others, n=1, cutoff=0.9):
-            raise ValueError(
-                f"Recipe {method!r} of settings/recipes.toml sets {name!r}, which no other recipe has: {meant[0]!r} is meant, or "
-                "give it a name less like that."
-            )
-
-
-def _whole_recipe(method: str) -> dict:
-    _choose(
-        read("recipes"), method, "method", f", or add a recipe [{method}] to settings/recipes.toml"
-    )
-    return {"datasets": {}} | _inherited(read("recipes"), method, "method", "recipes")
-
-
-def _inherited(tables: dict, name: str, what: str, file: str, heirs: tuple[str, ...] = ()) -> dict:
-    """A table of settings/<file>.toml over those it ``inherits`` from, later ones over earlier ones, and so the tables within it."""
-    table = dict(_choose(tables, name, what))
-    if name in heirs:
-        raise ValueError(
-            f"{what.capitalize()} {name!r} inherits from itself ({' <- '.join((*heirs, name))}); take one of these out of settings/{file}.toml."
-        )
-    parents, merged = table.pop("inherits", []), {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        merged = _over(merged, _inherited(tables, parent, what, file, (*heirs, name)))
-    return _over(merged, table)
-
-
-def _over(below: dict, above: dict) -> dict:
-    return below | {
-        key: _over(below.get(key, {}), value) if isinstance(value, dict) else value
-        for key, value in above.items()
-    }
-
-
-def _part_of_profile(tables: dict, name: str | None, what: str) -> dict:
-    """One of the tables of methods or of data sets in a profile, over those it inherits from; empty for the most, which have none."""
-    return _inherited(tables, name, what, "profiles") if name in tables else {}
-
-
-def resolve(method: str, profile: str, **parameters) -> dict:
-    """Settings of one run: recipe <- profile <- the data set's table in recipe, in profile <- the method's in profile, and its own for the data set
-    <- ``parameters``.
-
-    One class of a data set has that set's tables. What a recipe ``keeps``, the profile's own table does not change: an optimiser's learning rate
-    means nothing to another optimiser.
-
-    Raises ValueError for an unknown method, profile or parameter, and for a value of another type than the one it replaces.
-    """
-    of_recipe, whole = f"Recipe {method!r} of settings/recipes.toml", _whole_recipe(method)
-    base = {
-        name: same_type(name, value, 0.0, f"{of_recipe}: parameter") if name in FINITE else value
-        for name, value in recipe(method).items()
-    }
-    of_profile = _choose(read("profiles"), profile, "profile")
-    own = dict(
-        _part_of_profile(of_profile.get("methods", {}), method, f"method of profile {profile!r}")
-    )
-    own_sets = own.pop("datasets", {})
-    budget = {
-        key: value
-        for key, value in profile_settings(profile).items()
-        if key not in whole.get("keeps", ())
-    }
-    dataset = parameters.get("dataset", own.get("dataset", budget.get("dataset")))
-    of_set = ONE_CLASS.sub(
-        r"\g<name>", dataset if isinstance(dataset, str) else ""
-    )  # another type is refused below
-    data_set = f"dataset of profile {profile!r}"
-    on_set = _checked(
-        f"{of_recipe}, data set {of_set!r}", whole["datasets"].get(of_set, {}), DEFAULTS | base
-    )
-    budget |= on_set | _part_of_profile(of_profile.get("datasets", {}), of_set, data_set)
-    own |= _part_of_profile(own_sets, of_set, data_set)
-    if base.get("epochs") == 0:
-        budget.pop("epochs", None)
-    budget = _checked(
-        f"Profile {profile!r} of settings/profiles.toml", budget | own, DEFAULTS | base
-    )
-    settings = {**DEFAULTS, "method": method, "profile": profile, **base, **budget}
-    for name, value in parameters.items():
-        if name not in settings:
-            raise ValueError(
-                f"Unknown parameter {name!r} for method {method!r}; choose from {sorted(settings)}."
-            )
-        settings[name] = same_type(name, value, settings[name])
-    _check(settings)
-    return settings
-
-
-def same_type(name: str, value, current, what: str = "Parameter"):
-    """The value in the type of the current one, whole numbers taken for floats; ValueError for any other type."""
-    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if type(value) is not type(current):
-        raise ValueError(
-            f"{what} {name!r} is {value!r} ({type(value).__name__}); it must be a {type(current).__name__} like {current!r}."
-        )
-    return value
-
-
-def _checked(where: str, values: dict, base: dict) -> dict:
-    """A table of settings in the types of ``base``; ValueError for what it sets and no recipe has, or has with another type: it would be passed over
-    in silence."""
-    found = dict(values)
-    for name, value in values.items():
-        if name in base:
-            found[name] = same_type(name, value, base[name], f"{where}: parameter")
-        elif name not in ("dataset", *NOT_TRAINED_WITH):
-            known = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}.union(*read("recipes").values()) - {
-                "inherits",
-                "datasets",
-                "keeps",
-            }
-            if name not in known:
-                raise ValueError(
-                    f"{where} sets {name!r}, which no recipe has; choose from {sorted(known)}."
-                )
-    return found
-
-
-def _check(settings: dict) -> None:
-    at_least = {
-        "epochs": 0,
-        "batch_size": 2,
-        "seed": 0,
-        "image_size": 8,
-        "width": 1,
-        "dimension": 2,
-        "local_views": 0,
-        "train_images": 0,
-    }
-    if missing := sorted({*at_least, *FINITE, "dataset"} - set(settings)):
-        raise ValueError(
-            f"Method {settings['method']!r} lacks {missing}; add them in settings/recipes.toml, or inherit from a recipe that has them."
-        )
-    for name, bound in (at_least | ({"local_size": 8} if settings["local_views"] else {})).items():
-        if same_type(name, settings[name], bound) < bound:
-            raise ValueError(
-                f"Parameter {name!r} is {settings[name]}; it must be at least {bound}."
-            )
-    for name in FINITE:
-        same_type(name, settings[name], 0.0)
-    for names, holds, words in (
-        (FINITE, lambda value: 0 <= value < math.inf, "finite and not negative"),
-        (SHARES, lambda value: 0 <= value <= 1, "in 0..1"),
-        (POSITIVE, lambda value: 0 < value < math.inf, "finite and above 0"),
-        (
-            [name for name, value in settings.items() if isinstance(value, float)],
-            math.isfinite,
-            "finite",
-        ),
-        (("initial_cosine",), lambda value: 0 < value < 1, "above 0 and below 1"),
-    ):
-        for name in filter(settings.__contains__, names):
-            if not holds(settings[name]):
-                raise ValueError(f"Parameter {name!r} is {settings[name]}; it must be {words}.")
-
-
+# How a run's name abbreviates settings.
 SHORT = {
     "learning_rate": "lr",
     "batch_size": "b",
@@ -310,35 +136,293 @@ SHORT = {
     "teacher_temperature": "tau",
     "teacher_temperature_warmup_epochs": "tauwarmup",
 }
+# What an entry of runs.toml has beside settings.
+ENTRY = ("papers", "methods", "seeds", "cases")
 
 
+# ------------------------------------------------------------------------------------------- files
+@cache
+def read(name: str, parse_float: type[float] = float) -> dict:
+    """The content of settings/<name>.toml; ValueError where it is not valid TOML."""
+    path = ROOT / "settings" / f"{name}.toml"
+    try:
+        return tomllib.loads(path.read_text(), parse_float=parse_float)
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
+
+
+def check_known(name: str, known: Collection[str], what: str, advice: str = "") -> None:
+    """ValueError for a name that is not known; it has the nearest one, or all if none is near."""
+    if name in known:
+        return
+    message = f"Unknown {what} {name!r}"
+    nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if nearest:
+        message += f"; do you mean {nearest[0]!r}?"
+    else:
+        message += f"; there are {', '.join(sorted(known))}."
+    raise ValueError(f"{message} {advice}".strip())
+
+
+def _with_parent(tables: dict, name: str, where: str) -> list[dict]:
+    """The table of this name, and before it the one that it inherits from."""
+    table = tables[name]
+    if "inherits" not in table:
+        return [table]
+    parent = table["inherits"]
+    if not isinstance(parent, str):
+        raise ValueError(f"{name!r} in {where} inherits from {parent!r}; name one table.")
+    check_known(parent, tables, f"table that {name!r} inherits from in {where}")
+    if "inherits" in tables[parent]:
+        raise ValueError(
+            f"{name!r} in {where} inherits from {parent!r}, which inherits itself; "
+            "write out what it takes from there."
+        )
+    return [tables[parent], table]
+
+
+def _merged(tables: list[dict]) -> dict:
+    """The settings of these tables, later ones over earlier ones."""
+    settings = {}
+    for table in tables:
+        settings |= table
+    for key in ("inherits", "datasets", "methods"):
+        settings.pop(key, None)
+    return settings
+
+
+# ----------------------------------------------------------------------------------------- recipes
+def _recipe_tables(method: str) -> list[dict]:
+    recipes = read("recipes")
+    advice = "Or add its recipe to settings/recipes.toml."
+    check_known(method, recipes, "method", advice)
+    base = [recipes[BASE]] if BASE in recipes else []
+    return base + _with_parent(recipes, method, "settings/recipes.toml")
+
+
+def recipe(method: str) -> dict:
+    """The settings of a method's paper, without those for single data sets."""
+    settings = _merged(_recipe_tables(method))
+    for name in NOT_NEGATIVE:
+        if name in settings:
+            where = f"Recipe {method!r} of settings/recipes.toml: parameter"
+            settings[name] = same_type(name, settings[name], 0.0, where)
+    return settings
+
+
+def recipe_of_set(method: str, dataset: str) -> dict:
+    """What a method's recipe sets for one data set alone; empty for most."""
+    tables = [table.get("datasets", {}) for table in _recipe_tables(method)]
+    return _merged([sets[dataset] for sets in tables if dataset in sets])
+
+
+def check_recipe(method: str) -> None:
+    """ValueError for an unknown method, and for a setting that looks misspelt.
+
+    A recipe may have settings of its own. One that differs by a letter or two from a setting of
+    another recipe is taken for a slip, because nothing would read it.
+    """
+    _recipe_tables(method)
+    recipes = read("recipes")
+    others = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset", "inherits", "datasets"}
+    for name, table in recipes.items():
+        if name != method:
+            others |= set(table)
+    for name in sorted(set(recipes[method]) - others):
+        nearest = difflib.get_close_matches(name, others, n=1, cutoff=0.9)
+        if nearest:
+            raise ValueError(
+                f"Recipe {method!r} of settings/recipes.toml sets {name!r}, which no other recipe "
+                f"has. Do you mean {nearest[0]!r}? If not, give it a name less like that."
+            )
+
+
+def _known_settings() -> set[str]:
+    everywhere = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}
+    return everywhere.union(*read("recipes").values()) - {"inherits", "datasets"}
+
+
+# ---------------------------------------------------------------------------------------- profiles
+def _profile(profile: str) -> dict:
+    profiles = read("profiles")
+    check_known(profile, profiles, "profile")
+    for method in profiles[profile].get("methods", {}):
+        check_known(method, read("recipes"), f"method of profile {profile!r}")
+    return profiles[profile]
+
+
+def profile_settings(profile: str) -> dict:
+    """The profile's own settings, without those for single methods and data sets."""
+    return _merged([_profile(profile)])
+
+
+def _profile_part(profile: str, kind: str, name: str) -> dict:
+    """The profile's table for one of its ``methods`` or ``datasets``; empty where it has none."""
+    tables = _profile(profile).get(kind, {})
+    if name not in tables:
+        return {}
+    return _merged(_with_parent(tables, name, f"{kind} of profile {profile!r}"))
+
+
+def absent_sets(profile: str) -> list[str]:
+    """Data sets that nothing can fetch (own_sets of the profile) and that DATA_DIR lacks."""
+    folder = store.default_data_dir()
+    return [name for name in plan(profile).get("own_sets", ()) if not (folder / name).is_dir()]
+
+
+# ---------------------------------------------------------------------------------------- resolving
+def resolve(method: str, profile: str, **parameters) -> dict:
+    """Settings of one run: recipe <- profile <- parameters (settings/recipes.toml has the order).
+
+    One class of a data set has the settings of that set. A method that its recipe leaves untrained
+    is trained in no profile. Raises ValueError for an unknown method, profile or parameter, and for
+    a value of the wrong type or out of range.
+
+    Example:
+        >>> run = resolve("vi_simsiam", "standard", seed=1)
+        >>> run["epochs"], run["learning_rate"]
+    """
+    from_recipe = recipe(method)
+    from_method = _profile_part(profile, "methods", method)
+    from_profile = profile_settings(profile)
+    usual_set = from_method.get("dataset", from_profile.get("dataset"))
+    dataset = str(parameters.get("dataset", usual_set))
+    whole_set = ONE_CLASS.sub(r"\g<name>", dataset)
+    where = f"Profile {profile!r} of settings/profiles.toml"
+    budget = {
+        **_typed(from_profile, from_recipe, where),
+        **_typed(_profile_part(profile, "datasets", whole_set), from_recipe, where),
+        **_typed(
+            recipe_of_set(method, whole_set),
+            from_recipe,
+            f"Recipe {method!r} of settings/recipes.toml, data set {whole_set!r}",
+        ),
+        **_typed(from_method, from_recipe, where),
+    }
+    if from_recipe.get("epochs") == 0:
+        budget.pop("epochs", None)
+
+    settings = {**DEFAULTS, "method": method, "profile": profile, **from_recipe, **budget}
+    usual_epochs = settings.get("epochs")
+    for name, value in parameters.items():
+        check_known(name, settings, f"parameter of method {method!r}")
+        settings[name] = same_type(name, value, settings[name])
+    for name in SCHEDULES:
+        if name in settings and name not in parameters:
+            stated_for = usual_epochs if name in budget else from_recipe.get("epochs")
+            settings[name] = _scaled(settings[name], stated_for, settings["epochs"])
+    _check_values(settings)
+    return settings
+
+
+def _scaled(epochs: float, length: int, trained: int) -> float:
+    """A part of a training of ``length`` epochs as the same share of ``trained`` epochs."""
+    return round(epochs * trained / length, 6) if length else epochs
+
+
+def same_type(name: str, value, current, what: str = "Parameter"):
+    """The value in the type of the current one; ValueError for any other type.
+
+    A whole number is taken for a float.
+    """
+    if isinstance(current, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not type(current):
+        raise ValueError(
+            f"{what} {name!r} is {value!r} ({type(value).__name__}); "
+            f"it must be a {type(current).__name__} like {current!r}."
+        )
+    return value
+
+
+def _typed(table: dict, from_recipe: dict, where: str) -> dict:
+    """The table in the types of the recipe; ValueError for a setting that no recipe has."""
+    model = DEFAULTS | from_recipe
+    typed = {}
+    for name, value in table.items():
+        if name in model:
+            value = same_type(name, value, model[name], f"{where}: parameter")
+        else:
+            check_known(name, _known_settings(), f"setting in {where}:")
+        typed[name] = value
+    return typed
+
+
+def _check_values(settings: dict) -> None:
+    needed = {*AT_LEAST, *NOT_NEGATIVE, "dataset"}
+    missing = sorted(needed - set(settings))
+    if missing:
+        raise ValueError(
+            f"Method {settings['method']!r} lacks {missing}; add them in settings/recipes.toml."
+        )
+    bounds = dict(AT_LEAST)
+    if settings["local_views"]:
+        bounds["local_size"] = 8
+    for name, bound in bounds.items():
+        if same_type(name, settings[name], bound) < bound:
+            raise ValueError(
+                f"Parameter {name!r} is {settings[name]}; it must be at least {bound}."
+            )
+    for name, value in settings.items():
+        fault = _range_fault(name, value)
+        if fault:
+            raise ValueError(f"Parameter {name!r} is {value}; it must be {fault}.")
+
+
+def _range_fault(name: str, value) -> str:
+    """What a value must be and is not; empty for a good one."""
+    if name in NOT_NEGATIVE and not 0 <= value < math.inf:
+        return "finite and not negative"
+    if name in SHARES and not 0 <= value <= 1:
+        return "in 0..1"
+    if name in POSITIVE and not 0 < value < math.inf:
+        return "finite and above 0"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "finite"
+    if name == "initial_cosine" and not 0 < value < 1:
+        return "above 0 and below 1"
+    return ""
+
+
+# --------------------------------------------------------------------------------- names and hashes
 def differences(settings: dict) -> dict:
-    """Settings that differ from the profile's for this method and data set, except seed, epochs and those of evaluation."""
-    usual = resolve(settings["method"], settings["profile"], dataset=settings["dataset"])
-    apart = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
+    """Settings that differ from what the profile gives this method on this data set.
+
+    Seed, epochs and settings of evaluation are left out.
+    """
+    usual = resolve(
+        settings["method"],
+        settings["profile"],
+        dataset=settings["dataset"],
+        epochs=settings["epochs"],
+    )
+    ignored = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
     return {
         name: value
         for name, value in settings.items()
-        if name not in apart and value != usual.get(name)
+        if name not in ignored and value != usual.get(name)
     }
 
 
-def short(name: str, value: str) -> str:
-    """A setting and its value as a run's name has them: ``lr0.03``, ``likelihoodambient``."""
-    return f"{SHORT.get(name, name.replace('_', ''))}{value}"
-
-
 def variant(settings: dict) -> str:
-    """What differs from recipe and profile, always with the number of epochs: ``e40``, ``e5-fit-lr0.03``."""
-    differing, parts = differences(settings), [f"e{settings['epochs']}"]
+    """The epochs, and what else differs from recipe and profile: ``e40``, ``e5-fit-lr0.03``.
+
+    A tuning run states its learning rate even where it is the usual one.
+    """
+    differing = set(differences(settings))
+    if settings["split"] == "fit" and settings["epochs"]:
+        differing.add("learning_rate")
+    parts = [f"e{settings['epochs']}"]
     for name, value in settings.items():
-        tuned = (
-            name == "learning_rate" and settings["split"] == "fit"
-        )  # named even where it is the usual one
-        if name in differing or tuned:
+        if name in differing:
             text = f"{value:g}" if isinstance(value, float) else str(value)
-            parts.append(short(name, text) if name != "split" else text)
+            parts.append(text if name == "split" else short(name, text))
     return "-".join(parts)
+
+
+def short(name: str, value: str) -> str:
+    """A setting and its value as in the name of a run: ``lr0.03``, ``likelihoodambient``."""
+    return SHORT.get(name, name.replace("_", "")) + value
 
 
 def run_name(settings: dict) -> str:
@@ -348,128 +432,170 @@ def run_name(settings: dict) -> str:
 
 def is_usual(settings: dict) -> bool:
     """Whether nothing but data set and seed differs from what the profile gives the method."""
-    return settings == resolve(
-        settings["method"], settings["profile"], dataset=settings["dataset"], seed=settings["seed"]
-    )
+    method = settings["method"]
+    profile = settings["profile"]
+    return settings == resolve(method, profile, dataset=settings["dataset"], seed=settings["seed"])
 
 
 def unlike_recipe(settings: dict) -> dict[str, tuple]:
-    """Where a run differs from its method's recipe, and from what that has for its data set: setting -> (here, in the recipe).
+    """Where a run differs from its method's recipe: setting -> (here, in the recipe).
 
-    What describes another backbone or views that there are none of is left out; other settings that the method does not read are not.
+    What describes another backbone, or views that there are none of, is left out.
     """
-    paper = recipe(settings["method"]) | _whole_recipe(settings["method"])["datasets"].get(
-        settings["dataset"], {}
-    )
-    unread = ("local_size",) * (not settings["local_views"]) + ("width", "stem") * (
-        settings["backbone"] != "resnet18"
-    )
-    return {
-        name: (settings[name], own)
-        for name, own in paper.items()
-        if settings.get(name, own) != own and name not in unread
-    }
+    method = settings["method"]
+    paper = recipe(method) | recipe_of_set(method, settings["dataset"])
+    unread = set()
+    if not settings["local_views"]:
+        unread.add("local_size")
+    if settings["backbone"] != "resnet18":
+        unread |= {"width", "stem"}
+    pairs = {}
+    for name, published in paper.items():
+        value = settings.get(name, published)
+        if name not in unread and value != published:
+            pairs[name] = (value, published)
+    return pairs
 
 
 def trained_with(settings: dict) -> dict:
+    """The settings without those of evaluation and tuning."""
     return {name: value for name, value in settings.items() if name not in NOT_TRAINED_WITH}
 
 
 def run_hash(settings: dict, data_checksum: str) -> str:
-    """Identifies a run: resolved settings (with the method's version) and data. The profile's name does not count, what it sets does."""
-    content = {name: value for name, value in trained_with(settings).items() if name != "profile"}
+    """Identifies a training: the settings (with the method's version) and the data.
+
+    The profile's name does not count, what it sets does.
+    """
+    content = trained_with(settings)
+    content.pop("profile", None)
     return sha256(json.dumps(content, sort_keys=True) + data_checksum)[:12]
 
 
-def experiments(profile: str) -> dict:
-    profiles = {name: table for name, table in read("experiments").items() if name != "notebooks"}
-    return _choose(profiles, profile, "profile of settings/experiments.toml")
+def evaluation_hash(settings: dict) -> str:
+    """Identifies how a run is measured: EVALUATION_VERSION and the settings of evaluation."""
+    content = {name: value for name, value in settings.items() if name in NOT_TRAINED_WITH}
+    text = json.dumps(content, sort_keys=True)
+    return f"{EVALUATION_VERSION}-{sha256(text)[:8]}"
 
 
-def _entries(profile: str, kind: str, *needs: str) -> list[dict]:
-    """The profile's entries of a kind; ValueError for one without what it needs, or with a seed twice: it would look like two runs."""
-    entries = experiments(profile).get(kind, [])
-    for entry in entries:
-        seeds, missing = entry.get("seeds", []), [name for name in needs if name not in entry]
+# -------------------------------------------------------------------------------- the plan of runs
+def plan(profile: str) -> dict:
+    """The profile's table of settings/runs.toml: its groups of runs, and how they become jobs."""
+    profiles = {name: table for name, table in read("runs").items() if name != "notebooks"}
+    check_known(profile, profiles, "profile of settings/runs.toml")
+    keys = ("one_job_per", "own_sets", "tuning", *GROUPS)
+    for name in profiles[profile]:
+        check_known(name, keys, f"key of profile {profile!r} in settings/runs.toml:")
+    return profiles[profile]
+
+
+def _entries(profile: str, group: str, paper: str, needs: tuple[str, ...]) -> list[dict]:
+    """The entries of a group for a paper; ValueError for one without what it needs.
+
+    A seed that is named twice would look like two runs.
+    """
+    where = f"An entry of [[{profile}.{group}]] in settings/runs.toml"
+    entries = []
+    for entry in plan(profile).get(group, []):
+        missing = [name for name in needs if name not in entry]
         if missing:
-            raise ValueError(
-                f"An entry of [[{profile}.{kind}]] in settings/experiments.toml lacks {missing}; it has {sorted(entry)}: add them."
-            )
+            raise ValueError(f"{where} lacks {missing}; it has {sorted(entry)}: add them.")
+        seeds = entry.get("seeds", [])
         if len(set(seeds)) < len(seeds):
-            raise ValueError(
-                f"An entry of [[{profile}.{kind}]] in settings/experiments.toml has the seeds {seeds}; name each once."
-            )
+            raise ValueError(f"{where} has the seeds {seeds}; name each once.")
+        if paper in ("all", *entry["papers"]):
+            entries.append(entry)
     return entries
 
 
-def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
-    """Resolved settings of every pretraining run that experiments.toml lists for a profile, a paper and a group, each once.
+def _varied(entry: dict) -> dict[str, list]:
+    """The settings of which an entry has several values."""
+    return {
+        name: values
+        for name, values in entry.items()
+        if name not in ENTRY and isinstance(values, list)
+    }
 
-    An entry lists methods and seeds; ``set`` changes a setting for all its runs, ``vary`` makes a run for every combination of its values.
-    """
-    found = {}
-    for entry in _entries(profile, "runs", "papers", "methods", "seeds"):
-        if paper in ("all", *entry["papers"]) and group in ("all", entry.get("group", PROTOCOL)):
-            vary = entry.get("vary", {})
-            for seed, method, values in itertools.product(
-                entry["seeds"], entry["methods"], itertools.product(*vary.values())
+
+def _changes(entry: dict) -> list[dict]:
+    """The settings of each run of an entry: its cases, and every combination of its lists."""
+    varied = _varied(entry)
+    fixed = {
+        name: value for name, value in entry.items() if name not in ENTRY and name not in varied
+    }
+    changes = []
+    for values in itertools.product(*varied.values()):
+        combination = dict(zip(varied, values, strict=True))
+        for case in entry.get("cases", [{}]):
+            changes.append(fixed | combination | case)
+    return changes
+
+
+def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
+    """Settings of the runs that a profile lists for a paper and a group, each once."""
+    if group != "all":
+        check_known(group, GROUPS, "group of runs")
+    groups = GROUPS if group == "all" else (group,)
+    listed = {}
+    for name in groups:
+        for entry in _entries(profile, name, paper, ("papers", "methods", "seeds")):
+            changes = _changes(entry)
+            for seed, method, change in itertools.product(
+                entry["seeds"], entry["methods"], changes
             ):
-                run = resolve(
-                    method,
-                    profile,
-                    seed=seed,
-                    **entry.get("set", {}),
-                    **dict(zip(vary, values, strict=True)),
-                )
-                found.setdefault(run_name(run), run)
-    return list(found.values())
+                settings = resolve(method, profile, seed=seed, **change)
+                listed.setdefault(run_name(settings), settings)
+    return list(listed.values())
 
 
 def tuning_runs(profile: str, paper: str = "all") -> list[dict]:
-    """The equal tuning effort: for each method every learning rate of its grid, seed 0, few epochs, on train without its validation part.
+    """The runs of the search that every method gets, seed 0, on train without its validation part.
 
-    An entry of experiments.toml may ``set`` the data, and ``vary`` another grid or another setting in place of the learning rate.
+    A method is trained for ``tuning_epochs`` with every rate of ``tuning_learning_rates``, or with
+    every value of what its entry varies instead. Methods without training have one run.
     """
     listed = []
-    for entry in _entries(profile, "tuning", "papers", "methods"):
-        if paper == "all" or paper in entry["papers"]:
-            for method in entry["methods"]:
-                usual = resolve(method, profile, **entry.get("set", {}))
-                vary = entry.get("vary", {"learning_rate": usual["tuning_learning_rates"]})
-                for values in itertools.product(*vary.values()):
-                    changed = entry.get("set", {}) | dict(zip(vary, values, strict=True))
-                    listed.append(
-                        resolve(
-                            method, profile, epochs=usual["tuning_epochs"], split="fit", **changed
-                        )
-                    )
+    for entry in _entries(profile, "tuning", paper, ("papers", "methods")):
+        for method, change in itertools.product(entry["methods"], _changes(entry)):
+            usual = resolve(method, profile, **change)
+            if usual["epochs"] == 0:
+                listed.append(resolve(method, profile, split="fit", **change))
+                continue
+            searched = [{}]
+            if not _varied(entry):
+                searched = [{"learning_rate": rate} for rate in usual["tuning_learning_rates"]]
+            for values in searched:
+                parameters = change | values | {"epochs": usual["tuning_epochs"], "split": "fit"}
+                listed.append(resolve(method, profile, **parameters))
     return listed
 
 
 def find_runs(names: Sequence[str], profile: str) -> list[dict]:
-    """The settings of listed runs and tuning runs by their names; ValueError for a name that the profile does not list."""
+    """The settings of listed runs and tuning runs by their names; ValueError for another name."""
     listed = {run_name(settings): settings for settings in runs(profile) + tuning_runs(profile)}
     for name in names:
         if name not in listed:
-            nearest = difflib.get_close_matches(name, listed, n=5, cutoff=0)
+            nearest = difflib.get_close_matches(name, listed, n=3, cutoff=0)
             raise ValueError(
-                f"Profile {profile!r} lists no run {name!r}; its runs are {nearest} and {len(listed) - len(nearest)} others."
+                f"Profile {profile!r} lists no run {name!r}. The nearest of its {len(listed)} "
+                f"runs are {', '.join(nearest)}."
             )
     return [listed[name] for name in names]
 
 
 def stale_runs(profile: str) -> list[str]:
-    """Names of stored runs that today's settings would train differently: another recipe, profile or method version."""
+    """Names of stored runs that today's settings would train differently."""
     stale = []
     for settings in runs(profile) + tuning_runs(profile):
-        path = artifacts.config_path(profile, run_name(settings))
+        path = store.config_path(profile, run_name(settings))
         if path.exists():
-            config = artifacts.read_json(path, ("run", "run_hash", "data"))
+            config = store.read_json(path, ("run", "run_hash", "data"))
             if config["run_hash"] != run_hash(settings, config["data"]["checksum"]):
                 stale.append(config["run"])
     return stale
 
 
 def notebooks() -> list[dict]:
-    """The notebooks after pretraining: name, papers and the numbers of the notebooks they need."""
-    return read("experiments")["notebooks"]
+    """The notebooks after pretraining, in order: name, papers, numbers of those they need."""
+    return [{"name": name, **entry} for name, entry in read("runs")["notebooks"].items()]

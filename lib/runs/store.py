@@ -1,10 +1,19 @@
-"""Paths, readers and writers of every stored file, and where each came from.
+"""Where every stored file lies, how it is written and read, and where it came from.
 
-Every kind of file has one writer here, and every write is atomic: the content goes to a folder of its own beside the file and is moved into
-place when complete, so a reader never meets half a file and an interrupted writer leaves the old one.
+One run is one folder, results/<profile>/runs/<run>:
+
+    config.json         what the run is: settings, data, hash, commit, versions, hardware, seconds
+    log.csv             the training, by step
+    metrics.csv         what was measured, one row a number
+    scores-<set>.npz    arrays with one entry for each image of a set
+
+Weights, checkpoints and embeddings lie beside them and are not in git.
+
+Every kind of file has one writer here, and every write is atomic: the content goes to a folder of
+its own beside the file and is moved into place when complete. A reader never meets half a file, and
+an interrupted writer leaves the old one.
 """
 
-import ast
 import contextlib
 import fcntl
 import hashlib
@@ -17,7 +26,6 @@ import shutil
 import subprocess
 import time
 import uuid
-import zipfile
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -26,21 +34,21 @@ import numpy as np
 import pandas as pd
 
 ROOT = Path(__file__).resolve().parents[2]
-RESULTS = ROOT / (
-    os.environ.get("RESULTS_DIR") or "results"
-)  # a relative one is below the repository, wherever a kernel was started
+# A relative RESULTS_DIR is below the repository, wherever a kernel was started.
+RESULTS = ROOT / (os.environ.get("RESULTS_DIR") or "results")
+UNFINISHED = ".unfinished-"  # begins the name of a folder in which a file is being written
+OLD_SECONDS = 7 * 86_400  # longer than any job of one notebook takes
+FREE_BYTES = 50_000_000  # with less free space nothing is begun
+NEXT_STEP = (
+    "Free space or make it writable, or choose another folder (RESULTS_DIR). What is done stays "
+    "done: call the same command again."
+)
+AGAIN = "delete it and run the job that writes it again"
+TRAIN_AGAIN = "delete it and train the run again"
 
-UNFINISHED = ".unfinished-"  # starts the name of a folder in which a file is being written
-WRITING = (
-    7 * 86_400
-)  # seconds that a job of one notebook may take, whose page is being written all the while
-FREE_BYTES = 50_000_000  # below this much free space nothing is begun
-NEXT_STEP = "Free space or make it writable, or choose another folder (RESULTS_DIR); what is done stays done: call the same command again."
-
-METRIC_COLUMNS = [
-    "method",
-    "trained_on",
-    "variant",
+# The notebook that trains a run also measures it, before its checkpoint may go.
+MEASURED_BY = "10_pretraining"
+MEASURED_COLUMNS = [
     "evaluated_on",
     "condition",
     "classifier",
@@ -50,55 +58,31 @@ METRIC_COLUMNS = [
     "ci_low",
     "ci_high",
     "n",
-    "seed",
-    "profile",
-    "notebook",
-    "run_hash",
-    "commit",
 ]
-METRIC_NUMBERS = ("value", "ci_low", "ci_high", "n", "seed")  # the other columns are text
-METRIC_KEYS = [
-    "method",
-    "trained_on",
-    "variant",
-    "evaluated_on",
-    "condition",
-    "classifier",
-    "score",
-    "metric",
-    "seed",
-]
-REPEATED = 2e-6  # of its size: what float32 rounding, in two orders of a sum, may set between a number and its repetition
-METRIC_DIGITS = 5  # of a stored metric: of some thousand images more than it has
-HALF = 1e-3  # of its size: twice what float16 rounds off
-SIGNIFICANT_BITS = {
-    "_max_softmax": 16,
-    "_nll": 14,
-    "_brier": 6,
-}  # of a stored score, by the end of its name; the log of a softmax is a likelihood
-MOST_BITS = 14  # of any other score
-TIED = 1e-3  # the share of pairs of images that the fewer bits of any other score may make equal
-PLANES = re.compile(
-    r"(.+):([<>|][bif]\d):(\d+)"
-)  # the name of an array stored in planes: its own, dtype, length
-PICKLE = b"\x80"  # what every pickle since protocol 2 begins with
-LABELS = "labels"  # in the place of a run's name, the labels of the set; in the place of labels, that they stand there
-IS_THE_LABEL = (
-    " == label"  # what an array of predictions is followed by where it says which are right
-)
-MEASURED_BY = "10_pretraining"  # the notebook that trains a run also measures it, before its checkpoint may go
+# The columns of metrics.csv. part: what measured the row, a notebook or a part of one.
+ROW_COLUMNS = ["part", *MEASURED_COLUMNS, "run_hash", "evaluation_hash", "commit"]
+# What read_metrics adds from config.json.
+RUN_COLUMNS = ["method", "trained_on", "variant", "seed", "profile"]
+METRIC_COLUMNS = RUN_COLUMNS + ROW_COLUMNS
+QUANTITY = ["part", "evaluated_on", "condition", "classifier", "score", "metric"]
+NUMBERS = ("value", "ci_low", "ci_high")
+METRIC_DIGITS = 5  # significant digits: some thousand images give no more
 
 
-# ---------------------------------------------------------------------------------------------------------------- paths
+# ------------------------------------------------------------------------------------------- paths
 def default_data_dir() -> Path:
-    return ROOT / (os.environ.get("DATA_DIR") or "data")  # a relative one is below the repository
+    """The folder of data sets: DATA_DIR, a relative one below the repository, or data."""
+    return ROOT / (os.environ.get("DATA_DIR") or "data")
 
 
-def plain_name(name: str, of: str) -> str:
-    """The name, if it can be that of one file or folder and leads nowhere else; otherwise ValueError."""
+def plain_name(name: str, purpose: str) -> str:
+    """The name, if it can be that of one file or folder and leads nowhere else.
+
+    ValueError otherwise; purpose: "a folder of results", as the message has it.
+    """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name):
         raise ValueError(
-            f"{name!r} cannot name {of}: use letters, digits and _ . + - (no folders)."
+            f"{name!r} cannot name {purpose}: use letters, digits and _ . + - (no folders)."
         )
     return name
 
@@ -108,41 +92,48 @@ def results_dir(profile: str) -> Path:
 
 
 def run_dir(profile: str, run: str) -> Path:
-    """Folder of one pretraining run: config.json, log.csv, model.safetensors (not committed), embeddings/ (not committed)."""
+    """The folder of one run."""
     return results_dir(profile) / "runs" / run
 
 
 def config_path(profile: str, run: str) -> Path:
-    """What a run says of itself: its settings, and where, from which commit and in how many seconds it was trained."""
+    """What a run is: its settings, and where, from which commit and how long it was trained."""
     return run_dir(profile, run) / "config.json"
 
 
-def run_configs(profile: str) -> dict[Path, dict]:
-    """What the stored runs say of themselves, by folder; those on somebody's own images are theirs, and not in git."""
-    paths = sorted((results_dir(profile) / "runs").glob("*/config.json"))
-    return {
-        path.parent: read_json(path) for path in paths if "-own_images-" not in path.parent.name
-    }
-
-
-def metrics_path(profile: str, notebook: str, run: str) -> Path:
-    return results_dir(profile) / "metrics" / f"{notebook}--{run}.csv"
+def metrics_path(profile: str, run: str) -> Path:
+    """All that was measured of a run."""
+    return run_dir(profile, run) / "metrics.csv"
 
 
 def scores_path(profile: str, run: str, evaluated_on: str) -> Path:
-    return results_dir(profile) / "scores" / f"{run}--{evaluated_on}.npz"
+    """What a run says of each image of a set."""
+    return run_dir(profile, run) / f"scores-{evaluated_on}.npz"
 
 
 def encoder_path(method: str, profile: str = "standard") -> Path:
     return results_dir(profile) / "encoders" / f"{method}.safetensors"
 
 
-# ---------------------------------------------------------------------------------------------------------------- atomic writers
+def run_configs(profile: str) -> dict[Path, dict]:
+    """config.json of every stored run, by its folder.
+
+    Runs on somebody's own images are left out: they are not in git.
+    """
+    configs = {}
+    for path in sorted((results_dir(profile) / "runs").glob("*/config.json")):
+        if "-own_images-" not in path.parent.name:
+            configs[path.parent] = read_json(path)
+    return configs
+
+
+# --------------------------------------------------------------------------------- atomic writers
 @contextlib.contextmanager
 def atomic_path(path: Path):
-    """Yield a path of the same name in a new folder beside ``path``; move it into place if the block succeeds, remove it if not.
+    """Yield a path of the same name in a new folder beside ``path``; move it into place at the end.
 
-    In a folder of its own, what a killed writer left is found by no pattern that looks for finished files.
+    Where the block fails it is removed. In a folder of its own, what a killed writer left is found
+    by no pattern that looks for finished files.
     """
     path = Path(path)
     folder = path.parent / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
@@ -155,30 +146,49 @@ def atomic_path(path: Path):
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove below ``folder`` what killed writers left; what began within WRITING seconds may still be written by somebody."""
-    for parent, names, _ in os.walk(folder):  # which passes over what is gone by then
-        for left in [Path(parent, name) for name in names if name.startswith(UNFINISHED)]:
-            with contextlib.suppress(FileNotFoundError):
-                if time.time() - left.stat().st_mtime > WRITING:
-                    shutil.rmtree(left, ignore_errors=True)
+    """Remove below ``folder`` what killed writers left more than OLD_SECONDS ago."""
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            if not name.startswith(UNFINISHED):
+                continue
+            path = Path(parent, name)
+            with contextlib.suppress(FileNotFoundError):  # another process removed it
+                if time.time() - path.stat().st_mtime > OLD_SECONDS:
+                    shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:
-    """Make ``folder`` if need be and write to it; RuntimeError that says what to do where that fails or where it is as good as full."""
+    """Make ``folder`` if need be and write to it; RuntimeError where that fails or it is full."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic_path(folder / ".writable") as probe:
             probe.touch()
-        (folder / ".writable").unlink(
-            missing_ok=True
-        )  # another process may have asked at the same time
+        # Another process may have done the same at the same time.
+        (folder / ".writable").unlink(missing_ok=True)
     except OSError as error:
         raise RuntimeError(f"{folder} cannot be written: {error.strerror}. {NEXT_STEP}") from error
     free = shutil.disk_usage(folder).free
     if free < FREE_BYTES:
         raise RuntimeError(
-            f"{folder} has {free / 1e6:.0f} MB of free space left, fewer than {FREE_BYTES / 1e6:.0f}. {NEXT_STEP}"
+            f"{folder} has {free / 1e6:.0f} MB of free space left, fewer than "
+            f"{FREE_BYTES / 1e6:.0f}. {NEXT_STEP}"
         )
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, busy: str = ""):
+    """Hold a lock file, which the system releases when this process ends, however it ends.
+
+    A held lock is awaited. With a text in ``busy`` it is a RuntimeError with that text.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    operation = fcntl.LOCK_EX | fcntl.LOCK_NB if busy else fcntl.LOCK_EX
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, operation)
+        except BlockingIOError:
+            raise RuntimeError(busy) from None
+        yield
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -196,22 +206,24 @@ def write_json(path: Path, content) -> None:
     write_text(path, json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-@contextlib.contextmanager
-def exclusive(path: Path, busy: str = ""):
-    """Hold a lock file that the system releases when this process ends, however it ends; a held lock is awaited, or with ``busy`` an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
-        except BlockingIOError:
-            raise RuntimeError(busy) from None
-        yield
-
-
 def write_csv(path: Path, frame: pd.DataFrame, digits: int = 10) -> None:
-    """Ten significant digits: enough to recompute any statement, short enough to review in a diff. What was measured on some thousand images has
-    fewer to begin with, and curves, which are looked at, need fewer still."""
+    """Ten significant digits: enough to recompute any statement, and short enough for a diff."""
     write_text(path, frame.to_csv(index=False, float_format=f"%.{digits}g", lineterminator="\n"))
+
+
+def write_npz(path: Path, **arrays: np.ndarray) -> None:
+    """Named arrays; the same arrays give the same bytes."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_bytes(path, buffer.getvalue())
+
+
+def write_tensors(path: Path, tensors: dict, info: dict) -> None:
+    """Named tensors with JSON-able ``info`` in the header (safetensors: no pickle)."""
+    from safetensors.torch import save  # slow to import: torch
+
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    write_bytes(path, save(tensors, metadata={"info": json.dumps(info)}))
 
 
 def markdown_table(rows: list) -> str:
@@ -220,82 +232,8 @@ def markdown_table(rows: list) -> str:
     return "\n".join([lines[0], "|" + " --- |" * len(rows[0]), *lines[1:]])
 
 
-def write_npz(path: Path, *, compact: bool = False, **arrays: np.ndarray) -> None:
-    """Arrays as np.load reads them; ``compact``: as ``read_npz`` does, a quarter smaller, and long to write: for what is committed."""
-    compression, buffer = zipfile.ZIP_LZMA if compact else zipfile.ZIP_DEFLATED, io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression) as archive:
-        for name, values in arrays.items():
-            name, values = (
-                _in_planes(name, np.asanyarray(values))
-                if compact
-                else (name, np.asanyarray(values))
-            )
-            member = zipfile.ZipInfo(
-                f"{name}.npy"
-            )  # its date is 1980: the same arrays are the same file
-            member.compress_type = compression
-            with archive.open(member, "w", force_zip64=values.nbytes > 2**30) as file:
-                np.lib.format.write_array(file, values, allow_pickle=False)
-    write_bytes(path, buffer.getvalue())
-
-
-def _in_planes(name: str, values: np.ndarray) -> tuple[str, np.ndarray]:
-    """The first bytes of all numbers together, then the second, ..., booleans by the bit; their dtype and number become part of the name."""
-    if values.ndim != 1 or values.dtype.kind not in "bif":
-        return name, values
-    planes = (
-        np.packbits(values)
-        if values.dtype == bool
-        else np.ascontiguousarray(values).view(np.uint8).reshape(len(values), values.itemsize).T
-    )
-    return f"{name}:{values.dtype.str}:{len(values)}", np.ascontiguousarray(planes)
-
-
-def _whole_numbers(name: str, planes: np.ndarray) -> tuple[str, np.ndarray]:
-    """What ``_in_planes`` was given; an array that it left as it was comes back as it is."""
-    packed = PLANES.fullmatch(name)
-    if not packed:
-        return name, planes
-    name, kind, count = packed.groups()
-    if kind == "|b1":
-        return name, np.unpackbits(planes, count=int(count)).astype(bool)
-    return name, np.ascontiguousarray(planes.T).view(kind)[:, 0]
-
-
-def write_tensors(path: Path, tensors: dict, info: dict) -> None:
-    """Named tensors with JSON-able ``info`` in the header (safetensors: no pickle)."""
-    from safetensors.torch import (
-        save,  # with torch, which a process that only plans or shows does without
-    )
-
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_bytes(path, save(tensors, metadata={"info": json.dumps(info)}))
-
-
-# ---------------------------------------------------------------------------------------------------------------- readers
-AGAIN, TRAIN_AGAIN = (
-    "delete it and run the job that writes it again",
-    "delete it and train the run again",
-)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error of another library says, short enough to be part of a sentence."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
-
-
-def _complete(path: Path, content, needs: tuple[str, ...], advice: str = AGAIN):
-    """The content, if it is an object that has the names ``needs``; without any it may be anything."""
-    missing = (
-        [name for name in needs if name not in content]
-        if isinstance(content, (dict, pd.DataFrame))
-        else list(needs)
-    )
-    if missing:
-        raise ValueError(f"{path} lacks {missing}; {advice}.")
-    return content
-
-
+# ----------------------------------------------------------------------------------------- readers
+# ``needs`` are the names that a file must have; ``advice`` says what to do with a bad file.
 def read_json(path: Path, needs: tuple[str, ...] = ()):
     try:
         content = json.loads(Path(path).read_bytes())
@@ -305,15 +243,16 @@ def read_json(path: Path, needs: tuple[str, ...] = ()):
 
 
 def read_npz(path: Path, needs: tuple[str, ...] = (), advice: str = AGAIN) -> dict[str, np.ndarray]:
-    with _whole(path, "an npz file", advice), np.load(path, allow_pickle=False) as archive:
-        arrays = dict(_whole_numbers(name, archive[name]) for name in archive.files)
+    with _readable(path, "an npz file", advice), np.load(path, allow_pickle=False) as archive:
+        arrays = {name: archive[name] for name in archive.files}
     return _complete(path, arrays, needs, advice)
 
 
 def read_csv(path: Path, needs: tuple[str, ...] = (), **options) -> pd.DataFrame:
+    """options: those of pandas.read_csv."""
     try:
         frame = pd.read_csv(path, **options)
-    except ValueError as error:  # empty, ragged, not UTF-8, words where numbers belong
+    except ValueError as error:  # empty, ragged, not UTF-8, words in place of numbers
         raise ValueError(
             f"{path} is not a readable CSV file ({one_line(error)}); {AGAIN}."
         ) from error
@@ -322,315 +261,188 @@ def read_csv(path: Path, needs: tuple[str, ...] = (), **options) -> pd.DataFrame
 
 def read_tensors(path: Path, needs: tuple[str, ...] = ()) -> tuple[dict, dict]:
     """The tensors and the ``info`` of a file that ``write_tensors`` wrote."""
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file  # slow to import: torch
 
     info = read_tensors_info(path, needs)
-    with _whole(path, "a safetensors file", TRAIN_AGAIN):
+    with _readable(path, "a safetensors file", TRAIN_AGAIN):
         return load_file(str(path)), info
 
 
 def read_tensors_info(path: Path, needs: tuple[str, ...] = ()) -> dict:
-    """The ``info`` of such a file alone; its tensors are not read."""
+    """The ``info`` of such a file, without reading its tensors."""
     from safetensors import safe_open
 
+    kind = "a safetensors file"
     with (
-        _whole(path, "a safetensors file", TRAIN_AGAIN),
+        _readable(path, kind, TRAIN_AGAIN),
         safe_open(str(path), framework="numpy") as file,
     ):
         info = json.loads((file.metadata() or {}).get("info", "{}"))
     if not isinstance(info, dict):
-        raise ValueError(f"{path} says {info!r} of itself, not what it holds; {TRAIN_AGAIN}.")
+        raise ValueError(f"{path} describes itself by {info!r}, not by names; {TRAIN_AGAIN}.")
     return _complete(path, info, needs, TRAIN_AGAIN)
 
 
+def one_line(error: BaseException) -> str:
+    """The message of another library's error, short enough to be part of a sentence."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+
+
+def _complete(path: Path, content, needs: tuple[str, ...], advice: str = AGAIN):
+    """The content, if it has all the names it needs. Without needs it may be anything."""
+    missing = list(needs)
+    if isinstance(content, (dict, pd.DataFrame)):
+        missing = [name for name in needs if name not in content]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}; {advice}.")
+    return content
+
+
 @contextlib.contextmanager
-def _whole(path: Path, kind: str, advice: str):
+def _readable(path: Path, kind: str, advice: str):
+    """Turn any error of a reader but a missing file into a ValueError that names the file.
+
+    np.load takes whatever it does not know for a pickle, and its message tells how to load that
+    after all. So pickles have a message of our own.
+    """
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
-        # np.load's own words on pickles tell how to load them after all, and it takes whatever it does not know for one
-        why = one_line(error)
-        if "pickle" in str(error):
+        reason = one_line(error)
+        if "pickle" in reason:
+            reason = "it begins unlike one"
             with path.open("rb") as file:
-                pickled = "Object arrays" in str(error) or file.read(1) == PICKLE
-            why = (
-                "it holds pickled objects, which are never loaded"
-                if pickled
-                else "it begins unlike one"
-            )
-        raise ValueError(f"{path} is truncated or not {kind} ({why}); {advice}.") from error
+                is_pickle = file.read(1) == b"\x80"  # every pickle since protocol 2
+            if is_pickle or "Object arrays" in str(error):
+                reason = "it holds pickled objects, which are never loaded"
+        raise ValueError(f"{path} is truncated or not {kind} ({reason}); {advice}.") from error
 
 
-# ---------------------------------------------------------------------------------------------------------------- metrics and scores
+# -------------------------------------------------------------------------------- metrics of a run
 def write_metrics(
-    profile: str, notebook: str, run: str, rows: list[dict], /, **same
+    profile: str,
+    part: str,
+    run: str,
+    rows: list[dict],
+    run_hash: str = "",
+    evaluation_hash: str = "",
 ) -> pd.DataFrame:
-    """One tidy CSV per notebook and run, and that table: METRIC_COLUMNS of each of ``rows``, joined with what is the ``same`` for all (method, ...).
+    """Store rows of metrics as a part of a run's metrics.csv, and return them with RUN_COLUMNS.
 
-    Text that is absent is "", a number that is absent NaN; unknown columns and the same quantity twice are ValueErrors.
+    The rows replace those of the same part; other parts stay. Rows have the columns evaluated_on,
+    condition, classifier, score, metric, value, ci_low, ci_high and n. A text that is absent is
+    empty, a number that is absent is NaN. The run must have its config.json. ValueError for an
+    unknown column and for the same quantity twice.
     """
-    rows = [same | row for row in rows]
-    if unknown := sorted({name for row in rows for name in row} - set(METRIC_COLUMNS)):
+    unknown = sorted(set().union(*rows) - set(MEASURED_COLUMNS))
+    if unknown:
         raise ValueError(
-            f"Metrics rows have unknown columns {unknown}; the columns are {METRIC_COLUMNS}."
+            f"Metrics rows have unknown columns {unknown}; the columns are {MEASURED_COLUMNS}."
         )
-    values = [
-        [row.get(name, np.nan if name in METRIC_NUMBERS else "") for name in METRIC_COLUMNS]
-        for row in rows
-    ]
-    frame = pd.DataFrame(values, columns=METRIC_COLUMNS)
-    twice = frame[frame.duplicated(METRIC_KEYS, keep=False)]
+    frame = pd.DataFrame(rows, columns=ROW_COLUMNS).assign(
+        part=part, run_hash=run_hash, evaluation_hash=evaluation_hash, commit=commit()
+    )
+    frame = _with_types(frame)
+    twice = frame[frame.duplicated(QUANTITY, keep=False)]
     if len(twice):
         raise ValueError(
-            f"Metrics rows of {run} name the same quantity twice: {twice[METRIC_KEYS].head(2).to_dict('records')}."
+            f"Metrics rows of {run} name the same quantity twice: "
+            f"{twice[QUANTITY].head(2).to_dict('records')}."
         )
-    write_csv(metrics_path(profile, notebook, run), frame, digits=METRIC_DIGITS)
-    return frame
+    path = metrics_path(profile, run)
+    with exclusive(results_dir(profile) / ".done" / "locks" / f"{run}.lock"):
+        parts = [frame]
+        if path.exists():
+            stored = _read_rows(path)
+            parts.append(stored[stored.part != part])
+        together = pd.concat(parts).sort_values("part", kind="stable").astype({"n": "Int64"})
+        write_csv(path, together, digits=METRIC_DIGITS)
+    return _of_run(profile, run, frame)
 
 
-def read_metrics(profile: str, notebook: str = "*", run: str = "*") -> pd.DataFrame:
-    """All stored metrics of a profile as one table (empty with the right columns when there are none)."""
-    files = sorted((results_dir(profile) / "metrics").glob(f"{notebook}--{run}.csv"))
-    text = {
-        "condition": str,
-        "classifier": str,
-        "score": str,
-        "run_hash": str,
-        "commit": str,
-        "variant": str,
-    }
-    numbers = dict.fromkeys(("value", "ci_low", "ci_high"), float)
-    frames = [
-        read_csv(file, tuple(METRIC_COLUMNS), dtype=text | numbers, keep_default_na=True)
-        for file in files
-    ]
-    frame = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame(columns=METRIC_COLUMNS)
-    for column in text:
-        frame[column] = frame[column].fillna("").astype(object)
-    return frame
+def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
+    """Stored metrics with METRIC_COLUMNS: those of one part or run, or of all (\"*\").
 
-
-def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
-    """One array per score, an entry per image; what says nothing new is stored short.
-
-    An ``index`` that only counts 0, 1, 2, ... is stored empty. An array that repeats an earlier one, but for rounding, is stored as that one's name,
-    with a minus where every sign is turned: the ``uncertainty`` of a method without its own is "-feature_norm". The labels of a set stand once, in
-    labels--<set>.npz, unless a run was asked about others under its name. Where a prediction is right is
-    stored as "linear_prediction == label", and of a ``linear_nll`` no more than where the prediction is wrong: elsewhere it is minus the log of the
-    largest softmax. Of a softmax 16 significant bits are kept, of an NLL 14, of a Brier score, read for its mean, 6, of another float, read for
-    its order, so few that a pair of a thousand becomes equal, and 14 at most; all of them where the values differ by less than a hundredth of
-    their size.
+    Example:
+        >>> rows = read_metrics("standard", "10_pretraining")
+        >>> rows[rows.metric == "accuracy"].groupby(["method", "classifier"]).value.mean()
     """
-    stored: dict[str, np.ndarray] = {}
-    for name, values in arrays.items():
-        if name == "index" and np.array_equal(values, np.arange(len(values))):
-            values = values[:0]
-        stored[name] = np.asarray(
-            _repeated(values, stored) or _derived(name, values, arrays) or values
-        )
-    if "label" in stored:
-        labels = _labels(profile, evaluated_on, stored["label"])
-        if labels.dtype == stored["label"].dtype and np.array_equal(labels, stored["label"]):
-            stored["label"] = np.asarray(LABELS)
-    stored = {name: _rounded(name, values) for name, values in stored.items()}
-    for name in [
-        name for name in arrays if name.endswith("_nll") and set(_behind_nll(name)) <= set(arrays)
-    ]:
-        implied = _nll_where_right(name, arrays)
-        known = ~np.isnan(implied)
-        if np.allclose(implied[known], stored[name][known], rtol=HALF, atol=HALF / 10):
-            stored[name] = stored[name][~known]
-    write_npz(scores_path(profile, run, evaluated_on), compact=True, **stored)
+    frames = []
+    for path in sorted((results_dir(profile) / "runs").glob(f"{run}/metrics.csv")):
+        rows = _read_rows(path)
+        if part != "*":
+            rows = rows[rows.part == part]
+        if len(rows):
+            frames.append(_of_run(profile, path.parent.name, rows))
+    if not frames:
+        return pd.DataFrame(columns=METRIC_COLUMNS)
+    return pd.concat(frames, ignore_index=True)
 
 
-def _labels(profile: str, evaluated_on: str, found: np.ndarray | None = None) -> np.ndarray:
-    """The labels that stand for a set; where none do, those ``found`` do from now on."""
-    path = scores_path(profile, LABELS, evaluated_on)
-    if found is not None and not path.exists():
-        write_npz(path, compact=True, label=found)
-    return read_npz(path, ("label",))["label"]
+def _read_rows(path: Path) -> pd.DataFrame:
+    """metrics.csv as it is stored."""
+    types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float) | {"n": float}
+    return _with_types(read_csv(path, tuple(ROW_COLUMNS), dtype=types))
 
 
-def _rounded(name: str, values: np.ndarray) -> np.ndarray:
-    if values.dtype.kind != "f" or values.itemsize > 4:
-        return values
-    if (
-        not values.std(dtype=np.float64) > np.abs(values).max(initial=0) / 100
-    ):  # not so of NaN or of nothing
-        return values
-    fraction, exponent = np.frexp(values.astype(np.float32))
-
-    def kept(bits: int) -> np.ndarray:
-        return np.ldexp(np.round(fraction * 2**bits) / 2**bits, exponent).astype(values.dtype)
-
-    named = [bits for end, bits in SIGNIFICANT_BITS.items() if name.endswith(end)]
-    if named:
-        return kept(named[0])
-    most = _tied(values) + TIED
-    return kept(
-        next((bits for bits in range(6, MOST_BITS) if _tied(kept(bits)) <= most), MOST_BITS)
-    )
+def _with_types(frame: pd.DataFrame) -> pd.DataFrame:
+    """Absent texts as "", absent numbers as NaN."""
+    typed = {}
+    for name in ROW_COLUMNS:
+        if name in (*NUMBERS, "n"):
+            typed[name] = frame[name].astype(float)
+        else:
+            typed[name] = frame[name].astype(object).fillna("")
+    return pd.DataFrame(typed)
 
 
-def _tied(values: np.ndarray) -> float:
-    """The share of pairs of entries that are equal, an entry with itself included."""
-    return float((np.unique(values, return_counts=True)[1] ** 2).sum() / values.size**2)
+def _of_run(profile: str, run: str, rows: pd.DataFrame) -> pd.DataFrame:
+    """The rows of one run with RUN_COLUMNS before them; n whole where every row has one."""
+    config = read_json(config_path(profile, run), ("settings", "data"))
+    settings = config["settings"]
+    method = settings["method"]
+    seed = settings.get("seed", np.nan)
+    columns = {
+        "method": method,
+        "trained_on": config["data"]["title"],
+        "variant": _variant(run, method, settings["dataset"], seed),
+        "seed": seed,
+        "profile": profile,
+    }
+    if rows.n.notna().all():
+        columns["n"] = rows.n.astype(np.int64)
+    return rows.assign(**columns)[METRIC_COLUMNS]
 
 
-def _repeated(values: np.ndarray, earlier: dict[str, np.ndarray]) -> str:
-    """The name of an earlier array of floats that these are, or "-" and its name if every sign is turned; else ""."""
-    for name, other in earlier.items() if values.dtype.kind == "f" else ():
-        if (other.dtype, other.shape) == (values.dtype, values.shape):
-            for sign, turned in (("", values), ("-", -values)):
-                if np.allclose(turned, other, rtol=REPEATED, atol=0, equal_nan=True):
-                    return sign + name
-    return ""
+def _variant(run: str, method: str, dataset: str, seed: int) -> str:
+    """What a run's name has between data set and seed."""
+    match = re.fullmatch(re.escape(f"{method}-{dataset}-") + f"(.*)-seed{seed}", run)
+    return match[1] if match else ""
 
 
-def _derived(name: str, values: np.ndarray, arrays: dict[str, np.ndarray]) -> str:
-    """ "linear_prediction == label" for a ``linear_correct`` that says so; else ""."""
-    prediction = name.removesuffix("_correct") + "_prediction"
-    same = (
-        prediction in arrays
-        and "label" in arrays
-        and np.array_equal(values, arrays[prediction] == arrays["label"])
-    )
-    return prediction + IS_THE_LABEL if same else ""
-
-
-def _behind_nll(name: str) -> tuple[str, str, str]:
-    """The arrays that say what a classifier's NLL is where it is right."""
-    classifier = name.removesuffix("_nll")
-    return f"{classifier}_max_softmax", f"{classifier}_prediction", "label"
-
-
-def _nll_where_right(name: str, arrays: dict[str, np.ndarray]) -> np.ndarray:
-    """Minus the log of the largest softmax where the prediction is right, NaN elsewhere."""
-    largest, prediction, label = (arrays[need] for need in _behind_nll(name))
-    with np.errstate(divide="ignore"):
-        return np.where(prediction == label, -np.log(largest.astype(np.float64)), np.nan).astype(
-            np.float16
-        )
+# ---------------------------------------------------------------------------- scores of each image
+def write_scores(profile: str, run: str, evaluated_on: str, arrays: dict[str, np.ndarray]) -> None:
+    """One array a score, with one entry for each image of a set."""
+    write_npz(scores_path(profile, run, evaluated_on), **arrays)
 
 
 def read_scores(
     profile: str, run: str, evaluated_on: str, needs: tuple[str, ...] = ()
 ) -> dict[str, np.ndarray]:
-    """The arrays that ``write_scores`` was given."""
-    path = scores_path(profile, run, evaluated_on)
-    arrays = read_npz(path, needs)
-    if "label" in arrays and arrays["label"].dtype.kind == "U":
-        arrays["label"] = _labels(profile, evaluated_on)
-    for name, said in [
-        (name, values.item()) for name, values in arrays.items() if values.dtype.kind == "U"
-    ]:
-        other = said.removeprefix("-").removesuffix(IS_THE_LABEL)
-        complete = _complete(
-            path, arrays, (other, "label") if said.endswith(IS_THE_LABEL) else (other,)
-        )
-        same = complete[other]
-        arrays[name] = (
-            same == complete["label"]
-            if said.endswith(IS_THE_LABEL)
-            else -same
-            if said.startswith("-")
-            else same.copy()
-        )
-    for name in [
-        name
-        for name in arrays
-        if name.endswith("_nll") and len(arrays[name]) < max(map(len, arrays.values()))
-    ]:
-        whole = _nll_where_right(name, _complete(path, arrays, _behind_nll(name)))
-        whole[np.isnan(whole)] = arrays[name]
-        arrays[name] = whole
-    if "index" in arrays and not len(arrays["index"]):
-        arrays["index"] = np.arange(max(map(len, arrays.values())), dtype=arrays["index"].dtype)
-    return arrays
+    """The arrays that ``write_scores`` stored; ValueError where one of ``needs`` is missing."""
+    return read_npz(scores_path(profile, run, evaluated_on), needs)
 
 
 def stored_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.ndarray]:
     """What ``read_scores`` reads; empty where no such scores are stored."""
-    return (
-        read_scores(profile, run, evaluated_on)
-        if scores_path(profile, run, evaluated_on).exists()
-        else {}
-    )
+    if not scores_path(profile, run, evaluated_on).exists():
+        return {}
+    return read_scores(profile, run, evaluated_on)
 
 
-# ---------------------------------------------------------------------------------------------------------------- what code depends on
-# Read when the code itself is: a file that is edited while a run trains is not what measures the run.
-_IMPORTED = {path: path.read_text() for path in (ROOT / "lib").rglob("*.py") if path.is_file()}
-
-
-def _source(path: Path) -> str:
-    return _IMPORTED[path] if path in _IMPORTED else path.read_text()
-
-
-def _module_files(name: str) -> list[Path]:
-    """The source files of lib.<name>, a module or a package; none if there is no such module."""
-    path = ROOT / "lib" / name.replace(".", "/")
-    module = path.with_suffix(".py")
-    return [module] if module.exists() else sorted(path.glob("*.py"))
-
-
-def source_files(source: str) -> list[Path]:
-    """The files of all lib modules that Python source imports, those they import included; a package counts as one module."""
-    found: dict[str, list[Path]] = {}
-    waiting = set(_named_modules(source))
-    while waiting:
-        name = waiting.pop()
-        found[name] = _module_files(name)
-        for path in found[name]:
-            waiting |= _named_modules(_source(path)) - found.keys()
-    return [path for name in sorted(found) for path in found[name]]
-
-
-@cache
-def _named_modules(source: str) -> frozenset[str]:
-    """Names of the lib modules that the source itself names in its imports."""
-    names = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "lib":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            room = node.module.removeprefix("lib.")
-            names |= {room} | {f"{room}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Import):
-            names |= {
-                alias.name.removeprefix("lib.")
-                for alias in node.names
-                if alias.name.startswith("lib.")
-            }
-    # Those start every notebook and change no number in it.
-    known = {name for name in names if _module_files(name) and not name.startswith("pipeline")}
-    rooms = {name for name in known if any(other.startswith(f"{name}.") for other in known)}
-    return frozenset(known - rooms)
-
-
-def write_stamp(path: Path) -> None:
-    """Write the empty file <name>.<digest>, in place of any of that name with another digest."""
-    for old in path.parent.glob(f"{path.stem}.????????????"):
-        old.unlink()
-    write_text(path, "")
-
-
-@cache
-def code_hash(source: str) -> str:
-    """Hash of the code of all lib modules that Python source imports; comments, docstrings and layout aside."""
-    trees = [ast.parse(_source(path)) for path in source_files(source)]
-    for node in (node for tree in trees for node in ast.walk(tree)):
-        if (
-            isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
-            and ast.get_docstring(node, clean=False) is not None
-        ):
-            node.body = node.body[1:]
-    return sha256("".join(map(ast.dump, trees)))
-
-
-# ---------------------------------------------------------------------------------------------------------------- provenance
+# -------------------------------------------------------------------------------------- provenance
 def sha256(content: Path | str | bytes) -> str:
     """Hex digest of a file (Path), a text or bytes."""
     if isinstance(content, Path):
@@ -639,25 +451,26 @@ def sha256(content: Path | str | bytes) -> str:
 
 
 def _git(*arguments: str) -> str:
+    """What git prints; empty where it fails or is not there."""
+    command = ["git", "-C", str(ROOT), *arguments]
     try:
-        return subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return ""
 
 
 @cache
 def commit() -> str:
-    """Short commit of the code, the last that changed lib, notebooks or settings, with ``+`` where these differ from it; ``unknown`` outside a git
-    checkout. One that adds results alone is not it: on another branch the same results have another.
+    """Short commit of the code: the last that changed lib, notebooks or settings.
+
+    It ends in ``+`` where these differ from it, and is ``unknown`` outside a git checkout. A commit
+    of results is not it: on another branch the same results have another.
     """
     code = ("--", "lib", "notebooks", "settings")
-    name, changed = (
-        _git("log", "-1", "--format=%h", "--abbrev=10", *code) or "unknown",
-        _git("status", "--porcelain", *code),
-    )
-    return name + ("+" if changed else "")
+    name = _git("log", "-1", "--format=%h", "--abbrev=10", *code) or "unknown"
+    if _git("status", "--porcelain", *code):
+        name += "+"
+    return name
 
 
 def processor() -> str:
@@ -672,7 +485,7 @@ def processor() -> str:
 @cache
 def provenance() -> dict:
     """Commit, library versions and hardware, as stored in every config.json and in run.json."""
-    import torch
+    import torch  # slow to import
 
     packages = ["torch", "torchvision", "numpy", "scipy", "pandas", "scikit-learn", "matplotlib"]
     return {

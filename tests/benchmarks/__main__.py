@@ -5,7 +5,7 @@ import os
 
 import torch
 
-from lib.figures import charts as plotting
+from lib import figures as plotting
 from tests.benchmarks import autoencoders, drawing, evaluation, growth, pretraining
 
 STEPS = {"autoencoders": autoencoders.run, "growth": growth.run, "evaluation": evaluation.run}

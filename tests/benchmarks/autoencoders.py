@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from lib import methods
+from lib import methods, training
 from lib.data import views as augmentations
 from lib.runs import settings as resolution
-from lib.training import loop as training
+from lib.training import optim
 from tests.benchmarks import measuring, pretraining
 
 # data set, images in a batch, views J, precision, steps that are timed in one repeat
@@ -53,7 +53,7 @@ class Case:
     def bare(self) -> Callable[[], float]:
         """(b)"""
         network = methods.build(self.settings, self.channels).to(self.device).train()
-        optimizer = training.make_optimizer(network, self.settings)
+        optimizer = optim.make_optimizer(network, self.settings)
         batch = self.images.batch(range(self.settings["batch_size"])).to(self.device)
         x = torch.cat(
             augmentations.make_views(batch, self.settings, torch.Generator().manual_seed(0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from lib.figures import charts as plotting
+from lib import figures as plotting
 from lib.runs import store as artifacts
 from tests.benchmarks import measuring
 

@@ -8,7 +8,8 @@ from sklearn.manifold import TSNE
 from torch.nn import functional as F
 
 from lib import methods
-from lib.evaluation import probes as evaluation
+from lib.evaluation import probes as linear
+from lib.evaluation.embed import embed_images
 from lib.runs import settings as resolution
 from tests.benchmarks import measuring
 from tests.benchmarks.pretraining import load
@@ -35,7 +36,7 @@ def embedding() -> dict:
 
     def ours() -> float:
         return len(images) / measuring.seconds_per_call(
-            lambda: evaluation.embed(network, images), 1, warm=0
+            lambda: embed_images(network, images), 1, warm=0
         )
 
     def bare() -> float:
@@ -50,7 +51,7 @@ def neighbours() -> dict:
 
     def ours() -> float:
         return measuring.seconds_per_call(
-            lambda: evaluation.knn_predict(bank, labels, queries), 1, warm=0
+            lambda: linear.knn_predict(bank, labels, queries), 1, warm=0
         )
 
     def whole_matrix() -> torch.return_types.topk:
@@ -74,7 +75,7 @@ def probes() -> dict:
 
     def in_turn() -> None:
         for features, labels in zip(x, y, strict=True):
-            evaluation._logistic_regression(features, labels, CLASSES, 1e-3)
+            linear._logistic_regression(features, labels, CLASSES, 1e-3)
 
     def together() -> None:
         weight, bias = (
@@ -179,9 +180,7 @@ def run(repeats: int) -> None:
 
     runs = [clustered(20_000, 128, seed) for seed in range(repeats)]
     seconds = [
-        measuring.seconds_per_call(
-            lambda given=given: evaluation.paper_probe(*given, epochs=10), 1, 0
-        )
+        measuring.seconds_per_call(lambda given=given: linear.paper_probe(*given, epochs=10), 1, 0)
         for given in runs
     ]
     rows.append(

@@ -7,9 +7,9 @@ import dataclasses
 import numpy as np
 import pandas as pd
 
+from lib import training
 from lib.data import sources as data
 from lib.runs import settings as resolution
-from lib.training import loop as training
 from tests.benchmarks import measuring
 
 IMAGES = (2_560, 5_120, 10_240, 20_480)

@@ -1,6 +1,6 @@
 """Images per second of pretraining with SimSiam: (a) our loop, (b) the bare network, (c) lightly's documented loop, (d) a careful plain one.
 
-(a) lib.training.loop.train from images in memory to updated weights, log and progress included. (b) forward, backward and optimiser step of the same
+(a) lib.training.train from images in memory to updated weights, log and progress included. (b) forward, backward and optimiser step of the same
 network on views that lie ready, and nothing else. (c) a DataLoader with one worker a core, lightly's transform and default collate, two forward
 passes, its loss, float32; (c, bf16) the same under autocast. (d) torchvision's transforms (v2) on tensors in the same workers, both views in one
 forward pass, bf16, channels last. All use the same network, recipe of views, batch size and optimiser. Images per second count each image once,
@@ -26,11 +26,11 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
-from lib import losses, methods
+from lib import losses, methods, training
 from lib.data import sources as data
 from lib.data import views as augmentations
 from lib.runs import settings as resolution
-from lib.training import loop as training
+from lib.training import loop, optim
 from tests.benchmarks import measuring
 
 BATCH = 256
@@ -90,7 +90,7 @@ class Case:
     def bare(self, compiled: bool = False) -> Callable[[], float]:
         """(b)"""
         network = self.network()
-        optimizer = training.make_optimizer(network, self.settings)
+        optimizer = optim.make_optimizer(network, self.settings)
         stacked = torch.cat(self.views())
         forward = torch.compile(network, dynamic=False) if compiled else network
 
@@ -147,7 +147,7 @@ class Case:
         ]
         transform = v2.Compose(steps)
         network = self.network()
-        optimizer = training.make_optimizer(network, self.settings)
+        optimizer = optim.make_optimizer(network, self.settings)
 
         def step(views: list[torch.Tensor]) -> None:
             stacked = torch.cat(views).to(self.device).contiguous(memory_format=torch.channels_last)
@@ -189,7 +189,7 @@ class Case:
         """Seconds of one step by what is done, each timed alone."""
         network, views, generator = self.network(), self.views(), torch.Generator()
         optimizer, batch = (
-            training.make_optimizer(network, self.settings),
+            optim.make_optimizer(network, self.settings),
             self.images.batch(np.arange(BATCH)),
         )
         rows = np.random.default_rng(0).integers(0, len(self.images), BATCH)
@@ -222,7 +222,7 @@ class Case:
 def end_to_end(settings: dict, images: data.ImageSet, steps: int) -> float:
     """Images per second of our loop, read off the log of a real run, from its first to its last row: start, compilation and the writing of weights do
     not count."""
-    batch, steps = settings["batch_size"], steps + max(1, (steps + 1) // training.LOGS_PER_EPOCH)
+    batch, steps = settings["batch_size"], steps + max(1, (steps + 1) // loop.LOGS_PER_EPOCH)
     few = dataclasses.replace(
         images.subset(np.arange(steps * batch) % len(images)),
         name=f"{images.name}_{time.time_ns()}",

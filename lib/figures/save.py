@@ -1,0 +1,205 @@
+"""Saving what a notebook shows: a figure with its data, caption and provenance, a table as CSV.
+
+A figure is four or five files in results/<profile>/figures: <id>.png for the screen, <id>.pdf for
+print (not for profiles that are illustrations only), <id>.csv with exactly what is drawn, and
+<id>.json with the caption and where the figure comes from. All writes are atomic. The JSON comes
+last, so that a figure with a JSON is complete.
+"""
+
+import io
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython import get_ipython
+from IPython.display import Image, Markdown, display
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from lib.figures.style import STYLE_FILE
+from lib.runs import store
+from lib.runs.settings import ILLUSTRATIONS
+
+NOTEBOOK_DPI = 110  # of the pictures inside executed notebooks
+PDF_DPI = 300  # of what is rasterised inside a PDF
+DIGITS = 5  # of the numbers in a figure's CSV
+# No dates and versions in the files: the same data then give the same bytes.
+METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None}}
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+(?=[^a-z\s])")
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one notebook shows in one profile.
+
+    Example:
+        >>> report = Report("32_kappa_as_confidence", "standard")
+        >>> report.table("32_auroc", auroc)
+        >>> report.figure("32_roc", roc_plot(curves), data=curves, caption="κ detects errors. …")
+    """
+
+    notebook: str
+    profile: str
+
+    def figure(self, id: str, drawn, *, data: pd.DataFrame, caption: str, **options) -> None:
+        """Save and show a figure; for the arguments see save_figure."""
+        place = {"profile": self.profile, "notebook": self.notebook}
+        save_figure(drawn, id, data=data, caption=caption, **place, **options)
+
+    def table(self, id: str, table: pd.DataFrame, caption: str = "") -> None:
+        """Save a table as CSV, all digits, and show it."""
+        save_table(table, id, profile=self.profile, caption=caption)
+
+
+def save_figure(
+    drawn: Figure | Axes | np.ndarray,
+    id: str,
+    *,
+    caption: str,
+    data: pd.DataFrame,
+    profile: str,
+    notebook: str,
+    alt: str = "",
+    claims: Iterable[str] = (),
+    inputs: Iterable[str | Path] = (),
+) -> None:
+    """Write results/<profile>/figures/<id>.{png,pdf,csv,json}; in a notebook, show the figure.
+
+    Args:
+        drawn: the figure, or axes of it. It is closed.
+        id: the name of the files.
+        caption: what is to be seen, in one sentence (shown bold), and how to read the figure.
+        data: exactly what is drawn, tidy, units in the column names.
+        notebook: which notebook draws it.
+        alt: the trend in words, for whoever cannot see the figure; by default the first sentence
+            of the caption.
+        claims: ids of claims that the figure answers.
+        inputs: the files that were read; they are stored with their hashes.
+    """
+    caption = " ".join(caption.split())
+    if not caption:
+        raise ValueError(f"Figure {id} has no caption: say what is to be seen.")
+    if data.empty:
+        raise ValueError(f"The data of figure {id} have no rows: pass exactly what is drawn.")
+    figure = figure_of(drawn)
+    alt = alt or split_caption(caption)[0]
+    path = _figure_path(id, profile)
+    store.write_bytes(path.with_suffix(".png"), _picture(figure, "png"))
+    if profile not in ILLUSTRATIONS:
+        store.write_bytes(path.with_suffix(".pdf"), _picture(figure, "pdf", dpi=PDF_DPI))
+    store.write_csv(path.with_suffix(".csv"), data, digits=DIGITS)
+    record = {
+        "id": id,
+        "caption": caption,
+        "alt": alt,
+        "claims": list(claims),
+        "notebook": notebook,
+        "profile": profile,
+        "inputs": _hashes(inputs),
+        "commit": store.commit(),
+    }
+    store.write_json(path, record)
+    _show(notebook_picture(figure, alt), _in_bold(caption))
+
+
+def save_table(table: pd.DataFrame, id: str, *, profile: str, caption: str = "") -> None:
+    """Write results/<profile>/tables/<id>.csv; in a notebook, show the table."""
+    name = store.plain_name(id, "a table")
+    store.write_csv(store.results_dir(profile) / "tables" / f"{name}.csv", table)
+    if caption:
+        _show(table, _in_bold(caption))
+    else:
+        _show(table)
+
+
+def show_stored(id: str, profile: str) -> None:
+    """Show a stored figure with its caption, where what it is computed from is not available."""
+    path = _figure_path(id, profile)
+    if not path.exists():
+        raise FileNotFoundError(
+            f"no stored figure {id} for profile {profile}: run `make reproduce PROFILE={profile}`"
+        )
+    record = store.read_json(path, ("alt", "caption", "commit"))
+    picture = Image(path.with_suffix(".png").read_bytes(), alt=record["alt"], width=600)
+    note = f"*Stored at commit {record['commit']}; drawn again where its images are available.*"
+    _show(picture, Markdown(f"{_in_bold(record['caption']).data} {note}"))
+
+
+def stored_data(id: str, profile: str, inputs: Iterable[str | Path]) -> pd.DataFrame | None:
+    """The data of a stored figure, if it was drawn from these inputs as they are now; else None.
+
+    For what takes a network to compute, such as t-SNE, where the network is not available.
+    Classes are read as text.
+    """
+    path = _figure_path(id, profile)
+    if not path.exists() or not all(Path(name).exists() for name in inputs):
+        return None
+    if store.read_json(path, ("inputs",))["inputs"] != _hashes(inputs):
+        return None
+    return store.read_csv(path.with_suffix(".csv"), dtype={"class": str})
+
+
+def split_caption(caption: str) -> tuple[str, str]:
+    """The first sentence of a caption, and the rest."""
+    first, *rest = SENTENCE_END.split(caption.strip(), maxsplit=1)
+    return first, "".join(rest)
+
+
+def notebook_picture(figure: Figure, alt: str) -> Image:
+    """The figure as an image for a notebook; the figure is closed."""
+    content = _picture(figure, "png", dpi=NOTEBOOK_DPI)
+    plt.close(figure)
+    return Image(content, alt=alt)
+
+
+def figure_of(drawn: Figure | Axes | np.ndarray) -> Figure:
+    """The figure that an axes, or an array of axes, belongs to."""
+    if isinstance(drawn, Figure):
+        return drawn
+    first = np.ravel(np.asarray(drawn, dtype=object))[0]
+    return first.get_figure()
+
+
+def _figure_path(id: str, profile: str) -> Path:
+    name = store.plain_name(id, "a figure")
+    return store.results_dir(profile) / "figures" / f"{name}.json"
+
+
+def _picture(figure: Figure, kind: str, dpi: float | str = "figure") -> bytes:
+    """The figure as the bytes of a file, in this project's style whoever drew it."""
+    buffer = io.BytesIO()
+    with plt.style.context(STYLE_FILE):
+        if dpi == "figure":
+            dpi = plt.rcParams["savefig.dpi"]
+        figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
+    return buffer.getvalue()
+
+
+def _hashes(inputs: Iterable[str | Path]) -> dict[str, str]:
+    return {_relative(path): store.sha256(Path(path)) for path in inputs}
+
+
+def _relative(path: str | Path) -> str:
+    """A path as others find it: below the repository, or below results wherever that lies."""
+    path = Path(path).resolve()
+    results = store.RESULTS.resolve()
+    if path.is_relative_to(results):
+        return (Path("results") / path.relative_to(results)).as_posix()
+    if path.is_relative_to(store.ROOT):
+        return path.relative_to(store.ROOT).as_posix()
+    return path.name
+
+
+def _in_bold(caption: str) -> Markdown:
+    first, rest = split_caption(caption)
+    return Markdown(f"**{first}** {rest}".rstrip())
+
+
+def _show(*shown) -> None:
+    """Display these in a notebook; nothing elsewhere."""
+    if get_ipython() is not None:
+        display(*shown)

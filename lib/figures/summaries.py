@@ -1,0 +1,155 @@
+"""The numbers that charts draw, as tidy frames: from one row an image to one row a point or a box.
+
+A notebook computes such a frame, draws it with lib.figures.charts and saves it with the figure.
+"""
+
+import numpy as np
+import pandas as pd
+from matplotlib.cbook import boxplot_stats
+
+from lib.evaluation.intervals import mean_over_seeds
+from lib.evaluation.uncertainty import (
+    auroc,
+    confidence_bins,
+    confidence_calibration_error,
+    risk_coverage_curve,
+    roc_curve,
+)
+
+POINTS = 100  # of a curve, at most
+SMALLEST_COVERAGE = 0.01  # below, single images make a risk-coverage curve jump
+FEWEST_SEEDS = 3  # that an interval over seeds is drawn from
+
+
+def box_summary(
+    data: pd.DataFrame,
+    by: str | list[str],
+    *,
+    value: str = "kappa",
+    whiskers: float | tuple[float, float] = 1.5,
+) -> pd.DataFrame:
+    """What the box plots of a positive `value` show, one row a box: n, median, quartiles, whiskers.
+
+    whiskers: interquartile ranges of log `value`, or two percentiles.
+    """
+    rows = []
+    for group, part in data.groupby(by, sort=False, observed=True):
+        box = boxplot_stats(np.log(part[value].to_numpy(float)), whis=whiskers)[0]
+        names = group if isinstance(group, tuple) else (group,)
+        row = dict(zip(np.atleast_1d(by), names, strict=True))
+        row["n"] = len(part)
+        row["median"] = part[value].median()
+        row["q1"] = part[value].quantile(0.25)
+        row["q3"] = part[value].quantile(0.75)
+        row["whisker_low"] = np.exp(box["whislo"])
+        row["whisker_high"] = np.exp(box["whishi"])
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def log_histogram(
+    data: pd.DataFrame, by: str, *, value: str = "kappa", bins: int = 40
+) -> pd.DataFrame:
+    """Densities of log₁₀ `value` by group over common bins: each group integrates to one.
+
+    Returns by, bin_low, bin_high, count, density (per decade).
+    """
+    logs = np.log10(data[value])
+    edges = np.histogram_bin_edges(logs, bins)
+    tables = []
+    for name, part in logs.groupby(data[by], sort=False, observed=True):
+        counts, _ = np.histogram(part, edges)
+        density = counts / counts.sum() / np.diff(edges)
+        columns = {"bin_low": 10 ** edges[:-1], "bin_high": 10 ** edges[1:]}
+        tables.append(pd.DataFrame({by: name, **columns, "count": counts, "density": density}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def roc_curves(data: pd.DataFrame) -> pd.DataFrame:
+    """ROC curves from one row an image and curve: `curve`, `score` (high: positive), `positive`.
+
+    Returns curve, false_positive_rate, true_positive_rate (at most POINTS points a curve), auroc.
+
+    Example:
+        >>> scores = ["kappa", "max_softmax"]
+        >>> long = images.melt("correct", scores, var_name="curve", value_name="score")
+        >>> curves = roc_curves(long.rename(columns={"correct": "positive"}))
+    """
+    tables = []
+    for name, part in data.groupby("curve", sort=False, observed=True):
+        false_positive, true_positive, _ = roc_curve(part["score"], part["positive"])
+        kept = _evenly_spaced(len(false_positive))
+        table = pd.DataFrame({"false_positive_rate": false_positive[kept]})
+        table["true_positive_rate"] = true_positive[kept]
+        table["auroc"] = auroc(part["score"], part["positive"])
+        table.insert(0, "curve", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def risk_coverage_curves(data: pd.DataFrame) -> pd.DataFrame:
+    """Error among the most certain images, from `curve`, `uncertainty` and `correct`.
+
+    Images of equal uncertainty share their mean error. The last point of a curve is the error of
+    the whole set, which an uninformative score has everywhere.
+    Returns curve, coverage, error (fractions, at most POINTS points a curve).
+    """
+    tables = []
+    for name, part in data.groupby("curve", sort=False, observed=True):
+        coverage, error = risk_coverage_curve(part["uncertainty"], part["correct"])
+        first = np.searchsorted(coverage, SMALLEST_COVERAGE)
+        kept = first + _evenly_spaced(len(coverage) - first)
+        tables.append(
+            pd.DataFrame({"curve": name, "coverage": coverage[kept], "error": error[kept]})
+        )
+    return pd.concat(tables, ignore_index=True)
+
+
+def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
+    """Accuracy in 15 bins of confidence, from `curve`, `confidence` and `correct`.
+
+    ece = Σ n_b/N |accuracy_b - confidence_b| over these bins (Guo et al. 2017, Eq. 3).
+    Returns curve, bin_low, bin_high, count, confidence, accuracy, ece.
+    """
+    tables = []
+    for name, part in data.groupby("curve", sort=False, observed=True):
+        table = pd.DataFrame(confidence_bins(part["confidence"], part["correct"]))
+        table = table.rename(columns={"low": "bin_low", "high": "bin_high"})
+        table["ece"] = confidence_calibration_error(part["confidence"], part["correct"])
+        table.insert(0, "curve", name)
+        tables.append(table)
+    return pd.concat(tables, ignore_index=True)
+
+
+def seed_means(data: pd.DataFrame, value: str, by: str = "method") -> pd.DataFrame:
+    """`data`, one row a seed, with the mean, ci_low, ci_high and n_seeds of each group.
+
+    The interval is Student's t over seeds; NaN below FEWEST_SEEDS seeds.
+    """
+    tables = []
+    for _, part in data.groupby(by, sort=False, observed=True):
+        low, high = seed_interval(part[value])
+        mean = part[value].mean()
+        tables.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=len(part)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def seed_interval(values: pd.Series) -> tuple[float, float]:
+    """Student's 95 % interval of the mean of one value a seed; NaN below FEWEST_SEEDS seeds."""
+    if len(values) < FEWEST_SEEDS:
+        return np.nan, np.nan
+    interval = mean_over_seeds(values)
+    return interval["ci_low"], interval["ci_high"]
+
+
+def tsne_plane(features: np.ndarray) -> np.ndarray:
+    """Features [N, D] in the plane, [N, 2], by t-SNE: perplexity 30, PCA start, seed 0."""
+    from sklearn.manifold import TSNE  # slow to import
+
+    return TSNE(perplexity=30, init="pca", random_state=0).fit_transform(features)
+
+
+def _evenly_spaced(points: int) -> np.ndarray:
+    """Indices of at most POINTS evenly spaced points, both ends included."""
+    places = np.linspace(0, points - 1, min(points, POINTS))
+    return np.unique(places.round().astype(int))

@@ -1,0 +1,157 @@
+"""One job: its notebook executed by papermill, its stamp written, its failure named by cause."""
+
+import contextlib
+import os
+import re
+import tempfile
+from pathlib import Path
+
+from lib.pipeline import jobs, notebooks, sources
+from lib.pipeline.jobs import Job
+from lib.runs import store
+
+START_SECONDS = 600  # for a kernel to answer, on a machine with much else to do
+
+
+def run_job(profile: str, paper: str, name: str, expected_stamp: str = "") -> None:
+    """Run one job and write its stamp; nothing if it is done already.
+
+    Another process at the same job is waited for. expected_stamp: the file that Snakemake waits
+    for. Sources that were edited since it was named give the next call another stamp.
+    """
+    listed = jobs.listed_jobs(profile, paper)
+    if name not in listed:
+        raise ValueError(
+            f"Profile {profile!r}, paper {paper!r} has no job {name!r}; its jobs are "
+            f"{sorted(listed)}."
+        )
+    path = Path(expected_stamp) if expected_stamp else jobs.stamp(listed[name], listed)
+    with store.exclusive(path.parent / f"{name}.lock"):
+        if not path.exists():
+            execute(listed[name])
+            sources.write_stamp(path)
+            memory_file(profile, name).unlink(missing_ok=True)
+
+
+def execute(job: Job) -> Path:
+    """Run one job here and return its executed notebook.
+
+    A job that fails raises RuntimeError. What it stored stays, and its notebook is kept in
+    results/<profile>/failed with the cell that failed.
+    """
+    import papermill  # slow to import
+
+    from lib.pipeline.kernels import JobKernel  # slow to import
+
+    notebooks.check_parameters(job.notebook, job.parameters)
+    os.environ[notebooks.HEADLESS] = "1"  # the kernel inherits it
+    path = store.results_dir(job.parameters["profile"]) / "notebooks" / f"{job.name}.ipynb"
+    failed = path.parent.with_name("failed") / path.name
+    # The path of a socket has about 100 characters at most: a temporary folder may be too deep.
+    sockets = tempfile.TemporaryDirectory(prefix="companion-", dir="/tmp")
+    with store.atomic_path(path) as output, sockets as folder:
+        kernel = JobKernel.for_job(Path(folder))
+        try:
+            papermill.execute_notebook(
+                notebooks.NOTEBOOKS / f"{job.notebook}.ipynb",
+                output,
+                job.parameters,
+                kernel_name="python3",
+                kernel_manager_class=kernel,
+                progress_bar=False,
+                cwd=str(store.ROOT),
+                start_timeout=START_SECONDS,
+            )
+        except Exception as error:
+            cause = cause_of_failure(error, kernel)
+            if kernel.ran_out_of_memory:
+                _remember_out_of_memory(job)
+            kept = _keep_failed(output, failed)
+            raise RuntimeError(f"{job.name} failed: {_training_of(job)}{cause}{kept}") from error
+        clean_metadata(output)
+    failed.unlink(missing_ok=True)
+    return path
+
+
+# ------------------------------------------------------------------------- failures
+def cause_of_failure(error: Exception, kernel) -> str:
+    """What ended a job, in one line: the error of its cell, or how its kernel died."""
+    from nbclient.exceptions import DeadKernelError  # slow to import
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):
+        cause = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
+    elif isinstance(error, DeadKernelError):
+        cause = kernel.cause_of_death(answered=True)
+    elif str(error).startswith("Kernel died"):  # so nbclient says before the kernel has answered
+        cause = kernel.cause_of_death(answered=False)
+    else:
+        cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return " ".join(cause.split())
+
+
+def _keep_failed(output: Path, failed: Path) -> str:
+    """Move the notebook of a failed job to its place; where it lies, in a sentence."""
+    with contextlib.suppress(Exception):  # the first fault is reported, not a second one
+        clean_metadata(output)
+        failed.parent.mkdir(exist_ok=True)
+        os.replace(output, failed)
+        return f" See the last cells of {failed}."
+    return ""
+
+
+def _training_of(job: Job) -> str:
+    """The run that a failed job was training, by its progress file, which is still there."""
+    for name in job.parameters.get("runs", "").split():
+        if (store.run_dir(job.parameters["profile"], name) / "progress.json").exists():
+            return f"{name}: "
+    return ""
+
+
+def memory_file(profile: str, name: str) -> Path:
+    """The file that counts how often a job ran out of memory."""
+    return jobs.stamp_folder(profile) / f"{name}.out_of_memory"
+
+
+def times_out_of_memory(profile: str, name: str) -> int:
+    """How often a job ran out of memory since it was last done."""
+    path = memory_file(profile, name)
+    return int(path.read_text()) if path.exists() else 0
+
+
+def _remember_out_of_memory(job: Job) -> None:
+    profile = job.parameters["profile"]
+    with contextlib.suppress(OSError):  # the first fault is reported, not a second one
+        count = times_out_of_memory(profile, job.name) + 1
+        store.write_text(memory_file(profile, job.name), str(count))
+
+
+# ------------------------------------------------------------------------- executed notebooks
+def clean_metadata(path: Path) -> None:
+    """Make an executed notebook the same on every machine, and smaller.
+
+    Paths of this machine, times and the kernel's version go. A text that is there as HTML or
+    Markdown as well goes. Rows of tables become lines, and their style, the same for each, goes.
+    """
+    import nbformat  # slow to import
+
+    notebook = nbformat.read(path, as_version=4)
+    notebook.metadata = {
+        "kernelspec": notebook.metadata.get("kernelspec", {}),
+        "language_info": {"name": "python"},
+    }
+    for cell in notebook.cells:
+        cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        for output in cell.get("outputs", ()):
+            _shorten(output.get("data", {}))
+    text = re.sub("(?m)^ +", "", nbformat.writes(notebook))
+    store.write_text(path, text.replace(str(store.ROOT) + "/", "") + "\n")
+
+
+def _shorten(data: dict) -> None:
+    if {"text/html", "text/markdown"} & set(data):
+        data.pop("text/plain", None)
+    if "text/html" in data:
+        html = re.sub(r"(?s)<style scoped>.*?</style>\n", "", data["text/html"])
+        html = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)", "", html)
+        data["text/html"] = re.sub(r"(?m)^ +", "", html)

@@ -1,0 +1,171 @@
+"""results/<profile>/README.md: what is done, running and to come, then links to what is stored."""
+
+import time
+from pathlib import Path
+
+import pandas as pd
+
+from lib.runs import settings, store
+
+RECENT_SECONDS = 600  # a training that is running writes its progress every second
+STATES = ("done", "running", "to come", "left out")
+
+
+def plan(profile: str) -> pd.DataFrame:
+    """Every run that the settings list, with its state and hours.
+
+    Columns: run, method, dataset, purpose (final or tuning), state (one of STATES) and hours. The
+    hours of a finished run are measured; those of another are estimated from stored runs.
+    """
+    finals = [(run, "final") for run in settings.runs(profile)]
+    searches = [(run, "tuning") for run in settings.tuning_runs(profile)]
+    stored = stored_runs(profile)
+    stale = set(settings.stale_runs(profile))
+    absent_sets = settings.absent_sets(profile)
+    rows = []
+    for run, purpose in finals + searches:
+        name = settings.run_name(run)
+        config = stored.get(name, {})
+        if config.get("finished") and name not in stale:
+            state = "done"
+            hours = config["seconds"] / 3600
+        else:
+            state = _state_of_unfinished(profile, run, absent_sets)
+            hours = estimated_hours(run, stored)
+        rows.append(
+            {
+                "run": name,
+                "method": run["method"],
+                "dataset": run["dataset"],
+                "purpose": purpose,
+                "state": state,
+                "hours": hours,
+            }
+        )
+    columns = ["run", "method", "dataset", "purpose", "state", "hours"]
+    return pd.DataFrame(rows, columns=columns).drop_duplicates("run", ignore_index=True)
+
+
+def stored_runs(profile: str) -> dict[str, dict]:
+    """The config.json of every stored run, by the run's name."""
+    return {config["run"]: config for config in store.run_configs(profile).values()}
+
+
+def estimated_hours(run: dict, stored: dict[str, dict]) -> float:
+    """Hours that a run will take: its epochs times the median time per epoch of similar runs.
+
+    Similar are finished runs of the same method on the same data set; where there are none, of
+    any method on that set; where there are none, all. NaN without a finished run.
+    """
+    finished = [
+        config
+        for config in stored.values()
+        if config.get("finished") and config["settings"]["epochs"] > 0
+    ]
+    on_set = [config for config in finished if config["settings"]["dataset"] == run["dataset"]]
+    of_method = [config for config in on_set if config["settings"]["method"] == run["method"]]
+    similar = of_method or on_set or finished
+    if run["epochs"] == 0:
+        return 0.0
+    per_epoch = pd.Series(
+        [config["seconds"] / config["settings"]["epochs"] for config in similar], dtype=float
+    )
+    return float(run["epochs"] * per_epoch.median() / 3600)
+
+
+def _state_of_unfinished(profile: str, run: dict, absent_sets: list[str]) -> str:
+    path = store.run_dir(profile, settings.run_name(run)) / "progress.json"
+    if path.exists() and time.time() - path.stat().st_mtime < RECENT_SECONDS:
+        return "running"
+    if run["dataset"] in absent_sets:
+        return "left out"
+    return "to come"
+
+
+def write_readme(profile: str) -> Path:
+    """Write results/<profile>/README.md and return its path."""
+    settings.profile_settings(profile)
+    folder = store.results_dir(profile)
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"There are no results of profile {profile}: call make reproduce PROFILE={profile}."
+        )
+    runs = plan(profile)
+    parts = [
+        f"# Results of profile {profile}",
+        "This page is written by `python -m lib progress` and at the end of `make reproduce`.",
+        "## Progress",
+        _summary(runs),
+        _progress_table(runs),
+        *_running(profile, runs),
+        *_links(folder),
+    ]
+    path = folder / "README.md"
+    store.write_text(path, "\n\n".join(parts) + "\n")
+    return path
+
+
+def _summary(runs: pd.DataFrame) -> str:
+    lines = []
+    for state in STATES:
+        chosen = runs[runs.state == state]
+        if len(chosen):
+            hours = chosen.hours.sum()
+            about = "" if state == "done" else "about "
+            lines.append(f"- {state}: {len(chosen)} of {len(runs)} runs, {about}{hours:.1f} hours")
+    if (runs.state == "left out").any():
+        lines.append("\nRuns are left out where their data set is not in DATA_DIR.")
+    return "\n".join(lines)
+
+
+def _progress_table(runs: pd.DataFrame) -> str:
+    """One row per data set and purpose: runs and hours done and to come."""
+    rows = [["data set", "purpose", "runs", "done", "hours done", "hours to come", "to come"]]
+    datasets = runs.dataset.str.replace(settings.ONE_CLASS, r"\g<name> (one class)", regex=True)
+    for (dataset, purpose), group in runs.groupby([datasets, "purpose"], sort=True):
+        done = group[group.state == "done"]
+        remaining = group[group.state.isin(["running", "to come"])]
+        methods = ", ".join(sorted(remaining.method.unique()))
+        rows.append(
+            [
+                dataset,
+                purpose,
+                len(group),
+                len(done),
+                f"{done.hours.sum():.1f}",
+                f"{remaining.hours.sum():.1f}",
+                methods,
+            ]
+        )
+    return store.markdown_table(rows)
+
+
+def _running(profile: str, runs: pd.DataFrame) -> list[str]:
+    """What the trainings under way have reached; empty where none is running."""
+    lines = []
+    for name in runs.run[runs.state == "running"]:
+        state = store.read_json(store.run_dir(profile, name) / "progress.json")
+        hours_left = state.get("seconds_left", float("nan")) / 3600
+        lines.append(
+            f"- {name}: step {state['step']:,} of {state['steps']:,}, {hours_left:.1f} hours left"
+        )
+    if not lines:
+        return []
+    return ["Running now:", "\n".join(lines)]
+
+
+def _links(folder: Path) -> list[str]:
+    """Sections that link what is stored: ledger, executed notebooks, encoders, figures, tables."""
+    sections = []
+    for title, pattern in (
+        ("Ledger of claims", "*/*_claims*"),
+        ("Executed notebooks", "notebooks/*.ipynb"),
+        ("Encoders", "encoders/*.md"),
+        ("Figures", "figures/*.png"),
+        ("Tables", "tables/*.csv"),
+    ):
+        paths = sorted(folder.glob(pattern))
+        if paths:
+            links = [f"- [{path.name}]({path.relative_to(folder).as_posix()})" for path in paths]
+            sections += [f"## {title}", "\n".join(links)]
+    return sections

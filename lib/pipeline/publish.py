@@ -1,0 +1,94 @@
+"""The published figures: figures/<id>.pdf and .png, copied from one complete profile."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from lib.runs import settings, store
+
+KINDS = ("pdf", "png")
+
+
+def published_ids() -> list[str]:
+    """The ids of the figures that are published now."""
+    return sorted({path.stem for path in _published_files()})
+
+
+def publish(profile: str = "standard", ids: Sequence[str] = ()) -> list[Path]:
+    """Copy the figures ``ids`` (default: those published now) of a profile to figures/.
+
+    figures/ then holds these figures and no others. RuntimeError if the profile is not complete,
+    if a figure is missing, or if what a figure was drawn from has changed since.
+
+    Example:
+        publish("standard", ["32_roc", "90_verdicts"])
+    """
+    settings.profile_settings(profile)
+    ids = sorted(set(ids)) or published_ids()
+    lacking = missing_runs(profile)
+    if lacking:
+        raise RuntimeError(
+            f"Profile {profile} is not complete: {len(lacking)} runs are missing or were trained "
+            f"with other settings, {lacking[0]} among them. Call make reproduce PROFILE={profile}."
+        )
+    folder = store.results_dir(profile) / "figures"
+    for figure_id in ids:
+        _check_figure(folder, figure_id)
+    target = store.ROOT / "figures"
+    wanted = []
+    for figure_id in ids:
+        wanted += [f"{figure_id}.{kind}" for kind in KINDS]
+    for path in _published_files():
+        if path.name not in wanted:
+            path.unlink()
+    for name in wanted:
+        store.write_bytes(target / name, (folder / name).read_bytes())
+    return [target / name for name in wanted]
+
+
+def missing_runs(profile: str) -> list[str]:
+    """The runs of a profile that are not finished, or were trained with other settings."""
+    stale = set(settings.stale_runs(profile))
+    absent_sets = settings.absent_sets(profile)
+    missing = []
+    for run in settings.runs(profile) + settings.tuning_runs(profile):
+        name = settings.run_name(run)
+        if run["dataset"] in absent_sets:
+            continue
+        path = store.config_path(profile, name)
+        finished = path.exists() and store.read_json(path).get("finished")
+        if name in stale or not finished:
+            missing.append(name)
+    return missing
+
+
+def _published_files() -> list[Path]:
+    """The files of figures in figures/: their names begin with a notebook's number."""
+    files = (store.ROOT / "figures").iterdir()
+    return sorted(path for path in files if re.match(r"\d\d_", path.name))
+
+
+def _check_figure(folder: Path, figure_id: str) -> None:
+    for kind in KINDS:
+        if not (folder / f"{figure_id}.{kind}").exists():
+            raise RuntimeError(
+                f"{folder} has no {figure_id}.{kind}; draw it with "
+                f"make notebook N={figure_id[:2]} PROFILE={folder.parent.name}."
+            )
+    inputs = store.read_json(folder / f"{figure_id}.json", ("inputs",))["inputs"]
+    for name, checksum in inputs.items():
+        path = _stored_input(name)
+        # An embedding that was an input is not kept in git: what is not here cannot be judged.
+        if path.is_file() and store.sha256(path) != checksum:
+            raise RuntimeError(
+                f"{figure_id} was drawn from another {name} than the one stored now; draw it again "
+                f"with make notebook N={figure_id[:2]} PROFILE={folder.parent.name}."
+            )
+
+
+def _stored_input(name: str) -> Path:
+    """The file that a figure's record names: results lie in RESULTS, all else in the repository."""
+    first, *rest = Path(name).parts
+    if first == "results":
+        return store.RESULTS.joinpath(*rest)
+    return store.ROOT / name

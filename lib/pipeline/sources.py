@@ -1,0 +1,65 @@
+"""Which files of lib a notebook depends on, and the stamp of a job that was done with them."""
+
+import ast
+import itertools
+from functools import cache
+from pathlib import Path
+
+from lib.runs.store import ROOT, write_text
+
+# Modules of this room start every notebook and change no number in it.
+STARTS_NOTEBOOKS = "pipeline"
+
+
+def source_files(source: str) -> list[Path]:
+    """The files of the lib modules that Python source imports, and of those that these import."""
+    files: dict[str, list[Path]] = {}
+    waiting = imported_modules(source)
+    while waiting:
+        name = min(waiting)
+        files[name] = module_files(name)
+        for path in files[name]:
+            waiting |= imported_modules(path.read_text())
+        waiting -= set(files)
+    return list(itertools.chain.from_iterable(files[name] for name in sorted(files)))
+
+
+def module_files(name: str) -> list[Path]:
+    """The files of lib.<name>: one of a module, all of a room; none where there is no such one."""
+    path = ROOT / "lib" / name.replace(".", "/")
+    module = path.with_suffix(".py")
+    return [module] if module.exists() else sorted(path.glob("*.py"))
+
+
+@cache
+def _names_in_imports(source: str) -> frozenset[str]:
+    """What follows ``lib.`` in the imports of Python source: modules, and names of modules."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module == "lib":
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
+            module = node.module.removeprefix("lib.")
+            names.add(module)
+            names |= {f"{module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            imported = [alias.name for alias in node.names]
+            names |= {name.removeprefix("lib.") for name in imported if name.startswith("lib.")}
+    return frozenset(names)
+
+
+def imported_modules(source: str) -> set[str]:
+    """The lib modules that the source itself imports; a room only where none of its modules is."""
+    modules = set()
+    for name in _names_in_imports(source):
+        if module_files(name) and not name.startswith(STARTS_NOTEBOOKS):
+            modules.add(name)
+    rooms = {name.rpartition(".")[0] for name in modules}
+    return modules - rooms
+
+
+def write_stamp(path: Path) -> None:
+    """Write the empty file <name>.<digest>, in place of any of that name with another digest."""
+    for old in path.parent.glob(f"{path.stem}.????????????"):
+        old.unlink()
+    write_text(path, "")

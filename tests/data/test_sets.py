@@ -1,0 +1,298 @@
+"""Sets in memory and in files: batches, subsets, checksums, splits, and drawn sets."""
+
+import shutil
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from lib.data import sets, sources, views
+from lib.data.sets import ImageSet, batches, generated, image_folder, styled
+from tests.data.writers import RANDOM, pixels, write_image
+
+
+@pytest.fixture
+def folder_set(tmp_path):
+    for i in range(12):
+        write_image(tmp_path / f"set/{'ab'[i % 2]}/{i:02d}.png", (10, 10))
+    return image_folder(tmp_path / "set")
+
+
+def in_memory(n=6):
+    return ImageSet("x", "train", pixels(n), np.zeros(n, int), ["a"])
+
+
+# -------------------------------------------------------------------------------------- batches
+def test_batch_is_uint8_channels_first_and_a_copy():
+    images = in_memory()
+    batch = images.batch(torch.tensor([4, 0, 4]))
+    assert batch.dtype == torch.uint8 and batch.shape == (3, 3, 8, 8)
+    assert batch.is_contiguous(memory_format=torch.channels_last)
+    np.testing.assert_array_equal(batch.permute(0, 2, 3, 1), images.images[[4, 0, 4]])
+    batch.zero_()
+    assert images.images.any()
+
+
+@pytest.mark.parametrize("wrong", [[6], [-1], [], [0.5], [True], np.arange(6) > 2, 3])
+def test_indices_outside_the_set_are_errors(wrong):
+    with pytest.raises(ValueError, match="indices"):
+        in_memory().batch(wrong)
+    with pytest.raises(ValueError, match="indices"):
+        in_memory().subset(wrong)
+
+
+def test_small_folder_sets_become_resident(folder_set, monkeypatch):
+    resident = folder_set.to("cpu")
+    direct = folder_set.batch([5])
+    for file in folder_set.images.files:
+        file.rename(file.with_suffix(".away"))
+    assert torch.equal(resident.batch([0, 5])[1:], direct)
+    assert torch.equal(resident.subset([2, 5]).batch([1]), direct)
+    for file in folder_set.images.files:
+        file.with_suffix(".away").rename(file)
+    assert resident.checksum == folder_set.checksum
+    monkeypatch.setattr(sets, "RESIDENT_BYTES", 100)
+    assert folder_set.to("cpu").pixels is None  # too large: streams
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_batches_on_the_gpu(folder_set):
+    for images in (folder_set, in_memory()):
+        batch = images.to("cuda").batch([3, 1])
+        assert batch.device.type == "cuda" and torch.equal(batch.cpu(), images.batch([3, 1]))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_prefetched_batches_equal_direct_ones(folder_set, resident):
+    images = folder_set.to("cpu") if resident else folder_set
+    order = [[1, 0], [5], [11, 2, 3]]
+    streamed = list(batches(images, iter(order)))
+    for batch, indices in zip(streamed, order, strict=True):
+        assert torch.equal(batch, images.batch(indices))
+    assert list(batches(images, [])) == []
+    with pytest.raises(ValueError, match="indices run from 99"):
+        list(batches(images, [[0], [99]]))
+
+
+def test_the_next_batch_is_decoded_while_this_one_is_used(folder_set, monkeypatch):
+    decoded = threading.Event()
+    batch = ImageSet.batch
+
+    def listening(self, indices):
+        result = batch(self, indices)
+        if indices == [1]:
+            decoded.set()
+        return result
+
+    monkeypatch.setattr(ImageSet, "batch", listening)
+    stream = batches(folder_set, [[0], [1], [2]])
+    next(stream)
+    assert decoded.wait(10)  # nobody asked for the second batch yet
+    stream.close()
+
+
+# -------------------------------------------------------------------------------------- subsets
+def test_a_subset_says_how_many_images_it_has(folder_set):
+    digits = sources.load("digits")
+    part = digits.subset(np.arange(1400))
+    assert digits.title == "digits" and part.title == "digits (1,400 images)"
+    assert part.subset([5]).title == "digits (1 image)"
+    assert part.checksum != digits.checksum
+    np.testing.assert_array_equal(part.labels, digits.labels[:1400])
+    # where scikit-learn has them
+    np.testing.assert_array_equal(part.subset([7, 3]).index, digits.index[[7, 3]])
+    assert folder_set.subset([7, 5]).subset([1]).index.tolist() == [5]
+    assert torch.equal(folder_set.subset([4, 2]).batch([0]), folder_set.batch([4]))
+
+
+def test_a_sample_of_a_set_sorted_by_class_holds_all_classes():
+    images = pixels(300, 1, 1)
+    classes = [str(i) for i in range(10)]
+    ordered = ImageSet("ordered", "train", images, np.arange(300) // 30, classes)
+    some = ordered.sample(100)
+    assert len(some) == 100 and len(np.unique(some.labels)) == 10
+    np.testing.assert_array_equal(some.index, ordered.places(100))
+    np.testing.assert_array_equal(some.index, np.sort(some.index))
+    assert len(ordered.sample(1000)) == 300
+    # places are within the part, not within the set that it is of
+    part = ordered.subset(range(60, 240))
+    np.testing.assert_array_equal(part.labels[part.places(50)], part.sample(50).labels)
+    mixed = ImageSet("mixed", "train", images, RANDOM.integers(10, size=300), classes)
+    one = ImageSet("one", "train", images, np.zeros(300, int), ["only"])
+    assert ordered.is_sorted and not mixed.is_sorted and not one.is_sorted
+    np.testing.assert_array_equal(mixed.sample(100).index, np.arange(100))
+    np.testing.assert_array_equal(one.sample(100).index, np.arange(100))
+
+
+def test_checksum_sees_every_change_of_arrays():
+    images = pixels()
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    changed = images.copy()
+    changed[5, 7, 7, 2] ^= 1
+
+    def checksum(images, labels, name="x", classes="ab"):
+        return ImageSet(name, "train", images, labels, list(classes)).checksum
+
+    base = checksum(images, labels)
+    others = {
+        checksum(changed, labels),
+        checksum(images, labels[::-1]),
+        checksum(images.reshape(6, 4, 16, 3), labels),
+        checksum(images[:5], labels[:5]),
+    }
+    assert len(base) == 16 and len(others | {base}) == 5
+    same = checksum(np.asfortranarray(images), labels.astype(np.int8), "other", "cd")
+    assert same == base
+
+
+def test_checksum_sees_every_change_of_files(folder_set, monkeypatch):
+    root = folder_set.images.root
+    first = folder_set.checksum
+    assert image_folder(root).checksum == first
+    assert image_folder(root, 5).checksum != first
+    assert image_folder(shutil.copytree(root, root.with_name("moved"))).checksum == first
+    other = shutil.copytree(root, root.with_name("changed"))
+    content = bytearray((other / "a/00.png").read_bytes())
+    content[-20] ^= 1
+    (other / "a/00.png").write_bytes(content)
+    assert image_folder(other).checksum != first  # of the same size, with other content
+    with monkeypatch.context() as patch:
+        patch.setattr(sets, "RESIDENT_BYTES", 1)  # then only names and sizes count
+        assert image_folder(other).checksum == image_folder(root).checksum
+    write_image(root / "a/extra.png", (10, 10))
+    assert image_folder(root).checksum != first
+    (root / "a/extra.png").unlink()
+    (root / "b").rename(root / "c")
+    assert image_folder(root).checksum != first
+
+
+def test_a_set_changes_its_channels_and_keeps_everything_else():
+    colour = generated("shapes", 5, 12)
+    grey = sets.with_channels(colour, 1)
+    luma = views.to_grey(colour.batch(range(5)).float())[:, 0].numpy()
+    assert grey.images.shape == (5, 12, 12, 1) and np.abs(grey.images[..., 0] - luma).max() <= 0.51
+    np.testing.assert_array_equal(grey.labels, colour.labels)
+    again = sets.with_channels(grey, 3)
+    assert again.images.shape == (5, 12, 12, 3) and (again.images == grey.images).all()
+    assert sets.with_channels(colour, 3) is colour
+
+
+# --------------------------------------------------------------------------------------- splits
+def test_validation_has_the_same_fraction_of_every_class():
+    labels = RANDOM.permutation(np.repeat([0, 1, 7], [100, 40, 15]))
+    train, validation = sets.train_validation_split(labels)
+    assert sorted([*train, *validation]) == list(range(155))
+    assert np.bincount(labels[validation], minlength=8)[[0, 1, 7]].tolist() == [10, 4, 2]
+    np.testing.assert_array_equal(validation, sets.train_validation_split(labels)[1])
+    assert not np.array_equal(validation, sets.train_validation_split(labels, seed=1)[1])
+
+
+@pytest.mark.parametrize("fraction", [0, 1.5, float("nan"), 1.0])
+def test_a_fraction_that_leaves_nothing_is_an_error(fraction):
+    with pytest.raises(ValueError, match="fraction"):
+        sets.train_validation_split(np.arange(20) % 2, fraction)
+
+
+def test_label_subset_has_at_least_one_image_a_class():
+    labels = np.repeat([0, 1, 2], [1000, 500, 3])
+    chosen = sets.label_subset(labels, 0.01, seed=3)
+    assert np.bincount(labels[chosen]).tolist() == [10, 5, 1] and len(set(chosen)) == 16
+    assert not np.array_equal(chosen, sets.label_subset(labels, 0.01, seed=4))
+    np.testing.assert_array_equal(sets.label_subset(labels, 1.0), np.arange(1503))
+    assert set(chosen) < set(sets.label_subset(labels, 0.1, seed=3))  # fewer are some of the more
+
+
+def test_every_member_of_a_class_is_as_likely_as_any_other():
+    counts = np.zeros(20, int)
+    for seed in range(400):
+        counts[sets.label_subset(np.zeros(20, int), 0.25, seed)] += 1
+    assert counts.sum() == 2000
+    assert 60 < counts.min() and counts.max() < 145  # mean 100, standard deviation 8.7
+
+
+# ----------------------------------------------------------------------------------- drawn sets
+def test_generated_shapes_show_what_their_labels_say():
+    images = generated("shapes", n=300, size=48, seed=5)
+    assert images.checksum == generated("shapes", 300, 48, 5).checksum
+    assert images.checksum != generated("shapes", 300, 48, 6).checksum
+    assert np.bincount(images.labels).tolist() == [60] * 5
+    bytes_ = images.images.astype(float)
+    colours = np.array(list(sets.COLOURS.values()))[images.extra["colour"]]
+    assert np.abs(bytes_.max(axis=(1, 2)) - colours).mean() < 25
+    # The centroid of what is bright is where x and y say, and the area grows with scale squared.
+    weight = np.clip(bytes_.max(axis=3) - 110, 0, None)
+    total = weight.sum(axis=(1, 2))
+    grid = (np.arange(48) + 0.5) / 48
+    assert np.abs((weight.sum(1) * grid).sum(1) / total - images.extra["x"]).max() < 0.02
+    assert np.abs((weight.sum(2) * grid).sum(1) / total - images.extra["y"]).max() < 0.02
+    disc = images.labels == sets.SHAPES.index("disc")
+    area = (bytes_[disc].max(axis=3) > 130).mean(axis=(1, 2))
+    np.testing.assert_allclose(area, np.pi * (0.9 * images.extra["scale"][disc]) ** 2, rtol=0.15)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "faces"}, {"n": 0}, {"size": 0}])
+def test_what_cannot_be_drawn_is_an_error(wrong):
+    with pytest.raises(ValueError, match="'faces'|n = 0|size = 0"):
+        generated(**wrong)
+
+
+def marked_disc(n=200, size=28):
+    """A bright disc with a darker spot right of its centre: place, size and turn can be read."""
+    grid = (np.arange(size) + 0.5) / size - 0.5
+    x, y = np.meshgrid(grid, grid)
+    disc = np.hypot(x, y) < 0.4
+    spot = np.hypot(x - 0.25, y) < 0.1
+    image = (200 * disc - 150 * (disc & spot)).astype(np.uint8)
+    images = np.repeat(image[None, ..., None], n, 0)
+    return ImageSet("disc", "train", images, np.arange(n) % 3, ["a", "b", "c"])
+
+
+def centroid(mask, grid):
+    """x and y [N] of the middle of a mask [N, S, S]."""
+    total = mask.sum((1, 2))
+    return (mask.sum(1) * grid).sum(1) / total, (mask.sum(2) * grid).sum(1) / total
+
+
+def test_styled_images_show_what_their_factors_say():
+    images = styled(marked_disc(), size=48)
+    extra = images.extra
+    assert images.checksum == styled(marked_disc(), 48).checksum
+    assert images.checksum != styled(marked_disc(), 48, seed=1).checksum
+    assert images.name == "styled_disc" and images.images.shape == (200, 48, 48, 3)
+    np.testing.assert_array_equal(images.labels, marked_disc().labels)
+    bytes_ = images.images.astype(float)
+    hue = np.array(list(sets.HUES.values()))[extra["colour"]]
+    assert np.abs(bytes_.max(axis=(1, 2)) - hue * 200 / 255).max() <= 1
+    # 1 on the disc, 0.25 on the spot
+    level = bytes_.sum(3) / hue.sum(1)[:, None, None] * 255 / 200
+    grid = (np.arange(48) + 0.5) / 48 - 0.5
+    disc = level > 0.1
+    x, y = centroid(disc, grid)
+    assert np.abs(x - extra["x"]).max() < 0.01 and np.abs(y - extra["y"]).max() < 0.01
+    np.testing.assert_allclose(disc.mean((1, 2)), np.pi * (0.4 * extra["scale"]) ** 2, rtol=0.12)
+    # The direction of the spot, without the disc's blurred edge
+    columns = grid[None, None] - extra["x"][:, None, None]
+    rows = grid[None, :, None] - extra["y"][:, None, None]
+    within = np.hypot(columns, rows) < 0.36 * extra["scale"][:, None, None]
+    spot_x, spot_y = centroid((level < 0.6) & within, grid)
+    turned = np.rad2deg(np.arctan2(spot_y - extra["y"], spot_x - extra["x"]))
+    assert np.corrcoef(turned, extra["rotation"])[0, 1] > 0.97
+    assert np.abs(turned - extra["rotation"]).mean() < 4
+
+
+def test_images_with_colours_are_tinted_and_keep_their_labels():
+    faces = ImageSet(
+        name="faces",
+        split="train",
+        images=np.full((40, 24, 24, 3), 200, np.uint8),
+        labels=np.arange(40) % 2,
+        classes=["a", "b"],
+        extra={"age": np.arange(40) % 9},
+    )
+    images = styled(faces, 24)
+    np.testing.assert_array_equal(images.extra["age"], faces.extra["age"])
+    assert sources.style_factors(images) == ["age", "tint", "scale", "rotation", "x", "y"]
+    tint = (np.array(list(sets.HUES.values()))[images.extra["tint"]] + 255) // 2
+    middle = images.images[:, 12, 12].astype(int)  # always on the image
+    assert np.abs(middle - tint * 200 / 255).max() <= 1

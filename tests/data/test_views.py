@@ -1,0 +1,425 @@
+"""lib.data.views against torchvision and kornia, and its random numbers against torchvision's."""
+
+import hashlib
+import json
+import math
+
+import kornia
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torchvision import transforms
+from torchvision.transforms import functional as tv
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as tv2
+
+from lib.data import sets, views
+from lib.runs import settings
+
+SIMSIAM = views.RECIPES["simsiam"]
+ALIKE = 1e-3  # p-value below which two samples count as differently distributed; seeds are fixed
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def noise(batch=6, channels=3, height=24, width=24, seed=0):
+    return torch.rand(batch, channels, height, width, generator=generator(seed))
+
+
+def photos(count=600, size=24):
+    """Drawn colour images, uint8 [N, 3, H, W]."""
+    return sets.generated("shapes", count, size).batch(np.arange(count)).contiguous()
+
+
+def same_distribution(ours, theirs):
+    return stats.ks_2samp(np.asarray(ours, float), np.asarray(theirs, float)).pvalue > ALIKE
+
+
+def close(got, expected, tolerance=2e-5):
+    torch.testing.assert_close(got, expected, rtol=0, atol=tolerance)
+
+
+# ---------------------------------------------------------------------------- linear operations
+@pytest.mark.parametrize("size", [7, 16, 40])
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (20, 33)])
+def test_crop_and_resize_is_torchvisions(size, height, width):
+    """Up- and down-sampling, of boxes from one pixel to the whole image."""
+    images = noise(12, height=height, width=width)
+    box = views.random_boxes(10, height, width, (0.02, 1.0), (0.3, 3.0), generator())
+    extremes = torch.tensor([[0.0, 0, height, width], [height - 1, width - 1, 1, 1]])
+    box = torch.cat([box, extremes])
+    cropped = views.crop_and_resize(images, box, size)
+    for image, (top, left, h, w), got in zip(images, box.int().tolist(), cropped, strict=True):
+        close(got, tv2.resized_crop(image, top, left, h, w, [size, size], antialias=True))
+
+
+def test_flips_are_mirrors():
+    images = noise()
+    whole = torch.tensor([[0.0, 0, 24, 24]]).expand(6, -1)
+    assert torch.equal(views.crop_and_resize(images, whole, 24), images)
+    box = views.random_boxes(6, 24, 24, (0.2, 1), (0.75, 4 / 3), generator())
+    flip = torch.tensor([True, False] * 3)
+    plain = views.crop_and_resize(images, box, 16)
+    mirrored = views.crop_and_resize(images, box, 16, flip)
+    upside_down = views.crop_and_resize(images, box, 16, None, flip)
+    torch.testing.assert_close(mirrored[flip], plain[flip].flip(-1))
+    torch.testing.assert_close(upside_down[flip], plain[flip].flip(-2))
+    assert torch.equal(mirrored[~flip], plain[~flip])
+
+
+@pytest.mark.parametrize("size", [8, 24, 50])
+def test_resize_is_torchvisions(size):
+    images = noise()
+    close(views.resize(images, size), tv2.resize(images, [size, size], antialias=True), 1e-5)
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (17, 30)])
+def test_blur_is_the_gaussian_of_kornia_and_torchvision_borders_included(height, width):
+    images = noise(5, height=height, width=width)
+    sigma = torch.tensor([0.1, 0.4, 1.0, 1.7, 2.0])
+    for image, s, got in zip(
+        images, sigma.tolist(), views.gaussian_blur(images, sigma), strict=True
+    ):
+        theirs = kornia.filters.gaussian_blur2d(
+            image[None], (17, 17), (s, s), border_type="reflect"
+        )
+        close(got, theirs[0])
+        close(got, tv.gaussian_blur(image, [17, 17], [s, s]))
+
+
+def test_blur_of_images_smaller_than_its_reach():
+    images = noise(2, height=5, width=6)
+    theirs = kornia.filters.gaussian_blur2d(images, (9, 11), (2.0, 2.0), border_type="reflect")
+    close(views.gaussian_blur(images, torch.full((2,), 2.0)), theirs)
+
+
+# --------------------------------------------------------------------------------------- colour
+OPERATIONS = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
+ORDERS = [(0,), (1,), (2,), (3,), (0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)]
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_colour_jitter_is_torchvisions(order):
+    images = noise(8)
+    images[0] = 0.4  # grey and black have no hue
+    images[1] = 0.0
+    images[2, :2] = images[2, :1]  # two channels share the largest value
+    strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5}
+    factors = views.jitter_factors(8, strengths, generator())
+    for image, row, got in zip(
+        images, factors, views.color_jitter(images, factors, order), strict=True
+    ):
+        for part in order:
+            image = OPERATIONS[part](image, row[part].item())
+        close(got, image, 1e-5)
+
+
+def test_grey_is_torchvisions():
+    images = noise()
+    close(views.to_grey(images), tv.rgb_to_grayscale(images), 1e-6)
+    assert views.to_grey(images[:, :1]).shape == (6, 1, 24, 24)
+
+
+def test_grey_images_change_only_in_brightness_and_contrast():
+    images = noise(4, channels=1)
+    factors = views.jitter_factors(4, SIMSIAM, generator())
+    jittered = views.color_jitter(images, factors, (3, 0, 2, 1))
+    for image, row, got in zip(images, factors, jittered, strict=True):
+        brighter = tv.adjust_brightness(image, row[0].item())
+        close(got, tv.adjust_contrast(brighter, row[1].item()), 1e-5)
+
+
+# ---------------------------------------------------------------------------- random parameters
+@pytest.mark.parametrize(
+    ("height", "width", "scale"),
+    [(32, 32, (0.2, 1.0)), (96, 64, (0.2, 1.0)), (40, 100, (0.05, 0.2)), (100, 40, (0.6, 1.0))],
+)
+def test_boxes_are_distributed_as_torchvisions(height, width, scale):
+    ratio = (3 / 4, 4 / 3)
+    torch.manual_seed(1)
+    image = torch.empty(1, height, width)
+    draw = transforms.RandomResizedCrop.get_params
+    theirs = np.array([draw(image, list(scale), list(ratio)) for _ in range(4000)], float)
+    box = views.random_boxes(20_000, height, width, scale, ratio, generator())
+    assert (box == box.round()).all() and (box[:, :2] >= 0).all()
+    assert (box[:, 0] + box[:, 2] <= height).all() and (box[:, 1] + box[:, 3] <= width).all()
+
+    def described(boxes):
+        top, left, h, w = boxes.T
+        return {
+            "area": h * w,
+            "ratio": w / h,
+            "height": h,
+            "width": w,
+            "top": top / np.maximum(height - h, 1),
+            "left": left / np.maximum(width - w, 1),
+        }
+
+    expected = described(theirs)
+    for name, values in described(box.numpy().astype(float)).items():
+        assert same_distribution(values, expected[name]), name
+
+
+@pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10), (30, 30)])
+def test_where_no_box_fits_the_largest_central_one_is_taken(height, width):
+    scale = (2.0, 3.0)  # never fits
+    ratio = (3 / 4, 4 / 3)
+    image = torch.empty(1, height, width)
+    expected = transforms.RandomResizedCrop.get_params(image, list(scale), list(ratio))
+    boxes = views.random_boxes(2, height, width, scale, ratio, generator())
+    assert boxes.int().tolist() == [list(expected)] * 2
+
+
+def test_jitter_factors_are_uniform_in_torchvisions_ranges():
+    factors = views.jitter_factors(20_000, SIMSIAM, generator())
+    ranges = [(0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1)]
+    for values, (low, high) in zip(factors.T, ranges, strict=True):
+        assert stats.kstest(values.numpy(), "uniform", (low, high - low)).pvalue > ALIKE
+    assert np.abs(np.corrcoef(factors.numpy().T) - np.eye(4)).max() < 0.03
+    # torchvision starts at max(0, 1 - 1.5)
+    strong = views.jitter_factors(20_000, SIMSIAM | {"brightness": 1.5}, generator())
+    assert stats.kstest(strong[:, 0].numpy(), "uniform", (0, 2.5)).pvalue > ALIKE
+
+
+OFF = SIMSIAM | {
+    "flip": 0.0,
+    "jitter": 0.0,
+    "grey": 0.0,
+    "blur": 0.0,
+    "scale": (1.0, 1.0),
+    "ratio": (1.0, 1.0),
+}
+
+
+def test_nothing_on_is_the_identity():
+    images = noise()
+    close(views.augment(images, 24, OFF, generator()), images, 1e-6)
+
+
+@pytest.mark.parametrize("name", ["flip", "upside_down", "jitter", "grey", "blur"])
+def test_each_part_happens_as_often_as_its_recipe_says(name):
+    """All other parts off, the whole image kept: what differs was changed by this part."""
+    images = noise(1).expand(3000, -1, -1, -1)
+    probability = SIMSIAM.get(name, 0.5)
+    strengths = OFF | {name: probability, "sigma": (1.0, 2.0)}
+    made = views.augment(images, 24, strengths, generator())
+    changed = (made - images).abs().amax((1, 2, 3)) > 1e-4
+    assert stats.binomtest(int(changed.sum()), 3000, probability).pvalue > ALIKE
+    view = made[changed][0]
+    if name == "flip":
+        torch.testing.assert_close(view, images[0].flip(-1))
+    if name == "upside_down":
+        torch.testing.assert_close(view, images[0].flip(-2))
+    if name == "grey":
+        close(view, tv.rgb_to_grayscale(images[0], 3), 1e-5)
+    if name == "blur":
+        assert view.diff(dim=-1).abs().mean() < images[0].diff(dim=-1).abs().mean()
+
+
+# ---------------------------------------------------------------------------------- whole views
+def torchvision_views(images, size, recipe):
+    """SimSiam's pipeline image by image; every blur kernel reaches 4 sigma as ours does."""
+    jitter = v2.ColorJitter(
+        recipe["brightness"], recipe["contrast"], recipe["saturation"], recipe["hue"]
+    )
+    pipeline = v2.Compose(
+        [
+            v2.RandomResizedCrop(size, recipe["scale"], recipe["ratio"], antialias=True),
+            v2.RandomApply([jitter], recipe["jitter"]),
+            v2.RandomGrayscale(recipe["grey"]),
+            v2.RandomApply([v2.GaussianBlur(17, recipe["sigma"])], recipe["blur"]),
+            v2.RandomSolarize(0.5, recipe.get("solarise", 0.0)),
+            v2.RandomHorizontalFlip(recipe["flip"]),
+            v2.RandomVerticalFlip(recipe.get("upside_down", 0.0)),
+        ]
+    )
+    torch.manual_seed(0)
+    return torch.stack([pipeline(image.float() / 255) for image in images])
+
+
+def statistics(made):
+    """What a change of any part would move: level, contrast, colour, sharpness and side."""
+    made = made.double()
+    grey = made.mean(1)
+    half = grey.shape[-1] // 2
+    edges = grey.diff(dim=-1).abs().mean((1, 2))
+    return {
+        "red": made[:, 0].mean((1, 2)),
+        "green": made[:, 1].mean((1, 2)),
+        "blue": made[:, 2].mean((1, 2)),
+        "contrast": grey.std((1, 2)),
+        "brightest": grey.amax((1, 2)),
+        "colour": made.std(1).mean((1, 2)),
+        "sharpness": edges / grey.std((1, 2)).clamp(min=1e-3),
+        "top minus bottom": grey[:, :half].mean((1, 2)) - grey[:, half:].mean((1, 2)),
+        "left minus right": grey[..., :half].mean((1, 2)) - grey[..., half:].mean((1, 2)),
+    }
+
+
+SECOND = views.BYOL | views.BYOL["second"]
+
+
+@pytest.mark.parametrize(
+    "recipe", [*views.RECIPES.values(), SECOND], ids=[*views.RECIPES, "byol's second view"]
+)
+@pytest.mark.parametrize("shape", ["square", "tall"])
+def test_views_are_distributed_as_torchvisions(recipe, shape):
+    images = photos(400)
+    if shape == "tall":
+        images = images[..., 4:]  # off-centre, so that a wrong flip or crop shows
+    ours = views.augment(images.repeat(6, 1, 1, 1), 18, recipe, generator(3))
+    assert ours.min() >= -1e-6 and ours.max() <= 1 + 1e-6
+    expected = statistics(torchvision_views(images, 18, recipe))
+    for quantity, values in statistics(ours).items():
+        # Rounded: where no colour changes, a quantity has few values, equal except for rounding.
+        theirs = expected[quantity].round(decimals=5)
+        assert same_distribution(values.round(decimals=5), theirs), quantity
+        a = values.numpy()
+        b = expected[quantity].numpy()
+        error = math.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
+        assert abs(a.mean() - b.mean()) < 4 * error, quantity
+
+
+CHANGES = [
+    {},
+    {"hue": 0.5},
+    {"scale": (0.002, 0.05)},
+    {"sigma": (0.1, 6.0), "blur": 1.0},
+    {"solarise": 0.5, "upside_down": 0.5},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(("height", "width", "size"), [(24, 24, 24), (20, 33, 12), (9, 8, 16)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_compiled_views_are_the_batched_ones(change, height, width, size, channels):
+    """Every step at once, up- and down-sampling; grey, black and saturated images among them."""
+    images = (noise(140, channels, height, width) * 255).byte()
+    images[0] = 0
+    images[1] = 255
+    images[2, :1] = 255
+    draws = views.draw(280, height, width, SIMSIAM | change, generator())
+    chosen = torch.arange(140).repeat(2)
+    batched = torch.empty(280, channels, size, size, memory_format=torch.channels_last)
+    views._render_batched(images, chosen, draws, batched)
+    close(views.render(images, chosen, draws, size), batched, 5e-5)
+    close(views.render(images.float() / 255, chosen, draws, size), batched, 5e-5)
+
+
+def test_compiled_views_do_not_depend_on_the_number_of_threads():
+    threads = torch.get_num_threads()
+    one = views.augment(photos(70), 16, SIMSIAM, generator())
+    torch.set_num_threads(3)
+    try:
+        three = views.augment(photos(70), 16, SIMSIAM, generator())
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, three)
+
+
+@pytest.mark.parametrize("local", [0, 2])
+def test_parts_of_a_batch_have_together_the_views_of_the_whole(local):
+    images = photos(128)
+    whole = views.make_views(images, described(local_views=local), generator())
+    parts = []
+    for part, some in enumerate(images.chunk(4)):
+        parts.append(views.make_views(some, described(local_views=local), generator(), part, 4))
+    for view, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(view, torch.cat(pieces))
+
+
+@pytest.mark.parametrize("batch", [1, 63, 64, 65, 130])
+def test_batches_of_every_length(batch):
+    made = views.augment(photos(130)[:batch], 12, SIMSIAM, generator())
+    assert made.shape == (batch, 3, 12, 12) and made.isfinite().all()
+    assert made.is_contiguous(memory_format=torch.channels_last)
+    assert (made.std((1, 2, 3)) > 0).all()
+
+
+def test_views_depend_only_on_the_generator():
+    images = photos(70)
+    original = images.clone()
+    state = torch.get_rng_state()
+    first = views.augment(images, 16, SIMSIAM, generator(1))
+    assert torch.equal(first, views.augment(images, 16, SIMSIAM, generator(1)))
+    assert not torch.equal(first, views.augment(images, 16, SIMSIAM, generator(2)))
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(images, original)
+
+
+def test_float_images_are_taken_as_they_are():
+    images = photos(70)
+    from_floats = views.augment(images.float() / 255, 16, SIMSIAM, generator())
+    close(from_floats, views.augment(images, 16, SIMSIAM, generator()), 1e-6)
+
+
+# ------------------------------------------------------------------------------ kinds and recipes
+def described(**changed):
+    plain = {"augmentation": "simsiam", "image_size": 16, "local_size": 8, "local_views": 0}
+    return plain | changed
+
+
+@pytest.mark.parametrize("local", [0, 3])
+def test_make_views_gives_global_views_first(local):
+    made = views.make_views(photos(20), described(local_views=local), generator())
+    assert [tuple(view.shape) for view in made] == [(20, 3, 16, 16)] * 2 + [(20, 3, 8, 8)] * local
+    assert len({view.sum().item() for view in made}) == 2 + local
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_run_may_have_any_number_of_views(count):
+    wanted = described(augmentation="simvae_colour", views=count)
+    made = views.make_views(photos(6), wanted, generator())
+    assert len({view.sum().item() for view in made}) == count
+    with pytest.raises(ValueError, match=f"'byol' is for two views, not {count}"):
+        views.view_kinds(described(augmentation="byol", views=count))
+
+
+def test_low_resolution_views_see_a_small_part():
+    standard, local = views.view_kinds(settings.recipe("vi_simsiam_2022"))
+    assert (standard.size, standard.strengths) == (224, SIMSIAM)
+    assert (local.size, local.strengths) == (96, SIMSIAM | {"scale": (0.05, 0.2)})
+
+
+def test_byols_second_view_has_parameters_of_its_own():
+    first, second, local = views.view_kinds(described(augmentation="byol", local_views=3))
+    assert [kind.count for kind in (first, second, local)] == [1, 1, 3]
+    assert first.strengths == local.strengths | {"scale": (0.08, 1.0)} == views.BYOL
+    assert second.strengths == views.BYOL | {"blur": 0.1, "solarise": 0.2}
+
+
+def test_dinos_low_resolution_views_have_crops_and_blur_of_their_own():
+    local = views.view_kinds(described(augmentation="dino", local_views=3))[-1].strengths
+    assert (local["scale"], local["blur"], local["solarise"]) == ((0.05, 0.4), 0.5, 0.0)
+
+
+@pytest.mark.parametrize("augmentation", ["dino", "simsiam", "simsiam_small", "byol"])
+def test_the_settings_local_scale_holds_under_every_augmentation(augmentation):
+    """A method's own area of low-resolution views stays when another augmentation is chosen."""
+    wanted = described(augmentation=augmentation, local_views=2, local_scale=[0.1, 0.3])
+    *standard, local = views.view_kinds(wanted)
+    without = views.view_kinds({**wanted, "local_scale": None})
+    assert local.strengths == without[-1].strengths | {"scale": (0.1, 0.3)}
+    assert standard == without[:-1]
+    box = views.draw(500, 100, 100, local.strengths, generator()).box
+    area = box[:, 2] * box[:, 3] / 100**2
+    assert 0.09 < area.min() and area.max() < 0.31
+
+
+@pytest.mark.parametrize("scale", [[0.3, 0.1], [0.0, 0.5], [0.5, 1.5], [0.2]])
+def test_a_local_scale_that_is_no_range_of_areas_is_an_error(scale):
+    with pytest.raises(ValueError, match="local_scale"):
+        views.view_kinds(described(local_views=1, local_scale=scale))
+
+
+def test_a_changed_recipe_is_noticed():
+    """Raise the version of every method that uses it in settings/recipes.toml, then this hash."""
+    text = json.dumps(views.RECIPES, sort_keys=True)
+    assert hashlib.sha256(text.encode()).hexdigest()[:16] == "61fc6157c7a75b24"
+
+
+def test_unknown_recipe_is_an_error():
+    with pytest.raises(ValueError, match="'none'; choose one of .*'simsiam'"):
+        views.recipe("none")

@@ -1,0 +1,193 @@
+"""lib.evaluation.embed: images as a network takes them, and the embedding of a set."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchvision.transforms import functional as tv
+
+from lib.data import views
+from lib.data.sets import ImageSet
+from lib.evaluation import embed
+from lib.methods.base import Embedding
+
+
+def noise(channels=3, size=24):
+    return torch.rand(4, channels, size, size, generator=torch.Generator().manual_seed(0))
+
+
+def image_set(count=25):
+    generator = np.random.default_rng(0)
+    pixels = generator.integers(256, size=(count, 6, 6, 3), dtype=np.uint8)
+    return ImageSet("random", "test", pixels, generator.integers(3, size=count), ["a", "b", "c"])
+
+
+def one_kappa(features):
+    return {"kappa": features.exp()[:, 0], "direction": features[:, :4]}
+
+
+class Method(nn.Module):
+    """Dropout and batch norm, so that the mode matters, and a part that stays in eval mode."""
+
+    def __init__(self, native=one_kappa):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = nn.Sequential(
+            nn.Flatten(), nn.Linear(108, 8), nn.BatchNorm1d(8), nn.Dropout(0.5)
+        )
+        self.frozen = nn.BatchNorm1d(8).eval()
+        self.native = native
+
+    def embed(self, images):
+        assert not torch.is_grad_enabled()
+        features = self.network(images)
+        return Embedding(features, -features.norm(dim=1), self.native(features))
+
+
+# ------------------------------------------------------------------- images as a network takes them
+@pytest.mark.parametrize(("given", "wanted"), [(1, 1), (3, 3), (1, 3), (3, 1)])
+@pytest.mark.parametrize("size", [24, 12, 40])
+def test_images_get_the_channels_and_size_of_a_network(given, wanted, size):
+    images = noise(channels=given)
+    fitted = embed.input_transform({"image_size": size}, wanted)(images)
+    assert fitted.shape == (4, wanted, size, size)
+    assert fitted.min() >= 0 and fitted.max() <= 1
+    if size == 24:
+        expected = images.expand(-1, wanted, -1, -1) if given <= wanted else None
+        if expected is None:
+            expected = tv.rgb_to_grayscale(images)
+        torch.testing.assert_close(fitted, expected)
+
+
+@pytest.mark.parametrize("images", [noise(channels=4), noise()[0], 255 * noise()])
+def test_other_images_are_refused(images):
+    with pytest.raises(ValueError):
+        embed.input_transform({"image_size": 24}, 3)(images)
+
+
+def test_a_centre_crop_keeps_its_share_of_the_area():
+    images = noise()
+    assert torch.equal(embed.centre_crop(1.0)(images), images)
+    for area in embed.KEPT_AREAS:
+        side = max(2, round(24 * area**0.5))
+        start = (24 - side) // 2
+        expected = tv.resized_crop(images, start, start, side, side, [24, 24], antialias=True)
+        torch.testing.assert_close(embed.centre_crop(area)(images), expected, rtol=0, atol=2e-5)
+
+
+def test_a_square_crop_keeps_the_square_at_its_place():
+    images = noise(size=16)
+    for top, left in ((0, 0), (0.25, 0.5), (0.5, 0.5)):
+        row = int(16 * top)
+        column = int(16 * left)
+        expected = views.resize(images[:, :, row : row + 8, column : column + 8], 16)
+        torch.testing.assert_close(embed.square_crop(top, left)(images), expected)
+    assert embed.pixels_of_square(0.99, 0.98, 0.01, 32) == (30, 30, 2)  # two pixels, and inside
+
+
+@pytest.mark.parametrize(
+    "place", [(-0.1, 0, 0.5), (0.6, 0, 0.5), (0, 0.6, 0.5), (0, 0, 0), (0, np.nan, 0.5)]
+)
+def test_a_square_outside_the_image_is_refused(place):
+    with pytest.raises(ValueError, match="not inside"):
+        embed.square_crop(*place)
+
+
+def test_blur_is_torchvisions():
+    images = noise()
+    assert embed.blur(0.0)(images) is images
+    expected = tv.gaussian_blur(images, [13, 13], [2.0, 2.0])
+    torch.testing.assert_close(embed.blur(2.0)(images), expected, rtol=0, atol=1e-5)
+
+
+def test_conditions_are_named_by_family_and_severity():
+    conditions = embed.conditions()
+    assert len(conditions) == len(embed.KEPT_AREAS) + len(embed.BLUR_SIGMAS)
+    assert {"crop_1", "crop_0.05", "blur_0", "blur_0.5"} <= set(conditions)
+
+
+# --------------------------------------------------------------------------------------- embedding
+def test_embed_images_equals_direct_computation_and_restores_the_mode():
+    method = Method().train()
+    method.frozen.eval()
+    images = image_set()
+    embedded = embed.embed_images(method, images, batch_size=7)
+    assert method.training and method.network[3].training and not method.frozen.training
+    method.eval()
+    with torch.no_grad():
+        expected = method.network(images.batch(np.arange(25)).float() / 255)
+    np.testing.assert_allclose(embedded["features"], expected, atol=1e-6)
+    np.testing.assert_allclose(embedded["uncertainty"], -expected.norm(dim=1), atol=1e-6)
+    np.testing.assert_allclose(embedded["kappa"], expected.exp()[:, 0], rtol=1e-5)
+    np.testing.assert_array_equal(embedded["label"], images.labels)
+    types = {name: values.dtype for name, values in embedded.items()}
+    assert types["features"] == types["direction"] == np.float32
+    assert types["uncertainty"] == types["kappa"] == np.float64
+    assert embed.native_scores(embedded) == ["kappa"]
+
+
+def test_the_transform_sees_floats_and_an_own_function_answers():
+    ranges = []
+
+    def darken(batch):
+        ranges.append((batch.min().item(), batch.max().item()))
+        return 0 * batch
+
+    embedded = embed.embed_images(Method(), image_set(), transform=darken, device="cpu")
+    assert np.ptp(embedded["features"], axis=0).max() == 0
+    assert ranges[0][0] >= 0 and 0.9 < ranges[0][1] <= 1
+
+    def means(batch):
+        features = batch.flatten(1)
+        return Embedding(features, features.mean(1), {})
+
+    embedded = embed.embed_images(Method(), image_set(), embed=means)
+    assert embedded["features"].shape == (25, 108) and set(embedded) >= {"uncertainty", "label"}
+
+
+def test_the_mode_is_restored_after_an_error():
+    method = Method()
+    with pytest.raises(RuntimeError):
+        embed.embed_images(method, image_set(), transform=lambda batch: batch[:, :1])
+    assert method.training and not method.frozen.training
+
+
+@pytest.mark.parametrize(
+    ("native", "culprit"),
+    [
+        (lambda x: {"kappa": x[:, :1]}, "kappa"),
+        (lambda x: {"kappa": x[:-1, 0]}, "kappa"),
+        (lambda x: {"label": x[:, 0]}, "label"),
+        (lambda x: {"kappa": x[:, 0] * float("nan")}, "kappa"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(native, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        embed.embed_images(Method(native), image_set())
+
+
+def test_an_empty_set_is_refused():
+    with pytest.raises(ValueError, match="no images"):
+        empty = SimpleNamespace(name="none", split="test", labels=[])
+        embed.embed_images(Method(), empty)
+
+
+def test_a_stored_embedding_is_used_for_its_key_only(tmp_path):
+    path = tmp_path / "cache" / "test.npz"
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"features": np.full((2, 2), len(calls), np.float32), "label": np.arange(2)}
+
+    first = embed.embed_cached(path, {"run": "a", "condition": "clean"}, compute)
+    again = embed.embed_cached(path, {"condition": "clean", "run": "a"}, compute)
+    np.testing.assert_array_equal(first["features"], again["features"])
+    assert len(calls) == 1 and first.keys() == again.keys()
+    other = embed.embed_cached(path, {"run": "b", "condition": "clean"}, compute)
+    assert other["features"][0, 0] == 2
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match="truncated"):
+        embed.embed_cached(path, {"run": "b"}, compute)

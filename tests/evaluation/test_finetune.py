@@ -1,0 +1,404 @@
+"""lib.evaluation.finetune: fine-tuning, the search of its learning rate, and two measures."""
+
+from copy import copy
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from lib import training
+from lib.data.sets import ImageSet, train_validation_split
+from lib.evaluation import finetune, probes
+from lib.runs import store
+
+GRID = {
+    "fine_tune_shares": [0.05, 0.2],
+    "fine_tune_epochs": [8, 4],
+    "fine_tune_learning_rates": [0.01, 0.3],
+    "transfer_images": 60,
+    "transfer_epochs": 8,
+}
+
+
+# ------------------------------------------------------------------------------------ one network
+def stripes(count, seed=0):
+    """Noise with striped rows or columns: two classes that no pixel's mean separates."""
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(2, size=count)
+    wave = 60 * np.where(np.arange(12) % 4 < 2, 1, -1)
+    rows = labels[:, None, None] == 0
+    pattern = np.where(rows, wave[None, :, None], wave[None, None, :])  # [N, H, W]
+    sign = np.sign(generator.normal(size=(count, 1, 1)))
+    pixels = 128 + sign * pattern + generator.normal(0, 20, (count, 12, 12))
+    pixels = pixels.clip(0, 255).astype(np.uint8)[..., None]
+    return ImageSet("stripes", "train", pixels, labels, ["rows", "columns"])
+
+
+class Convolutional(nn.Module):
+    """A small method with dropout and batch norm; pretraining did not train its convolution."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.network = nn.Sequential(
+            nn.Conv2d(1, 8, 3, bias=False),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Dropout(0.2),
+        )
+        self.network[0].requires_grad_(False)
+
+    def embed(self, batch):
+        features = self.network(batch).float()
+        return SimpleNamespace(features=features, uncertainty=-features.norm(dim=1), native={})
+
+
+def fine_tune(labelled, test, method=None, **changed):
+    arguments = {
+        "epochs": 12,
+        "learning_rate": 0.1,
+        "batch_size": 32,
+        "precision": "float32",
+    }
+    return finetune.fine_tune(method or Convolutional(), labelled, test, **(arguments | changed))
+
+
+def test_fine_tuning_learns_and_leaves_the_method_unchanged():
+    method = Convolutional().train()
+    test = stripes(200, seed=1)
+    before = {name: value.clone() for name, value in method.state_dict().items()}
+    probabilities = fine_tune(stripes(100), test, method)
+    assert probabilities.shape == (200, 2)
+    assert probabilities.dtype == np.float64
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
+    assert method.training
+    assert not method.network[0].weight.requires_grad
+    for name, value in method.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_fine_tuning_with_adamw_learns():
+    test = stripes(200, seed=1)
+    probabilities = fine_tune(stripes(100), test, learning_rate=0.01, optimizer="adamw")
+    assert np.mean(probabilities.argmax(1) == test.labels) > 0.95
+
+
+def test_all_layers_are_fine_tuned(monkeypatch):
+    networks = []
+    embed = finetune.embed_images
+
+    def watched_embed(method, images):
+        networks.append(method)
+        return embed(method, images)
+
+    monkeypatch.setattr(finetune, "embed_images", watched_embed)
+    fine_tune(stripes(40), stripes(10), epochs=1)
+    start = Convolutional()
+    for after, before in zip(networks[0].parameters(), start.parameters(), strict=True):
+        assert not torch.equal(after, before)
+
+
+def test_fine_tuning_follows_from_its_seed():
+    labelled = stripes(50)
+    test = stripes(20, seed=1)
+    first = fine_tune(labelled, test, epochs=2)
+    torch.manual_seed(77)
+    np.testing.assert_array_equal(fine_tune(labelled, test, epochs=2), first)
+    assert not np.array_equal(fine_tune(labelled, test, epochs=2, seed=1), first)
+
+
+@pytest.mark.parametrize(
+    ("count", "batch_size", "sizes"),
+    [
+        (33, 32, [17, 16] * 3),
+        (33, 33, [33] * 3),
+        (33, 256, [33] * 3),
+        (5, 2, [3, 2] * 3),
+        (7, 3, [3, 2, 2] * 3),
+    ],
+)
+def test_an_epoch_sees_every_image_once_in_batches_of_two_or_more(
+    monkeypatch, count, batch_size, sizes
+):
+    batches = []
+    batch = ImageSet.batch
+
+    def watched_batch(images, rows):
+        batches.append(np.asarray(rows))
+        return batch(images, rows)
+
+    monkeypatch.setattr(ImageSet, "batch", watched_batch)
+    monkeypatch.setattr(
+        finetune, "embed_images", lambda *_: {"features": np.zeros((2, 8), np.float32)}
+    )
+    fine_tune(stripes(count), stripes(2), epochs=3, batch_size=batch_size)
+    batches = batches[1:]  # the first measures the number of features
+    assert [len(rows) for rows in batches] == sizes
+    for epoch in np.split(np.concatenate(batches), 3):
+        assert sorted(epoch) == list(range(count))
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "epochs", "expected"),
+    [
+        ("SGD", 4, 0.05 * (1 + np.cos(np.pi * np.arange(8) / 8))),
+        ("AdamW", 10, [0.05, 0.1, *(0.05 * (1 + np.cos(np.pi * np.arange(18) / 18)))]),
+    ],
+)
+def test_the_learning_rate_falls_on_a_cosine(monkeypatch, optimizer, epochs, expected):
+    rates = []
+    kind = getattr(torch.optim, optimizer)
+    step = kind.step
+
+    def watched_step(self):
+        rates.append(self.param_groups[0]["lr"])
+        return step(self)
+
+    monkeypatch.setattr(kind, "step", watched_step)
+    fine_tune(stripes(40), stripes(5), epochs=epochs, batch_size=20, optimizer=optimizer.lower())
+    np.testing.assert_allclose(rates, expected)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"optimizer": "adam"}, "optimizer is 'adam'"),
+        ({"method": nn.Flatten()}, "Flatten has no weights"),
+        ({"labelled": stripes(1)}, "at least 2 images"),
+        ({"labelled": replace(stripes(20), classes=["rows", "columns", "dots"])}, "2 classes"),
+        ({"epochs": 0}, "epochs, learning_rate and batch_size"),
+        ({"learning_rate": 0.0}, "epochs, learning_rate and batch_size"),
+        ({"learning_rate": float("nan")}, "epochs, learning_rate and batch_size"),
+        ({"batch_size": 1}, "epochs, learning_rate and batch_size"),
+    ],
+)
+def test_wrong_arguments_are_refused(changed, message):
+    with pytest.raises(ValueError, match=message):
+        fine_tune(**({"labelled": stripes(20), "test": stripes(5)} | changed))
+
+
+def test_a_diverging_loss_stops_fine_tuning():
+    with pytest.raises(training.TrainingStopped, match="lower learning_rate"):
+        fine_tune(stripes(20), stripes(5), learning_rate=1e30)
+
+
+# --------------------------------------------------------------------------- measures with a stub
+@dataclass
+class Call:
+    labelled: ImageSet
+    test: ImageSet
+    epochs: int
+    rate: float
+
+    @property
+    def numbers(self):
+        return len(self.test), self.epochs, self.rate
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every fine-tuning; a stub gets one image right, and two with the larger learning rate."""
+    calls = []
+
+    def stub(method, labelled, test, epochs, learning_rate, **options):
+        calls.append(Call(labelled, test, epochs, learning_rate))
+        correct = np.arange(len(test)) < (1 if learning_rate == 0.01 else 2)
+        predicted = np.where(correct, test.labels, (test.labels + 1) % 10)
+        return np.eye(10)[predicted]
+
+    monkeypatch.setattr(finetune, "fine_tune", stub)
+    return calls
+
+
+@pytest.fixture
+def few(run, monkeypatch):
+    """The run of seed 0 with a grid of two learning rates and two shares of the labels."""
+    monkeypatch.setattr(run, "settings", run.settings | GRID)
+    return run
+
+
+def with_seed_3(run, monkeypatch, run_hash=None):
+    """The same run with seed 3, whose run of seed 0 has a name and a hash but no weights."""
+    other = copy(run)
+    other.settings = run.settings | {"seed": 3}
+    other.name = f"{run.name}-of-seed-3"
+    first = SimpleNamespace(name=run.name, hash=run_hash or run.hash)
+    monkeypatch.setattr(finetune, "Run", lambda settings: first)
+    return other
+
+
+def test_few_labels_are_searched_on_train_and_measured_once_on_test(few, calls):
+    frame = finetune.measure_few_labels(few, "21_few")
+    held_out = len(train_validation_split(few.train.labels)[1])
+    assert [call.numbers for call in calls] == [
+        (held_out, 2, 0.01),
+        (held_out, 2, 0.3),
+        (359, 8, 0.3),
+        (held_out, 1, 0.01),
+        (held_out, 1, 0.3),
+        (359, 4, 0.3),
+    ]
+    for call in (calls[0], calls[3]):
+        labelled = {image.tobytes() for image in call.labelled.images}
+        validation = {image.tobytes() for image in call.test.images}
+        assert not labelled & validation
+    small = calls[2].labelled
+    large = calls[5].labelled
+    assert set(small.index) < set(large.index)
+    assert len(np.unique(small.labels)) == 10
+
+    scores = store.read_scores("smoke", few.name, "digits_few_labels")
+    values = frame.set_index(["condition", "classifier", "metric"])
+    for share in ("0.05", "0.2"):
+        for classifier in ("fine_tuned", "linear", "knn"):
+            row = values.loc[[(f"labels_{share}", classifier, "accuracy")]].iloc[0]
+            assert row.value == scores[f"{classifier}_{share}"].mean()
+            assert row.ci_low <= row.value <= row.ci_high
+        tuned = values.value.loc[f"labels_{share}"].loc["fine_tuned"]
+        assert tuned["accuracy"] == pytest.approx(2 / 359)
+        assert tuned["learning_rate"] == 0.3
+        assert {"nll", "ece"} <= set(tuned.index)
+    embedded = few.embed(small, "labels_0.05")
+    test_x = few.embed(few.test())["features"]
+    expected, _ = probes.knn_predict(embedded["features"], embedded["label"], test_x, k=len(small))
+    np.testing.assert_array_equal(scores["knn_0.05"], expected == few.test().labels)
+
+
+def test_a_stored_fine_tuning_is_not_repeated(few, calls, monkeypatch):
+    frame = finetune.measure_few_labels(few, "21_few")
+    calls.clear()
+    pd.testing.assert_frame_equal(finetune.measure_few_labels(few, "21_few"), frame)
+    assert not calls
+    monkeypatch.setattr(few, "settings", few.settings | {"fine_tune_epochs": [8, 8]})
+    finetune.measure_few_labels(few, "21_few")
+    changed = [(call.epochs, call.rate) for call in calls]
+    assert changed == [(2, 0.01), (2, 0.3), (8, 0.3)]
+
+
+def test_searches_are_a_table_with_the_end_of_its_grid(few, calls):
+    frame = finetune.measure_few_labels(few, "21_few")
+    searches = finetune.rate_searches(frame)
+    assert searches.columns.tolist() == [0.01, 0.3]
+    assert searches.apply(finetune.end_of_grid, axis=1).tolist() == ["highest", "highest"]
+    stored = frame[frame.condition == "labels_0.05_validation"].value
+    assert searches.iloc[0].tolist() == pytest.approx((100 * stored).tolist())
+    assert finetune.rate_searches(frame[frame.condition == "labels_0.05"]).empty
+
+
+def test_the_end_of_a_grid_is_that_of_the_rates_that_were_tried():
+    assert finetune.end_of_grid(pd.Series({0.1: 3.0, 0.2: 5.0, 0.3: np.nan})) == "highest"
+    assert finetune.end_of_grid(pd.Series({0.1: 6.0, 0.2: 5.0, 0.3: np.nan})) == "lowest"
+    assert finetune.end_of_grid(pd.Series({0.1: 3.0, 0.2: 5.0, 0.3: 4.0})) == ""
+
+
+def test_transfer_searches_on_the_other_sets_train_and_is_tested_once(few, calls):
+    frame = finetune.measure_transfer(few, "generated", "51_moved")
+    assert [(len(call.labelled), *call.numbers) for call in calls] == [
+        (55, 5, 2, 0.01),
+        (55, 5, 2, 0.3),
+        (60, 256, 8, 0.3),
+    ]
+    assert [call.test.split for call in calls] == ["train", "train", "test"]
+    for call in calls:
+        assert call.labelled.images.shape[3] == call.test.images.shape[3] == few.channels
+    stored = store.read_metrics("smoke", "51_moved-generated", few.name)
+    values = stored.set_index("metric").value
+    correct = store.read_scores("smoke", few.name, "generated_transfer")["fine_tuned_correct"]
+    assert values["accuracy"] == correct.mean()
+    assert values["images"] == 60
+    assert values["epochs"] == 8
+    assert values["learning_rate"] == 0.3
+    assert set(frame.evaluated_on) == {"generated"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "searched", "at_end"),
+    [([0.01, 0.3], True, True), ([0.1, 0.3, 0.9], True, False), ([0.3], False, False)],
+)
+def test_rates_of_transfer_are_compared_with_the_grid(grid, searched, at_end):
+    common = {"evaluated_on": "generated", "method": "vje"}
+    metrics = pd.DataFrame(
+        [
+            common | {"metric": "accuracy", "value": 0.5},
+            common | {"metric": "learning_rate", "value": 0.3},
+            common | {"metric": "learning_rate", "value": 0.3},
+        ]
+    )
+    rates = finetune.transfer_rates(metrics, [{"method": "vje", "fine_tune_learning_rates": grid}])
+    expected = common | {"learning_rate": 0.3, "searched": searched, "at_end": at_end}
+    assert rates.to_dict("records") == [expected]
+
+
+def test_a_rate_that_diverges_is_the_worst_of_its_search(few, monkeypatch):
+    def diverging(run, labelled, test, epochs, rate):
+        if rate == 0.3:
+            raise training.TrainingStopped("Fine-tuning's loss is nan at step 1")
+        return np.eye(10)[test.labels]
+
+    monkeypatch.setattr(finetune, "fine_tuned_probabilities", diverging)
+    accuracies = finetune.search_learning_rate(few, few.train, 8, 0.05)
+    assert accuracies == {0.01: 1.0, 0.3: 0.0}
+
+
+def test_a_probability_that_was_rounded_to_zero_has_a_finite_nll():
+    probabilities = np.array([[1, 0, 0], [0.5, 0.5, 0]], np.float32)
+    measured = finetune._calibration(probabilities, np.array([1, 0]))
+    assert measured["nll"] == pytest.approx((126 * np.log(2) + np.log(2)) / 2)
+    assert measured["ece"] == pytest.approx(0.75)
+
+
+def test_other_seeds_take_the_search_of_seed_0(few, calls, monkeypatch):
+    finetune.measure_few_labels(few, "21_few")
+    calls.clear()
+    other = with_seed_3(few, monkeypatch)
+    finetune.measure_few_labels(other, "21_few")
+    assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3), (4, 0.3)]
+    held_out = len(train_validation_split(few.train.labels)[1])
+    stored = finetune.stored_search(other, "21_few", 0.05)
+    assert stored == pytest.approx({0.01: 1 / held_out, 0.3: 2 / held_out}, rel=1e-4)
+    assert finetune.stored_search(other, "21_few", 0.5) == {}
+    assert finetune.stored_search(other, "21_other", 0.05) == {}
+
+
+def test_a_stored_search_counts_only_for_its_network_and_grid(few, calls, monkeypatch):
+    finetune.measure_few_labels(few, "21_few")
+    other = with_seed_3(few, monkeypatch, run_hash="another network")
+    assert finetune.stored_search(other, "21_few", 0.05) == {}
+    other = with_seed_3(few, monkeypatch)
+    other.settings = other.settings | {"fine_tune_learning_rates": [0.01, 0.1]}
+    assert finetune.stored_search(other, "21_few", 0.05) == {}
+
+
+def test_another_seed_searches_by_the_run_of_seed_0(few, calls, monkeypatch):
+    seeds = []
+
+    def first(settings):
+        seeds.append(settings["seed"])
+        return few
+
+    other = with_seed_3(few, monkeypatch)
+    monkeypatch.setattr(finetune, "Run", first)
+    assert finetune.search_learning_rate(other, few.train, 8, 0.05).keys() == {0.01, 0.3}
+    assert seeds == [0]
+    other.settings = other.settings | {"fine_tune_learning_rates": [0.1]}
+    assert list(finetune.search_learning_rate(other, few.train, 8, 0.05)) == [0.1]
+    assert seeds == [0], "a grid of one rate is not searched"
+
+
+def test_a_transfer_takes_the_stored_rate_of_seed_0(few, calls, monkeypatch):
+    finetune.measure_transfer(few, "generated", "51_stored")
+    calls.clear()
+    other = with_seed_3(few, monkeypatch)
+    finetune.measure_transfer(other, "generated", "51_stored")
+    assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3)]
+    other.settings = other.settings | {"fine_tune_learning_rates": [0.01, 0.1]}
+    monkeypatch.setattr(finetune, "search_learning_rate", lambda *_: {0.01: 0.0, 0.1: 1.0})
+    finetune.measure_transfer(other, "generated", "51_stored")
+    assert calls[-1].rate == 0.1, "the stored rate is of another grid"

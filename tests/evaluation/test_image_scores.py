@@ -1,0 +1,74 @@
+"""lib.evaluation.image_scores: entropy and file size of images, and how they are stored."""
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lib.data.sets import ImageSet
+from lib.evaluation import image_scores
+from lib.runs import store
+
+NOTEBOOK = "99_test"
+
+
+def loader(levels):
+    """A stand-in for sources.load: noise of that many grey levels by the name of the set."""
+
+    def load(name, split, image_size):
+        generator = np.random.default_rng(0)
+        pixels = generator.integers(levels[name], size=(60, 16, 16, 1)).astype(np.uint8)
+        return ImageSet(name, split, pixels, np.arange(60) % 3, ["a", "b", "c"])
+
+    return load
+
+
+def test_entropy_and_file_size():
+    pixels = np.zeros((3, 8, 8, 3), dtype=np.uint8)
+    pixels[1, :4] = 255
+    pixels[2] = np.random.default_rng(0).integers(256, size=(8, 8, 3))
+    entropy = image_scores.grey_entropy(pixels)
+    size = image_scores.png_size(pixels)
+    assert entropy[:2].tolist() == [0, 1] and entropy[2] == pytest.approx(5.8, abs=0.2)
+    assert size[0] < size[1] < size[2] and size[2] > 192  # noise cannot be compressed
+    buffer = io.BytesIO()
+    Image.fromarray(pixels[1, ..., 0]).save(buffer, "PNG")
+    assert image_scores.png_size(pixels[1:2, ..., :1]) == [len(buffer.getvalue())]
+
+
+def test_scores_are_stored_once_and_need_no_data_afterwards(monkeypatch):
+    monkeypatch.setattr(image_scores.sources, "load", loader({"digits": 1, "generated": 255}))
+    image_scores.measure_images("smoke", NOTEBOOK)
+    metrics = image_scores.stored_metrics("smoke").set_index(["score", "metric"])
+    assert set(metrics.condition) == {"near_ood"} and len(metrics) == 6
+    for score in image_scores.NAMES:
+        assert metrics.value[score, "ood_auroc"] == 1  # noise against black
+    assert set(image_scores.stored("smoke", "generated")) == {"index", *image_scores.NAMES}
+    assert image_scores.stored("smoke", "digits")["label"].tolist() == [0, 1, 2] * 20
+
+    def missing(*_, **__):
+        raise FileNotFoundError("no data here")
+
+    monkeypatch.setattr(image_scores.sources, "load", missing)
+    image_scores.measure_images("smoke", NOTEBOOK)
+    store.scores_path("smoke", image_scores.RUN, "digits").unlink()
+    with pytest.raises(FileNotFoundError, match="no data"):
+        image_scores.measure_images("smoke", NOTEBOOK)
+
+
+def test_scores_of_another_copy_of_the_set_are_taken_again(monkeypatch):
+    """Two copies may be in another order, and scores are merged with those of runs by row."""
+    load = loader({"digits": 255, "generated": 32})
+    monkeypatch.setattr(image_scores.sources, "load", load)
+    image_scores.measure_images("smoke", NOTEBOOK)
+    first = image_scores.stored("smoke", "digits")["image_entropy"]
+
+    def reversed_load(*arguments, **options):
+        images = load(*arguments, **options)
+        return ImageSet(images.name, "test", images.images[::-1], images.labels, images.classes)
+
+    monkeypatch.setattr(image_scores.sources, "load", reversed_load)
+    image_scores.measure_images("smoke", NOTEBOOK)
+    again = image_scores.stored("smoke", "digits")["image_entropy"]
+    np.testing.assert_array_equal(again, first[::-1])

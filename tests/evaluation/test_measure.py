@@ -1,0 +1,355 @@
+"""lib.evaluation.measure: one run, its data sets, the files it leaves, and stored runs."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.covariance import LedoitWolf
+
+from lib.data import sources, views
+from lib.evaluation import embed, measure, probes, uncertainty
+from lib.runs import settings, store
+from lib.training import loop
+
+NOTEBOOK = "99_test"
+
+
+# ---------------------------------------------------------------------------------------- one run
+def test_splits_of_unlike_classes_are_errors(run, monkeypatch):
+    test = run.test()
+    turned = dataclasses.replace(test, classes=test.classes[::-1])
+    with pytest.raises(ValueError, match="another order"):
+        measure.check_classes(run.train, turned)
+    renamed = dataclasses.replace(run.train, classes=[*run.train.classes[:-1], "other"])
+    monkeypatch.setattr(run, "train", renamed)
+    with pytest.raises(ValueError, match="'other'"):
+        run.test()
+
+
+def test_embed_stores_what_the_network_computes(run):
+    test = run.test().subset(range(30))
+    embedded = run.embed(test, "stored")
+    with torch.no_grad():
+        expected = run.method.embed(test.batch(np.arange(30)).float() / 255)
+    np.testing.assert_allclose(embedded["features"], expected.features, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(embedded["kappa"], expected.native["kappa"], rtol=1e-5)
+    folder = store.run_dir("smoke", run.name) / "embeddings"
+    assert (folder / "digits-test-30-stored.npz").exists()
+
+
+def test_a_stored_embedding_is_used_for_the_same_images_weights_and_code(run, monkeypatch):
+    computed = []
+
+    def counted(*arguments, **options):
+        computed.append(1)
+        return embed.embed_images(*arguments, **options)
+
+    monkeypatch.setattr(measure, "embed_images", counted)
+    test = run.test()
+    first = test.subset(range(30))
+    run.embed(first, "kept")
+    run.embed(first, "kept")
+    assert len(computed) == 1
+    run.embed(test.subset(range(1, 31)), "kept")  # other images under the same name
+    assert len(computed) == 2
+    for images in (test, test.sample(40), test, test.sample(40)):  # stored side by side
+        run.embed(images, "kept")
+    assert len(computed) == 4
+    monkeypatch.setattr(store, "code_hash", lambda source: "edited")
+    run.embed(test, "kept")
+    assert len(computed) == 5
+    monkeypatch.setattr(run, "hash", "another")
+    run.embed(test, "kept")
+    assert len(computed) == 6
+
+
+def test_a_condition_changes_fitted_images(run):
+    images = sources.load("generated", "test").subset(range(8))  # three channels of 32 x 32
+    shapes = []
+
+    def watch(batch):
+        shapes.append(tuple(batch.shape))
+        return batch
+
+    plain = run.embed(images, "watched", watch)
+    blurred = run.embed(images, "blurred", embed.blur(2.0))
+    assert shapes == [(8, 1, 9, 9)]
+    assert not np.allclose(blurred["features"], plain["features"])
+
+
+def test_weights_of_other_settings_are_not_used(run):
+    stale = measure.Run(run.settings)
+    stale.hash = "another"
+    for other in (stale, measure.Run(run.settings | {"seed": 7})):
+        assert not other.is_available
+        with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+            _ = other.method
+
+
+def test_the_bank_is_train_or_a_sample_of_it(run, monkeypatch):
+    assert run.bank is run.train
+    monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 100})
+    assert (run.bank.labels == run.train.labels[:100]).all()
+    monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
+    assert run.bank is run.train
+
+
+def test_raw_pixels_are_not_stored(shared_results, tiny):
+    resolved = settings.resolve("raw_pixels", "smoke", **tiny)
+    loop.train(resolved)
+    run = measure.Run(resolved)
+    assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 81)
+    assert not (store.run_dir("smoke", run.name) / "embeddings").exists()
+
+
+def test_views_are_those_of_the_recipe(run):
+    few, kappa = measure.kappa_of_views(run, 2)
+    assert kappa.shape == (2, run.settings["condition_images"])
+    transform = embed.input_transform(run.settings, run.channels)
+    images = transform(few.batch(np.arange(len(few))).float() / 255)
+    strengths = views.recipe(run.settings["augmentation"])
+    for i, row in enumerate(kappa):
+        seed = loop.seed_of(run.settings["seed"], "kappa views", i)
+        generator = torch.Generator().manual_seed(seed)
+        with torch.inference_mode():
+            view = views.augment(images, run.settings["image_size"], strengths, generator)
+            expected = run.method.embed(view).native["kappa"]
+        np.testing.assert_allclose(row, expected, rtol=1e-4)
+
+
+# -------------------------------------------------------------------------------------- measuring
+def test_metrics_and_scores_are_stored(run, frame):
+    stored = store.read_metrics("smoke", measure.MEASURED_BY, run.name)
+    np.testing.assert_allclose(stored.value, frame.value, rtol=1e-4)
+    for column, value in run.identity(measure.MEASURED_BY).items():
+        assert set(stored[column]) == {value}, column
+    assert set(embed.conditions()) | {"clean", "near_ood"} <= set(stored.condition)
+    scores = store.read_scores("smoke", run.name, "digits")
+    clean = stored[stored.condition == "clean"]
+    accuracy = clean.query("metric == 'accuracy' and classifier == 'knn'")
+    kappa = clean.query("metric == 'mean' and score == 'kappa'").value.item()
+    assert accuracy.value.item() == pytest.approx(scores["knn_correct"].mean(), rel=1e-4)
+    assert accuracy.n.item() == len(scores["label"]) == 359
+    assert kappa == pytest.approx(scores["kappa"].mean(), rel=1e-4)
+    means = stored.query("metric == 'mean' and score == 'kappa'").set_index("condition").value
+    assert means["crop_1"] == pytest.approx(means["blur_0"], rel=1e-6)  # the unchanged images
+    assert not store.encoder_path("vi_simsiam", "smoke").exists()
+
+
+def test_a_tuning_run_is_measured_on_validation_only(shared_results, tiny):
+    changes = tiny | {"split": "fit", "train_images": 0}
+    resolved = settings.resolve("simsiam", "smoke", **changes)
+    loop.train(resolved)
+    frame = measure.measure_run(measure.Run(resolved))
+    assert frame.condition.tolist() == ["validation"] and frame.n.tolist() == [143]
+    assert 0.1 < frame.value[0] <= 1
+    assert not store.scores_path("smoke", settings.run_name(resolved), "digits").exists()
+
+
+def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
+    resolved = settings.resolve("vje", "smoke", dataset="digits_class_3")
+    loop.train(resolved)
+    run = measure.Run(resolved)
+    frame = measure.measure_run(run).set_index("score")
+    assert set(frame.condition) == {"one_class"} and set(frame.metric) == {"ood_auroc"}
+    assert {"feature_norm", "knn_distance", "likelihood_and_kl"} <= set(frame.index)
+    test = sources.load("digits", "test", image_size=16)
+    outside = test.labels != 3
+    embedded = run.embed_unstored(test)
+    own = uncertainty.auroc(embedded["uncertainty"], outside)
+    assert frame.value["uncertainty"] == pytest.approx(own, abs=1e-6)
+    train = run.embed_unstored(run.train)["features"].astype(float)
+    distance = LedoitWolf().fit(train).mahalanobis(embedded["features"].astype(float))
+    expected = uncertainty.auroc(distance, outside)
+    assert frame.value["mahalanobis"] == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_papers_probe_is_measured_once(run, monkeypatch):
+    unavailable = run.settings | {"seed": 7}
+    measure.measure_paper_probe([run.settings, unavailable], NOTEBOOK)
+    stored = store.read_metrics("smoke", NOTEBOOK, run.name).set_index("metric")
+    assert set(stored.run_hash) == {run.hash} and set(stored.classifier) == {"linear_paper"}
+    bank = run.embed(run.bank)
+    test = run.embed(run.test())
+    probe = probes.paper_probe(bank["features"], bank["label"])
+    accuracy = np.mean(probe.predict(test["features"]) == test["label"])
+    assert stored.value["accuracy"] == pytest.approx(accuracy, abs=1e-3)
+    assert stored.value["accuracy"] <= stored.value["top5_accuracy"] <= 1
+    monkeypatch.setattr(measure, "paper_probe", lambda *_: pytest.fail("measured twice"))
+    measure.measure_paper_probe([run.settings], NOTEBOOK)
+
+
+def test_which_scores_and_encoders_a_run_leaves(run, monkeypatch):
+    scores = {name: np.zeros(3) for name in (*measure.READ_OF_OTHERS, "label", "feature_norm")}
+    scores["uncertainty"] = np.ones(3)
+    compared = run.settings | {"method": "vi_simsiam"}
+    monkeypatch.setattr(measure, "_is_of_simvaes_comparison", lambda _: False)
+    monkeypatch.setattr(measure, "_is_compared", lambda _: True)
+    assert set(measure._kept_scores(compared, scores)) == set(scores)
+    without_top5 = set(measure._kept_scores(compared | {"method": "dino"}, scores))
+    assert without_top5 == set(scores) - {"linear_top5_correct"}
+    monkeypatch.setattr(measure, "_is_compared", lambda _: False)
+    assert set(measure._kept_scores(compared, scores)) == set(measure.READ_OF_OTHERS)
+    monkeypatch.setattr(measure, "_is_of_simvaes_comparison", lambda _: True)
+    assert "uncertainty" in measure._kept_scores(compared, scores)
+    scores["uncertainty"] = -scores["feature_norm"]
+    assert "uncertainty" not in measure._kept_scores(compared, scores)
+
+
+@pytest.mark.parametrize(
+    ("changes", "leaves"),
+    [
+        ({}, True),
+        ({"method": "prosmin_vit"}, True),
+        ({"seed": 1}, False),
+        ({"epochs": 5}, False),
+        ({"dataset": "mnist"}, False),
+        ({"method": "random"}, False),
+    ],
+)
+def test_only_the_compared_run_of_seed_0_leaves_an_encoder(changes, leaves):
+    resolved = settings.resolve(**({"method": "vi_simsiam", "profile": "standard"} | changes))
+    assert measure._leaves_encoder(resolved) == leaves
+
+
+@pytest.mark.parametrize("profile", ["standard", "smoke"])
+def test_encoders_are_those_of_profile_standard(profile, run, monkeypatch):
+    written = []
+    monkeypatch.setattr(measure, "write_encoder", lambda *_: written.append(1))
+    monkeypatch.setattr(measure, "_leaves_encoder", lambda _: True)
+    monkeypatch.setattr(measure, "_suite", lambda run, graded: ([], {}))
+    monkeypatch.setattr(measure, "_kept_scores", lambda *_: {})
+    monkeypatch.setattr(store, "write_metrics", lambda *_, **__: None)
+    monkeypatch.setattr(store, "write_scores", lambda *_: None)
+    monkeypatch.setattr(run, "profile", profile)
+    measure.measure_run(run)
+    assert len(written) == (profile == "standard")
+
+
+# ------------------------------------------------------------------------------------ stored runs
+def listing(groups, monkeypatch):
+    """Let settings.runs list these runs by group."""
+
+    def runs(profile, paper="all", group="all"):
+        if group == "all":
+            return sum(groups.values(), [])
+        return groups.get(group, [])
+
+    monkeypatch.setattr(settings, "runs", runs)
+
+
+def test_compared_runs_are_those_of_the_protocol_and_of_transformers(monkeypatch):
+    run = settings.resolve("simsiam", "smoke")
+    listing({"lengths": [run], "controls": [run]}, monkeypatch)
+    assert not measure._is_compared(run)
+    listing({"lengths": [run], "vit": [run]}, monkeypatch)
+    assert measure._is_compared(run)
+    listing({}, monkeypatch)
+    assert measure._is_compared(run)  # a run of one's own, which nobody lists
+
+
+def test_simvaes_comparison_is_graded_on_the_usual_data(monkeypatch):
+    usual = settings.resolve("simvae", "smoke")
+    other = settings.resolve("simvae", "smoke", dataset="styled_digits")
+    listing({"simvae": [usual, other], "controls": [usual, other]}, monkeypatch)
+    assert measure._is_graded(usual) and not measure._is_graded(other)
+
+
+def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, frame, monkeypatch):
+    assert {"clean", "crop_0.4", "near_ood"} <= set(frame.condition)
+    monkeypatch.setattr(measure, "_is_graded", lambda _: False)
+    assert set(measure.measure_run(run).condition) == {"clean"}
+
+
+def test_a_run_is_measured_by_its_settings_data_and_todays_code(run, monkeypatch):
+    rows = [{"metric": "accuracy", "value": 0.5}]
+    assert not measure.is_measured(run, "99_other")
+    run.write_metrics(rows, "99_other")
+    assert measure.is_measured(run, "99_other")
+    assert not measure.is_measured(run, "99_other-part")
+    more_draws = measure.Run(run.settings | {"bootstrap_draws": 7})
+    assert more_draws.hash == run.hash and not measure.is_measured(more_draws, "99_other")
+    with monkeypatch.context() as edited:
+        edited.setattr(store, "code_hash", lambda source: "edited")
+        assert not measure.is_measured(run, "99_other")
+        edited.setattr(loop, "is_finished", lambda *_: False)
+        assert measure.is_measured(run, "99_other")  # without weights what is stored counts
+    other_run = run.identity("99_other") | {"run_hash": "another"}
+    store.write_metrics("smoke", "99_other", run.name, rows, **other_run)
+    assert not measure.is_measured(run, "99_other")
+
+
+def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch, tiny):
+    listed = [settings.resolve("simsiam", "smoke", seed=seed, **tiny) for seed in (5, 6)]
+    monkeypatch.setattr(settings, "runs", lambda *_: listed)
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+        measure.measured_runs("smoke")
+    row = {"method": "simsiam", "value": 1.0}
+    name = settings.run_name(listed[1])
+    store.write_metrics("smoke", measure.MEASURED_BY, name, [row])
+    assert measure.measured_runs("smoke") == [listed[1]]
+    assert len(measure.metrics([listed[1]])) == 1
+    with pytest.raises(FileNotFoundError, match="seed5"):
+        measure.metrics(listed)
+
+
+def test_runs_without_data_or_network_are_not_available(run, monkeypatch, tmp_path):
+    without_network = run.settings | {"seed": 7}
+    without_data = settings.resolve("vi_simsiam", "standard", dataset="imagenette96")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    found = measure.available([run.settings, without_network, without_data])
+    assert [one.name for one in found] == [run.name]
+
+
+# --------------------------------------------------------------------------------------- data sets
+@pytest.fixture
+def smoke_run():
+    return settings.resolve("simsiam", "smoke") | {"ood_near": [], "ood_far": []}
+
+
+def write_set(folder, split, labels):
+    pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
+    store.write_npz(folder / f"{split}.npz", images=pixels, labels=np.array(labels))
+
+
+def test_missing_sets_are_named_once(data_dir, smoke_run, monkeypatch):
+    """Also those that a network is only measured on; not where it is not measured on them."""
+    others = {"ood_near": ["own", "styled_own"], "ood_far": ["digits_class_3", "own_class_2"]}
+    run = smoke_run | {"dataset": "styled_digits"} | others
+    (reason,) = measure.missing_sets([run, run])
+    assert "'own'" in reason
+    assert measure.missing_sets([]) == []
+    assert measure.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == []
+    monkeypatch.setattr(measure, "_is_graded", lambda _: False)
+    assert measure.missing_sets([run]) == []
+    (reason,) = measure.missing_sets([run | {"dataset": "other", "split": "fit"}])
+    assert "'other'" in reason
+
+
+def test_a_set_of_ones_own_is_checked_before_training(data_dir, smoke_run):
+    write_set(data_dir / "mine", "train", [0, 1, 2])
+    write_set(data_dir / "mine", "test", [0, 1])
+    (reason,) = measure.missing_sets([smoke_run | {"dataset": "mine"}])
+    assert "differ in the classes ['2']" in reason
+    for name in ("mine", "dogs_class_1"):  # a folder is its own set, whatever its name
+        for split in ("train", "test"):
+            write_set(data_dir / name, split, [0, 0, 0])
+        (reason,) = measure.missing_sets([smoke_run | {"dataset": name, "split": "fit"}])
+        assert "one class, '0'" in reason
+
+
+def test_an_unreadable_image_is_found_before_training(data_dir, smoke_run):
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            folder = data_dir / "birds" / split / name
+            folder.mkdir(parents=True)
+            for number in range(2):
+                pixels = np.full((9, 9, 3), 9 * number, np.uint8)
+                Image.fromarray(pixels).save(folder / f"{number}.png")
+    run = smoke_run | {"dataset": "birds"}
+    assert measure.missing_sets([run]) == []
+    (data_dir / "birds" / "test" / "b" / "1.png").write_bytes(b"no picture")
+    (reason,) = measure.missing_sets([run])
+    assert "1.png is not a readable image" in reason

@@ -1,0 +1,244 @@
+"""lib.evaluation.probes against loops, scikit-learn and formulas written out."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.special import softmax
+from sklearn.linear_model import LogisticRegression
+
+from lib.evaluation import probes
+
+ANIMALS = np.array(["ant", "bee", "cat", "dog"])
+YEARS = np.array([2019, 2021, 2022, 2024])
+
+
+# ------------------------------------------------------------------------------ nearest neighbours
+def knn_by_hand(train_x, train_y, test_x, k, temperature):
+    probabilities = np.zeros((len(test_x), train_y.max() + 1))
+    for i, query in enumerate(test_x):
+        norms = np.linalg.norm(train_x, axis=1) * np.linalg.norm(query)
+        cosine = train_x @ query / norms
+        for j in np.argsort(-cosine)[:k]:
+            probabilities[i, train_y[j]] += np.exp(cosine[j] / temperature)
+    return probabilities / probabilities.sum(1, keepdims=True)
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (90, 0.2)])
+def test_knn_against_a_loop(clusters, k, temperature, monkeypatch):
+    monkeypatch.setattr(probes, "SIMILARITIES", 90 * 7)  # in chunks of 7 rows
+    train = clusters(90, 1)
+    test = clusters(40, 2)
+    train_x = train["features"]
+    expected = knn_by_hand(
+        train_x.astype(float), train["label"], test["features"].astype(float), k, temperature
+    )
+    arguments = (train_x, train["label"], test["features"])
+    prediction, probabilities = probes.knn_predict(*arguments, k, temperature)
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    np.testing.assert_array_equal(prediction, expected.argmax(1))
+    accuracy = probes.knn_accuracy(*arguments, test["label"], k, temperature)
+    assert accuracy == np.mean(expected.argmax(1) == test["label"])
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e-3, 1e19, 1e30])
+def test_knn_ignores_the_scale_of_features(clusters, scale):
+    train = clusters(90, 1)
+    bank = train["features"].astype(np.float64)
+    scales = scale * np.random.default_rng(0).uniform(0.1, 10, size=(90, 1))
+    _, expected = probes.knn_predict(bank, train["label"], bank)
+    _, scaled = probes.knn_predict((scales * bank), train["label"], bank)
+    np.testing.assert_allclose(scaled, expected, atol=1e-4)
+    single = (scale * bank).astype(np.float32)
+    prediction, _ = probes.knn_predict(single, train["label"], single, k=1)
+    np.testing.assert_array_equal(prediction, train["label"])
+
+
+@pytest.mark.parametrize("names", [ANIMALS, YEARS, YEARS.astype(float), ANIMALS.astype(object)])
+def test_labels_may_be_strings_and_any_numbers(clusters, names):
+    train = clusters(120, 1)
+    x = train["features"]
+    y = train["label"]
+    prediction, probabilities = probes.knn_predict(x, y, x)
+    named, same_probabilities = probes.knn_predict(x, names[y], x)
+    np.testing.assert_array_equal(named, names[prediction])
+    np.testing.assert_array_equal(same_probabilities, probabilities)
+    assert probes.knn_accuracy(x, names[y], x, names[y]) == np.mean(prediction == y)
+    for fit in (probes.linear_probe, lambda x, y: probes.paper_probe(x, y, epochs=1)):
+        probe = fit(x, y)
+        with_names = fit(x, names[y])
+        np.testing.assert_array_equal(with_names.weight, probe.weight)
+        np.testing.assert_array_equal(with_names.predict(x), names[probe.predict(x)])
+        np.testing.assert_array_equal(with_names.classes, names)
+
+
+def test_knn_refuses_bad_input(clusters):
+    train = clusters(30, 1)
+    x = train["features"]
+    y = train["label"]
+    for arguments, culprit in [
+        ((x, y, x, 31), "k must be"),
+        ((x, y, x, 0), "k must be"),
+        ((x, y, x, 5, 0.0), "temperature"),
+        ((x, y, x, 5, np.nan), "temperature"),
+        ((x, y[:-1], x), "train_y"),
+        ((x, y + 0.5, x), "train_y"),
+        ((x, [None, *y[1:]], x), "train_y"),
+        ((x, ["cat", *y[1:].tolist()][:29] + [np.nan], x), "train_y"),
+        ((x, y, x[:, :3]), "test_x"),
+        ((np.where(x > 1, np.nan, x), y, x), "train_x"),
+        ((x, y, x[:0]), "test_x"),
+    ]:
+        with pytest.raises(ValueError, match=culprit):
+            probes.knn_predict(*arguments)
+
+
+# ------------------------------------------------------------------------------------ linear probe
+@pytest.mark.parametrize("penalty", [1e-1, 1e-3])
+def test_the_probe_reaches_scikit_learns_optimum(clusters, penalty):
+    train = clusters(600, 1, spread=2)
+    x = train["features"]
+    test_x = clusters(200, 2, spread=2)["features"]
+    probe = probes.linear_probe(30 * x + 7, train["label"], penalties=[penalty])
+    reference = LogisticRegression(C=1 / (600 * penalty), tol=1e-8, max_iter=5000)
+    reference.fit((x - x.mean(0)) / x.std(0), train["label"])
+    expected = reference.predict_proba((test_x - x.mean(0)) / x.std(0))
+    np.testing.assert_allclose(probe.probabilities(30 * test_x + 7), expected, atol=2e-3)
+
+
+def test_the_probe_separates_what_is_separable_and_is_deterministic(clusters):
+    train = clusters(300, 1, spread=0.1)
+    test = clusters(100, 2, spread=0.1)
+    probe = probes.linear_probe(train["features"], train["label"])
+    again = probes.linear_probe(train["features"], train["label"])
+    assert (probe.predict(test["features"]) == test["label"]).all()
+    np.testing.assert_array_equal(probe.weight, again.weight)
+    np.testing.assert_allclose(probe.probabilities(test["features"]).sum(1), 1)
+
+
+def test_the_penalty_is_strong_for_noise_and_weak_for_signal(clusters):
+    generator = np.random.default_rng(0)
+    x = generator.normal(size=(200, 60))
+    noise = probes.linear_probe(x, generator.integers(2, size=200))
+    assert noise.penalty == max(probes.PENALTIES)
+    assert noise.penalty == min(noise.validation, key=noise.validation.get)
+    signal = clusters(400, spread=0.3)
+    assert probes.linear_probe(signal["features"], signal["label"]).penalty < noise.penalty
+
+
+def test_all_of_train_is_fitted_with_the_chosen_penalty():
+    generator = np.random.default_rng(3)
+    x = generator.normal(size=(200, 8)).astype(np.float32)
+    y = generator.integers(3, size=200)
+    probe = probes.linear_probe(x, y)
+    direct = probes.linear_probe(x, y, penalties=[probe.penalty])
+    weak = probes.linear_probe(x, y, penalties=[min(probes.PENALTIES)])
+    np.testing.assert_allclose(probe.weight, direct.weight, atol=2e-3)
+    assert np.abs(probe.weight - weak.weight).max() > 0.02
+
+
+def test_validation_images_are_not_fitted(clusters, monkeypatch):
+    fitted = []
+    fit = probes._logistic_regression
+
+    def counted(x, *arguments):
+        fitted.append(x.shape[1])
+        return fit(x, *arguments)
+
+    monkeypatch.setattr(probes, "_logistic_regression", counted)
+    train = clusters(200)
+    probes.linear_probe(train["features"], train["label"])
+    held_out = probes._tenth(train["label"])
+    assert fitted == [200 - held_out.sum()] * len(probes.PENALTIES) + [200]
+    shares = np.bincount(train["label"][held_out]) / np.bincount(train["label"])
+    np.testing.assert_allclose(shares, 0.1, atol=0.02)
+
+
+def test_every_class_keeps_a_training_image():
+    labels = np.array([0, 0, 1, 2, 2, 2])
+    held_out = labels[probes._tenth(labels)]
+    assert np.bincount(held_out, minlength=3).tolist() == [1, 0, 1]
+    with pytest.raises(ValueError, match="single image"):
+        probes._tenth(np.arange(3))
+
+
+@pytest.mark.parametrize("rounding", [0, 1e-5])
+def test_a_constant_feature_has_no_effect(clusters, rounding):
+    train = clusters(300)
+    x = train["features"]
+    generator = np.random.default_rng(0)
+    constant = (100 + rounding * generator.normal(size=(300, 1))).astype(np.float32)
+    plain = probes.linear_probe(x, train["label"], penalties=[1e-2])
+    probe = probes.linear_probe(np.c_[x, constant], train["label"], penalties=[1e-2])
+    changed = np.c_[x, constant + np.float32(1e-3)]
+    np.testing.assert_allclose(probe.probabilities(changed), plain.probabilities(x), atol=1e-3)
+
+
+def test_the_probe_refuses_bad_input(clusters):
+    train = clusters(50)
+    x = train["features"]
+    y = train["label"]
+    for arguments, options, culprit in [
+        ((x, np.zeros(50, dtype=int)), {}, "single class"),
+        ((x, y[:-1]), {}, "train_y"),
+        ((np.where(x > 1, np.nan, x), y), {}, "NaN"),
+        ((x * 1e19, y), {}, "float32"),
+        ((x, y), {"penalties": []}, "penalties"),
+        ((x, y), {"penalties": [1.0, np.nan]}, "penalties"),
+    ]:
+        with pytest.raises(ValueError, match=culprit):
+            probes.linear_probe(*arguments, **options)
+    with pytest.raises(ValueError, match="x must be"):
+        probes.linear_probe(x, y, penalties=[1.0]).predict(x[:, :2])
+
+
+# ----------------------------------------------------------------------------- the paper's probe
+def lars_written_out(x, y, classes, epochs):
+    """Weights [D, C] and biases [C] by the formula of LARS, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    weight = 0.01 * torch.randn(x.shape[1], classes, generator=generator).numpy().astype(float)
+    parameters = [weight, np.zeros(classes)]
+    velocities = [np.zeros_like(parameter) for parameter in parameters]
+    steps = epochs * -(-len(x) // 512)
+    step = 0
+    for _ in range(epochs):
+        order = torch.randperm(len(x), generator=generator).numpy()
+        for rows in np.split(order, range(512, len(x), 512)):
+            predicted = softmax(x[rows] @ parameters[0] + parameters[1], axis=1)
+            error = (predicted - np.eye(classes)[y[rows]]) / len(rows)
+            rate = 1.6 * (1 + np.cos(np.pi * step / steps)) / 2
+            for i, gradient in enumerate((x[rows].T @ error, error.sum(0))):
+                size = np.linalg.norm(parameters[i])
+                trust = 1e-3 * size / np.linalg.norm(gradient) if size else 1
+                velocities[i] = 0.9 * velocities[i] + trust * gradient
+                parameters[i] = parameters[i] - rate * velocities[i]
+            step += 1
+    return parameters
+
+
+@pytest.mark.parametrize("spread", [0.5, 3.0])
+def test_the_papers_probe_follows_the_formula_of_lars(clusters, spread):
+    train = clusters(1300, 1, spread=spread)
+    x = train["features"] + 5  # features are taken as they are
+    probe = probes.paper_probe(x, train["label"], epochs=10)
+    weight, bias = lars_written_out(x.astype(float), train["label"], classes=4, epochs=10)
+    np.testing.assert_allclose(probe.weight, weight, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(probe.bias, bias, rtol=1e-3, atol=1e-5)
+    expected = softmax(x.astype(float) @ probe.weight + probe.bias, axis=1)
+    np.testing.assert_allclose(probe.probabilities(x), expected, atol=1e-5)
+
+
+def test_the_papers_probe_learns(clusters):
+    train = clusters(2000, 1, spread=0.5)
+    test = clusters(200, 2, spread=0.5)
+    probe = probes.paper_probe(train["features"], train["label"], epochs=60)
+    assert np.mean(probe.predict(test["features"]) == test["label"]) > 0.9
+
+
+# ---------------------------------------------------------------------------- Mahalanobis distance
+def test_mahalanobis_distance_is_from_the_mean_of_train():
+    generator = np.random.default_rng(0)
+    train = generator.normal(size=(2000, 4)) @ generator.normal(size=(4, 4)) + 10
+    x = train[:50] + 1
+    difference = x - train.mean(0)
+    expected = np.einsum("nd,de,ne->n", difference, np.linalg.inv(np.cov(train.T)), difference)
+    np.testing.assert_allclose(probes.mahalanobis_distance(train)(x), expected, rtol=0.05)

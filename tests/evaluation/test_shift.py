@@ -1,0 +1,240 @@
+"""lib.evaluation.shift: corruptions, what is measured on them, and scores of other sets."""
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+from sklearn.covariance import LedoitWolf
+
+from lib.data import sources
+from lib.data.sets import ImageSet
+from lib.evaluation import probes, shift, uncertainty
+from lib.evaluation.measure import Run
+from lib.runs import settings, store
+from lib.training import loop
+
+WITHOUT_CHANCE = {
+    "defocus_blur",
+    "zoom_blur",
+    "brightness",
+    "contrast",
+    "pixelate",
+    "jpeg_compression",
+}
+
+
+def trained(*methods, **parameters):
+    """Settings of trained smoke runs; few test images are corrupted."""
+    runs = []
+    for method in methods:
+        run = settings.resolve(method, "smoke", train_images=256, **parameters)
+        runs.append(run | {"condition_images": 20})
+        loop.train(runs[-1])
+    return runs
+
+
+def metrics_of(run, notebook):
+    return store.read_metrics("smoke", notebook, settings.run_name(run))
+
+
+def colour(count=6, size=16):
+    return sources.generated("shapes", count, size)
+
+
+# ------------------------------------------------------------------------------------- corruptions
+@pytest.mark.parametrize("corruption", shift.CORRUPTIONS)
+def test_corruptions_depend_on_the_place_only(corruption):
+    images = colour()
+    state = torch.get_rng_state()
+    python_state = random.getstate()
+    whole = shift.corrupted(images, corruption, 5)
+    assert torch.equal(torch.get_rng_state(), state) and random.getstate() == python_state
+    assert whole.images.shape == images.images.shape and whole.images.dtype == np.uint8
+    assert not np.array_equal(whole.images, images.images)
+    np.testing.assert_array_equal(whole.labels, images.labels)
+    torch.manual_seed(99)
+    part = shift.corrupted(images.subset(range(3)), corruption, 5)
+    np.testing.assert_array_equal(part.images, whole.images[:3])
+    assert whole.name == f"{images.name}-{corruption}_5" and whole.checksum != images.checksum
+
+
+@pytest.mark.parametrize("corruption", sorted(set(shift.CORRUPTIONS) - WITHOUT_CHANCE))
+def test_every_image_has_random_numbers_of_its_own(corruption):
+    twice = colour(2).subset([0, 0])
+    first, second = shift.corrupted(twice, corruption, 5).images
+    assert not np.array_equal(first, second)
+
+
+@pytest.mark.parametrize(
+    "corruption",
+    ["gaussian_noise", "shot_noise", "impulse_noise", "contrast", "pixelate", "jpeg_compression"],
+)
+def test_more_severe_is_further_from_the_image(corruption):
+    images = colour(24, 32)
+    distances = []
+    for severity in (1, 3, 5):
+        changed = shift.corrupted(images, corruption, severity).images
+        distances.append(np.abs(changed.astype(int) - images.images).mean())
+    assert 0 < distances[0] < distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("corruption", ["snow", "frost", "elastic", "gaussian_noise"])
+def test_grey_images_stay_grey(corruption):
+    images = sources.load("digits", "test", image_size=16).subset(range(3))
+    assert shift.corrupted(images, corruption, 3).images.shape == (3, 16, 16, 1)
+
+
+def test_gaussian_noise_has_the_published_strengths():
+    pixels = np.full((40, 16, 16, 3), 128, np.uint8)
+    flat = ImageSet("flat", "test", pixels, np.zeros(40, int), ["grey"])
+    for severity, scale in zip(shift.SEVERITIES, (0.08, 0.12, 0.18, 0.26, 0.38), strict=True):
+        noise = shift.corrupted(flat, "gaussian_noise", severity).images / 255.0
+        expected = np.random.default_rng(0).normal(128 / 255, scale, noise.shape).clip(0, 1)
+        assert noise.std() == pytest.approx(expected.std(), rel=0.03)
+
+
+@pytest.mark.parametrize("corruption, severity", [("rain", 1), ("snow", 0), ("snow", 6)])
+def test_unknown_corruptions_are_errors(corruption, severity):
+    with pytest.raises(ValueError, match=f"'{corruption}' of severity {severity}"):
+        shift.corrupted(colour(), corruption, severity)
+
+
+# -------------------------------------------------------------------------- measures on corruptions
+def test_mce_is_the_mean_of_the_ratios_of_sums():
+    generator = np.random.default_rng(0)
+    correct = generator.random((40, 15, 5)) < 0.6
+    reference = generator.random((40, 15, 5)) < 0.6
+    ratios = (~correct).mean(0).sum(1) / (~reference).mean(0).sum(1)
+    error = shift.mean_corruption_error(correct, reference)
+    assert error == pytest.approx(100 * ratios.mean())
+    assert shift.mean_corruption_error(correct, correct) == pytest.approx(100)
+    with pytest.raises(ValueError, match=r"\[40, 14, 5\]"):
+        shift.mean_corruption_error(correct[:, 1:], reference)
+    with pytest.raises(uncertainty.UndefinedStatistic, match="gaussian_noise"):
+        shift.mean_corruption_error(correct, np.ones((40, 15, 5), bool))
+
+
+def test_corruption_errors_have_intervals_over_images():
+    generator = np.random.default_rng(0)
+    correct = {
+        "a": generator.random((400, 15, 5)) < 0.7,
+        "b": generator.random((400, 15, 5)) < 0.5,
+    }
+    runs = {"a": {"method": "prosmin", "seed": 1}, "b": {"method": "random", "seed": 0}}
+    errors = shift.corruption_errors(runs, correct, "b", draws=100)
+    expected = shift.mean_corruption_error(correct["a"], correct["b"])
+    assert errors.mce.tolist() == pytest.approx([expected, 100])
+    assert errors.mce_low[0] < 60 < errors.mce_high[0]
+    assert errors.corrupted.tolist() == pytest.approx([70, 50], abs=1)
+    perfect = correct | {"b": np.ones((400, 15, 5), bool)}
+    with pytest.raises(uncertainty.UndefinedStatistic):
+        shift.corruption_errors(runs, perfect, "b", 20)
+
+
+def test_rows_are_the_measures_on_corrupted_images(monkeypatch):
+    run, _ = runs = trained("prosmin", "random")
+    shift.measure_corruptions(runs, "50_test")
+    ready = Run(run)
+    rows = metrics_of(run, "50_test")
+    assert rows.metric.value_counts().to_dict() == {
+        "accuracy": 15 * 6,
+        "mean": 15 * 6,
+        "severity_spearman": 15,
+    }
+    accuracy = rows[rows.metric == "accuracy"].set_index("condition").value
+    correct = store.read_scores("smoke", ready.name, "digits_corrupted")["correct"]
+    fog_3 = correct[:, shift.CORRUPTIONS.index("fog"), 2]
+    assert correct.shape == (20, 15, 5) and accuracy["fog_3"] == fog_3.mean()
+    assert accuracy.filter(regex="_0$").nunique() == 1  # the clean images
+
+    few = ready.test().sample(20)
+    uncertainties = [ready.embed_unstored(few)["uncertainty"]]
+    for severity in shift.SEVERITIES:
+        changed = shift.corrupted(few, "snow", severity)
+        uncertainties.append(ready.embed_unstored(changed)["uncertainty"])
+    mean = rows[(rows.condition == "snow_4") & (rows.metric == "mean")].value.item()
+    assert mean == pytest.approx(uncertainties[4].mean(), rel=1e-4)
+    per_image = [
+        stats.spearmanr(range(6), values).statistic for values in np.transpose(uncertainties)
+    ]
+    correlation = rows[(rows.condition == "snow") & (rows.metric == "severity_spearman")]
+    assert correlation.value.item() == pytest.approx(np.mean(per_image), abs=1e-4)
+
+    monkeypatch.setattr(shift, "corrupted", lambda *_, **__: pytest.fail("measured twice"))
+    shift.measure_corruptions(runs, "50_test")
+
+
+def test_severity_0_is_of_the_same_images_as_the_others(monkeypatch):
+    (run,) = trained("random")
+    test = Run(run).test()
+    by_class = test.subset(np.argsort(test.labels, kind="stable"))  # the first 20 have one class
+    monkeypatch.setattr(Run, "test", lambda self: by_class)
+    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast",))
+    shift.measure_corruptions([run], "50_test")
+    clean = metrics_of(run, "50_test").query("condition == 'contrast_0'").set_index("metric").value
+    ready = Run(run)
+    few = by_class.sample(20)
+    bank = ready.embed(ready.bank)
+    embedded = ready.embed_unstored(few)
+    probe = probes.linear_probe(bank["features"], bank["label"])
+    assert clean["accuracy"] == (probe.predict(embedded["features"]) == few.labels).mean()
+    assert clean["mean"] == pytest.approx(embedded["uncertainty"].mean(), rel=1e-4)
+
+
+def test_of_other_runs_only_the_rank_correlation_is_stored(monkeypatch):
+    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast", "pixelate"))
+    runs = trained("random", "simsiam")
+    shift.measure_corruptions(runs, "50_whole")
+    monkeypatch.setattr(shift, "linear_probe", lambda *_: pytest.fail("a probe is fitted"))
+    shift.measure_corruptions([], "50_test", runs)
+    for run in runs:
+        whole = metrics_of(run, "50_whole").query("metric == 'severity_spearman'")
+        brief = metrics_of(run, f"50_test-{shift.SEVERITY}")
+        columns = ["condition", "value", "ci_low", "ci_high"]
+        np.testing.assert_array_equal(brief[columns], whole[columns])
+        assert len(brief) == 2 and metrics_of(run, "50_test").empty
+
+
+def test_runs_measured_together_have_probes_of_their_own(monkeypatch):
+    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast", "pixelate"))
+    runs = [*trained("random", seed=0), *trained("random", seed=1)]
+    shift.measure_corruptions(runs, "50_together")
+    shift.measure_corruptions(runs[1:], "50_alone")
+    together = metrics_of(runs[1], "50_together").drop(columns="notebook")
+    alone = metrics_of(runs[1], "50_alone").drop(columns="notebook")
+    pd.testing.assert_frame_equal(together, alone)
+
+
+# -------------------------------------------------------------------------------------- other sets
+def test_other_sets_are_detected_by_the_methods_scores():
+    (run,) = trained("prosmin")
+    ready = Run(run)
+    shift.measure_other_scores(ready, "50_test")
+    rows = metrics_of(run, "50_test-ood")
+    assert {"log_sigma", "mean_sigma", "target_energy", "mahalanobis"} <= set(rows.score)
+    auroc = rows[rows.metric == "ood_auroc"].set_index("score").value
+
+    test = ready.embed(ready.test())
+    other = ready.embed(ready.other("generated"))
+    outside = np.repeat([False, True], [len(test["label"]), len(other["label"])])
+    values = np.append(test["log_sigma"], other["log_sigma"])
+    expected = uncertainty.auroc(values, outside)
+    assert auroc["log_sigma"] == pytest.approx(expected, abs=1e-4)
+
+    gaussian = LedoitWolf().fit(ready.embed(ready.bank)["features"].astype(float))
+    features = np.concatenate([test["features"], other["features"]]).astype(float)
+    distance = uncertainty.auroc(gaussian.mahalanobis(features), outside)
+    assert auroc["mahalanobis"] == pytest.approx(distance, abs=1e-4)
+
+    shift.store_outside_scores(ready)
+    scores = store.read_scores("smoke", ready.name, "generated_outside")
+    stored = uncertainty.auroc(scores["uncertainty"], scores["outside"])
+    assert stored == pytest.approx(expected, abs=1e-4)
+
+
+def test_runs_are_compared_on_the_first_near_set_or_else_the_first_far_one():
+    assert shift.outside({"ood_near": ["a"], "ood_far": ["b"]}) == "a"
+    assert shift.outside({"ood_near": [], "ood_far": ["b"]}) == "b"

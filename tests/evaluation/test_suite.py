@@ -1,0 +1,263 @@
+"""lib.evaluation.suite: rows are the measures, and scores what the classifiers predict."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from lib.evaluation import probes, suite, uncertainty
+from lib.runs.store import write_metrics, write_npz
+
+
+class Measured:
+    """Clusters that went through the suite."""
+
+    def __init__(self, clusters):
+        self.train = clusters(600, 1)
+        self.test = clusters(300, 2)
+        self.conditions = {
+            "crop_0.05": self.condition(3.0),
+            "crop_0.5": self.condition(2.0, noise=2.0),
+            "crop_1": self.condition(1.0),
+            "blur_1": self.condition(1.5, noise=4.0),
+            "blur_2": self.condition(2.5),
+        }
+        near = clusters(200, 3)
+        self.far = clusters(250, 4)
+        self.far["uncertainty"] = self.far["uncertainty"] + 1e9
+        rows, self.scores = suite.evaluate(
+            self.train,
+            self.test,
+            "blobs",
+            near_ood={"other": near},
+            far_ood={"distant": self.far},
+            conditions=self.conditions,
+            draws=40,
+        )
+        self.rows = pd.DataFrame(rows)
+        self.probe = probes.linear_probe(self.train["features"], self.train["label"])
+        self.probabilities = self.probe.probabilities(self.test["features"])
+
+    def condition(self, factor, noise=0.0):
+        """The test images with κ divided by a factor, and noisy features."""
+        generator = np.random.default_rng(7)
+        degradation = noise * generator.normal(size=self.test["features"].shape)
+        shaken = generator.uniform(0.9, 1.1, len(degradation)) if noise else 1.0
+        return self.test | {
+            "features": self.test["features"] + degradation.astype(np.float32),
+            "uncertainty": self.test["uncertainty"] / factor * shaken,
+            "kappa": self.test["kappa"] / factor * shaken,
+        }
+
+    def row(self, **wanted):
+        chosen = self.rows
+        for column, value in wanted.items():
+            chosen = chosen[chosen[column] == value]
+        assert len(chosen) == 1, wanted
+        return chosen.iloc[0]
+
+
+@pytest.fixture(scope="module")
+def measured(clusters):
+    return Measured(clusters)
+
+
+# ---------------------------------------------------------------------------- scores of each image
+def test_scores_are_those_of_the_classifiers(measured):
+    scores = measured.scores
+    label = measured.test["label"]
+    features = measured.test["features"]
+    linear = measured.probabilities.argmax(1)
+    knn, _ = probes.knn_predict(measured.train["features"], measured.train["label"], features)
+    expected = {
+        "label": label,
+        "linear_prediction": linear,
+        "linear_correct": linear == label,
+        "linear_top5_correct": uncertainty.top5_correct(measured.probabilities, label),
+        "knn_prediction": knn,
+        "knn_correct": knn == label,
+        "nearest_neighbour_correct": uncertainty.nearest_neighbour_correct(features, label),
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(scores[name], values)
+    np.testing.assert_allclose(scores["linear_max_softmax"], measured.probabilities.max(1))
+    np.testing.assert_allclose(scores["feature_norm"], np.linalg.norm(features, axis=1), rtol=1e-6)
+    for name in ("kappa", "uncertainty"):
+        ranks = stats.rankdata(measured.test[name].astype(np.float32))
+        np.testing.assert_array_equal(stats.rankdata(scores[name]), ranks)
+
+
+def test_knn_distance_is_the_mean_cosine_distance_to_20_neighbours(measured):
+    unit = {}
+    for name, part in (("train", measured.train), ("test", measured.test)):
+        norms = np.linalg.norm(part["features"], axis=1, keepdims=True)
+        unit[name] = part["features"] / norms
+    distance = np.sort(1 - unit["test"] @ unit["train"].T, axis=1)[:, :20].mean(1)
+    np.testing.assert_allclose(measured.scores["knn_distance"], distance, rtol=2e-3, atol=1e-6)
+
+
+def test_uncertainties_are_higher_where_less_certain(measured):
+    scores = measured.scores
+    np.testing.assert_array_equal(
+        suite.as_uncertainty(scores, "max_softmax"), -scores["linear_max_softmax"].astype(float)
+    )
+    np.testing.assert_array_equal(
+        suite.as_uncertainty(scores, "feature_norm"), -scores["feature_norm"].astype(float)
+    )
+    for name in ("knn_distance", "uncertainty"):
+        np.testing.assert_array_equal(
+            suite.as_uncertainty(scores, name), scores[name].astype(float)
+        )
+
+
+def test_scores_of_ten_thousand_images_are_small_files(tmp_path, clusters):
+    train = clusters(2000, 1, classes=10, dimension=16)
+    test = clusters(10_000, 2, classes=10, dimension=16)
+    probe = probes.linear_probe(train["features"], train["label"], penalties=[1e-2])
+    write_npz(tmp_path / "scores.npz", **suite.score_images(train, test, probe))
+    assert (tmp_path / "scores.npz").stat().st_size <= 250_000
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_nll_of_an_impossible_label_is_the_largest_float16(clusters):
+    train = clusters(100, 1, classes=2)
+    test = clusters(50, 2, classes=2)
+    probe = probes.Probe(
+        classes=np.arange(2),
+        mean=np.zeros(6, np.float32),
+        scale=np.ones(6, np.float32),
+        weight=1e6 * np.eye(6, 2, dtype=np.float32),
+        bias=np.zeros(2, np.float32),
+    )
+    scores = suite.score_images(train, test, probe)
+    wrong = ~scores["linear_correct"]
+    assert wrong.any()
+    assert (scores["linear_nll"][wrong] == np.finfo(np.float16).max).all()
+
+
+# ----------------------------------------------------------------------------------------- metrics
+def test_accuracy_has_an_interval_around_it(measured):
+    row = measured.row(metric="accuracy", classifier="linear", condition="clean")
+    assert row.value == measured.scores["linear_correct"].mean() and row.n == 300
+    assert row.ci_low < row.value < row.ci_high
+
+
+@pytest.mark.parametrize("classifier", ["linear", "knn"])
+@pytest.mark.parametrize("score", suite.UNCERTAINTIES)
+def test_rows_of_correctness_are_the_measures(measured, classifier, score):
+    correct = measured.scores[f"{classifier}_correct"]
+    values = suite.as_uncertainty(measured.scores, score)
+    of = {"condition": "clean", "classifier": classifier, "score": score}
+    auroc = measured.row(metric="correctness_auroc", **of).value
+    assert auroc == uncertainty.auroc(-values, correct)
+    for metric in ("aurc", "excess_aurc", "augrc"):
+        expected = getattr(uncertainty, metric)(values, correct)
+        assert measured.row(metric=metric, **of).value == expected
+    hit = measured.scores["nearest_neighbour_correct"]
+    recall = measured.row(metric="recall_auroc", score=score).value
+    assert recall == uncertainty.auroc(-values, hit)
+
+
+def test_rows_of_calibration_are_the_measures(measured):
+    label = measured.test["label"]
+    confidence = measured.scores["linear_max_softmax"]
+    for metric, equal_mass in (("ece", False), ("ece_equal_mass", True)):
+
+        def error(confidence, correct, equal_mass=equal_mass):
+            return uncertainty.confidence_calibration_error(
+                confidence, correct, equal_mass=equal_mass
+            )
+
+        row = measured.row(metric=metric)
+        direct = uncertainty.expected_calibration_error(
+            measured.probabilities, label, equal_mass=equal_mass
+        )
+        assert row.value == pytest.approx(direct, abs=1e-6)
+        correct = measured.scores["linear_correct"]
+        interval = uncertainty.bootstrap_interval(
+            error, confidence, correct, draws=10, recentred=True
+        )
+        assert (row.ci_low, row.ci_high) == pytest.approx(interval, abs=1e-12)
+    nll = uncertainty.negative_log_likelihood(measured.probabilities, label)
+    brier = uncertainty.brier_score(measured.probabilities, label)
+    assert measured.row(metric="nll").value == pytest.approx(nll, rel=1e-3)
+    assert measured.row(metric="brier").value == pytest.approx(brier, rel=1e-3)
+    rank = uncertainty.effective_rank(measured.test["features"])
+    assert measured.row(metric="effective_rank").value == rank
+
+
+def test_quantiles_are_those_of_native_quantities(measured, clusters):
+    q95 = measured.row(metric="q95", score="kappa", condition="clean").value
+    assert q95 == np.quantile(measured.test["kappa"], 0.95)
+    assert measured.rows.query("metric == 'q95' and score == 'uncertainty'").empty
+    train = clusters(100, 1)
+    test = clusters(50, 2)
+    for part in (train, test):
+        del part["kappa"]
+    rows, _ = suite.evaluate(train, test, "blobs", draws=4)
+    (q05,) = pd.DataFrame(rows).query("metric == 'q05' and score == 'uncertainty'").value
+    assert q05 == np.quantile(test["uncertainty"], 0.05)
+
+
+def test_conditions_are_measured_with_the_probe_of_clean_features(measured):
+    for name, embedded in measured.conditions.items():
+        correct = measured.probe.predict(embedded["features"]) == measured.test["label"]
+        accuracy = measured.row(metric="accuracy", condition=name).value
+        auroc = measured.row(metric="correctness_auroc", condition=name).value
+        mean = measured.row(metric="mean", condition=name, score="kappa").value
+        assert accuracy == correct.mean()
+        assert auroc == pytest.approx(uncertainty.auroc(embedded["kappa"], correct))
+        assert mean == pytest.approx(embedded["kappa"].mean())
+
+
+def test_other_sets_and_severities_have_the_right_sign(measured):
+    far = {"evaluated_on": "distant", "condition": "far_ood", "score": "uncertainty"}
+    assert measured.row(metric="ood_auroc", **far).value == 1
+    assert measured.row(metric="ood_fpr95", **far).value == 0
+    assert measured.row(metric="ood_average_precision", **far).value == 1
+    assert measured.row(metric="ood_auroc", **far).n == 550
+    near = measured.row(metric="ood_auroc", condition="near_ood", score="uncertainty").value
+    assert 0.3 < near < 0.7
+    for family in ("crop", "blur"):  # κ falls with the blur, and with the area that a crop leaves
+        assert measured.row(metric="severity_spearman", condition=family).value > 0.95
+
+
+def test_a_set_is_not_out_of_its_own_distribution(clusters):
+    test = clusters(60, 2)
+    rows, _ = suite.evaluate(clusters(200, 1), test, "blobs", near_ood={"itself": test}, draws=10)
+    auroc = pd.DataFrame(rows).query("metric == 'ood_auroc'").set_index("score").value
+    assert auroc.to_dict() == dict.fromkeys(suite.UNCERTAINTIES, 0.5)
+
+
+def test_rows_fit_the_tidy_format(measured):
+    frame = write_metrics("smoke", "80", "run", measured.rows.to_dict("records"), method="m")
+    assert frame["value"].notna().all()
+    intervals = frame.dropna(subset="ci_low")
+    assert (intervals.ci_low <= intervals.ci_high).all()
+
+
+def test_what_is_undefined_is_nan(clusters):
+    train = clusters(200, 1, spread=0.01)
+    rows, _ = suite.evaluate(train, clusters(60, 2, spread=0.01), "blobs", draws=10)
+    rows = pd.DataFrame(rows).query("classifier == 'linear'").set_index(["metric", "score"])
+    assert rows.value["accuracy", ""] == 1
+    assert np.isnan(rows.value["correctness_auroc", "uncertainty"])
+    risk = rows.loc[("aurc", "uncertainty")]
+    assert risk.value == risk.ci_low == risk.ci_high == 0
+
+
+def test_conditions_need_a_severity_and_the_same_images(clusters):
+    step = clusters(20)
+    with pytest.raises(ValueError, match="family"):
+        suite._families({"blur": step})
+    with pytest.raises(ValueError, match="same images"):
+        suite._families({"blur_1": step, "blur_2": clusters(20, 5)})
+    assert suite._families({"blur_1": step}) == {}
+
+
+def test_percent_has_its_interval():
+    rows = pd.DataFrame({"value": [0.5], "ci_low": [0.4], "ci_high": [0.7]})
+    percent = suite.in_percent(rows).iloc[0]
+    assert percent[["percent", "percent_low", "percent_high"]].tolist() == pytest.approx(
+        [50, 40, 70]
+    )

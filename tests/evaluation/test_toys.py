@@ -1,0 +1,169 @@
+"""lib.evaluation.toys: what is drawn has the law that it claims, and the ceiling is exact."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate, optimize, special, stats
+
+from lib import losses
+from lib.distributions import PowerSpherical, best_concentration, concentration_of
+from lib.evaluation import toys
+
+
+# --------------------------------------------------------------- posteriors of known concentration
+@pytest.mark.parametrize("dimension", [16, 128])
+def test_samples_have_the_mean_cosine_of_their_concentration(dimension):
+    drawn = toys.draw_posteriors(4000, dimension, views=4, seed=3)
+    assert drawn.views.shape == (4000, 4, dimension)
+    for vectors in (drawn.location, drawn.views, drawn.target):
+        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
+    low, high = (np.log(concentration_of(cosine, dimension)) for cosine in toys.COSINES)
+    log_kappa = np.log(drawn.concentration.numpy())
+    assert stats.kstest(log_kappa, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+    expected = (drawn.concentration / (dimension - 1 + drawn.concentration)).mean().item()
+    assert toys.cosines(drawn).mean().item() == pytest.approx(expected, abs=0.01)
+    again = toys.draw_posteriors(4000, dimension, views=4, seed=3)
+    other = toys.draw_posteriors(4000, dimension, views=4, seed=4)
+    assert torch.equal(drawn.views, again.views)
+    assert not torch.equal(drawn.views, other.views)
+
+
+def test_the_ceiling_is_the_posterior_mean_by_quadrature():
+    drawn = toys.draw_posteriors(5, 16, views=3, seed=0)
+    low, high = (np.log(concentration_of(cosine, 16)) for cosine in toys.COSINES)
+    estimates = toys.bayes_log_concentration(drawn)
+    for location, views, estimate in zip(drawn.location, drawn.views, estimates, strict=True):
+        loc = location.double().expand(3, -1)
+        samples = views.double()
+
+        def likelihood(log_kappa, loc=loc, samples=samples):
+            kappa = torch.full((3,), np.exp(log_kappa), dtype=torch.float64)
+            posterior = PowerSpherical(loc, kappa, validate_args=False)
+            return float(posterior.log_prob(samples).sum().exp())
+
+        def weighted(log_kappa, likelihood=likelihood):
+            return log_kappa * likelihood(log_kappa)
+
+        mass = integrate.quad(likelihood, low, high)[0]
+        expected = integrate.quad(weighted, low, high)[0] / mass
+        assert estimate == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """Posteriors to learn from, others to test on, and the best rank correlation with log κ."""
+    train = toys.draw_posteriors(3000, 16, seed=0)
+    test = toys.draw_posteriors(3000, 16, seed=1)
+    best = stats.spearmanr(toys.bayes_log_concentration(test), test.concentration).statistic
+    return train, test, best
+
+
+def test_the_loss_alone_comes_near_the_ceiling_and_nothing_passes_it(drawn):
+    train, test, best = drawn
+    truth = np.log(test.concentration.numpy())
+    with torch.no_grad():
+        learned = toys.learn_concentration(train, epochs=15)(toys.cosines(test)).numpy()
+        again = toys.learn_concentration(train, epochs=15)(toys.cosines(test)).numpy()
+    np.testing.assert_array_equal(learned, again)
+    assert best - 0.02 < stats.spearmanr(learned, truth).statistic < best + 0.005
+    assert stats.spearmanr(toys.cosines(test).mean(1), truth).statistic < best + 0.005
+    ceiling = toys.bayes_log_concentration(test)
+    assert np.mean((np.log(learned) - truth) ** 2) > np.mean((ceiling - truth) ** 2)
+
+
+@pytest.mark.parametrize(("method", "loss_of_rank"), [("prosmin", 0.06), ("vje", 0.02)])
+def test_spreads_of_other_losses_fall_as_the_concentration_grows(drawn, method, loss_of_rank):
+    train, test, best = drawn
+    with torch.no_grad():
+        spread = toys.learn_spread(train, method)(toys.cosines(test)).numpy()
+    rank = -stats.spearmanr(spread, test.concentration).statistic
+    assert best - loss_of_rank < rank < best + 0.005
+
+
+def test_a_loss_without_a_spread_is_refused():
+    with pytest.raises(ValueError, match="No loss of 'dino'"):
+        toys.learn_spread(toys.draw_posteriors(10, 4), "dino")
+
+
+@pytest.mark.parametrize(
+    ("dimension", "tolerance"), [(4, 0.07), (64, 1e-3), (256, 1e-3), (2048, 1e-3)]
+)
+@pytest.mark.parametrize("cosine", [0.05, 0.3, 0.6, 0.9])
+def test_the_closed_form_of_kappa_is_near_the_root_of_the_gradient(dimension, tolerance, cosine):
+    beta = (dimension - 1) / 2
+
+    def gradient(kappa):
+        digammas = special.digamma(2 * beta + kappa) - special.digamma(beta + kappa)
+        return digammas + np.log((1 + cosine) / 2)
+
+    root = optimize.brentq(gradient, 1e-9, 1e7)
+    closed_form = best_concentration(torch.tensor(cosine, dtype=torch.float64), dimension).item()
+    assert closed_form == pytest.approx(root, rel=tolerance)
+
+
+# -------------------------------------------------------------------- the energy score's deviation
+def test_the_loss_is_lowest_where_the_closed_form_has_the_deviation():
+    table = toys.dispersions(powers=(1.0, 1.5), weights=(0.4545, 0.5, 0.6))
+    minima = table[table.kind == "minimum"]
+    places = list(zip(minima.beta, minima.trade_off, strict=True))
+    # 0.4545 is below the critical weight of β = 1.5
+    assert places == [(1.0, 0.4545), (1.0, 0.5), (1.0, 0.6), (1.5, 0.5), (1.5, 0.6)]
+    for row in minima.itertuples():
+        expected = losses.best_dispersion(row.trade_off, row.beta)
+        assert row.ratio == pytest.approx(expected, rel=0.04), "up to the steps of the grid"
+    proper = minima[minima.trade_off == 0.5].ratio
+    assert proper.tolist() == pytest.approx([1, 1], rel=0.04)
+    curve = table[(table.kind == "closed form") & (table.beta == 1)]
+    assert (curve.trade_off > curve.critical).all()
+    assert (curve.ratio.diff().dropna() < 0).all()
+
+
+# ------------------------------------------------------------------------ views that share a mean
+def test_the_linear_gaussian_model_draws_from_its_own_law():
+    model = toys.LinearGaussian(3, images=40_000)
+    latents = model.z.movedim(0, 1).flatten(1)  # [B, J L]
+    torch.testing.assert_close(latents.T.cov(correction=0), model.prior, atol=0.02, rtol=0)
+    assert (model.x - model.z @ model.w.T).var().item() == pytest.approx(model.noise, rel=0.02)
+    expected = model.stacked_w @ model.prior @ model.stacked_w.T
+    expected = expected + model.noise * torch.eye(15, dtype=torch.float64)
+    tolerance = 0.05 * expected.diagonal().max().item()
+    images = model.stacked_x.T.cov(correction=0)
+    torch.testing.assert_close(images, expected, atol=tolerance, rtol=0)
+    assert expected[0, 5] > 0.2 * expected[0, 0], "the first pixel of two views of an image"
+
+
+def test_prior_and_reconstruction_have_one_optimum_from_any_start():
+    model = toys.LinearGaussian(8)
+    centre = model.x.mean(0) @ torch.linalg.pinv(model.w).T  # least squares of the mean image
+    precision = model.w.T @ model.w / model.noise
+    precision += torch.eye(2, dtype=torch.float64) / model.sigma2
+    pull = (model.x - model.x.mean(0)) @ model.w / model.noise  # [J, B, L]
+    optimum = centre + pull @ torch.linalg.inv(precision)
+    for start in (model.z, model.mean):
+        reached = model.gradient_ascent("prior + reconstruction", start, 2000, 0.01)
+        torch.testing.assert_close(reached, optimum)
+        reached = model.gradient_ascent("prior", start, 2000, 0.01)
+        torch.testing.assert_close(reached, start.mean(0).expand(8, -1, -1))
+
+
+def test_prior_and_entropy_have_no_finite_optimum():
+    model = toys.LinearGaussian(8)
+    supremum = model.objective("prior", torch.zeros_like(model.z)).item()
+    distances = (model.z[:, :, None] - model.z.mean(0)).square().sum(3)  # [J, B, B]
+    log_classes = (-distances / (2 * model.sigma2)).log_softmax(2)
+    expected = supremum + log_classes.diagonal(dim1=1, dim2=2).sum().item()
+    assert model.objective("prior + entropy", model.z).item() == pytest.approx(expected)
+    values = []
+    spreads = []
+    for steps in (0, 500, 2000):
+        z = model.gradient_ascent("prior + entropy", model.z, steps, 0.01)
+        values.append(model.objective("prior + entropy", z).item())
+        spreads.append((z.mean(0) - z.mean((0, 1))).square().mean().item())
+    assert values[0] < values[1] < values[2] < supremum
+    assert spreads[0] < spreads[1] < spreads[2], "images move apart"
+
+
+def test_an_unknown_objective_is_refused():
+    model = toys.LinearGaussian(2)
+    with pytest.raises(ValueError, match="Unknown objective 'entropy'"):
+        model.gradient_ascent("entropy", model.z, 1, 0.01)

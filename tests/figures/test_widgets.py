@@ -1,0 +1,67 @@
+"""The crop that a person moves: what is scored is what is drawn."""
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from lib.evaluation import embed
+from lib.figures import widgets
+
+IMAGES = torch.rand(3, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+
+
+def test_the_figure_shows_the_image_and_the_crop_that_are_scored():
+    scored = []
+
+    def score(image):
+        scored.append(image)
+        return 100.0 + len(scored)
+
+    figure = widgets.crop_figure(IMAGES[1], 0.25, 0.5, 0.5, score)
+    torch.testing.assert_close(scored[0], IMAGES[1])
+    torch.testing.assert_close(scored[1], embed.square_crop(0.25, 0.5, 0.5)(IMAGES[1:2])[0])
+    square = figure.axes[0].patches[0]
+    assert square.get_bbox().bounds == (7.5, 3.5, 8, 8)
+    for ax, image in zip(figure.axes, scored, strict=True):
+        shown = torch.as_tensor(ax.images[0].get_array())
+        torch.testing.assert_close(shown, image.movedim(0, -1))
+
+
+def test_grey_images_and_shares_that_are_no_whole_pixels():
+    figure = widgets.crop_figure(IMAGES[1, :1], 0, 0, 0.55, lambda image: 1.0)
+    square = figure.axes[0].patches[0]
+    assert square.get_width() == embed.pixels_of_square(0, 0, 0.55, 16)[2]
+
+
+def test_sliders_move_the_crop_and_keep_it_inside(monkeypatch):
+    drawn = []
+
+    def crop_figure(image, top, left, side, score):
+        drawn.append((image, top, left, side))
+        return plt.figure()
+
+    monkeypatch.setattr(widgets, "crop_figure", crop_figure)
+    number, side, top, left, _ = widgets.crop_explorer(IMAGES, lambda image: 1.0).children
+    assert drawn[-1][1:] == (0.25, 0.25, 0.5)
+    number.value = 2
+    assert torch.equal(drawn[-1][0], IMAGES[2])
+    top.value = 1.0
+    left.value = 0.4
+    side.value = 0.8
+    assert drawn[-1][1:] == pytest.approx((0.2, 0.2, 0.8))
+    with pytest.raises(ValueError, match="must be"):
+        widgets.crop_explorer(IMAGES[:0], lambda image: 1.0)
+
+
+def test_a_live_notebook_gets_a_picture_of_every_position(monkeypatch):
+    """Notebooks show no figure by themselves: what is displayed counts."""
+    displayed = []
+    plt.close("all")
+    plt.switch_backend("agg")
+    monkeypatch.setattr(widgets, "display", displayed.append)
+    children = widgets.crop_explorer(IMAGES, lambda image: 1.0).children
+    children[0].value = 1
+    first, second = displayed
+    assert first.data.startswith(b"\x89PNG")
+    assert first.data != second.data
+    assert not plt.get_fignums()

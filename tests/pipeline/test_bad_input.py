@@ -1,0 +1,350 @@
+"""Bad input at every public door ends in one sentence that names the culprit.
+
+Doors are the commands, the parameters of a notebook, the settings files, data sets, folders of
+images, and stored files. Nothing is started, and nothing that is stored changes.
+"""
+
+import json
+import os
+import pickle
+import re
+import zipfile
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import papermill
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+import lib
+from lib import methods, training
+from lib.data import sources
+from lib.pipeline import cli, own_files, reproduce
+from lib.runs import settings, store
+
+FINISHED = settings.resolve("random", "smoke")
+NAME = settings.run_name(FINISHED)
+GENERATOR = np.random.default_rng(0)
+PIXELS = GENERATOR.integers(0, 256, (8, 8, 8, 3), dtype=np.uint8)
+LABELS = np.arange(8) % 2
+MODEL = f"results/smoke/runs/{NAME}/model.safetensors"
+CONFIG = f"results/smoke/runs/{NAME}/config.json"
+ENCODER = "results/standard/encoders/vi_simsiam.safetensors"
+METRICS = f"results/smoke/metrics/{store.MEASURED_BY}--{NAME}.csv"
+SCORES = f"results/smoke/scores/{NAME}--digits.npz"
+TRAIN = "data/mine/train.npz"
+PETS = "data/pets/train"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A folder with results and data of its own."""
+
+    root: Path
+
+    def path(self, name: str) -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def snapshot(self) -> dict[str, str]:
+        """Every path, with the hash of what is a file."""
+        hashes = {}
+        for path in self.root.rglob("*"):
+            is_file = path.is_file() and not path.is_symlink()
+            hashes[str(path)] = store.sha256(path) if is_file else "no file"
+        return hashes
+
+
+def use(root, patch):
+    patch.setattr(store, "RESULTS", root / "results")
+    patch.setenv("DATA_DIR", str(root / "data"))
+    return Place(root)
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory):
+    """What a person may have: a finished run, metrics, scores, an encoder, sets of their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        place = use(tmp_path_factory.mktemp("stored"), patch)
+        training.train(FINISHED)
+        row = {"method": "random", "evaluated_on": "digits", "metric": "accuracy", "value": 0.5}
+        store.write_metrics("smoke", store.MEASURED_BY, NAME, [row | {"profile": "smoke"}])
+        store.write_scores("smoke", NAME, "digits", {"knn_correct": np.array([True, False])})
+        small = settings.resolve("vi_simsiam", "smoke", width=1, dimension=4)
+        info = {
+            "run": settings.run_name(small),
+            "run_hash": "0" * 12,
+            "channels": 3,
+            "classes": ["a"],
+            "settings": settings.trained_with(small),
+        }
+        weights = methods.build(small, 3).state_dict()
+        store.write_tensors(store.encoder_path("vi_simsiam"), weights, info)
+        for split in ("train", "test"):
+            store.write_npz(place.path(f"data/mine/{split}.npz"), images=PIXELS, labels=LABELS)
+        for name in ("cat/1.png", "dog/2.png", "dog/3.png"):
+            Image.fromarray(PIXELS[0]).save(place.path(f"{PETS}/{name}"))
+        store.write_text(place.path("README.md"), "not a result")
+        yield place.root
+
+
+@pytest.fixture
+def place(stored, tmp_path, monkeypatch):
+    """A copy of what is stored, where no notebook and no process may start."""
+
+    def started(*_, **__):
+        pytest.fail("work was started")
+
+    monkeypatch.setattr(papermill, "execute_notebook", started)
+    monkeypatch.setattr(reproduce.subprocess, "Popen", started)
+    yield use(copytree(stored, tmp_path / "stored"), monkeypatch)
+    settings.read.cache_clear()
+
+
+@pytest.fixture
+def refused(place, capsys):
+    """Call a door, see that it refuses with one sentence that has the culprit, changing nothing."""
+
+    def check(door, culprit):
+        before = place.snapshot()
+        message = message_of(door, capsys)
+        assert re.search(culprit, message), message
+        assert "\n" not in message and 4 <= len(message.split()) and len(message) < 2000, message
+        assert place.snapshot() == before
+
+    return check
+
+
+def message_of(door, capsys):
+    """The message of the exception, or the last line of a command that fails."""
+    try:
+        status = door()
+    except SystemExit as stop:  # argparse
+        status = stop.code
+    except (ValueError, OSError, RuntimeError) as error:
+        return str(error)
+    printed = capsys.readouterr().err
+    assert isinstance(status, int) and status, "it was accepted"
+    assert "Traceback" not in printed
+    return printed.strip().splitlines()[-1]
+
+
+def test_every_door_lets_good_input_in(place):
+    assert len(sources.load("mine")) == 8 and len(sources.load("pets")) == 3
+    assert lib.load("vi_simsiam") and training.train(FINISHED)
+    assert len(store.read_metrics("smoke")) == 1 and settings.stale_runs("smoke") == []
+
+
+# ------------------------------------------------------------------------- commands
+@pytest.mark.parametrize(
+    ("command", "culprit"),
+    [
+        ("reproduce --profile quik", "quik"),
+        ("reproduce --profile ../data", "../data"),
+        ("reproduce --profile smoke --paper vs3", "vs3"),
+        ("reproduce --profile smoke --executor slrum", "EXECUTOR=slrum.*slurm"),
+        ("reproduce --profile smoke --executor slurm --gpus one", "GPUS=one"),
+        ("reproduce --profile smoke --executor slurm --gpus=-1", "GPUS=-1"),
+        ("reproduce --profile smoke --gpus 1", "EXECUTOR=slurm"),
+        ("reproduce --profile smoke --jobs 0", "JOBS=0"),
+        ("reproduce --profile smoke --jobs two", "JOBS=two"),
+        ("job nothing --profile smoke", "nothing.*00_start_here"),
+        ("figures --profile quik", "quik"),
+        ("figures --profile smoke", "not complete"),
+        ("progress ..", r"\.\."),
+        ("score {root}/nowhere", "nowhere.*IMAGES"),
+        ("score {root}/README.md", "README.md"),
+        ("score {root}/data --out {root}/data/out", "OUT"),
+        ("score {root}/data --out {root}/README.md", "README.md.*OUT"),
+        ("score {root}/data --epochs many", "EPOCHS=many"),
+        ("score {root}/data --epochs=-3", "EPOCHS=-3"),
+        ("score {root}/data --encoder vi_simsiam --epochs 3", "EPOCHS=3"),
+        ("score {root}/data --encoder dinoo", "dinoo.*vi_simsiam"),
+        ("score {root}/data --profile quik", "quik"),
+        ("notebook 11", "11"),
+        ("notebook ../10_pretraining", "../10_pretraining"),
+        ("unknown", "unknown"),
+    ],
+)
+def test_commands(command, culprit, place, refused):
+    arguments = command.format(root=place.root).split()
+    refused(lambda: cli.main(arguments), culprit)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "culprit"),
+    [
+        ("sed=1", "'sed'.*seed"),
+        ("seed", "'seed'"),
+        ("seed=one", "'one'"),
+        ("epochs=1.5", "1.5"),
+        ("seed=__import__(1).getpid()", "seed"),
+        ("seed=1 seed=2", "twice"),
+        ("profile=smoke", "PROFILE=smoke"),
+        ("method='simsiam", "quotation"),
+        ("method=simclear", "simclear"),
+        ("seed=-1", "-1"),
+        ("learning_rate=1e999", "inf"),
+        (f"runs='{NAME} {NAME}x'", f"{NAME}x"),
+        ("dataset=cifar01", "cifar01"),
+        ("dataset=../mine", "../mine"),
+    ],
+)
+def test_parameters_of_a_notebook(parameters, culprit, refused):
+    command = ["notebook", "10", "--profile", "smoke", f"--params={parameters}"]
+    refused(lambda: cli.main(command), culprit)
+
+
+# ------------------------------------------------------------------------- settings
+@pytest.mark.parametrize(
+    ("file", "text", "culprit"),
+    [
+        ("profiles", "[smoke\n", "profiles.toml"),
+        ("profiles", "\n[smoke.methods.simsiam]\nbatchsize = 3\n", "batchsize.*batch_size"),
+        ("profiles", '\n[smoke.methods.simsiam]\nepochs = "ten"\n', "epochs.*ten"),
+        ("recipes", "\n[simsiam_2]\ninherits = 'simsiam_2'\n", "simsiam_2"),
+        ("recipes", "\n[simsiam_2]\ninherits = 'simsia'\n", "simsia"),
+    ],
+)
+def test_settings_files(file, text, culprit, place, refused, monkeypatch):
+    for path in (store.ROOT / "settings").glob("*.toml"):
+        added = text if path.stem == file else ""
+        store.write_text(place.path(f"settings/{path.name}"), path.read_text() + added)
+    monkeypatch.setattr(settings, "ROOT", place.root)
+    settings.read.cache_clear()
+    method = "simsiam_2" if file == "recipes" else "simsiam"
+    refused(lambda: settings.resolve(method, "smoke"), culprit)
+
+
+# ------------------------------------------------------------------------- data sets
+def exabyte():
+    """An npz file of a few bytes whose header says that it holds an exabyte."""
+    header = BytesIO()
+    shape = (10**6, 10**6, 10**6, 1)
+    fields = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(header, fields)
+    content = BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("images.npy", header.getvalue())
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("arrays", "culprit"),
+    [
+        ({"images": PIXELS / 255}, "float64"),
+        ({"images": np.zeros((8, 8, 8, 4), np.uint8)}, "4 channels"),
+        ({"images": PIXELS[:0], "labels": LABELS[:0]}, "no images"),
+        ({"labels": LABELS - 1}, "-1"),
+        ({"labels": LABELS[:5]}, "labels"),
+        ({"labels": LABELS / 2}, "labels.*float64"),
+        ({"images": np.array([{}] * 8, object)}, "train.npz"),
+    ],
+)
+def test_arrays_of_a_set(arrays, culprit, place, refused):
+    np.savez(place.path(TRAIN), **({"images": PIXELS, "labels": LABELS} | arrays))
+    refused(lambda: sources.load("mine"), culprit)
+
+
+@pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({}), exabyte()])
+def test_a_file_that_is_no_set(content, place, refused):
+    place.path(TRAIN).write_bytes(content)
+    refused(lambda: sources.load("mine"), "train.npz")
+
+
+@pytest.mark.parametrize("name", ["fashion_mnits", "../mine"])
+def test_the_name_of_a_set(name, refused):
+    refused(lambda: sources.load(name), re.escape(name))
+
+
+def test_a_broken_image_of_a_set(place, refused):
+    place.path(f"{PETS}/cat/4.png").write_bytes(b"<html>")
+    refused(lambda: sources.load("pets"), "4.png")
+
+
+def test_a_class_that_holds_only_a_pipe(place, refused):
+    """To open a pipe would be to wait for ever."""
+    os.mkfifo(place.path(f"{PETS}/pipe/1.png"))
+    refused(lambda: sources.load("pets"), "pipe")
+
+
+def picture(image, kind):
+    content = BytesIO()
+    image.save(content, kind)
+    return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("bad.png", b"\x89PNG"),
+        ("bad.tiff", picture(Image.fromarray(np.full((32, 32), np.nan, np.float32)), "tiff")),
+        ("bad.png", picture(Image.new("1", (1_000_000, 200)), "png")),
+        ("bad.png", picture(Image.new("1", (1_000_000, 1)), "png")),
+    ],
+    ids=["truncated", "not finite", "huge", "a sliver"],
+)
+def test_an_image_of_a_folder_to_score(name, content, place, refused):
+    """With 63 others there are too few, and the message says why this one is not counted."""
+    for index in range(63):
+        Image.new("RGB", (32, 32), (index, 0, 0)).save(place.path(f"photos/{index}.png"))
+    place.path(f"photos/{name}").write_bytes(content)
+    refused(lambda: own_files.survey(place.root / "photos", 64), name)
+
+
+# ------------------------------------------------------------------------- stored files
+def doors():
+    return {
+        MODEL: lambda: training.train(FINISHED),
+        CONFIG: lambda: settings.stale_runs("smoke"),
+        ENCODER: lambda: lib.load("vi_simsiam"),
+        METRICS: lambda: store.read_metrics("smoke"),
+        SCORES: lambda: store.read_scores("smoke", NAME, "digits"),
+    }
+
+
+@pytest.mark.parametrize(
+    "content", ["half", b"", b"\x80\x04}\x94."], ids=["half", "empty", "pickle"]
+)
+@pytest.mark.parametrize("name", doors())
+def test_a_stored_file_that_is_damaged(name, content, place, refused):
+    path = place.path(name)
+    whole = path.read_bytes()
+    damaged = whole[: len(whole) // 2] if content == "half" else content
+    if name == METRICS and content == "half":
+        damaged = b'method,"value'
+    path.write_bytes(damaged)
+    refused(doors()[name], path.name)
+
+
+def rewrite(path, drop="", info=None, **changed):
+    """A safetensors file without tensors whose name begins with ``drop``, or with others."""
+    kept, stored_info = store.read_tensors(path)
+    kept = {name: tensor for name, tensor in kept.items() if not (drop and name.startswith(drop))}
+    info = json.dumps(stored_info) if info is None else info
+    save_file(kept | changed, path, {"info": info})
+
+
+UNFIT = {
+    "missing": {"drop": "backbone"},
+    "of a list": {"info": '["run_hash"]'},
+    "of another shape": {"backbone.0.weight": torch.ones(3)},
+}
+
+
+@pytest.mark.parametrize("changes", UNFIT.values(), ids=UNFIT)
+def test_weights_of_a_run_that_do_not_fit(changes, place, refused):
+    rewrite(place.path(MODEL), **changes)
+    refused(lambda: training.load_trained(FINISHED, 1), "model.safetensors")
+
+
+@pytest.mark.parametrize("changes", [*UNFIT.values(), {"info": "{}"}], ids=[*UNFIT, "no settings"])
+def test_an_encoder_that_does_not_fit(changes, place, refused):
+    rewrite(place.path(ENCODER), **changes)
+    refused(lambda: lib.load("vi_simsiam"), "vi_simsiam.safetensors")

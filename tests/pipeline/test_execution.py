@@ -1,0 +1,149 @@
+"""One job: its kernel, its stamp, and the cause that is named when it fails."""
+
+import errno
+import json
+import os
+import sys
+from xml.etree import ElementTree
+
+import nbformat
+import pandas as pd
+import pytest
+
+from lib.pipeline import cli, execution, jobs, notebooks
+from lib.pipeline.jobs import Job
+from lib.runs import store
+
+NAME = "98_tiny"
+KERNEL = {"name": "python3", "language": "python", "display_name": "Python 3"}
+
+
+@pytest.fixture
+def tiny_notebook(tmp_path, monkeypatch):
+    """Write a notebook of one code cell, and return the job that runs it."""
+    monkeypatch.setattr(notebooks, "NOTEBOOKS", tmp_path)
+
+    def write(source):
+        parameters = nbformat.v4.new_code_cell("profile = 'quick'\ntrain_missing = False")
+        parameters.metadata["tags"] = ["parameters"]
+        cells = [parameters, nbformat.v4.new_code_cell(source)]
+        notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": KERNEL})
+        nbformat.write(notebook, tmp_path / f"{NAME}.ipynb")
+        return Job(NAME, NAME, {"profile": "smoke", "train_missing": True})
+
+    yield write
+    notebooks.cells.cache_clear()
+    notebooks.declared_parameters.cache_clear()
+
+
+def shown(path):
+    """All text that the cells of an executed notebook printed."""
+    cells = nbformat.read(path, as_version=4).cells
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    return "".join(output.get("text", "") for output in outputs)
+
+
+def failure_of(job):
+    with pytest.raises(RuntimeError) as failed:
+        execution.execute(job)
+    return str(failed.value)
+
+
+def test_the_kernel_is_this_python_whatever_kernels_are_installed(
+    tiny_notebook, tmp_path, monkeypatch
+):
+    spec = tmp_path / "jupyter" / "kernels" / "python3" / "kernel.json"
+    store.write_json(
+        spec, {"argv": ["/bin/false"], "display_name": "Another", "language": "python"}
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    path = execution.execute(tiny_notebook("import sys\nprint(sys.executable, train_missing)"))
+    assert shown(path).split() == [sys.executable, "True"]
+
+
+def test_a_kernel_is_reached_through_no_port(tiny_notebook):
+    """Other users of the machine reach a port, and another program may have taken it."""
+    source = "import ipykernel.connect, json\n"
+    source += "print(json.loads(ipykernel.connect.get_connection_info())['transport'])"
+    assert shown(execution.execute(tiny_notebook(source))).strip() == "ipc"
+
+
+def test_an_error_of_a_cell_is_named_whole(tiny_notebook):
+    message = failure_of(tiny_notebook("raise ValueError('the cause\\nand what to do')"))
+    assert f"{NAME} failed: ValueError: the cause and what to do" in message
+    assert str(store.results_dir("smoke") / "failed" / f"{NAME}.ipynb") in message
+    assert not list((store.results_dir("smoke") / "notebooks").glob("*.ipynb"))
+
+
+def test_memory_is_named_where_a_working_kernel_was_killed(tiny_notebook):
+    job = tiny_notebook("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)")
+    message = failure_of(job)
+    assert "memory" in message and "JOBS=1" in message
+    assert execution.times_out_of_memory("smoke", NAME) == 1
+
+
+def test_a_kernel_that_never_answers_is_shown_in_its_own_words(
+    tiny_notebook, tmp_path, monkeypatch
+):
+    refuse = "import sys\nif 'ipykernel_launcher' in sys.orig_argv: sys.exit('no such package')"
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "sitecustomize.py").write_text(refuse)
+    path = os.pathsep.join([str(tmp_path / "broken"), os.environ.get("PYTHONPATH", "")])
+    monkeypatch.setenv("PYTHONPATH", path)
+    message = failure_of(tiny_notebook("1"))
+    assert "no such package" in message and "memory" not in message
+    assert execution.times_out_of_memory("smoke", NAME) == 0
+
+
+def test_a_kernel_that_exits_at_work_is_not_blamed_on_memory(tiny_notebook):
+    message = failure_of(tiny_notebook("import os\nos._exit(3)"))
+    assert "exit status 3" in message and "memory" not in message
+
+
+def test_a_startup_file_of_ipython_is_no_parameter(tiny_notebook, tmp_path, monkeypatch):
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "00-mine.py").write_text("DATA_ROOT = '/data'")
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    begin = "from lib.pipeline import notebooks\nfrom pathlib import Path\n"
+    begin += f"notebooks.NOTEBOOKS = Path({str(tmp_path)!r})\n"
+    begin += f"notebooks.begin({NAME!r}, globals())\nprint(DATA_ROOT)"
+    assert "/data" in shown(execution.execute(tiny_notebook(begin)))
+
+
+def test_a_job_writes_the_stamp_that_is_waited_for(tmp_path, monkeypatch):
+    """Sources edited while the jobs run must not leave Snakemake waiting for another stamp."""
+    executed = []
+    monkeypatch.setattr(execution, "execute", executed.append)
+    job = jobs.jobs("smoke")[0]
+    expected = tmp_path / f"{job.name}.0123456789ab"
+    for _ in range(2):
+        execution.run_job("smoke", "all", job.name, str(expected))
+    assert expected.exists() and executed == [job]
+
+
+def test_whatever_ends_a_job_names_it(monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(execution, "run_job", full)
+    assert cli.main(["job", "10_pretraining--all", "--profile", "smoke"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("10_pretraining--all failed: ") and "RESULTS_DIR" in said
+
+
+def test_an_executed_notebook_keeps_tables_and_no_path_of_this_machine(tmp_path):
+    table = pd.DataFrame({"method": ["simsiam", "a < b"], "value": [1.5, 2.0]})
+    data = {"text/html": table._repr_html_(), "text/plain": "text"}
+    output = nbformat.v4.new_output("display_data", data)
+    cell = nbformat.v4.new_code_cell(f"'{store.ROOT}/lib'", outputs=[output])
+    path = tmp_path / "page.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": KERNEL}), path)
+    execution.clean_metadata(path)
+    content = json.loads(path.read_text())
+    data = content["cells"][0]["outputs"][0]["data"]
+    assert set(data) == {"text/html"}
+    rows = ElementTree.fromstring("".join(data["text/html"])).iter("tr")
+    texts = [[text for text in row.itertext() if text.strip()] for row in rows]
+    assert texts == [["method", "value"], ["0", "simsiam", "1.5"], ["1", "a < b", "2.0"]]
+    assert str(store.ROOT) not in path.read_text()

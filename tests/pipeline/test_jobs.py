@@ -1,0 +1,108 @@
+"""The jobs of a profile, and what makes one of them run again."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lib.pipeline import jobs
+from lib.runs import settings, store
+
+
+def trained_by(listed):
+    return " ".join(
+        job.parameters["runs"] for job in listed if job.notebook == jobs.TRAINING
+    ).split()
+
+
+def listed_runs(profile):
+    return {
+        settings.run_name(run): run["dataset"]
+        for run in settings.runs(profile) + settings.tuning_runs(profile)
+    }
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "standard"])
+def test_jobs_are_unique_checked_and_ordered(profile, monkeypatch):
+    monkeypatch.setattr(settings, "absent_sets", lambda profile: [])
+    listed = jobs.jobs(profile)
+    names = [job.name for job in listed]
+    assert len(set(names)) == len(names) > 3
+    for position, job in enumerate(listed):
+        assert set(job.needs) <= set(names[:position]), f"{job.name} needs a job that comes later"
+        jobs.check_parameters(job.notebook, job.parameters)
+    assert sorted(trained_by(listed)) == sorted(listed_runs(profile))
+
+
+def test_runs_on_a_set_that_is_not_available_are_left_out(monkeypatch):
+    absent = "cifar10"
+    monkeypatch.setattr(settings, "absent_sets", lambda profile: [absent])
+    expected = [name for name, dataset in listed_runs("standard").items() if dataset != absent]
+    tuning = {settings.run_name(run) for run in settings.tuning_runs("standard")}
+    trained = trained_by(jobs.jobs("standard"))
+    assert sorted(set(trained) - tuning) == sorted(set(expected) - tuning)
+
+
+def test_profile_quick_has_few_trainings():
+    trainings = [job for job in jobs.jobs("quick") if job.notebook == jobs.TRAINING]
+    assert len(trainings) <= 4
+
+
+def test_a_paper_has_its_own_jobs():
+    vje = {job.name for job in jobs.jobs("quick", "vje")}
+    assert {"60_vje_likelihood", "61_vje_ablations"} <= vje
+    assert "50_prosmin_calibration_and_shift" not in vje
+    with pytest.raises(ValueError, match="vs3"):
+        jobs.jobs("quick", "vs3")
+
+
+def test_a_stamp_follows_parameters_sources_and_needs(monkeypatch):
+    listed = jobs.listed_jobs("smoke")
+    before = {name: jobs.stamp(job, listed).name for name, job in listed.items()}
+    first = next(iter(listed))
+    parameters = listed[first].parameters | {"seed": 7}
+    changed = listed | {first: replace(listed[first], parameters=parameters)}
+    after = {name: jobs.stamp(job, changed).name for name, job in changed.items()}
+    dependent = [name for name, job in listed.items() if first in job.needs]
+    assert after[first] != before[first] and dependent
+    assert all(after[name] != before[name] for name in dependent)
+
+    hashed = jobs.source_hash
+    edited = "32_kappa_as_confidence"
+    monkeypatch.setattr(jobs, "source_hash", lambda name: hashed(name) + str(name == edited))
+    unedited = {name: jobs.stamp(job, listed).name for name, job in listed.items()}
+    monkeypatch.setattr(jobs, "source_hash", lambda name: hashed(name) + "False")
+    other = {name: jobs.stamp(job, listed).name for name, job in listed.items()}
+    differing = {name for name in listed if unedited[name] != other[name]}
+    needing = {name for name, job in listed.items() if edited in job.needs}
+    assert {edited, *needing} <= differing < set(listed)
+
+
+@pytest.mark.parametrize(
+    ("edited", "rerun"),
+    [
+        ("claims.toml", {"90_claims_ledger"}),
+        ("profiles.toml", {"10_pretraining", "33_kappa_closed_form", "90_claims_ledger"}),
+        ("style.mplstyle", {"10_pretraining", "33_kappa_closed_form", "90_claims_ledger"}),
+    ],
+)
+def test_an_edited_file_reruns_the_notebooks_that_depend_on_it(edited, rerun, monkeypatch):
+    names = ("10_pretraining", "33_kappa_closed_form", "90_claims_ledger")
+    jobs.source_hash.cache_clear()
+    before = {name: jobs.source_hash(name) for name in names}
+    hashed = store.sha256
+
+    def hash_of_edited(content):
+        is_edited = isinstance(content, Path) and content.name == edited
+        return "edited" if is_edited else hashed(content)
+
+    monkeypatch.setattr(store, "sha256", hash_of_edited)
+    jobs.source_hash.cache_clear()
+    assert {name for name in names if jobs.source_hash(name) != before[name]} == rerun
+    jobs.source_hash.cache_clear()
+
+
+def test_a_notebook_depends_on_the_modules_that_it_imports():
+    names = {path.name for path in jobs.source_files("70_your_own_images")}
+    assert {"score.py", "own_files.py", "own_images.html.j2", "networks.py"} <= names
+    assert "jobs.py" not in names

@@ -1,0 +1,114 @@
+"""Every notebook is well formed and runs: all jobs of profile smoke, killed once."""
+
+import re
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from lib.pipeline import notebooks
+from lib.runs import settings, store
+from tests.pipeline import faults
+
+PATHS = sorted(notebooks.NOTEBOOKS.glob("*.ipynb"))
+FORBIDDEN = {
+    r"rcParams": "styles are in figures/style.mplstyle",
+    r"[\"'](/home|/root|/tmp|/work|/Users|[A-Z]:\\\\)": "no absolute paths",
+    r"filterwarnings": "warnings are to be seen",
+    r"import \*": "no star imports",
+}
+
+
+def code_cells(path):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+
+
+def test_settings_list_every_notebook():
+    listed = ["10_pretraining", *(entry["name"] for entry in settings.notebooks())]
+    assert sorted(listed) == [path.stem for path in PATHS]
+
+
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_lint_of_notebook(path):
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    cells = code_cells(path)
+    assert not any(cell.outputs or cell.execution_count for cell in cells), (
+        "strip the outputs: executed copies are in results/"
+    )
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    source = "\n".join(cell.source for cell in cells)
+    for pattern, reason in FORBIDDEN.items():
+        found = re.search(pattern, source)
+        assert not found, f"{found.group()!r}: {reason}"
+    assert notebook.cells[0].source.startswith("#"), "a notebook opens with its title"
+    declared = notebooks.declared_parameters(path.stem)
+    assert declared["profile"] == "quick" and declared["train_missing"] is False, (
+        "Run All shows stored results of profile quick"
+    )
+
+
+@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
+def test_lint_by_ruff(command):
+    ruff = [sys.executable, "-m", "ruff", *command, "."]
+    done = subprocess.run(ruff, cwd=store.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-5000:]
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """All jobs of profile smoke: killed once, then called again until they are done."""
+    results = tmp_path_factory.mktemp("results")
+    kill = faults.Kill(seconds=2.0, everything=True)
+    return results, faults.reproduce_with_kills(results, [kill])
+
+
+def test_all_jobs_are_done_after_a_kill(smoke):
+    _, killed = smoke
+    assert killed.done.returncode == 0, killed.done.stdout + killed.done.stderr
+    assert killed.kills == 1 and killed.finished_before
+    assert not killed.broken, "files with a final name that were not whole after the kill"
+    assert not killed.rewritten, "a finished run was trained again"
+
+
+def test_every_notebook_was_executed(smoke):
+    results, _ = smoke
+    executed = sorted((results / "smoke" / "notebooks").glob("*.ipynb"))
+    assert {path.stem.split("--")[0] for path in executed} == {path.stem for path in PATHS}
+    for path in executed:
+        cells = code_cells(path)
+        assert all(cell.execution_count for cell in cells), f"{path.stem}: cells did not run"
+        outputs = [output for cell in cells for output in cell.outputs]
+        assert not [output for output in outputs if output.output_type == "error"]
+        assert path.stat().st_size < 1_000_000
+        assert str(store.ROOT) + "/" not in path.read_text(), "it names a path of this machine"
+
+
+def test_a_second_call_does_nothing(smoke):
+    results, _ = smoke
+    executed = list((results / "smoke" / "notebooks").glob("*.ipynb"))
+    written = {path: path.stat().st_mtime_ns for path in executed}
+    done = faults.call(results)
+    assert done.returncode == 0, done.stdout
+    assert written == {path: path.stat().st_mtime_ns for path in executed}
+
+
+def test_stored_results_are_shown_without_training(smoke):
+    """Of three notebooks, since each takes a while; test_faults.py shows them all."""
+    results, _ = smoke
+    names = ["00_start_here", "20_linear_and_knn_evaluation", "34_kappa_and_dino_entropy"]
+    assert not faults.not_shown(results, names)
+
+
+def test_tracked_files_stay_small():
+    command = ["git", "ls-files", "-z"]
+    done = subprocess.run(command, cwd=store.ROOT, capture_output=True, text=True, check=True)
+    paths = [store.ROOT / name for name in done.stdout.split("\0") if name]
+    paths = [path for path in paths if path.is_file()]
+    weights = [path for path in paths if path.parent.name == "encoders"]
+    assert weights and all(path.stat().st_size <= 2_000_000 for path in weights)
+    assert sum(path.stat().st_size for path in paths) <= 75_000_000
+    ignored = ("results/quick/", "results/smoke/", "results/paper/", "results/own/")
+    assert not [name for name in done.stdout.split("\0") if name.startswith(ignored)]

@@ -1,0 +1,51 @@
+"""The parameters of a notebook: what is declared, typed and injected, and what is refused."""
+
+import pytest
+
+from lib.pipeline import notebooks
+
+INJECTED = "# Parameters\nprofile = 'smoke'\n"
+
+
+def test_parameters_have_the_declared_types():
+    parsed = notebooks.parse_parameters("method=simsiam seed=1 epochs=2", "10_pretraining")
+    assert parsed == {"method": "simsiam", "seed": 1, "epochs": 2}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "culprit"),
+    [
+        ({"methd": "simsiam"}, "methd"),
+        ({"seed": "one"}, "seed"),
+        ({"seed": True}, "seed"),
+        ({"train_missing": 1}, "train_missing"),
+        ({"profile": "quik"}, "quik"),
+        ({"method": "simclear"}, "simclear"),
+    ],
+)
+def test_a_bad_parameter_is_refused_by_name(parameters, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        notebooks.check_parameters("10_pretraining", parameters)
+
+
+def test_an_injected_parameter_that_is_not_declared_is_refused():
+    namespace = {"profile": "smoke", "sed": 1, "In": ["", INJECTED + "sed = 1\n"]}
+    with pytest.raises(ValueError, match="'sed'.*'seed'"):
+        notebooks.begin("10_pretraining", namespace)
+
+
+def test_other_names_in_a_notebook_are_no_parameters():
+    """A startup file of IPython may have set anything before the first cell."""
+    namespace = {"profile": "smoke", "DATA_ROOT": "/data", "In": ["", INJECTED, "text = 'mine'"]}
+    notebooks.begin("10_pretraining", namespace)
+    notebooks.begin("10_pretraining", namespace | {"text": "mine"})
+
+
+def test_a_parameter_edited_by_hand_is_checked():
+    with pytest.raises(ValueError, match="seed"):
+        notebooks.begin("10_pretraining", {"profile": "smoke", "seed": "one"})
+
+
+def test_a_notebook_without_stored_runs_names_the_command():
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke PAPER=vs1"):
+        notebooks.begin("20_linear_and_knn_evaluation", {"profile": "smoke"})

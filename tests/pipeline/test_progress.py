@@ -1,0 +1,112 @@
+"""The page of progress: what is done, running and to come, and how long that takes."""
+
+import math
+
+import pytest
+
+from lib.pipeline import progress, publish
+from lib.runs import settings, store
+
+RUN = settings.resolve("simsiam", "smoke")
+NAME = settings.run_name(RUN)
+
+
+def store_run(run, checksum="0", seconds=7200.0, finished=True):
+    config = {
+        "run": settings.run_name(run),
+        "run_hash": settings.run_hash(run, checksum),
+        "settings": run,
+        "data": {"checksum": checksum},
+        "finished": finished,
+        "seconds": seconds,
+    }
+    store.write_json(store.config_path(run["profile"], config["run"]), config)
+
+
+def state_of(name):
+    runs = progress.plan("smoke").set_index("run")
+    return runs.state[name], runs.hours[name]
+
+
+def test_a_run_is_to_come_running_and_done():
+    assert state_of(NAME)[0] == "to come"
+    progress_file = store.run_dir("smoke", NAME) / "progress.json"
+    store.write_json(progress_file, {"step": 1, "steps": 6, "seconds_left": 60})
+    assert state_of(NAME)[0] == "running"
+    page = progress.write_readme("smoke").read_text()
+    assert f"{NAME}: step 1 of 6" in page
+    progress_file.unlink()
+    store_run(RUN)
+    assert state_of(NAME) == ("done", 2.0)
+
+
+def test_a_run_of_other_settings_is_to_come():
+    store_run(RUN | {"learning_rate": 9.0})
+    assert state_of(NAME)[0] == "to come"
+
+
+def test_hours_to_come_are_estimated_by_epochs():
+    store_run(RUN)
+    longer = RUN | {"epochs": 10}
+    stored = progress.stored_runs("smoke")
+    assert progress.estimated_hours(longer, stored) == pytest.approx(20 / RUN["epochs"])
+    assert progress.estimated_hours(RUN | {"epochs": 0}, stored) == 0
+    assert math.isnan(progress.estimated_hours(longer, {}))
+
+
+def test_the_page_links_what_is_stored():
+    for name in ("figures/32_roc.png", "tables/90_claims.csv", "notebooks/90_claims_ledger.ipynb"):
+        store.write_text(store.results_dir("smoke") / name, "")
+        assert f"({name})" in progress.write_readme("smoke").read_text()
+    with pytest.raises(FileNotFoundError, match="make reproduce"):
+        progress.write_readme("paper")
+
+
+# ------------------------------------------------------------------------- published figures
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A repository with one published figure, and a profile with two."""
+    monkeypatch.setattr(store, "ROOT", tmp_path)
+    monkeypatch.setattr(publish, "missing_runs", lambda profile: [])
+    store.write_text(tmp_path / "figures" / "style.mplstyle", "")
+    store.write_text(tmp_path / "figures" / "30_old.pdf", "old")
+    folder = store.results_dir("standard") / "figures"
+    source = store.results_dir("standard") / "tables" / "32.csv"
+    store.write_text(source, "a\n1\n")
+    for name in ("30_old", "32_roc"):
+        for kind in publish.KINDS:
+            store.write_text(folder / f"{name}.{kind}", f"{name} {kind}")
+        inputs = {"results/standard/tables/32.csv": store.sha256(source)}
+        store.write_json(folder / f"{name}.json", {"inputs": inputs})
+    return tmp_path
+
+
+def published(repository):
+    return sorted(path.name for path in (repository / "figures").iterdir())
+
+
+def test_chosen_figures_replace_the_published_ones(repository):
+    publish.publish()
+    assert published(repository) == ["30_old.pdf", "30_old.png", "style.mplstyle"]
+    publish.publish("standard", ["32_roc"])
+    assert published(repository) == ["32_roc.pdf", "32_roc.png", "style.mplstyle"]
+    assert (repository / "figures" / "32_roc.pdf").read_text() == "32_roc pdf"
+
+
+def test_nothing_is_published_of_an_incomplete_profile(repository, monkeypatch):
+    before = published(repository)
+    with pytest.raises(RuntimeError, match="33_none"):
+        publish.publish("standard", ["32_roc", "33_none"])
+    (store.results_dir("standard") / "tables" / "32.csv").write_text("a\n2\n")
+    with pytest.raises(RuntimeError, match="32.csv"):
+        publish.publish("standard", ["32_roc"])
+    monkeypatch.setattr(publish, "missing_runs", lambda profile: [NAME])
+    with pytest.raises(RuntimeError, match=NAME):
+        publish.publish("standard", ["32_roc"])
+    assert published(repository) == before
+
+
+def test_a_profile_is_complete_once_all_its_runs_are_stored():
+    assert NAME in publish.missing_runs("smoke")
+    store_run(RUN)
+    assert NAME not in publish.missing_runs("smoke")

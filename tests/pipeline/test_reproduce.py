@@ -1,0 +1,159 @@
+"""make reproduce: where jobs run, what Snakemake is given, and how the command ends."""
+
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from lib.evaluation import measure
+from lib.pipeline import execution, jobs, reproduce
+from lib.pipeline.jobs import Job
+from lib.runs import settings, store
+
+
+# ------------------------------------------------------------------------- where jobs run
+def test_slurm_without_sbatch_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="sbatch"):
+        reproduce.reproduce("smoke", "all", "slurm")
+    assert not store.RESULTS.exists()
+
+
+@pytest.mark.parametrize("status, asks", [(0, "sacct"), (1, "squeue")])
+def test_squeue_is_asked_where_there_is_no_accounting(status, asks, tmp_path, monkeypatch):
+    for name in ("sbatch", "sacct"):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert ("squeue" in reproduce.executor_options("slurm", 2, 1)) == (asks == "squeue")
+
+
+def test_a_cluster_profile_of_ones_own_replaces_the_committed_one(monkeypatch):
+    assert str(reproduce.CLUSTER_PROFILE) in reproduce.executor_options("dryrun", 2, 0)
+    monkeypatch.setenv("SNAKEMAKE_PROFILE", "/mine")
+    assert "--profile" not in reproduce.executor_options("dryrun", 2, 0)
+
+
+@pytest.mark.parametrize(
+    "cores, gigabytes, cpu_limit, memory_limit, at_once",
+    [
+        (64, 1024, "max 100000", "max", 64),
+        (64, 1024, "250000 100000", "max", 2),
+        (64, 1024, "50000 100000", "max", 1),
+        (64, 1024, "max 100000", str(5 * 2**30), 3),
+        (64, 1024, "", "", 64),
+        (64, 4, "", "", 2),
+        (1, 1024, "", "", 1),
+    ],
+)
+def test_jobs_at_once_follow_cores_memory_and_container(
+    cores, gigabytes, cpu_limit, memory_limit, at_once, tmp_path, monkeypatch
+):
+    physical = {"SC_PHYS_PAGES": gigabytes * 2**18, "SC_PAGE_SIZE": 2**12}
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr(os, "sysconf", physical.__getitem__)
+    monkeypatch.setattr(reproduce, "CONTAINER", tmp_path)
+    (tmp_path / "cpu.max").write_text(cpu_limit)
+    (tmp_path / "memory.max").write_text(memory_limit)
+    assert reproduce.usable_cores() == at_once
+
+
+# ------------------------------------------------------------------------- Snakemake
+def test_snakemake_plans_every_job_with_the_resources_of_the_profile(tmp_path, monkeypatch):
+    """A results folder whose name is made of shell shows that every name is quoted."""
+    results = tmp_path / 'of $HOME "and" `more`'
+    monkeypatch.setattr(store, "RESULTS", results)
+    store.write_text(execution.memory_file("smoke", "01_ssl_as_inference"), "2")
+    config = tmp_path / "config.json"
+    store.write_json(config, {"profile": "smoke", "paper": "all", "gpus": 2})
+    command = [*reproduce.snakemake_command(config), "--dry-run", "--printshellcmds"]
+    command += ["--cores", "1", "--profile", str(reproduce.CLUSTER_PROFILE)]
+    environment = os.environ | {"RESULTS_DIR": str(results)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+
+    listed = jobs.listed_jobs("smoke")
+    wildcards = re.findall(r"wildcards: name=(.+), digest=", done.stdout)
+    resources = re.findall(r"resources: (.+)", done.stdout)
+    planned = dict(zip(wildcards, resources, strict=False))
+    assert set(planned) == set(listed)
+    for name, job in listed.items():
+        is_training = job.notebook == jobs.TRAINING
+        memory = 24000 if name == "01_ssl_as_inference" else 6000
+        assert ("gpu=2" in planned[name]) == is_training
+        assert {f"mem_mb={memory}", "runtime=600"} <= set(planned[name].split(", "))
+
+    shell = re.findall(r"(?m)^Shell command: (?!None$)(.+)", done.stdout)
+    expected = [
+        [sys.executable, "-m", "lib", "job", name, "--stamp", str(jobs.stamp(job, listed))]
+        + ["--profile", "smoke", "--paper", "all", "--threads", "1"]
+        for name, job in listed.items()
+    ]
+    assert sorted(shlex.split(line) for line in shell) == sorted(expected)
+
+
+def test_missing_sets_are_those_of_waiting_jobs(monkeypatch, capsys):
+    monkeypatch.setattr(measure, "missing_sets", lambda runs: [run["method"] for run in runs])
+    names = [settings.run_name(run) for run in settings.runs("smoke")[:2]]
+    waiting = [
+        Job("one", jobs.TRAINING, {"profile": "smoke", "runs": " ".join(names)}),
+        Job("two", "00_start_here", {"profile": "smoke"}),
+    ]
+    reproduce.print_missing_sets("smoke", waiting)
+    said = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in said] == [name.split("-")[0] for name in names]
+
+
+def test_the_causes_of_a_log_are_the_lines_that_name_one():
+    log = "rule all\n  a failed: why\nnothing\na failed: why\nslurmstepd: error: time limit\n"
+    assert reproduce.causes(log) == ["a failed: why", "slurmstepd: error: time limit"]
+
+
+# ------------------------------------------------------------------------- the end
+WATCHED = """
+import sys
+from pathlib import Path
+from lib.pipeline import reproduce
+script = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+log_path = Path(sys.argv[1])
+with open(log_path, "w") as log:
+    status = reproduce.run_watched([sys.executable, "-c", script], log, {}, log_path.parent)
+print(status)
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_request_to_end_ends_what_was_started(tmp_path, number):
+    """Also in the background, where a shell has a command ignore SIGINT."""
+
+    def as_started_by_a_shell():
+        ignored = signal.default_int_handler if number == signal.SIGINT else signal.SIG_IGN
+        signal.signal(signal.SIGINT, ignored)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+    log = tmp_path / "log"
+    process = subprocess.Popen(
+        [sys.executable, "-c", WATCHED, str(log)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=store.ROOT,
+        preexec_fn=as_started_by_a_shell,
+    )
+    while not (log.exists() and log.read_text()):
+        time.sleep(0.1)
+    process.send_signal(number)
+    said = process.communicate()[0]
+    assert said.splitlines() == [reproduce.TO_CONTINUE, "None"]
+    assert not psutil.pid_exists(int(log.read_text().split()[0]))
+
+
+def test_a_held_lock_is_refused(tmp_path):
+    with store.exclusive(tmp_path / "lock"), pytest.raises(RuntimeError, match="busy here"):
+        with store.exclusive(tmp_path / "lock", "busy here"):
+            pass

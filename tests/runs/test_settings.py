@@ -1,0 +1,456 @@
+"""lib.runs.settings: order of the layers, errors, names and hashes of runs, the plan of runs."""
+
+import json
+import re
+
+import pytest
+
+from lib.evaluation import measure
+from lib.methods import METHODS
+from lib.runs import settings, store
+from lib.runs.settings import evaluation_hash, find_runs, resolve, run_hash, run_name, variant
+
+PROFILES = sorted(settings.read("profiles"))
+# What every recipe must have. [simsiam] is the recipe that all others start from.
+BASE = """
+[simsiam]
+version = 1
+batch_size = 8
+image_size = 8
+width = 1
+dimension = 2
+local_views = 0
+weight_decay = 0.0
+momentum = 0.0
+warmup_epochs = 2.0
+clip_norm = 0.0
+epochs = 10
+learning_rate = 1.0
+"""
+PROFILE = """
+[tiny]
+dataset = "x"
+"""
+RUNS = """
+[tiny]
+one_job_per = "run"
+
+[[tiny.protocol]]
+papers = ["vs1"]
+methods = ["simsiam"]
+seeds = [0]
+"""
+
+
+@pytest.fixture
+def files(tmp_path, monkeypatch):
+    """Settings files of the test's own: files(recipes="...", profiles="...", runs="...")."""
+    (tmp_path / "settings").mkdir()
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+
+    def write(recipes=BASE, profiles=PROFILE, runs=RUNS):
+        texts = {"recipes": recipes, "profiles": profiles, "runs": runs}
+        for name, text in texts.items():
+            (tmp_path / "settings" / f"{name}.toml").write_text(text)
+        settings.read.cache_clear()
+
+    write()
+    yield write
+    settings.read.cache_clear()
+
+
+# --------------------------------------------------------------------------------------- the layers
+LAYERS = """
+[parent]
+batch_size = 10
+[parent.datasets.x]
+batch_size = 13
+[child]
+inherits = "parent"
+batch_size = 11
+[child.datasets.x]
+batch_size = 14
+"""
+PROFILE_LAYERS = """
+[tiny]
+dataset = "x"
+batch_size = 12
+[tiny.datasets.x]
+batch_size = 99
+[tiny.methods.child]
+batch_size = 15
+"""
+
+
+def test_later_layers_stand_over_earlier_ones(files):
+    """Without the last layer the one before it decides, and so down to the recipe of all."""
+    files(recipes=BASE + LAYERS, profiles=PROFILE_LAYERS)
+    assert resolve("child", "tiny", batch_size=16)["batch_size"] == 16
+    assert resolve("child", "tiny")["batch_size"] == 15
+    without_method = PROFILE_LAYERS.split("[tiny.methods")[0]
+    files(recipes=BASE + LAYERS, profiles=without_method)
+    assert resolve("child", "tiny")["batch_size"] == 14
+    assert resolve("parent", "tiny")["batch_size"] == 13
+    assert resolve("simsiam", "tiny")["batch_size"] == 99
+    assert resolve("child", "tiny", dataset="y")["batch_size"] == 12
+    files(recipes=BASE + LAYERS, profiles=PROFILE)
+    assert resolve("child", "tiny", dataset="y")["batch_size"] == 11
+    assert resolve("parent", "tiny", dataset="y")["batch_size"] == 10
+    assert resolve("simsiam", "tiny", dataset="y")["batch_size"] == 8
+
+
+def test_resolved_settings_are_flat_and_complete(files):
+    files(recipes=BASE + LAYERS, profiles=PROFILE_LAYERS)
+    resolved = resolve("child", "tiny")
+    assert resolved["method"] == "child"
+    assert resolved["profile"] == "tiny"
+    assert resolved["seed"] == 0
+    assert not {"inherits", "methods", "datasets"} & set(resolved)
+
+
+def test_tables_of_a_profile_inherit(files):
+    profile = PROFILE_LAYERS + '[tiny.datasets.z]\ninherits = "x"\nwidth = 3\n'
+    files(recipes=BASE + LAYERS, profiles=profile)
+    resolved = resolve("simsiam", "tiny", dataset="z")
+    assert resolved["batch_size"] == 99
+    assert resolved["width"] == 3
+
+
+@pytest.mark.parametrize("parents", ['"child"', '["parent", "simsiam"]'])
+def test_inheritance_is_one_step_from_one_table(files, parents):
+    files(recipes=BASE + LAYERS + f"[grandchild]\ninherits = {parents}\n")
+    with pytest.raises(ValueError, match=r"grandchild.*recipes\.toml"):
+        resolve("grandchild", "tiny")
+
+
+def test_what_a_recipe_leaves_untrained_is_trained_in_no_profile(files):
+    files(recipes=BASE + "[untrained]\nepochs = 0\n", profiles=PROFILE + "epochs = 7\n")
+    assert resolve("untrained", "tiny")["epochs"] == 0
+    assert resolve("simsiam", "tiny")["epochs"] == 7
+
+
+@pytest.mark.parametrize(
+    ("profile", "parameters", "expected"),
+    [
+        ("", {}, 2.0),  # the recipe's 2 of 10 epochs
+        ("epochs = 5\n", {}, 1.0),
+        ("epochs = 5\nwarmup_epochs = 2.0\n", {}, 2.0),  # the profile's 2 of 5
+        ("epochs = 5\nwarmup_epochs = 2.0\n", {"epochs": 50}, 20.0),
+        ("", {"epochs": 20}, 4.0),
+        ("", {"epochs": 20, "warmup_epochs": 3.0}, 3.0),
+    ],
+)
+def test_schedules_scale_with_the_length_of_a_run(files, profile, parameters, expected):
+    files(profiles=PROFILE + profile)
+    assert resolve("simsiam", "tiny", **parameters)["warmup_epochs"] == expected
+
+
+def test_one_class_has_the_settings_of_its_set():
+    whole = resolve("vje", "paper", dataset="cifar10")
+    single = resolve("vje", "paper", dataset="cifar10_class_3")
+    assert single == whole | {"dataset": "cifar10_class_3"}
+    assert whole["image_size"] == 32
+    # A name that goes on is another set.
+    assert resolve("simsiam", "standard", dataset="mnist_class_1_x")["image_size"] == 32
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_every_recipe_resolves_in_every_profile(profile):
+    assert set(METHODS) == set(settings.read("recipes"))
+    for method in METHODS:
+        settings.check_recipe(method)
+        resolved = resolve(method, profile)
+        json.dumps(resolved)
+        assert (resolved["epochs"] == 0) == (method in measure.REFERENCES)
+        assert re.fullmatch(rf"{method}-{resolved['dataset']}-e\d+-seed0", run_name(resolved))
+
+
+def test_a_run_is_compared_with_its_recipe():
+    pairs = settings.unlike_recipe(resolve("byol", "standard", batch_size=4096))
+    assert pairs["optimizer"] == ("sgd", "lars")
+    assert pairs["width"] == (16, 64)
+    assert not {"batch_size", "local_size", "seed"} & set(pairs)
+    # What the recipe has for MNIST is the paper's.
+    grey = settings.unlike_recipe(resolve("vae", "standard", dataset="mnist"))
+    assert not {"backbone", "image_size", "augmentation", "width", "stem"} & set(grey)
+
+
+# ------------------------------------------------------------------------------------------- errors
+@pytest.mark.parametrize(
+    ("method", "parameters", "culprit"),
+    [
+        ("simsiam", {"epochs": 2.0}, "epochs"),
+        ("simsiam", {"epochs": True}, "epochs"),
+        ("simsiam", {"epochs": -1}, "epochs"),
+        ("simsiam", {"batch_size": 1}, "batch_size"),
+        ("simsiam", {"image_size": 4}, "image_size"),
+        ("simsiam", {"dimension": 1}, "dimension"),
+        ("simsiam", {"dataset": 1}, "dataset"),
+        ("simsiam", {"seed": -1}, "seed"),
+        ("simsiam", {"learning_rate": "0.1"}, "learning_rate"),
+        ("simsiam", {"learning_rate": float("nan")}, "learning_rate"),
+        ("simsiam", {"clip_norm": float("inf")}, "clip_norm"),
+        ("simsiam", {"weight_decay": -0.1}, "weight_decay"),
+        ("vi_simsiam", {"divide_loss": 1}, "divide_loss"),
+        ("vi_simsiam", {"initial_cosine": 1.0}, "initial_cosine"),
+        ("vi_simsiam", {"concentration_warmup_epochs": float("nan")}, "concentration_warmup"),
+        ("byol", {"target_momentum": 3.0}, "target_momentum"),
+        ("simclr", {"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_bad_values_are_refused(method, parameters, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        resolve(method, "smoke", **parameters)
+
+
+def test_a_whole_number_is_taken_for_a_float():
+    resolved = resolve("simsiam", "smoke", learning_rate=1)
+    assert isinstance(resolved["learning_rate"], float)
+
+
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [
+        (lambda: resolve("simsaim", "smoke"), "simsiam"),
+        (lambda: resolve("simsiam", "standart"), "standard"),
+        (lambda: resolve("simsiam", "smoke", learning_rat=1.0), "learning_rate"),
+        (lambda: settings.runs("smok"), "smoke"),
+        (lambda: settings.runs("smoke", group="length"), "lengths"),
+        (lambda: find_runs(["simsiam-digits-e9-seed0"], "smoke"), "simsiam-digits-e1-seed0"),
+    ],
+)
+def test_an_unknown_name_is_answered_by_the_nearest(call, nearest):
+    with pytest.raises(ValueError, match=re.escape(nearest)):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("changed", "culprit", "nearest"),
+    [
+        ({"recipes": BASE + "[simsiam.datasets.x]\nwdith = 2\n"}, "wdith", "width"),
+        ({"recipes": BASE + '[simsiam.datasets.x]\nwidth = "2"\n'}, "recipes.toml", "width"),
+        ({"profiles": PROFILE + "wdith = 2\n"}, "wdith", "width"),
+        ({"profiles": PROFILE + "[tiny.datasets.x]\nwdith = 2\n"}, "wdith", "width"),
+        ({"profiles": PROFILE + "[tiny.methods.simsiam]\nwdith = 2\n"}, "wdith", "width"),
+        ({"profiles": PROFILE + "[tiny.methods.simsaim]\nwidth = 2\n"}, "simsaim", "simsiam"),
+        ({"recipes": BASE + '[simsiam2]\ninherits = "simsaim"\n'}, "simsaim", "simsiam"),
+        ({"runs": RUNS + "wdith = 2\n"}, "wdith", "width"),
+        ({"runs": RUNS.replace("protocol", "protcol")}, "protcol", "protocol"),
+        ({"runs": RUNS.replace('["simsiam"]', '["simsaim"]')}, "simsaim", "simsiam"),
+        ({"runs": RUNS.replace("one_job_per", "one_job_by")}, "one_job_by", "one_job_per"),
+    ],
+)
+def test_a_misspelt_name_in_a_file_is_answered_by_the_nearest(files, changed, culprit, nearest):
+    files(**changed)
+    with pytest.raises(ValueError, match=culprit) as error:
+        resolve("simsiam", "tiny")
+        settings.runs("tiny")
+        settings.recipe("simsiam2")
+    assert nearest in str(error.value)
+
+
+def test_a_misspelt_setting_of_an_own_recipe_is_found(files):
+    files(recipes=BASE + "[mine]\nlearning_rte = 3\n[new]\nsharpness = 2\n")
+    with pytest.raises(ValueError, match="learning_rate"):
+        settings.check_recipe("mine")
+    settings.check_recipe("new")
+
+
+@pytest.mark.parametrize(
+    ("text", "culprit"),
+    [
+        (RUNS.replace("seeds = [0]\n", ""), "seeds"),
+        (RUNS.replace("[0]", "[0, 1, 0]"), r"\[0, 1, 0\]"),
+    ],
+)
+def test_an_entry_without_seeds_or_with_one_twice_is_refused(files, text, culprit):
+    files(runs=text)
+    with pytest.raises(ValueError, match=culprit):
+        settings.runs("tiny")
+
+
+def test_a_file_that_is_not_toml_is_named(files):
+    files(recipes="[simsiam\n")
+    with pytest.raises(ValueError, match=r"recipes\.toml"):
+        settings.recipe("simsiam")
+
+
+# -------------------------------------------------------------------------------- names and hashes
+@pytest.mark.parametrize(
+    ("parameters", "expected"),
+    [
+        ({}, {"e1"}),
+        ({"seed": 3}, {"e1"}),
+        ({"epochs": 40}, {"e40"}),
+        ({"epochs": 2, "learning_rate": 0.03}, {"e2", "lr0.03"}),
+        ({"learning_rate": 0.06}, {"e1"}),
+        # A tuning run has its learning rate even where it is the usual one.
+        ({"split": "fit"}, {"e1", "fit", "lr0.06"}),
+        ({"split": "fit", "epochs": 0}, {"e0", "fit"}),
+        ({"batch_size": 64, "dimension": 32, "train_images": 99}, {"e1", "b64", "d32", "n99"}),
+        ({"optimizer": "adamw"}, {"e1", "optimizeradamw"}),
+        ({"condition_images": 7}, {"e1"}),  # only evaluation
+    ],
+)
+def test_variant_names_what_differs(parameters, expected):
+    resolved = resolve("simsiam", "smoke", **parameters)
+    seed = parameters.get("seed", 0)
+    assert set(variant(resolved).split("-")) == expected
+    assert run_name(resolved) == f"simsiam-digits-{variant(resolved)}-seed{seed}"
+
+
+def test_a_usual_run_differs_in_data_set_and_seed_alone():
+    assert settings.is_usual(resolve("vi_simsiam", "standard", dataset="mnist", seed=2))
+    assert not settings.is_usual(resolve("vi_simsiam", "standard", epochs=5))
+    assert not settings.is_usual(resolve("vi_simsiam", "standard", learning_rate=0.5))
+
+
+def _another(value):
+    """A different value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value + 1
+    return value + type(value)("x")
+
+
+def test_each_setting_changes_the_hash_of_training_or_of_evaluation():
+    base = resolve("vi_simsiam", "smoke")
+    training = run_hash(base, "data")
+    assert run_hash(dict(reversed(base.items())), "data") == training
+    assert run_hash(base, "other data") != training
+    for name, value in base.items():
+        changed = base | {name: _another(value)}
+        measured_only = name in settings.NOT_TRAINED_WITH
+        same_training = measured_only or name == "profile"
+        assert (run_hash(changed, "data") == training) == same_training, name
+        assert (evaluation_hash(changed) != evaluation_hash(base)) == measured_only, name
+
+
+def test_stored_runs_have_the_hashes_that_they_would_have_today():
+    """Code may be reorganised, stored evidence must not become stale by it."""
+    folder = store.ROOT / "results" / "standard" / "runs"
+    listed = settings.runs("standard") + settings.tuning_runs("standard")
+    by_name = {run_name(run): run for run in listed}
+    paths = sorted(folder.glob("*/config.json"))
+    assert paths
+    for path in paths:
+        config = json.loads(path.read_text())
+        if config["settings"]["method"] in METHODS:
+            run = by_name[config["run"]]
+            assert run_hash(run, config["data"]["checksum"]) == config["run_hash"], config["run"]
+
+
+def test_a_run_that_was_trained_with_other_settings_is_stale():
+    run = settings.runs("smoke")[0]
+    config = {"run": run_name(run), "run_hash": run_hash(run, "sum"), "data": {"checksum": "sum"}}
+    path = store.config_path("smoke", run_name(run))
+    store.write_json(path, config)
+    assert settings.stale_runs("smoke") == []
+    store.write_json(path, config | {"run_hash": "another"})
+    assert settings.stale_runs("smoke") == [run_name(run)]
+
+
+# --------------------------------------------------------------------------------- the plan of runs
+def test_lists_and_cases_make_runs(files):
+    entry = """
+[[tiny.lengths]]
+papers = ["vs2"]
+methods = ["simsiam"]
+seeds = [0, 1]
+width = 2
+epochs = [10, 20]
+cases = [{}, { momentum = 0.5, clip_norm = 1.0 }]
+"""
+    files(runs=RUNS + entry)
+    runs = settings.runs("tiny", group="lengths")
+    combinations = {(run["seed"], run["epochs"], run["momentum"]) for run in runs}
+    assert len(runs) == len(combinations) == 2 * 2 * 2
+    for run in runs:
+        assert run["width"] == 2
+        assert run["clip_norm"] == (1.0 if run["momentum"] else 0.0)
+    assert len(settings.runs("tiny")) == 9
+    assert settings.runs("tiny", "vs1") == [resolve("simsiam", "tiny")]
+
+
+def test_a_run_that_two_entries_list_is_one_run(files):
+    files(runs=RUNS + RUNS.replace("protocol", "datasets").split('"run"')[1])
+    assert settings.runs("tiny") == settings.runs("tiny", group="datasets")
+    assert len(settings.runs("tiny")) == 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_runs_of_a_profile_differ_in_name_and_hash(profile):
+    listed = settings.runs(profile) + settings.tuning_runs(profile)
+    assert len({run_name(run) for run in listed}) == len(listed)
+    assert len({run_hash(run, "data") for run in listed}) == len(listed)
+    for run in listed[::41]:  # each search goes through all of them
+        assert find_runs([run_name(run)], profile) == [run]
+    for run in listed:
+        untrained = settings.recipe(run["method"])["epochs"] == 0
+        assert (run["epochs"] == 0) == untrained, run_name(run)
+
+
+def test_profile_smoke_runs_every_method_and_every_group():
+    assert {run["method"] for run in settings.runs("smoke")} == set(METHODS)
+    assert all(settings.runs("smoke", group=group) for group in settings.GROUPS)
+
+
+def test_tuning_is_the_same_effort_for_every_method():
+    by_method = {}
+    for run in settings.tuning_runs("standard"):
+        by_method.setdefault(run["method"], []).append(run)
+        assert run["seed"] == 0
+        assert run["split"] == "fit"
+    # The rows that a search has to beat
+    for method in ("random", "random_vit", "raw_pixels"):
+        assert len(by_method.pop(method)) == 1
+    for runs in by_method.values():
+        final = resolve(runs[0]["method"], "standard")
+        assert len({run["learning_rate"] for run in runs}) == len(runs) == 3
+        assert {2 * run["epochs"] for run in runs} == {final["epochs"]}
+
+
+def test_an_entry_of_tuning_may_vary_something_else(files):
+    entry = '\n[[tiny.tuning]]\npapers = ["vs1"]\nmethods = ["simsiam"]\nmomentum = [0.5, 0.9]\n'
+    profile = PROFILE + "tuning_epochs = 3\ntuning_learning_rates = [1.0, 2.0, 3.0]\n"
+    files(runs=RUNS + entry, profiles=profile)
+    runs = settings.tuning_runs("tiny")
+    assert [run["momentum"] for run in runs] == [0.5, 0.9]
+    assert {run["epochs"] for run in runs} == {3}
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        ("simvae", {"augmentation": "simvae_colour", "epochs": 400}),
+        ("simclr_latent", {"epochs": 600, "projector_layers": 2, "dimension": 128}),
+        ("moco_latent", {"projector_layers": 1, "dimension": 128}),
+        ("vicreg_latent", {"projector_layers": 3, "dimension": 8192}),
+        ("random_latent", {"augmentation": "simvae_colour", "epochs": 0}),
+        # SimSiam, App. D: a rate of 0.03 for 256 images
+        ("simsiam", {"learning_rate": 0.06, "batch_size": 512, "epochs": 800}),
+        ("barlow_twins", {"projector_layers": 3, "dimension": 8192, "epochs": 800}),
+    ],
+)
+def test_profile_paper_has_the_papers_settings_on_cifar10(method, expected):
+    runs = settings.runs("paper", group="protocol") + settings.runs("paper", group="simvae")
+    on_cifar10 = [run for run in runs if (run["method"], run["dataset"]) == (method, "cifar10")]
+    assert on_cifar10
+    for run in on_cifar10:
+        assert {name: run[name] for name in expected} == expected
+
+
+def test_notebooks_need_earlier_ones():
+    earlier = {"10"}
+    for entry in settings.notebooks():
+        assert set(entry["needs"]) <= earlier
+        assert set(entry["papers"]) <= set(settings.PAPERS)
+        earlier.add(entry["name"][:2])
+
+
+def test_sets_that_nothing_can_fetch_are_absent_until_they_are_there(data_dir):
+    own_sets = settings.plan("standard")["own_sets"]
+    assert settings.absent_sets("standard") == own_sets
+    (data_dir / own_sets[0]).mkdir(parents=True)
+    assert settings.absent_sets("standard") == own_sets[1:]

@@ -1,0 +1,112 @@
+"""What the log says of features and κ, and that looking changes nothing."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from lib import methods
+from lib.data.views import resize
+from lib.evaluation import uncertainty
+from lib.runs import store
+from lib.training import health
+from lib.training.batches import training_images
+from lib.training.checkpoints import load_trained
+from lib.training.health import TrainingStopped, effective_rank
+from lib.training.loop import train
+from tests.training.tiny_runs import equal, folder_of, log_of, tiny, weights
+
+pytestmark = pytest.mark.usefixtures("data_dir")
+
+
+def test_weights_and_buffers_that_are_not_finite_stop_the_run(tmp_path):
+    layer = torch.nn.BatchNorm1d(3)
+    health.check_finite({"loss": 1.0}, layer, "a run", 5, tmp_path / "none")
+    layer.running_var[1] = math.inf
+    with pytest.raises(TrainingStopped, match="a run.*weights at step 5; no checkpoint"):
+        health.check_finite({"loss": 1.0}, layer, "a run", 5, tmp_path / "none")
+
+
+@pytest.mark.parametrize("shape", [(40, 8), (8, 40), (2, 3)])
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_the_effective_rank_is_that_of_the_uncertainty_measures(shape, scale):
+    features = scale * torch.randn(shape) + 3 * scale
+    expected = uncertainty.effective_rank(features.numpy())
+    assert effective_rank(features) == pytest.approx(expected, rel=1e-9)
+
+
+def test_the_effective_rank_of_known_spectra():
+    isotropic = torch.cat([torch.eye(5), -torch.eye(5)])
+    assert effective_rank(isotropic) == pytest.approx(5)
+    line = torch.outer(torch.arange(7.0), torch.ones(4))
+    assert effective_rank(line) == pytest.approx(1)
+    assert math.isnan(effective_rank(torch.full((10, 3), 0.1)))
+
+
+def test_statistics_of_features():
+    features = torch.tensor([[3.0, 4.0], [0.0, 5.0], [6.0, 8.0]])
+    row = health.feature_health(features)
+    assert row["feature_length"] == pytest.approx(20 / 3)
+    spread = np.std([5, 5, 10], ddof=1) / (20 / 3)
+    assert row["feature_length_spread"] == pytest.approx(spread)
+
+
+def test_the_log_has_the_features_of_the_trained_network():
+    settings = tiny("vi_simsiam", epochs=1)
+    train(settings)
+    images = training_images(settings).batch(range(160)).float() / 255
+    with torch.no_grad():
+        embedding = load_trained(settings, 1).embed(resize(images, settings["image_size"]))
+    expected = health.feature_health(embedding.features)
+    expected["kappa_plain"] = float(embedding.native["kappa"].mean())
+    last = log_of(settings).iloc[-1]
+    for name, value in expected.items():
+        assert last[name] == pytest.approx(value, rel=1e-4), name
+
+
+class Sharpness(torch.nn.Module):
+    """κ is the mean contrast of neighbouring pixels, so that blurred images have less."""
+
+    def embed(self, images):
+        contrast = images.diff(dim=3).abs().mean((1, 2, 3))
+        return methods.Embedding(images.flatten(1), -contrast, {"kappa": contrast})
+
+
+def test_kappa_of_crops_and_blurred_images():
+    images = training_images(tiny(train_images=300))
+    row = health.kappa_health(Sharpness(), images, 16)
+    # A crop of a tenth of the area is magnified three times: its edges are as much smoother.
+    assert row["kappa_blurred"] < 0.9 * row["kappa_plain"]
+    assert 0.1 * row["kappa_plain"] < row["kappa_cropped"] < 0.8 * row["kappa_plain"]
+    torch.manual_seed(5)
+    assert health.kappa_health(Sharpness(), images, 16) == row
+
+
+@pytest.mark.parametrize("epochs", [1, 7, 40, 41, 100, 500])
+def test_kappa_is_logged_at_forty_epochs_spread_over_the_run(epochs):
+    logged = [epoch for epoch in range(1, epochs + 1) if health.logs_kappa(epoch, epochs)]
+    assert len(logged) == min(epochs, 40)
+    assert logged[-1] == epochs
+    gaps = np.diff(logged)
+    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
+
+
+def test_looking_changes_no_weight(fresh_results, monkeypatch):
+    settings = tiny("vi_simsiam")
+    train(settings)
+    expected = weights(settings)
+    fresh_results("unwatched")
+    monkeypatch.setattr(health, "logs_kappa", lambda *_: False)
+    monkeypatch.setattr(health, "feature_health", lambda _: {})
+    train(settings)
+    assert "kappa_plain" not in log_of(settings)
+    assert equal(weights(settings), expected)
+
+
+def test_measured_features_that_are_not_finite_are_told_like_a_loss_that_is_not():
+    settings = tiny()
+    store.write_text(folder_of(settings) / "log.csv", "step,epoch,loss\n10,1,0.5\n")
+    health.check_embedded(settings, {"features": np.ones((3, 2)), "label": np.arange(3)})
+    with pytest.raises(TrainingStopped, match="features.* at step 10; .*smaller learning_rate"):
+        health.check_embedded(settings, {"features": np.array([[1.0, np.nan]])})

@@ -1,0 +1,447 @@
+"""The training loop on a tiny network and digits: resume, guards, doors, and what a run leaves."""
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+from lib import methods
+from lib.data import sets, sources
+from lib.runs import store
+from lib.runs.settings import resolve, run_hash, run_name, trained_with
+from lib.training import __main__ as command
+from lib.training import batches, loop
+from lib.training.batches import training_images
+from lib.training.checkpoints import is_finished, load_trained
+from lib.training.devices import Processes
+from lib.training.health import TrainingStopped
+from lib.training.loop import first_steps, train
+from lib.training.progress import Progress
+from lib.training.seeds import seed_of
+from tests.training.tiny_runs import equal, folder_of, interrupted, log_of, tiny, weights
+
+pytestmark = pytest.mark.usefixtures("data_dir")
+
+
+def stop(*_, **__):
+    pytest.fail("training began")
+
+
+# ----------------------------------------------------------------------------------------- resume
+RESUMED = [
+    ("simsiam", [7], {}),  # between two log rows
+    ("simsiam", [1], {}),  # before any checkpoint
+    ("vi_simsiam", [3, 10, 19], {}),  # in the warm-up, at the end of an epoch, near the end
+    ("vi_simsiam_2022", [11], {"clip_norm": 0.5, "warmup_epochs": 0.5}),
+    ("vi_simsiam", [9], {"optimizer": "adamw", "learning_rate": 1e-3}),  # channels last
+    ("simvae", [9], {}),  # the fused optimiser
+    # These remember something of earlier steps.
+    ("dino", [11], {}),
+    ("moco_v2", [11], {}),
+    ("directpred", [11], {}),
+    ("prosmin", [11], {}),
+]
+
+
+@pytest.mark.parametrize(("method", "steps", "other"), RESUMED)
+def test_resumed_equals_uninterrupted_bit_for_bit(method, steps, other, fresh_results, monkeypatch):
+    settings = tiny(method, **other)
+    train(settings)
+    expected = weights(settings)
+    log = log_of(settings).drop(columns="seconds")
+
+    fresh_results("interrupted")
+    folder = interrupted(settings, *steps)
+    assert not (folder / "model.safetensors").exists()
+    assert not (folder / "progress.json").exists()
+    assert json.loads((folder / "config.json").read_text())["finished"] is False
+
+    done = []
+    update = Progress.update
+
+    def record(self, step, loss):
+        done.append(step)
+        update(self, step, loss)
+
+    monkeypatch.setattr(Progress, "update", record)
+    train(settings)
+    last_checkpoint = steps[-1] // 2 * 2
+    assert done == list(range(last_checkpoint + 1, 21))
+    assert equal(weights(settings), expected)
+    resumed = log_of(settings)
+    pd.testing.assert_frame_equal(resumed.drop(columns="seconds"), log, check_exact=True)
+    assert resumed.seconds.is_monotonic_increasing
+    assert not (folder / "checkpoint.safetensors").exists()
+
+
+def test_a_checkpoint_in_another_precision_is_not_continued(fresh_results, monkeypatch):
+    settings = tiny("simsiam", precision="auto")
+    monkeypatch.setattr(loop, "precision_of", lambda *_: "float32")
+    train(settings)
+    expected = weights(settings)
+    fresh_results("interrupted")
+    monkeypatch.setattr(loop, "precision_of", lambda *_: "bf16")
+    interrupted(settings, 7)
+    monkeypatch.setattr(loop, "precision_of", lambda *_: "float32")
+    train(settings)
+    assert equal(weights(settings), expected)
+
+
+def test_a_checkpoint_of_other_data_is_not_continued(fresh_results):
+    settings = tiny(epochs=1)
+    images = training_images(settings)
+    inverted = replace(images, images=255 - images.images)
+    train(settings, inverted)
+    expected = weights(settings)
+    fresh_results("other")
+    interrupted(settings, 5)
+    train(settings, inverted)
+    assert equal(weights(settings), expected)
+
+
+def test_an_interrupted_run_of_other_data_keeps_the_config_of_the_finished_one(monkeypatch):
+    settings = tiny(epochs=1)
+    folder = train(settings)
+    config = (folder / "config.json").read_text()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "run", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            train(settings, sources.load("digits", "test"))
+    assert (folder / "config.json").read_text() == config
+    assert train(settings) == folder
+
+
+def test_a_finished_run_is_left_as_it_is(monkeypatch):
+    settings = tiny(epochs=1)
+    folder = train(settings)
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    monkeypatch.setattr(methods.SimSiam, "loss", stop)
+    assert train(settings) == folder
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert set(before) == {"config.json", "log.csv", "model.safetensors"}
+
+
+def test_other_settings_or_data_are_trained():
+    settings = tiny(epochs=1)
+    folder = train(settings)
+    assert train(tiny(epochs=1, learning_rate=0.01)) != folder
+
+    images = training_images(settings)
+    inverted = replace(images, images=255 - images.images)
+    before = weights(settings)
+    assert train(settings, inverted) == folder
+    assert not equal(weights(settings), before)
+    assert is_finished("smoke", folder.name, run_hash(settings, inverted.checksum))
+    assert not is_finished("smoke", folder.name, run_hash(settings, images.checksum))
+
+
+def test_a_seed_gives_the_same_weights_whatever_was_drawn_before(fresh_results):
+    train(tiny("vi_simsiam"))
+    first = weights(tiny("vi_simsiam"))
+    train(tiny("vi_simsiam", seed=1))
+    assert not equal(first, weights(tiny("vi_simsiam", seed=1)))
+    fresh_results("again")
+    torch.manual_seed(99)
+    train(tiny("vi_simsiam"))
+    assert equal(weights(tiny("vi_simsiam")), first)
+
+
+def test_seeds_of_randomness_differ():
+    seeds = set()
+    for seed in (0, 1):
+        for purpose in ("views", "order", "method"):
+            seeds |= {seed_of(seed, purpose, index) for index in range(50)}
+    assert len(seeds) == 300
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+# ----------------------------------------------------------------------------------------- guards
+def spoil_loss(monkeypatch, first_call, **terms):
+    """From a call on, the loss of SimSiam has these terms in place of its own."""
+    loss = methods.SimSiam.loss
+    calls = []
+
+    def spoiled(self, views):
+        calls.append(1)
+        own = loss(self, views)
+        if len(calls) < first_call:
+            return own
+        return own | {name: own[name] * 0 + value for name, value in terms.items()}
+
+    monkeypatch.setattr(methods.SimSiam, "loss", spoiled)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch, value):
+    settings = tiny()
+    folder = interrupted(settings, 5)
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    spoil_loss(monkeypatch, 8, loss=value)  # continues after step 4, so this is step 12
+    with pytest.raises(TrainingStopped, match="loss.* at step 12; .*checkpoint.* step 4"):
+        train(settings)
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert not (folder / "model.safetensors").exists()
+    assert not (folder / "progress.json").exists()
+
+
+def test_a_network_whose_features_overflow_is_not_stored():
+    settings = resolve("vi_simsiam", "smoke", learning_rate=1e4, epochs=6)
+    with pytest.raises(TrainingStopped, match="lr10000.* at step .*smaller learning_rate"):
+        train(settings)
+    assert not (folder_of(settings) / "model.safetensors").exists()
+
+
+def test_features_that_are_not_finite_stop_the_run_at_the_end_of_an_epoch(monkeypatch):
+    embed = methods.SimSiam.embed
+    calls = []
+
+    def spoiled(self, images):
+        calls.append(1)
+        embedding = embed(self, images)
+        if len(calls) == 3:  # before the training, after the first epoch, after the second
+            embedding.features[0, 0] = math.nan
+        return embedding
+
+    monkeypatch.setattr(methods.SimSiam, "embed", spoiled)
+    with pytest.raises(TrainingStopped, match="the features of images at step 20"):
+        train(tiny())
+
+
+# ------------------------------------------------------------------------------------------ doors
+@pytest.mark.parametrize(
+    ("other", "culprit"),
+    [
+        ({"batch_size": 161}, "160 images, fewer than one batch of 161"),
+        ({"augmentation": "none"}, "'none'"),
+        ({"precision": "float16"}, "'float16'"),
+        ({"schedule": "linear"}, "'linear'"),
+        ({"optimizer": "lion"}, "'lion'"),
+        ({"split": "test"}, "'test'"),
+        ({"stem": "none"}, "'none'"),
+        ({"image_size": 8}, "image_size is 8"),
+    ],
+)
+def test_what_cannot_work_is_an_error_before_any_training(monkeypatch, other, culprit):
+    monkeypatch.setattr(methods.SimSiam, "loss", stop)
+    with pytest.raises(ValueError, match=culprit):
+        train(tiny(**other))
+
+
+def test_labels_of_other_classes_are_an_error_before_any_training():
+    settings = tiny("supervised") | {"classes": 7}
+    with pytest.raises(ValueError, match="10 classes.* 7"):
+        train(settings)
+
+
+@pytest.mark.parametrize(("batch_size", "processes"), [(64, 64), (64, 3)])
+def test_a_batch_that_cannot_be_shared_is_refused(batch_size, processes, monkeypatch):
+    shared = Processes(torch.device("cpu"), count=processes)
+    monkeypatch.setattr(loop, "join_processes", lambda: shared)
+    with pytest.raises(ValueError, match=f"batch_size {batch_size}.* {processes} processes"):
+        train(tiny(batch_size=batch_size))
+
+
+def test_a_loss_without_a_scalar_named_loss_is_refused(monkeypatch):
+    monkeypatch.setattr(methods.SimSiam, "loss", lambda self, views: {"loss": views[0].mean(0)})
+    with pytest.raises(ValueError, match="simsiam: loss must return"):
+        train(tiny())
+
+
+def test_the_command_trains_a_listed_run(monkeypatch, capsys):
+    monkeypatch.setattr(command, "train", lambda settings, show_progress: run_name(settings))
+    name = "simsiam-digits-e1-seed0"
+    assert command.main([name, "--profile", "smoke"]) == 0
+    assert capsys.readouterr().out == f"{name}\n"
+    assert command.main([f"{name}x", "--profile", "smoke"]) == 1
+    assert f"{name}x" in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------------------- data
+def test_every_epoch_sees_every_image_once_in_another_order(monkeypatch):
+    seen = []
+
+    def recorded(images, indices):
+        for chosen in indices:
+            seen.append(chosen)
+            yield images.batch(chosen)
+
+    monkeypatch.setattr(batches, "batches", recorded)
+    train(tiny())
+    assert [len(chosen) for chosen in seen] == [16] * 20
+    first = torch.cat(seen[:10]).tolist()
+    second = torch.cat(seen[10:]).tolist()
+    assert sorted(first) == sorted(second) == list(range(160))
+    assert first != second
+
+
+def test_labels_are_those_of_the_images():
+    settings = tiny("supervised")
+    images = training_images(settings)
+    pixels = np.empty_like(images.images)
+    pixels[:] = images.labels[:, None, None, None]  # an image is as bright as its label
+    method = methods.build(settings, 1)
+    settings = settings | {"augmentation": "crop_and_flip"}
+    processes = Processes(torch.device("cpu"))
+    training = loop.Training(method, replace(images, images=pixels), settings, processes, "float32")
+    for views, labels in training.batches.from_step(3):
+        brightness = (255 * views[0].mean((1, 2, 3))).round().long()
+        assert torch.equal(brightness, labels)
+
+
+def test_training_images():
+    everything = training_images(tiny(train_images=0))
+    fit = training_images(tiny(train_images=0, split="fit"))
+    _, validation = sources.train_validation_split(everything.labels)
+    held_out = set(everything.subset(validation).index)
+    assert len(fit) == len(everything) - len(held_out)
+    assert not set(fit.index) & held_out
+    few = training_images(tiny())
+    assert np.array_equal(few.images, everything.images[:160])
+
+
+def test_a_folder_trains_the_same_whether_it_fits_in_memory_or_not(
+    data_dir, monkeypatch, fresh_results
+):
+    drawn = sources.generated("shapes", 40, 12)
+    for number, (image, label) in enumerate(zip(drawn.images, drawn.labels, strict=True)):
+        path = data_dir / "mine" / "train" / drawn.classes[label] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    settings = tiny(dataset="mine", train_images=0)
+    folder = train(settings)
+    assert str(data_dir.parent) not in (folder / "config.json").read_text()
+    resident = weights(settings)
+    fresh_results("streamed")
+    monkeypatch.setattr(sets, "RESIDENT_BYTES", 0)
+    train(settings)
+    assert equal(weights(settings), resident)
+
+
+# ------------------------------------------------------------------------------------- log, files
+def test_a_long_run_logs_fewer_rows_with_the_same_means(fresh_results, monkeypatch):
+    settings = tiny()
+    train(settings)
+    every_second = log_of(settings)
+    fresh_results("few")
+    monkeypatch.setattr(loop, "LOG_ROWS", 2)
+    train(settings)
+    few = log_of(settings)
+    assert few.step.tolist() == [10, 20]
+    means = every_second.loss.groupby(np.arange(10) // 5).mean()
+    assert few.loss.tolist() == pytest.approx(means.tolist(), rel=1e-4)
+
+
+def test_what_a_run_leaves(tmp_path, monkeypatch):
+    settings = tiny("vi_simsiam", epochs=1)
+    progress = []
+    close = Progress.close
+
+    def record(self):
+        progress.append(json.loads(self.path.read_text()))
+        close(self)
+
+    monkeypatch.setattr(Progress, "close", record)
+    folder = train(settings)
+    assert progress[0]["step"] == progress[0]["steps"] == 10
+
+    log = log_of(settings)
+    of_epoch = [
+        "effective_rank",
+        "feature_spread",
+        "feature_length",
+        "feature_length_spread",
+        "kappa_plain",
+        "kappa_cropped",
+        "kappa_blurred",
+    ]
+    assert list(log)[:5] == ["step", "epoch", "seconds", "learning_rate", "loss"]
+    assert list(log)[-7:] == of_epoch
+    assert log.step.tolist() == [2, 4, 6, 8, 10]
+    assert log.epoch.tolist() == [0.2, 0.4, 0.6, 0.8, 1.0]
+    assert log.drop(columns=of_epoch).notna().all().all()
+    assert log[of_epoch][:-1].isna().all().all()
+    assert log[of_epoch].iloc[-1].notna().all()
+
+    config = json.loads((folder / "config.json").read_text())
+    images = training_images(settings)
+    assert config["finished"]
+    assert config["settings"] == trained_with(settings)
+    assert config["data"]["checksum"] == images.checksum
+    assert config["run_hash"] == run_hash(settings, images.checksum)
+    assert {"commit", "python", "versions", "hardware"} <= set(config)
+    for private in (tmp_path, store.ROOT, store.ROOT.home()):
+        assert f"{private}/" not in json.dumps(config)
+
+
+@pytest.mark.parametrize("method", ["random", "raw_pixels"])
+def test_references_are_stored_without_training(method):
+    settings = tiny(method, epochs=0)
+    train(settings)
+    assert log_of(settings).empty
+    assert equal(load_trained(settings, 1).state_dict(), methods.build(settings, 1).state_dict())
+
+
+@pytest.mark.parametrize("method", ["simsiam", "byol", "prosmin"])
+def test_first_steps_are_those_of_a_run_and_store_nothing(method):
+    settings = tiny(method)
+    images = training_images(settings)
+    short = methods.build(settings, 1)
+    terms = list(first_steps(short, images, settings, 20))
+    assert len(terms) == 20
+    assert not store.RESULTS.exists()
+    train(settings)
+    assert equal(weights(settings), short.state_dict())
+
+
+# ----------------------------------------------------------------------------- methods, precision
+def test_the_loop_gives_a_method_epoch_and_progress(monkeypatch):
+    epochs = []
+    progress = []
+
+    class Listening(methods.SimSiam):
+        def set_epoch(self, epoch):
+            epochs.append(epoch)
+
+        def update_target(self, done):
+            progress.append(done)
+
+    monkeypatch.setitem(methods.METHODS, "simsiam", Listening)
+    train(tiny())
+    assert epochs == pytest.approx([step / 10 for step in range(20)])
+    assert progress == pytest.approx([step / 20 for step in range(1, 21)])
+
+
+def test_bf16_trains_close_to_float32():
+    losses = {}
+    for precision in ("float32", "bf16"):
+        settings = tiny("vi_simsiam", epochs=1, precision=precision)
+        train(settings)
+        losses[precision] = log_of(settings).loss
+    np.testing.assert_allclose(losses["bf16"], losses["float32"], atol=0.05)
+    assert not np.array_equal(losses["bf16"], losses["float32"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam"])
+def test_a_compiled_loss_trains_the_same_run(method, fresh_results, distance):
+    """Tolerance: 1 % of the way that the weights have moved in 10 steps."""
+    if not any(shutil.which(name) for name in ("g++", "clang++")):
+        pytest.skip("torch.compile needs a C++ compiler on a CPU; there is none")
+    settings = tiny(method, epochs=1, learning_rate=1e-3)
+    trained = {}
+    for compiled in (False, True):
+        fresh_results(f"compiled {compiled}")
+        train(settings, compiled=compiled)
+        trained[compiled] = weights(settings)
+    start = methods.build(settings, 1).state_dict()
+    assert 0 < distance(*trained.values()) < 0.01 * distance(start, trained[False])

@@ -1,0 +1,113 @@
+"""Optimisers, their parameter groups and schedules."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from lib import methods
+from lib.networks import cosine_between
+from lib.training import loop
+from lib.training.optim import learning_rate_factor, make_optimizer, parameter_groups
+from tests.training.tiny_runs import log_of, tiny
+
+pytestmark = pytest.mark.usefixtures("data_dir")
+
+
+def record_groups(monkeypatch):
+    """The parameter groups of the optimiser at every step of the next training."""
+    groups = []
+
+    def recording(method, settings):
+        optimizer = make_optimizer(method, settings)
+
+        def record(optimizer, *_):
+            groups.append([{**group, "params": None} for group in optimizer.param_groups])
+
+        optimizer.register_step_pre_hook(record)
+        return optimizer
+
+    monkeypatch.setattr(loop, "make_optimizer", recording)
+    return groups
+
+
+def test_learning_rate_factor():
+    factors = [learning_rate_factor(step, 12, 2, "cosine") for step in range(12)]
+    cosine = [0.5 * (1 + math.cos(math.pi * t / 10)) for t in range(10)]
+    assert factors == pytest.approx([0.5, 1.0, *cosine])
+    constant = [learning_rate_factor(step, 5, 2, "constant") for step in range(5)]
+    assert constant == [0.5, 1, 1, 1, 1]
+    assert learning_rate_factor(0, 1, 0, "cosine") == 1
+    with pytest.raises(ValueError, match="'linear'"):
+        learning_rate_factor(3, 5, 0, "linear")
+
+
+@pytest.mark.parametrize("constant", [True, False])
+def test_the_learning_rate_of_the_predictor_stays_constant(monkeypatch, constant):
+    steps = record_groups(monkeypatch)
+    settings = tiny(constant_predictor_learning_rate=constant, warmup_epochs=0.2)
+    loop.train(settings)
+    expected = [0.06 * learning_rate_factor(step, 20, 2, "cosine") for step in range(20)]
+    assert [groups[0]["lr"] for groups in steps] == pytest.approx(expected)
+    assert [len(groups) for groups in steps] == [1 + constant] * 20
+    if constant:
+        assert {groups[1]["lr"] for groups in steps} == {0.06}
+    assert log_of(settings).learning_rate.tolist() == pytest.approx(expected[1::2], rel=1e-4)
+
+
+@pytest.mark.parametrize("method", ["simsiam", "vi_simsiam_2022"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+def test_every_trained_weight_is_in_one_group(method, optimizer):
+    network = methods.build(tiny(method), 1)
+    network.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
+    groups = parameter_groups(network, tiny(method, optimizer=optimizer))
+    listed = [id(parameter) for group in groups for parameter in group["params"]]
+    trained = [id(parameter) for parameter in network.parameters() if parameter.requires_grad]
+    assert sorted(listed) == sorted(trained)
+    in_predictor = {id(parameter) for parameter in network.predictor.parameters()}
+    for group in groups:
+        for parameter in group["params"]:
+            assert group["constant"] == (id(parameter) in in_predictor)
+
+
+def test_only_matrices_are_decayed_where_a_recipe_says_so_and_by_its_schedule(monkeypatch):
+    steps = record_groups(monkeypatch)
+    settings = tiny("prosmin", weight_decay=0.04)
+    assert settings["decays_matrices_only"]
+    assert settings["weight_decay_end"] == 0.4
+    loop.train(settings)
+    matrices = [groups[0]["weight_decay"] for groups in steps]
+    vectors = [groups[1]["weight_decay"] for groups in steps]
+    expected = [cosine_between(0.04, 0.4, step / 20) for step in range(20)]
+    assert matrices == pytest.approx(expected)
+    assert set(vectors) == {0.0}
+
+    network = methods.build(settings, 1)
+    matrices, vectors = parameter_groups(network, settings)
+    assert all(parameter.ndim > 1 for parameter in matrices["params"])
+    assert all(parameter.ndim < 2 for parameter in vectors["params"])
+
+
+def test_lars_adapts_the_rate_of_matrices_without_weight_decay_too():
+    """The trust ratio 0.001 ‖w‖/‖g‖ (You et al. 2017) undoes the length of the gradient."""
+    network = nn.Linear(4, 4)
+    settings = tiny("simclr", optimizer="lars", weight_decay=0.0, momentum=0.0, learning_rate=0.1)
+    before = network.weight.detach().clone()
+    network.weight.grad = torch.randn(4, 4)
+    network.bias.grad = torch.zeros(4)
+    make_optimizer(network, settings).step()
+    step = (network.weight.detach() - before).norm()
+    assert float(step) == pytest.approx(0.1 * 0.001 * float(before.norm()), rel=1e-3)
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.BatchNorm1d(4)])
+def test_lars_neither_decays_nor_adapts_biases_and_batch_norm(layer):
+    settings = tiny("simclr", optimizer="lars", weight_decay=0.1, momentum=0.0, learning_rate=0.5)
+    before = {name: value.clone() for name, value in layer.state_dict().items()}
+    for parameter in layer.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    make_optimizer(layer, settings).step()
+    for name, parameter in layer.named_parameters():
+        if parameter.ndim < 2:
+            torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * parameter.grad)
