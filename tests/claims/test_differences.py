@@ -77,7 +77,10 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run():
     for place, run in enumerate(rates):
         assert not differences.tuning("standard").chosen.any()
         row = {"metric": "accuracy", "classifier": "knn", "value": 0.3 + 0.1 * (place == 1)}
-        store.write_metrics("standard", store.MEASURED_BY, settings.run_name(run), [row])
+        name = settings.run_name(run)
+        config = {"settings": run, "data": {"title": "cifar10"}}
+        store.write_json(store.config_path("standard", name), config)
+        store.write_metrics("standard", store.MEASURED_BY, name, [row])
     table = differences.tuning("standard")
     (best,) = table[table.chosen].itertuples()
     assert (best.method, best.value) == ("vje", rates[1]["learning_rate"])

@@ -29,11 +29,10 @@ def write(method, seed, accelerator="none"):
     foreign = {"classifier": "", "condition": "far_ood", "score": "uncertainty"}
     rows.append(row("ood_auroc", 0.9, evaluated_on="mnist", **foreign))
     rows.append(row("ood_auroc", 0.7, evaluated_on="fashion_mnist", **foreign))
-    same = {"method": method, "trained_on": "cifar10", "seed": seed, "profile": "standard"}
-    store.write_metrics("standard", store.MEASURED_BY, name, rows, **same)
-    config = {"seconds": 100.0 * (seed + 1), "images_per_second": 10.0}
-    config["hardware"] = {"accelerator": accelerator}
+    config = {"settings": run, "data": {"title": "cifar10"}, "images_per_second": 10.0}
+    config |= {"seconds": 100.0 * (seed + 1), "hardware": {"accelerator": accelerator}}
     store.write_json(store.config_path("standard", name), config)
+    store.write_metrics("standard", store.MEASURED_BY, name, rows)
 
 
 @pytest.fixture
