@@ -16,7 +16,14 @@ from lib.runs import store as artifacts
 NAME = "<script>alert(1)</script>"
 
 
-# ---------------------------------------------------------------------------- what code may not do
+# ---------------------------------------------------------------------------- the shell
+def snakefile() -> tuple[str, str]:
+    """The Snakefile's Python, up to its first rule, and the rest."""
+    text = (artifacts.ROOT / "Snakefile").read_text()
+    start = re.search(r"^rule ", text, re.MULTILINE).start()
+    return text[:start], text[start:]
+
+
 def planned(**config) -> dict:
     """The names that the Snakefile's Python defines for this configuration."""
     defined = {"config": config}
