@@ -821,6 +821,6 @@ def test_a_contact_sheet_shows_the_ranked_in_reading_order():
     )
     figure = own_images.contact_sheet(images, table)
     first = figure.axes[9].get_images()[0].get_array()
-    assert (
-        len(figure.axes) == 32 and first[0, 0, 0] == 54 and figure.texts[9].get_text() == "10 · 55"
-    )
+    assert len(figure.axes) == 32
+    assert first[0, 0, 0] == 54
+    assert figure.axes[9].get_xlabel() == "10 · 55"

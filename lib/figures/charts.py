@@ -286,7 +286,7 @@ def dot_plot(
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(
-        ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3, steps=[1, 2, 5, 10])
+        ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3, steps=[1, 2, 2.5, 5, 10])
     )
     ax.grid(axis="x")
     return ax
