@@ -286,7 +286,7 @@ def dot_plot(
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
     ax.xaxis.set_major_locator(
-        ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3, steps=[1, 2, 5, 10])
+        ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3, steps=[1, 2, 2.5, 5, 10])
     )
     ax.grid(axis="x")
     return ax
@@ -613,31 +613,31 @@ def plain_log_axis(axis: Axis) -> None:
 def write_apart(ax: Axes, labels: list[dict], *, ha: str, va: str, outline: bool = False) -> None:
     """Write labels (x, y, text, colour) at their places, moved up or down where they overlap.
 
-    Labels left-aligned to the end of a line stand three points right of it.
+    Labels left-aligned to the end of a line stand three points right of it. What overlaps depends
+    on the limits of the axes: whoever wants other limits sets them before.
     """
     if not labels:
         return
-    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())  # the places below hold for these limits
-    to_share = ax.transData + ax.transAxes.inverted()
-    places = to_share.transform([(label["x"], label["y"]) for label in labels])
-    gap = 8.5 / 72 / _inches(ax)[1]
-    near = 1.0 if ha == "left" else 0.2
+    to_points = ax.transData + ax.figure.dpi_scale_trans.inverted()
+    places = 72 * to_points.transform([(label["x"], label["y"]) for label in labels])
+    near = np.inf if ha == "left" else 0.2 * 72 * _inches(ax)[0]
     by_x = np.argsort(places[:, 0], kind="stable")
     new_column = np.diff(places[by_x, 0], prepend=places[by_x[0], 0]) > near
+    heights = places[:, 1].copy()
     for column in np.split(by_x, np.flatnonzero(new_column)):
-        places[column, 1] = spread(places[column, 1], gap)
-    offset = {"left": (3, 0), "center": (0, 1 if va == "bottom" else 0)}[ha]
-    for (x, y), label in zip(places, labels, strict=True):
+        heights[column] = spread(places[column, 1], gap=8.5)
+    right = 3 if ha == "left" else 0
+    for label, up in zip(labels, heights - places[:, 1], strict=True):
         text = ax.annotate(
             label["text"],
-            (x, y),
-            offset,
-            "axes fraction",
-            "offset points",
+            (label["x"], label["y"]),
+            (right, up),
+            textcoords="offset points",
             color=label["colour"],
             fontsize=LABEL_SIZE,
             ha=ha,
             va=va,
+            annotation_clip=False,
         )
         if outline:
             text.set_path_effects(WHITE_OUTLINE)
