@@ -319,7 +319,7 @@ class Training:
             raise ValueError(f"{wanted}, got {type(terms).__name__}.")
         shapes = {name: tuple(value.shape) for name, value in terms.items()}
         if "loss" not in terms or any(shapes.values()):
-            raise ValueError(f"{wanted}, got shapes {shapes}.")
+            raise ValueError(f"{wanted}, got {shapes}.")
         return terms
 
     def rate_factor(self, step: int) -> float:
