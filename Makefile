@@ -89,10 +89,11 @@ progress: setup ## write results/<profile>/README.md, what is done and to come: 
 benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
 	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
-lint: setup ## check code and notebooks (ruff, and the rules for notebooks)
+lint: setup ## check code and notebooks (ruff), and that a room imports lower rooms only (import-linter)
 	@$(PY) -m ruff check .
-	@$(PY) -m pytest tests/pipeline/test_notebooks.py -k lint
+	@$(PY) -m ruff format --check .
+	@$(PY) -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 clean: ## remove caches and stamps; results, data and .venv stay
-	@rm -rf .snakemake .pytest_cache .ruff_cache .hypothesis .versions .venv/.installed results/*/.done
+	@rm -rf .snakemake .pytest_cache .ruff_cache .import_linter_cache .hypothesis .versions .venv/.installed results/*/.done
 	@find . \( -path ./.venv -o -path ./data -o -path ./.git \) -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints \) -type d -exec rm -rf {} +

@@ -330,4 +330,4 @@ def _judged_features(judge: measure.Run, images: Tensor) -> np.ndarray:
     """Features [N, D] that another run has of images [N, C, S, S] in 0..1."""
     labels = np.zeros(len(images), np.int64)
     pictures = sets.ImageSet("pictures", "test", sets.to_bytes(images), labels, ["picture"])
-    return judge.ask(pictures)["features"]
+    return judge.embed_unstored(pictures)["features"]

@@ -153,12 +153,14 @@ class Run:
             return transform(fitted(batch))
 
         whole = fitted if transform is None else fitted_and_changed
-        return embed_images(self.method, images, transform=whole, embed=embed)
+        embedded = embed_images(self.method, images, transform=whole, embed=embed)
+        training.check_embedded(self.settings, embedded)
+        return embedded
 
     def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
         """Store metrics rows as those of ``notebook``, and return them as a table.
 
-        A ``part`` of a notebook's metrics has a file of its own and does not replace the others.
+        A ``part`` of a notebook's metrics is stored as ``<notebook>-<part>``, beside the others.
         """
         return store.write_metrics(
             self.profile,

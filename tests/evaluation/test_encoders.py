@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 import lib
+from lib import training
 from lib.evaluation import encoders, measure
 from lib.runs import settings, store
-from lib.training import loop
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def test_other_images_are_refused(encoder, images):
 def test_a_run_without_weights_uses_its_own_encoder(run, encoder, monkeypatch):
     images = torch.rand(4, 1, 9, 9)
     expected = run.method.embed(images)
-    monkeypatch.setattr(loop, "is_finished", lambda *_: False)
+    monkeypatch.setattr(training, "is_finished", lambda *_: False)
     bare = measure.Run(run.settings)
     assert bare.is_available
     features = bare.method.embed(images).features
@@ -163,7 +163,7 @@ def test_statistics_are_those_of_their_encoder(encoder):
 def test_the_codes_own_encoders_are_found_from_any_results_folder(encoder):
     assert encoders.stored() == {"vi_simsiam": encoder}
     moved = encoder.rename(encoder.with_name("moved"))
-    assert {"vi_simsiam", "dino"} <= set(encoders.stored())
+    assert {"vi_simsiam", "simclr"} <= set(encoders.stored())
     moved.rename(encoder)
 
 

@@ -229,6 +229,8 @@ def with_seed_3(run, monkeypatch, run_hash=None):
     other = copy(run)
     other.settings = run.settings | {"seed": 3}
     other.name = f"{run.name}-of-seed-3"
+    config = store.read_json(store.config_path(run.profile, run.name))
+    store.write_json(store.config_path(run.profile, other.name), config | {"run": other.name})
     first = SimpleNamespace(name=run.name, hash=run_hash or run.hash)
     monkeypatch.setattr(finetune, "Run", lambda settings: first)
     return other

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from sklearn.covariance import LedoitWolf
 
+from lib import training
 from lib.data import sources, views
 from lib.evaluation import embed, measure, probes, uncertainty
 from lib.runs import settings, store
-from lib.training import loop
 
 NOTEBOOK = "99_test"
 
@@ -39,7 +39,7 @@ def test_embed_stores_what_the_network_computes(run):
     assert (folder / "digits-test-30-stored.npz").exists()
 
 
-def test_a_stored_embedding_is_used_for_the_same_images_weights_and_code(run, monkeypatch):
+def test_a_stored_embedding_is_used_for_the_same_images_weights_and_version(run, monkeypatch):
     computed = []
 
     def counted(*arguments, **options):
@@ -57,7 +57,7 @@ def test_a_stored_embedding_is_used_for_the_same_images_weights_and_code(run, mo
     for images in (test, test.sample(40), test, test.sample(40)):  # stored side by side
         run.embed(images, "kept")
     assert len(computed) == 4
-    monkeypatch.setattr(store, "code_hash", lambda source: "edited")
+    monkeypatch.setattr(settings, "EVALUATION_VERSION", 99)
     run.embed(test, "kept")
     assert len(computed) == 5
     monkeypatch.setattr(run, "hash", "another")
@@ -98,7 +98,7 @@ def test_the_bank_is_train_or_a_sample_of_it(run, monkeypatch):
 
 def test_raw_pixels_are_not_stored(shared_results, tiny):
     resolved = settings.resolve("raw_pixels", "smoke", **tiny)
-    loop.train(resolved)
+    training.train(resolved)
     run = measure.Run(resolved)
     assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 81)
     assert not (store.run_dir("smoke", run.name) / "embeddings").exists()
@@ -111,7 +111,7 @@ def test_views_are_those_of_the_recipe(run):
     images = transform(few.batch(np.arange(len(few))).float() / 255)
     strengths = views.recipe(run.settings["augmentation"])
     for i, row in enumerate(kappa):
-        seed = loop.seed_of(run.settings["seed"], "kappa views", i)
+        seed = training.seed_of(run.settings["seed"], "kappa views", i)
         generator = torch.Generator().manual_seed(seed)
         with torch.inference_mode():
             view = views.augment(images, run.settings["image_size"], strengths, generator)
@@ -123,7 +123,16 @@ def test_views_are_those_of_the_recipe(run):
 def test_metrics_and_scores_are_stored(run, frame):
     stored = store.read_metrics("smoke", measure.MEASURED_BY, run.name)
     np.testing.assert_allclose(stored.value, frame.value, rtol=1e-4)
-    for column, value in run.identity(measure.MEASURED_BY).items():
+    described = {
+        "method": "vi_simsiam",
+        "trained_on": run.train.title,
+        "variant": settings.variant(run.settings),
+        "seed": 0,
+        "profile": "smoke",
+        "run_hash": run.hash,
+        "evaluation_hash": settings.evaluation_hash(run.settings),
+    }
+    for column, value in described.items():
         assert set(stored[column]) == {value}, column
     assert set(embed.conditions()) | {"clean", "near_ood"} <= set(stored.condition)
     scores = store.read_scores("smoke", run.name, "digits")
@@ -141,7 +150,7 @@ def test_metrics_and_scores_are_stored(run, frame):
 def test_a_tuning_run_is_measured_on_validation_only(shared_results, tiny):
     changes = tiny | {"split": "fit", "train_images": 0}
     resolved = settings.resolve("simsiam", "smoke", **changes)
-    loop.train(resolved)
+    training.train(resolved)
     frame = measure.measure_run(measure.Run(resolved))
     assert frame.condition.tolist() == ["validation"] and frame.n.tolist() == [143]
     assert 0.1 < frame.value[0] <= 1
@@ -150,7 +159,7 @@ def test_a_tuning_run_is_measured_on_validation_only(shared_results, tiny):
 
 def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
     resolved = settings.resolve("vje", "smoke", dataset="digits_class_3")
-    loop.train(resolved)
+    training.train(resolved)
     run = measure.Run(resolved)
     frame = measure.measure_run(run).set_index("score")
     assert set(frame.condition) == {"one_class"} and set(frame.metric) == {"ood_auroc"}
@@ -263,7 +272,7 @@ def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, frame, monkey
     assert set(measure.measure_run(run).condition) == {"clean"}
 
 
-def test_a_run_is_measured_by_its_settings_data_and_todays_code(run, monkeypatch):
+def test_a_run_is_measured_by_its_settings_data_and_todays_version(run, monkeypatch):
     rows = [{"metric": "accuracy", "value": 0.5}]
     assert not measure.is_measured(run, "99_other")
     run.write_metrics(rows, "99_other")
@@ -272,23 +281,25 @@ def test_a_run_is_measured_by_its_settings_data_and_todays_code(run, monkeypatch
     more_draws = measure.Run(run.settings | {"bootstrap_draws": 7})
     assert more_draws.hash == run.hash and not measure.is_measured(more_draws, "99_other")
     with monkeypatch.context() as edited:
-        edited.setattr(store, "code_hash", lambda source: "edited")
+        edited.setattr(settings, "EVALUATION_VERSION", 99)
         assert not measure.is_measured(run, "99_other")
-        edited.setattr(loop, "is_finished", lambda *_: False)
+        edited.setattr(training, "is_finished", lambda *_: False)
         assert measure.is_measured(run, "99_other")  # without weights what is stored counts
-    other_run = run.identity("99_other") | {"run_hash": "another"}
-    store.write_metrics("smoke", "99_other", run.name, rows, **other_run)
+    current = settings.evaluation_hash(run.settings)
+    store.write_metrics("smoke", "99_other", run.name, rows, "another", current)
     assert not measure.is_measured(run, "99_other")
 
 
-def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch, tiny):
+def test_measured_runs_are_the_listed_ones_with_metrics(
+    shared_results, store_metrics, monkeypatch, tiny
+):
     listed = [settings.resolve("simsiam", "smoke", seed=seed, **tiny) for seed in (5, 6)]
     monkeypatch.setattr(settings, "runs", lambda *_: listed)
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
         measure.measured_runs("smoke")
     row = {"method": "simsiam", "value": 1.0}
     name = settings.run_name(listed[1])
-    store.write_metrics("smoke", measure.MEASURED_BY, name, [row])
+    store_metrics("smoke", measure.MEASURED_BY, name, [row])
     assert measure.measured_runs("smoke") == [listed[1]]
     assert len(measure.metrics([listed[1]])) == 1
     with pytest.raises(FileNotFoundError, match="seed5"):
@@ -297,7 +308,7 @@ def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypa
 
 def test_runs_without_data_or_network_are_not_available(run, monkeypatch, tmp_path):
     without_network = run.settings | {"seed": 7}
-    without_data = settings.resolve("vi_simsiam", "standard", dataset="imagenette96")
+    without_data = settings.resolve("vi_simsiam", "standard", dataset="imagewoof")
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     found = measure.available([run.settings, without_network, without_data])
     assert [one.name for one in found] == [run.name]

@@ -203,8 +203,8 @@ def test_runs_measured_together_have_probes_of_their_own(monkeypatch):
     runs = [*trained("random", seed=0), *trained("random", seed=1)]
     shift.measure_corruptions(runs, "50_together")
     shift.measure_corruptions(runs[1:], "50_alone")
-    together = metrics_of(runs[1], "50_together").drop(columns="notebook")
-    alone = metrics_of(runs[1], "50_alone").drop(columns="notebook")
+    together = metrics_of(runs[1], "50_together").drop(columns="part")
+    alone = metrics_of(runs[1], "50_alone").drop(columns="part")
     pd.testing.assert_frame_equal(together, alone)
 
 

@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from lib.evaluation import probes, suite, uncertainty
-from lib.runs.store import write_metrics, write_npz
+from lib.runs.store import write_npz
 
 
 class Measured:
@@ -229,8 +229,8 @@ def test_a_set_is_not_out_of_its_own_distribution(clusters):
     assert auroc.to_dict() == dict.fromkeys(suite.UNCERTAINTIES, 0.5)
 
 
-def test_rows_fit_the_tidy_format(measured):
-    frame = write_metrics("smoke", "80", "run", measured.rows.to_dict("records"), method="m")
+def test_rows_fit_the_tidy_format(measured, store_metrics):
+    frame = store_metrics("smoke", "80", "run", measured.rows.to_dict("records"))
     assert frame["value"].notna().all()
     intervals = frame.dropna(subset="ci_low")
     assert (intervals.ci_low <= intervals.ci_high).all()

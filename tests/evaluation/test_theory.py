@@ -345,8 +345,6 @@ def test_without_stop_gradient_the_targets_are_trained_too():
 # -------------------------------- VJE's likelihood (mass_over_sphere is tested in test_vje.py)
 def test_variances_are_compared_with_the_residual_of_the_other_view(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "RESULTS", tmp_path)
-    monkeypatch.setattr(store, "MOST_BITS", 24)  # no rounding, which could change ranks
-    monkeypatch.setattr(store, "TIED", -1)
     resolved = settings.resolve("vje", "smoke", train_images=256) | {"condition_images": 60}
     training.train(resolved)
     run = measure.Run(resolved)

@@ -207,7 +207,7 @@ def read_whole(path: Path) -> None:
 
 def different_results(first: Path, second: Path) -> list[str]:
     """Metrics, scores and weights that are not the same, to the last digit, in two folders."""
-    kinds = ("*/metrics/*.csv", "*/scores/*.npz", "*/runs/*/model.safetensors")
+    kinds = ("*/runs/*/metrics.csv", "*/runs/*/scores-*.npz", "*/runs/*/model.safetensors")
     names = []
     for folder in (first, second):
         names.append({path.relative_to(folder) for kind in kinds for path in folder.glob(kind)})

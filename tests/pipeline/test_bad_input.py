@@ -35,8 +35,8 @@ LABELS = np.arange(8) % 2
 MODEL = f"results/smoke/runs/{NAME}/model.safetensors"
 CONFIG = f"results/smoke/runs/{NAME}/config.json"
 ENCODER = "results/standard/encoders/vi_simsiam.safetensors"
-METRICS = f"results/smoke/metrics/{store.MEASURED_BY}--{NAME}.csv"
-SCORES = f"results/smoke/scores/{NAME}--digits.npz"
+METRICS = f"results/smoke/runs/{NAME}/metrics.csv"
+SCORES = f"results/smoke/runs/{NAME}/scores-digits.npz"
 TRAIN = "data/mine/train.npz"
 PETS = "data/pets/train"
 
@@ -73,8 +73,8 @@ def stored(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         place = use(tmp_path_factory.mktemp("stored"), patch)
         training.train(FINISHED)
-        row = {"method": "random", "evaluated_on": "digits", "metric": "accuracy", "value": 0.5}
-        store.write_metrics("smoke", store.MEASURED_BY, NAME, [row | {"profile": "smoke"}])
+        row = {"evaluated_on": "digits", "metric": "accuracy", "value": 0.5}
+        store.write_metrics("smoke", store.MEASURED_BY, NAME, [row])
         store.write_scores("smoke", NAME, "digits", {"knn_correct": np.array([True, False])})
         small = settings.resolve("vi_simsiam", "smoke", width=1, dimension=4)
         info = {

@@ -2,7 +2,6 @@
 
 import re
 import subprocess
-import sys
 
 import nbformat
 import pytest
@@ -48,13 +47,6 @@ def test_lint_of_notebook(path):
     assert declared["profile"] == "quick" and declared["train_missing"] is False, (
         "Run All shows stored results of profile quick"
     )
-
-
-@pytest.mark.parametrize("command", [["check"], ["format", "--check"]], ids=["check", "format"])
-def test_lint_by_ruff(command):
-    ruff = [sys.executable, "-m", "ruff", *command, "."]
-    done = subprocess.run(ruff, cwd=store.ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout[-5000:]
 
 
 @pytest.fixture(scope="module")

@@ -367,7 +367,7 @@ def test_a_contact_sheet_shows_the_ranked_in_reading_order():
     figure = score.contact_sheet(images, table)
     tenth = figure.axes[9].get_images()[0].get_array()
     assert len(figure.axes) == 32 and tenth[0, 0, 0] == 54
-    assert figure.texts[9].get_text() == "10 · 55"
+    assert figure.axes[9].get_xlabel() == "10 · 55"
 
 
 # ------------------------------------------------------------------------- encoders

@@ -1,0 +1,201 @@
+"""Properties of densities over shapes, dtypes and extreme values.
+
+hypothesis draws the examples, the same ones every time.
+"""
+
+import math
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch.distributions import kl_divergence
+from torch.nn import functional as F
+
+from lib.distributions import (
+    DirectionalStudentT,
+    HypersphericalUniform,
+    PowerSpherical,
+    VonMisesFisher,
+    best_concentration,
+)
+
+drawn = settings(derandomize=True, deadline=None, max_examples=40)
+both = pytest.mark.parametrize("family", [PowerSpherical, VonMisesFisher])
+
+seeds = st.integers(0, 2**31 - 1)
+dimensions = st.integers(2, 512)
+kappas = st.floats(-6, 6).map(lambda power: 10.0**power)
+scales = st.floats(-6, 6).map(lambda power: 10.0**power)
+dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16])
+precise = st.sampled_from([torch.float32, torch.float64])
+shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(*shape, seed=0):
+    return F.normalize(normal(*shape, seed=seed), dim=-1)
+
+
+def rotation(dim, seed):
+    return torch.linalg.qr(normal(dim, dim, seed=seed))[0]
+
+
+def rounding(kappa, dim):
+    """Log-densities are differences of terms of the size of κ + D: what float64 leaves of them."""
+    return 1e-12 * (kappa + dim) * math.log(2 + kappa + dim)
+
+
+@both
+@drawn
+@given(dim=dimensions, kappa=kappas, shape=shapes, dtype=dtypes, seed=seeds)
+def test_log_densities_are_finite_of_the_batch_shape_and_at_least_in_float32(
+    family, dim, kappa, shape, dtype, seed
+):
+    assume(dtype != torch.float16 or kappa < 6e4)  # its largest number
+    loc = unit(*shape, dim, seed=seed).to(dtype)
+    value = unit(*shape, dim, seed=seed + 1).to(dtype)
+    density = family(loc, torch.full(shape, kappa).to(dtype))
+    log_prob = density.log_prob(value)
+    entropy = density.entropy()
+    assert log_prob.shape == entropy.shape == shape
+    assert density.mean.shape == (*shape, dim)
+    assert log_prob.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for quantity in (log_prob, entropy, density.mean):
+        assert quantity.isfinite().all()
+    peak = density.log_prob(loc)
+    # Where log p is of the size of κ, the last digit of float32 is κ 2⁻²⁴.
+    assert (log_prob <= peak + 1e-5 * (1 + peak.abs())).all(), "the density is highest at loc"
+
+
+@both
+@drawn
+@given(dim=st.integers(2, 128), kappa=kappas, seed=seeds)
+def test_densities_do_not_change_under_a_rotation_of_both(family, dim, kappa, seed):
+    loc = unit(3, dim, seed=seed)
+    value = unit(3, dim, seed=seed + 1)
+    turn = rotation(dim, seed + 2)
+    log_prob = family(loc, kappa).log_prob(value)
+    turned_loc = F.normalize(loc @ turn, dim=1)
+    turned = family(turned_loc, kappa).log_prob(F.normalize(value @ turn, dim=1))
+    # d log p / d cosine is κ, or κ/(1 + t): a cosine is rounded to a few 1e-16.
+    slope = torch.full((3,), kappa)
+    if family is PowerSpherical:
+        slope = kappa / (1 + (loc * value).sum(1)).clamp(min=1e-9)
+    assert ((log_prob - turned).abs() <= rounding(kappa, dim) + 1e-14 * slope).all()
+
+
+@both
+@drawn
+@given(dim=dimensions, kappa=kappas, seed=seeds)
+def test_the_normaliser_is_one(family, dim, kappa, seed):
+    """Entropy, KL to the uniform and E[t] agree with it, and its slope d log M / dκ is E[g]."""
+    density = family(unit(dim, seed=seed), torch.tensor(kappa, dtype=torch.float64))
+    uniform = HypersphericalUniform(dim, dtype=torch.float64)
+    divergence = kl_divergence(density, uniform)
+    assert divergence >= -rounding(kappa, dim)
+    assert (uniform.entropy() - density.entropy() - divergence).abs() <= rounding(kappa, dim)
+    resultant = density.mean.norm().item()
+    assert 0 <= resultant <= 1
+    assert (density.mean / max(resultant, 1e-300) - density.loc).abs().max() < 1e-9
+    k = torch.tensor(kappa, dtype=torch.float64, requires_grad=True)
+    moving = family(density.loc, k)
+    (slope,) = torch.autograd.grad(moving._log_m(), k)
+    assert slope.item() == pytest.approx(moving._mean_g().item(), rel=1e-6, abs=1e-8)
+    more = family(density.loc, torch.tensor(2 * kappa, dtype=torch.float64))
+    assert more.entropy() <= density.entropy() + rounding(kappa, dim), (
+        "a more concentrated density has less entropy"
+    )
+
+
+@both
+@drawn
+@given(dim=dimensions, seed=seeds)
+def test_no_concentration_is_the_uniform(family, dim, seed):
+    value = unit(4, dim, seed=seed)
+    log_prob = family(unit(4, dim, seed=seed + 1), 0.0).log_prob(value)
+    expected = HypersphericalUniform(dim).log_prob(value)
+    torch.testing.assert_close(log_prob, expected, rtol=1e-12, atol=1e-9)
+
+
+@drawn
+@given(
+    dim=st.integers(2, 256),
+    kappa=kappas,
+    shape=shapes,
+    pole=st.sampled_from([0, 1, -1]),
+    dtype=precise,
+    seed=seeds,
+)
+def test_samples_are_unit_vectors_with_finite_gradients(dim, kappa, shape, pole, dtype, seed):
+    """At the poles too, where the paper's sampler divides by zero."""
+    torch.manual_seed(seed)
+    loc = unit(*shape, dim, seed=seed)
+    if pole:
+        loc = pole * torch.eye(dim, dtype=torch.float64)[0].expand(*shape, dim)
+    loc = loc.to(dtype).clone().requires_grad_()
+    k = torch.full(shape, kappa, dtype=dtype, requires_grad=True)
+    samples = PowerSpherical(loc, k).rsample((3,))
+    assert samples.shape == (3, *shape, dim) and samples.dtype == dtype
+    assert (samples.norm(dim=-1) - 1).abs().max() < 1e-4
+    (samples * unit(dim, seed=1).to(dtype)).sum().backward()
+    assert loc.grad.isfinite().all() and k.grad.isfinite().all()
+
+
+@drawn
+@given(dim=st.integers(64, 512), cosine=st.floats(0.05, 0.99))
+def test_the_best_concentration_is_where_the_density_is_highest(dim, cosine):
+    loc = torch.eye(dim, dtype=torch.float64)[0]
+    value = torch.zeros(dim, dtype=torch.float64)
+    value[0] = cosine
+    value[1] = math.sqrt(1 - cosine**2)
+    best = best_concentration(torch.tensor(cosine, dtype=torch.float64), dim).item()
+    value = F.normalize(value, dim=0)
+    highest = PowerSpherical(loc, best).log_prob(value)
+    for factor in (0.98, 1.02):
+        assert highest >= PowerSpherical(loc, best * factor).log_prob(value)
+
+
+@drawn
+@given(
+    dim=dimensions,
+    freedom=st.floats(-1, 3).map(lambda power: 10.0**power),
+    scale=scales,
+    intrinsic=st.booleans(),
+    dtype=precise,
+    seed=seeds,
+)
+def test_the_directional_student_t_is_finite_with_finite_gradients(
+    dim, freedom, scale, intrinsic, dtype, seed
+):
+    loc = unit(4, dim, seed=seed).to(dtype).requires_grad_()
+    value = unit(4, dim, seed=seed + 1).to(dtype)
+    squared = (scale * (0.1 + normal(4, dim, seed=seed + 2).square())).to(dtype).requires_grad_()
+    log_prob = DirectionalStudentT(loc, squared, freedom, intrinsic).log_prob(
+        torch.cat([value[:3], loc[3:].detach()])
+    )
+    log_prob.sum().backward()
+    assert log_prob.shape == (4,)
+    for quantity in (log_prob, loc.grad, squared.grad):
+        assert quantity.isfinite().all()
+
+
+@both
+@drawn
+@given(
+    dim=dimensions,
+    bad=st.sampled_from([-1e-6, math.nan, math.inf, -math.inf]),
+    place=st.integers(0, 3),
+)
+def test_a_concentration_or_direction_that_is_none_is_an_error(family, dim, bad, place):
+    kappa = torch.ones(4, dtype=torch.float64)
+    kappa[place] = bad
+    with pytest.raises(ValueError, match="finite"):
+        family(unit(4, dim), kappa)
+    direction = unit(4, dim)
+    direction[place, 0] = math.nan
+    with pytest.raises(ValueError, match="unit vectors"):
+        family(direction, 1.0)
