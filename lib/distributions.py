@@ -109,7 +109,8 @@ class HypersphericalUniform(_Spherical):
 
     def expand(self, batch_shape, _instance=None):
         new = self._get_checked_instance(HypersphericalUniform, _instance)
-        new.dim, new._zero = self.dim, self._zero
+        new.dim = self.dim
+        new._zero = self._zero
         Distribution.__init__(
             new, torch.Size(batch_shape), self.event_shape, validate_args=self._validate_args
         )
@@ -251,26 +252,22 @@ class PowerSpherical(_TiltedUniform):
         alpha, beta = self._alpha_beta()
         # Dirichlet and not Beta: it returns B and 1 - B, so that sqrt(1 - t²) keeps its digits when
         # κ is large.
-        near, far = (
-            Dirichlet(torch.stack([alpha, beta], -1), validate_args=False)
-            .rsample(torch.Size(sample_shape))
-            .unbind(-1)
+        marginal = Dirichlet(torch.stack([alpha, beta], -1), validate_args=False)
+        near, far = marginal.rsample(torch.Size(sample_shape)).unbind(-1)
+        cosine = near - far
+        sine = 2 * (near * far).sqrt()
+        noise = torch.randn(
+            shape[:-1] + (self.dim - 1,), dtype=self.loc.dtype, device=self.loc.device
         )
-        cosine, sine = near - far, 2 * (near * far).sqrt()
-        tangent = F.normalize(
-            torch.randn(shape[:-1] + (self.dim - 1,), dtype=self.loc.dtype, device=self.loc.device),
-            dim=-1,
-        )
-        around_e1 = torch.cat(
-            [cosine[..., None].to(tangent), sine[..., None].to(tangent) * tangent], -1
-        )  # [..., D]
+        tangent = F.normalize(noise, dim=-1)  # [..., D - 1]
+        along = cosine[..., None].to(tangent)
+        across = sine[..., None].to(tangent) * tangent
+        around_e1 = torch.cat([along, across], -1)  # [..., D]
+        # The reflection along u sends e1 to -side · loc.
         side = torch.where(self.loc[..., :1] < 0, -1.0, 1.0).to(self.loc)
-        u = torch.cat(
-            [self.loc[..., :1] + side, self.loc[..., 1:]], -1
-        )  # its reflection sends e1 to -side · loc
-        reflected = around_e1 - 2 * u * (u * around_e1).sum(-1, keepdim=True) / (u * u).sum(
-            -1, keepdim=True
-        )
+        u = torch.cat([self.loc[..., :1] + side, self.loc[..., 1:]], -1)
+        projection = 2 * u * (u * around_e1).sum(-1, keepdim=True)
+        reflected = around_e1 - projection / (u * u).sum(-1, keepdim=True)
         return -side * reflected
 
     @property
@@ -278,10 +275,9 @@ class PowerSpherical(_TiltedUniform):
         """Diagonal of Var[t] ((1-ρ) loc locᵀ + ρ I), ρ = (α+β)/(2β): [batch shape, D]."""
         alpha, beta = self._alpha_beta()
         total = alpha + beta
-        variance, rho = 4 * alpha * beta / (total**2 * (total + 1)), total / (2 * beta)
-        return (variance[..., None] * ((1 - rho[..., None]) * self.loc**2 + rho[..., None])).to(
-            self.loc.dtype
-        )
+        variance = (4 * alpha * beta / (total**2 * (total + 1)))[..., None]
+        rho = (total / (2 * beta))[..., None]
+        return (variance * ((1 - rho) * self.loc**2 + rho)).to(self.loc.dtype)
 
     def _alpha_beta(self) -> tuple[Tensor, Tensor]:
         beta = torch.full_like(self.concentration, (self.dim - 1) / 2, dtype=torch.float64)
@@ -525,21 +521,13 @@ def _von_mises_fisher_terms(kappa: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     series = sum((u / n**k for k, u in enumerate(_DEBYE)), Polynomial([0]))
     z_squared = (kappa / n) ** 2
     w = torch.sqrt(1 + z_squared)
-    p, w_minus_1 = 1 / w, z_squared / (1 + w)
-    at_p = polyval(
-        p, series.coef
-    )  # numpy's Horner scheme is plain arithmetic, so that it takes tensors
-    log_m = (
-        n * (w_minus_1 - torch.log1p(w_minus_1 / 2))
-        - torch.log1p(w_minus_1) / 2
-        + torch.log(at_p / float(series(1)))
-    )
-    rho = (
-        2
-        * (n + 1)
-        / n
-        * (1 / (1 + w) - p**2 / (2 * n) - p**3 * polyval(p, series.deriv().coef) / (n * at_p))
-    )
+    p = 1 / w
+    w_minus_1 = z_squared / (1 + w)
+    at_p = polyval(p, series.coef)  # Horner's scheme is plain arithmetic, so it takes tensors
+    log_m = n * (w_minus_1 - torch.log1p(w_minus_1 / 2))
+    log_m = log_m - torch.log1p(w_minus_1) / 2 + torch.log(at_p / float(series(1)))
+    correction = p**2 / (2 * n) + p**3 * polyval(p, series.deriv().coef) / (n * at_p)
+    rho = 2 * (n + 1) / n * (1 / (1 + w) - correction)
     for k in (n - step for step in range(steps)):
         inverse_minus_1 = kappa**2 * rho / (4 * k * (k + 1))
         log_m = log_m + torch.log1p(inverse_minus_1)
