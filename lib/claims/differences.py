@@ -23,6 +23,7 @@ TUNING = [
     "value",
     "used",
     "validation_knn_percent",
+    "effective_rank",
     "run",
 ]
 
@@ -94,7 +95,8 @@ def tuning(profile: str) -> pd.DataFrame:
     """What was tried before the runs, a row a value of a method's learning rate (β of the β-VAE).
 
     Columns: method, dataset, epochs, setting, value, used (by the profile), validation_knn_percent
-    (NaN where not run), run, and chosen: the best of a method all of whose values are run.
+    (NaN where not run), effective_rank of the features, run, and chosen: the best of a method all
+    of whose values are run. The untrained network and raw pixels are rows of it.
     """
     rows = []
     for run in settings.tuning_runs(profile):
@@ -102,6 +104,8 @@ def tuning(profile: str) -> pd.DataFrame:
         name = settings.run_name(run)
         metrics = store.read_metrics(profile, store.MEASURED_BY, name)
         used = settings.resolve(run["method"], profile, dataset=run["dataset"])
+        accuracy = metrics[metrics.metric == "accuracy"].value
+        rank = metrics[metrics.metric == "effective_rank"].value
         rows.append(
             {
                 "method": run["method"],
@@ -110,7 +114,8 @@ def tuning(profile: str) -> pd.DataFrame:
                 "setting": setting,
                 "value": run[setting],
                 "used": used[setting],
-                "validation_knn_percent": 100 * metrics.value.iloc[0] if len(metrics) else np.nan,
+                "validation_knn_percent": 100 * accuracy.mean(),
+                "effective_rank": rank.mean(),
                 "run": name,
             }
         )
@@ -118,7 +123,8 @@ def tuning(profile: str) -> pd.DataFrame:
     reached = frame.groupby("method").validation_knn_percent
     is_complete = reached.transform("count") == reached.transform("size")
     is_best = reached.rank(ascending=False, method="first") == 1
-    return frame.assign(chosen=is_complete & is_best)
+    is_trained = frame.epochs > 0
+    return frame.assign(chosen=is_complete & is_best & is_trained)
 
 
 # ----------------------------------------------------------------------- gains over the references

@@ -29,7 +29,7 @@ from lib.evaluation.embed import (
 )
 from lib.evaluation.probes import knn_accuracy, mahalanobis_distance, paper_probe
 from lib.evaluation.suite import evaluate, ood_rows, unsupervised_uncertainties
-from lib.evaluation.uncertainty import top5_correct, with_interval
+from lib.evaluation.uncertainty import effective_rank, top5_correct, with_interval
 from lib.methods.base import Embedding
 from lib.runs import settings as run_settings
 from lib.runs import store
@@ -370,7 +370,7 @@ def measure_run(run: Run) -> pd.DataFrame:
     by how well it detects the other classes.
     """
     if run.settings["split"] == "fit":
-        return run.write_metrics([_validation_accuracy(run)], MEASURED_BY)
+        return run.write_metrics(_validation_rows(run), MEASURED_BY)
     if len(run.train.classes) == 1:
         return run.write_metrics(_one_class_detection(run), MEASURED_BY)
     rows, scores = _suite(run, graded=_is_graded(run.settings))
@@ -449,7 +449,8 @@ def _one_class_detection(run: Run) -> list[dict]:
     )
 
 
-def _validation_accuracy(run: Run) -> dict:
+def _validation_rows(run: Run) -> list[dict]:
+    """k-NN accuracy and effective rank on the validation part of train."""
     whole = sources.load(run.settings["dataset"], "train", image_size=run.settings["image_size"])
     _, held_out = train_validation_split(whole.labels)
     validation = run.embed(whole.subset(held_out), "validation")
@@ -457,14 +458,15 @@ def _validation_accuracy(run: Run) -> dict:
     accuracy = knn_accuracy(
         fitted["features"], fitted["label"], validation["features"], validation["label"]
     )
-    return {
+    common = {
         "evaluated_on": whole.name,
         "condition": "validation",
-        "classifier": "knn",
-        "metric": "accuracy",
-        "value": accuracy,
         "n": len(validation["label"]),
     }
+    return [
+        common | {"classifier": "knn", "metric": "accuracy", "value": accuracy},
+        common | {"metric": "effective_rank", "value": effective_rank(validation["features"])},
+    ]
 
 
 def measure_paper_probe(runs: Iterable[dict], notebook: str) -> None:

@@ -80,11 +80,13 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run():
         name = settings.run_name(run)
         config = {"settings": run, "data": {"title": "cifar10"}}
         store.write_json(store.config_path("standard", name), config)
-        store.write_metrics("standard", store.MEASURED_BY, name, [row])
+        rank = {"metric": "effective_rank", "value": 10.0 + place}
+        store.write_metrics("standard", store.MEASURED_BY, name, [row, rank])
     table = differences.tuning("standard")
     (best,) = table[table.chosen].itertuples()
     assert (best.method, best.value) == ("vje", rates[1]["learning_rate"])
     assert best.validation_knn_percent == pytest.approx(40)
+    assert best.effective_rank == pytest.approx(11)
 
 
 # ------------------------------------------------------------------------ gains over the references

@@ -152,8 +152,10 @@ def test_a_tuning_run_is_measured_on_validation_only(shared_results, tiny):
     resolved = settings.resolve("simsiam", "smoke", **changes)
     training.train(resolved)
     frame = measure.measure_run(measure.Run(resolved))
-    assert frame.condition.tolist() == ["validation"] and frame.n.tolist() == [143]
-    assert 0.1 < frame.value[0] <= 1
+    assert set(frame.condition) == {"validation"} and set(frame.n) == {143}
+    values = frame.set_index("metric").value
+    assert 0.1 < values["accuracy"] <= 1
+    assert 1 <= values["effective_rank"] <= 16  # of 16 features
     assert not store.scores_path("smoke", settings.run_name(resolved), "digits").exists()
 
 
