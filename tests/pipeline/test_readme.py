@@ -32,7 +32,3 @@ def test_the_targets_of_make_exist():
 def test_the_links_lead_somewhere():
     links = re.findall(r"\]\((?!http)([^)#]+)", TEXT)
     assert links and all((store.ROOT / link).exists() for link in links)
-
-
-def test_it_is_short():
-    assert len(TEXT.split()) <= 800
