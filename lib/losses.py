@@ -157,9 +157,9 @@ def moco_v3_loss(
     with torch.autocast(query.device.type, enabled=False):
         q = F.normalize(_precise(query), dim=1)
         k = F.normalize(_precise(key.detach()), dim=1)
-        own = torch.arange(len(k), device=k.device)[rows]
-        _same_shape(query=q, key=k[own])
-        return 2 * temperature * F.cross_entropy(q @ k.T / temperature, own)
+        positive = torch.arange(len(k), device=k.device)[rows]
+        _same_shape(query=q, key=k[positive])
+        return 2 * temperature * F.cross_entropy(q @ k.T / temperature, positive)
 
 
 def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 0.0051) -> Tensor:

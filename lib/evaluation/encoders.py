@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lib import methods, training
 from lib.data import views
-from lib.data.sets import lazy_images
+from lib.data.files import read_image
 from lib.evaluation.embed import input_transform
 from lib.evaluation.probes import fitted_gaussian
 from lib.methods.base import Embedding
@@ -103,9 +103,7 @@ class Encoder(nn.Module):
             images = _central_square(images) if images.ndim == 4 else images
         else:
             files = [images] if isinstance(images, str | Path) else images
-            files = [Path(file) for file in files]
-            pixels = lazy_images(files, Path(), self.image_size)[:]  # uint8 [B, S, S, 3]
-            images = torch.from_numpy(pixels).movedim(-1, 1) / 255
+            images = torch.stack([read_image(file, self.image_size) for file in files])
         return input_transform(self.settings, self.channels)(images)
 
     def embed(

@@ -18,7 +18,6 @@ from lib.evaluation.uncertainty import (
 
 POINTS = 100  # of a curve, at most
 SMALLEST_COVERAGE = 0.01  # below, single images make a risk-coverage curve jump
-FEWEST_SEEDS = 3  # that an interval over seeds is drawn from
 
 
 def box_summary(
@@ -124,7 +123,7 @@ def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
 def seed_means(data: pd.DataFrame, value: str, by: str = "method") -> pd.DataFrame:
     """`data`, one row a seed, with the mean, ci_low, ci_high and n_seeds of each group.
 
-    The interval is Student's t over seeds; NaN below FEWEST_SEEDS seeds.
+    The interval is Student's t over seeds; NaN where there are too few.
     """
     tables = []
     for _, part in data.groupby(by, sort=False, observed=True):
@@ -135,9 +134,7 @@ def seed_means(data: pd.DataFrame, value: str, by: str = "method") -> pd.DataFra
 
 
 def seed_interval(values: pd.Series) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of one value a seed; NaN below FEWEST_SEEDS seeds."""
-    if len(values) < FEWEST_SEEDS:
-        return np.nan, np.nan
+    """Student's 95 % interval of the mean of one value a seed, as ``mean_over_seeds``."""
     interval = mean_over_seeds(values)
     return interval["ci_low"], interval["ci_high"]
 

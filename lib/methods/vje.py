@@ -133,10 +133,10 @@ class VJE(nn.Module):
         pairs = [
             self.elbo_terms(mean[i], log_variance[i], target[j]) for i, j in view_pairs(len(views))
         ]
-        terms = {
-            name: torch.stack([pair[name] for pair in pairs]).mean() / self.dimension
-            for name in pairs[0]
-        }
+        terms = {}
+        for name in pairs[0]:
+            values = torch.stack([pair[name] for pair in pairs])
+            terms[name] = values.mean() / self.dimension
         with torch.no_grad():
             length = s[0].norm(dim=1)
             logged = {

@@ -113,9 +113,9 @@ def _info(encoder: str) -> dict:
 
 def score_by_encoder(encoder: str, images: ImageSet) -> evaluation.Embedded:
     """Features and uncertainty by a committed encoder, at the size that it was trained with."""
-    info = _info(encoder)
-    transform = evaluation.input_transform(info["settings"], info["channels"])
-    return evaluation.embed_images(encoders.load(encoder), images, transform=transform)
+    network = encoders.load(encoder)
+    transform = evaluation.input_transform(network.settings, network.channels)
+    return evaluation.embed_images(network, images, transform=transform)
 
 
 def compare(images: ImageSet, kappa: np.ndarray) -> tuple[pd.DataFrame, pd.DataFrame]:
