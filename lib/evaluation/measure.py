@@ -640,17 +640,3 @@ def _card_measures(metrics: pd.DataFrame) -> list[tuple[str, str, str, str]]:
 
 def _interval(row) -> str:
     return f"{row.ci_low:.3f} to {row.ci_high:.3f}"
-
-
-def write_cards() -> list[Path]:
-    """Write the card of every committed encoder again, from its run's stored config and metrics."""
-    profile = "standard"
-    cards = []
-    for path in sorted(store.encoder_path("", profile).parent.glob("*.safetensors")):
-        info = store.read_tensors_info(path, encoders.INFO)
-        config = store.read_json(store.config_path(profile, info["run"]))
-        rows = store.read_metrics(profile, MEASURED_BY, info["run"])
-        card = path.with_suffix(".md")
-        store.write_text(card, model_card(info, config["data"], rows))
-        cards.append(card)
-    return cards

@@ -440,10 +440,15 @@ def is_usual(settings: dict) -> bool:
 def unlike_recipe(settings: dict) -> dict[str, tuple]:
     """Where a run differs from its method's recipe: setting -> (here, in the recipe).
 
-    What describes another backbone, or views that there are none of, is left out.
+    What describes another backbone, or views that there are none of, is left out. A part of the
+    training, such as a warm-up, is compared as its share: see SCHEDULES.
     """
     method = settings["method"]
     paper = recipe(method) | recipe_of_set(method, settings["dataset"])
+    length = paper["epochs"]
+    for name in SCHEDULES:
+        if name in paper:
+            paper[name] = _scaled(paper[name], length, settings["epochs"])
     unread = set()
     if not settings["local_views"]:
         unread.add("local_size")

@@ -48,8 +48,8 @@ CASES = {
     "fashion_mnist-w64": ("fashion_mnist", 28, 64, "stride2", "simsiam_small", 3, 0.9, 2.5),
     "cifar10-w16": ("cifar10", 32, 16, "stride2", "simsiam_small", 10, 0.9, 3.2),
     "cifar10-w64": ("cifar10", 32, 64, "stride2", "simsiam_small", 3, 0.9, 2.5),
-    "imagenette96-w16": ("imagenette96", 96, 16, "imagenet", "simsiam", 4, 0.8, 2.5),
-    "imagenette96-w64": ("imagenette96", 96, 64, "imagenet", "simsiam", 2, 0.8, 2.5),
+    "imagenette-w16": ("imagenette", 96, 16, "imagenet", "simsiam", 4, 0.8, 2.5),
+    "imagenette-w64": ("imagenette", 96, 64, "imagenet", "simsiam", 2, 0.8, 2.5),
     "cifar10-w64-small": ("cifar10", 32, 64, "small", "simsiam_small", 1, 0.9, 2.5),
     "cifar10-w16-small": ("cifar10", 32, 16, "small", "simsiam_small", 4, 0.9, 2.5),
 }

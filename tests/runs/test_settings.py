@@ -170,6 +170,7 @@ def test_a_run_is_compared_with_its_recipe():
     assert pairs["optimizer"] == ("sgd", "lars")
     assert pairs["width"] == (16, 64)
     assert not {"batch_size", "local_size", "seed"} & set(pairs)
+    assert "warmup_epochs" not in pairs  # 0.4 of 40 epochs: the share of 10 of 1000
     # What the recipe has for MNIST is the paper's.
     grey = settings.unlike_recipe(resolve("vae", "standard", dataset="mnist"))
     assert not {"backbone", "image_size", "augmentation", "width", "stem"} & set(grey)
