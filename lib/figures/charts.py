@@ -447,11 +447,12 @@ def training_curves(
     method, which is named at the end of the first panel's lines. Rows without a measure are left
     out of its panel.
     """
+    methods = in_order(log["method"].unique())
     if axes is None:
-        size = {"figsize": (TEXT[0], 1.9), "layout": "constrained"}
+        height = max(1.9, 0.17 * len(methods))  # room for a label of each method
+        size = {"figsize": (TEXT[0], height), "layout": "constrained"}
         _, axes = plt.subplots(1, len(measures), squeeze=False, **size)
     axes = np.ravel(axes)
-    methods = in_order(log["method"].unique())
     for ax, (measure, label) in zip(axes, measures.items(), strict=True):
         ends = []
         for method in methods:
@@ -618,6 +619,7 @@ def write_apart(ax: Axes, labels: list[dict], *, ha: str, va: str, outline: bool
     """
     if not labels:
         return
+    ax.figure.draw_without_rendering()  # the layout moves the axes
     to_points = ax.transData + ax.figure.dpi_scale_trans.inverted()
     places = 72 * to_points.transform([(label["x"], label["y"]) for label in labels])
     near = np.inf if ha == "left" else 0.2 * 72 * _inches(ax)[0]
