@@ -102,7 +102,7 @@ def tuning(profile: str) -> pd.DataFrame:
     for run in settings.tuning_runs(profile):
         setting = "beta" if run["method"] == "beta_vae" else "learning_rate"
         name = settings.run_name(run)
-        metrics = store.read_metrics(profile, store.MEASURED_BY, name)
+        metrics = store.read_metrics(profile, store.SUITE, name)
         used = settings.resolve(run["method"], profile, dataset=run["dataset"])
         accuracy = metrics[metrics.metric == "accuracy"].value
         rank = metrics[metrics.metric == "effective_rank"].value

@@ -14,8 +14,8 @@ _NAMES = {
     ),
     "encoders": "Encoder UNLIKE unlikeness",
     "measure": (
-        "MEASURED_BY REFERENCES Run UNTRAINED available compared_runs embed_views is_measured "
-        "kappa_of_views measure_paper_probe measure_run measured measured_runs metrics "
+        "REFERENCES Run UNTRAINED available compared_runs embed_views is_measured "
+        "kappa_of_views learned measure_paper_probe measure_run measured measured_runs metrics "
         "missing_sets required"
     ),
     "probes": (
@@ -24,7 +24,7 @@ _NAMES = {
     ),
     "shift": (
         "CORRUPTIONS corrupted corruption_errors mean_corruption_error measure_corruptions "
-        "measure_other_scores store_outside_scores"
+        "measure_own_scores store_outside_scores"
     ),
     "suite": (
         "OOD_MEASURES OVER_SEEDS as_uncertainty evaluate in_percent ood_rows score_images "
@@ -47,6 +47,8 @@ _MODULES = (
     "generation",
     "image_scores",
     "intervals",
+    "kappa",
+    "parts",
     "style",
     "theory",
     "toys",

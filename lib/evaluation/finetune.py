@@ -27,6 +27,9 @@ from lib.runs.settings import EVALUATION_VERSION
 # Share of the steps in which the learning rate rises.
 WARMUP = {"sgd": 0.0, "adamw": 0.1}
 RATE_PREFIX = "learning_rate_"  # of column score in the rows of a search
+# Names of the parts of the evaluation suite.
+FEW_LABELS = "few_labels"
+TRANSFER = "transfer"
 
 
 # ------------------------------------------------------------------------------------ one network
@@ -227,12 +230,12 @@ def search_learning_rate(
     return accuracies
 
 
-def stored_search(run: Run, notebook: str, share: float) -> dict[float, float]:
+def stored_search(run: Run, share: float) -> dict[float, float]:
     """The result of ``search_learning_rate`` that the run of seed 0 has stored; needs no weights.
 
     Empty where that run, as its settings are today, has not searched this grid.
     """
-    rows = _stored_rows_of_seed_0(run, notebook, "accuracy")
+    rows = _stored_rows_of_seed_0(run, FEW_LABELS, "accuracy")
     rows = rows[rows.condition == f"labels_{share:g}_validation"]
     rates = rows.score.str.removeprefix(RATE_PREFIX).astype(float)
     if set(rates) != set(run.settings["fine_tune_learning_rates"]):
@@ -240,10 +243,10 @@ def stored_search(run: Run, notebook: str, share: float) -> dict[float, float]:
     return dict(zip(rates, rows.value, strict=True))
 
 
-def _stored_rows_of_seed_0(run: Run, notebook: str, metric: str) -> pd.DataFrame:
-    """The rows of one metric that a notebook stored of the same run with seed 0."""
+def _stored_rows_of_seed_0(run: Run, part: str, metric: str) -> pd.DataFrame:
+    """The rows of one metric in a part of the suite, of the same run with seed 0."""
     first = Run(run.settings | {"seed": 0})
-    rows = store.read_metrics(run.profile, notebook, first.name)
+    rows = store.read_metrics(run.profile, part, first.name)
     return rows[(rows.metric == metric) & (rows.run_hash == first.hash)]
 
 
@@ -306,8 +309,8 @@ def transfer_rates(metrics: pd.DataFrame, runs: Iterable[dict]) -> pd.DataFrame:
 
 
 # ----------------------------------------------------------------------------------------- of a run
-def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
-    """Fine-tune and probe one run with each share of the labels; metrics of ``notebook``.
+def measure_few_labels(run: Run) -> list[dict]:
+    """Metrics rows of one run that is fine-tuned and probed with each share of the labels.
 
     Every method sees the same labelled images for the same seed, those of a smaller share among
     those of a larger one. Classifiers: fine_tuned (all layers; not for a method without weights),
@@ -335,7 +338,7 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
         neighbours, linear = _frozen_classifiers(run, labelled, test, common["condition"])
         probabilities = {"linear": linear}
         if settings["method"] != "raw_pixels":  # which have no weights to fine-tune
-            search = _search_of_share(run, notebook, share, epochs)
+            search = _search_of_share(run, share, epochs)
             rate = _best_rate(search)
             probabilities["fine_tuned"] = fine_tuned_probabilities(
                 run, labelled, test, epochs, rate
@@ -355,7 +358,7 @@ def measure_few_labels(run: Run, notebook: str) -> pd.DataFrame:
             rows.append(common | {"classifier": classifier} | accuracy)
             scores[f"{classifier}_{share:g}"] = correct
     store.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
-    return run.write_metrics(rows, notebook)
+    return rows
 
 
 def _rows(common: dict, values: dict[str, float]) -> list[dict]:
@@ -375,10 +378,10 @@ def _frozen_classifiers(
     return neighbours, probe.probabilities(test_x)
 
 
-def _search_of_share(run: Run, notebook: str, share: float, epochs: int) -> dict[float, float]:
+def _search_of_share(run: Run, share: float, epochs: int) -> dict[float, float]:
     """The search of the run of seed 0: as stored, or by this run if none is."""
     if run.settings["seed"] != 0:
-        stored = stored_search(run, notebook, share)
+        stored = stored_search(run, share)
         if stored:
             return stored
     return search_learning_rate(run, run.train, epochs, share)
@@ -418,8 +421,8 @@ def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, flo
     }
 
 
-def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
-    """Fine-tune a run on another set and test it there (ProSMin, §11.1); metrics of ``notebook``.
+def measure_transfer(run: Run, dataset: str) -> list[dict]:
+    """Metrics rows of a run that is fine-tuned on another set and tested there (ProSMin, §11.1).
 
     ``transfer_images`` of train (sample), ``transfer_epochs`` epochs. The learning rate is chosen
     on a validation part of those images, by the run of seed 0. Rows of evaluated_on that set:
@@ -432,7 +435,7 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     test = sets.with_channels(sources.load(dataset, "test", image_size=size), run.channels)
     labelled = train.sample(settings["transfer_images"])
     epochs = settings["transfer_epochs"]
-    rate = _transfer_rate(run, f"{notebook}-{dataset}", labelled, epochs)
+    rate = _transfer_rate(run, dataset, labelled, epochs)
     probabilities = fine_tuned_probabilities(run, labelled, test, epochs, rate)
     correct = probabilities.argmax(1) == test.labels
     common = {
@@ -446,13 +449,14 @@ def measure_transfer(run: Run, dataset: str, notebook: str) -> pd.DataFrame:
     rows += _rows(common, {"images": len(labelled), "epochs": epochs, "learning_rate": rate})
     scores = {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": correct}
     store.write_scores(run.profile, run.name, f"{dataset}_transfer", scores)
-    return run.write_metrics(rows, notebook, dataset)
+    return rows
 
 
-def _transfer_rate(run: Run, notebook: str, labelled: sets.ImageSet, epochs: int) -> float:
+def _transfer_rate(run: Run, dataset: str, labelled: sets.ImageSet, epochs: int) -> float:
     """The learning rate that the run of seed 0 chose: as stored, or searched if none is."""
     if run.settings["seed"] != 0:
-        stored = _stored_rows_of_seed_0(run, notebook, "learning_rate").value.tolist()
+        part = f"{TRANSFER}-{dataset}"
+        stored = _stored_rows_of_seed_0(run, part, "learning_rate").value.tolist()
         if set(stored) & set(run.settings["fine_tune_learning_rates"]):
             (rate,) = stored
             return rate

@@ -10,7 +10,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -267,8 +266,8 @@ def decoder_of(run: measure.Run) -> Decoder | VAE:
     return decoder
 
 
-def measure_generation(run: measure.Run, judge: measure.Run | None, notebook: str) -> pd.DataFrame:
-    """Error of reconstructed test images and quality of generated ones, as metrics of ``notebook``.
+def measure_generation(run: measure.Run, judge: measure.Run | None) -> list[dict]:
+    """Metrics rows: error of reconstructed test images, and quality of generated ones.
 
     - mse of condition reconstructed (SimVAE, Table 7); of each image in the scores
       ``<dataset>_reconstruction``
@@ -310,7 +309,7 @@ def measure_generation(run: measure.Run, judge: measure.Run | None, notebook: st
         f"{run.settings['dataset']}_reconstruction",
         {"squared_error": error.astype(np.float16)},
     )
-    return run.write_metrics(rows, notebook)
+    return rows
 
 
 def _generated_images(run: measure.Run, decoder: Decoder | VAE, count: int) -> Tensor:

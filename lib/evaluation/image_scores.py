@@ -19,6 +19,7 @@ from lib.runs import settings as run_settings
 from lib.runs import store
 
 RUN = "images"
+PART = "image_scores"  # of the evaluation suite
 NAMES = ("image_entropy", "file_size")
 BATCH = 500
 
@@ -53,12 +54,12 @@ def stored_metrics(profile: str) -> pd.DataFrame:
     return store.read_metrics(profile, run=RUN)
 
 
-def measure_images(profile: str, notebook: str) -> None:
+def measure_images(profile: str) -> None:
     """Store both scores of the profile's test set and other sets, and their OOD measures.
 
-    The measures are metrics of ``notebook``. Images are as a run takes them (size, channels). What
-    is stored of these very test images is left as it is. Without the test set, so is whatever is
-    stored; FileNotFoundError, before anything is written, where nothing is.
+    Images are as a run takes them (size, channels). What is stored of these very test images is
+    left as it is. Without the test set, so is whatever is stored; FileNotFoundError, before
+    anything is written, where nothing is.
     """
     settings = run_settings.profile_settings(profile)
     dataset = settings["dataset"]
@@ -103,7 +104,7 @@ def measure_images(profile: str, notebook: str) -> None:
         "data": {"title": "", "checksum": test.checksum},
     }
     store.write_json(store.config_path(profile, RUN), config)
-    store.write_metrics(profile, notebook, RUN, rows, run_hash=test.checksum)
+    store.write_metrics(profile, PART, RUN, rows, run_hash=test.checksum)
 
 
 def _stored_checksums(profile: str, dataset: str, others: dict[str, str]) -> set[str]:

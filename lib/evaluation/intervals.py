@@ -177,21 +177,32 @@ def metric_difference(
     return {"difference": mean} | interval
 
 
+def over_seeds(rows: pd.DataFrame, *keys: str, scale: float = 1.0) -> pd.DataFrame:
+    """``metric_over_seeds`` for every value of the columns ``keys``, times ``scale``.
+
+    Columns: keys, mean, ci_low, ci_high, seeds, n.
+
+    Example:
+        >>> accuracy = metrics[metrics.metric == "accuracy"]
+        >>> over_seeds(accuracy, "method", "classifier", scale=100)
+    """
+    columns = ["value", "ci_low", "ci_high"]
+    scaled = rows.assign(**{column: scale * rows[column] for column in columns})
+    table = []
+    for key, part in scaled.groupby(list(keys), sort=False):
+        table.append(dict(zip(keys, key, strict=True)) | metric_over_seeds(part))
+    return pd.DataFrame(table, columns=[*keys, "mean", "ci_low", "ci_high", "seeds", "n"])
+
+
 def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """``metric_over_seeds`` in per cent: a row for every value of the columns ``keys``.
+    """``over_seeds`` in per cent, with the standard error.
 
     Columns: keys, percent (mean), standard_error, ci_low, ci_high, seeds, n.
     """
-    table = []
-    scaled = rows.assign(
-        value=100 * rows.value, ci_low=100 * rows.ci_low, ci_high=100 * rows.ci_high
-    )
-    for key, part in scaled.groupby(list(keys), sort=False):
-        interval = metric_over_seeds(part)
-        row = dict(zip(keys, key, strict=True))
-        row |= {"percent": interval.pop("mean"), "standard_error": part.value.sem()}
-        table.append(row | interval)
-    return pd.DataFrame(table)
+    table = over_seeds(rows, *keys, scale=100.0).rename(columns={"mean": "percent"})
+    errors = [100 * part.value.sem() for _, part in rows.groupby(list(keys), sort=False)]
+    table.insert(len(keys) + 1, "standard_error", errors)
+    return table
 
 
 # ----------------------------------------------------------------------------- tests over images

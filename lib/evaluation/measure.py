@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lib import methods, training
 from lib.data import sources, views
 from lib.data.sets import ImageSet, train_validation_split
-from lib.evaluation import encoders
+from lib.evaluation import encoders, intervals
 from lib.evaluation.embed import (
     Embedded,
     Transform,
@@ -33,7 +33,7 @@ from lib.evaluation.uncertainty import effective_rank, top5_correct, with_interv
 from lib.methods.base import Embedding
 from lib.runs import settings as run_settings
 from lib.runs import store
-from lib.runs.store import MEASURED_BY
+from lib.runs.store import SUITE
 
 COMPARED = (run_settings.PROTOCOL, "vit")  # the groups of runs that methods are compared by
 # The scores that are read of runs of other groups.
@@ -157,14 +157,11 @@ class Run:
         training.check_embedded(self.settings, embedded)
         return embedded
 
-    def write_metrics(self, rows: list[dict], notebook: str, part: str = "") -> pd.DataFrame:
-        """Store metrics rows as those of ``notebook``, and return them as a table.
-
-        A ``part`` of a notebook's metrics is stored as ``<notebook>-<part>``, beside the others.
-        """
+    def write_metrics(self, rows: list[dict], part: str) -> pd.DataFrame:
+        """Store metrics rows as those of a part of the suite, and return them as a table."""
         return store.write_metrics(
             self.profile,
-            f"{notebook}-{part}" if part else notebook,
+            part,
             self.name,
             rows,
             run_hash=self.hash,
@@ -255,7 +252,7 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
     for settings in runs:
         profile = settings["profile"]
         name = run_settings.run_name(settings)
-        frame = store.read_metrics(profile, MEASURED_BY, name)
+        frame = store.read_metrics(profile, SUITE, name)
         if frame.empty:
             raise FileNotFoundError(
                 f"Run {name} has no stored metrics; make them with: make reproduce "
@@ -265,13 +262,13 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def is_measured(run: Run, notebook: str) -> bool:
-    """Whether ``notebook`` has metrics of exactly this run, measured as it is measured today.
+def is_measured(run: Run, part: str) -> bool:
+    """Whether a part of the suite is stored of exactly this run, measured as it is today.
 
     Without the run's weights they cannot be taken again, and those that are stored count; their
     rows name the commit that took them.
     """
-    stored = store.read_metrics(run.profile, notebook, run.name)
+    stored = store.read_metrics(run.profile, part, run.name)
     if stored.empty or (stored.run_hash != run.hash).any():
         return False
     current = run_settings.evaluation_hash(run.settings)
@@ -285,7 +282,7 @@ def measured(runs: Iterable[dict]) -> list[dict]:
     stored = []
     for run in runs:
         name = run_settings.run_name(run)
-        if len(store.read_metrics(run["profile"], MEASURED_BY, name)):
+        if len(store.read_metrics(run["profile"], SUITE, name)):
             stored.append(run)
     return stored
 
@@ -314,6 +311,49 @@ def measured_runs(
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
     """The measured runs that methods are compared by: the protocol's, and those on a ViT."""
     return measured(_listed_to_compare(profile, paper))
+
+
+def learned(runs: Sequence[dict]) -> pd.DataFrame:
+    """Whether these runs learned something: k-NN accuracy beside the untrained network's.
+
+    One row a data set, length and method: knn in per cent with its interval, seeds, and untrained
+    and raw_pixels on the same data, NaN where these are not stored. A number of a method that is
+    not above the untrained network says nothing of the method.
+    """
+    profile = runs[0]["profile"]
+    references = [
+        run for run in measured(run_settings.runs(profile)) if run["method"] in REFERENCES
+    ]
+    levels = _knn_rows(references).groupby(["dataset", "backbone", "method"]).value.mean()
+    rows = []
+    ours = _knn_rows([run for run in runs if run["method"] not in REFERENCES])
+    for key, part in ours.groupby(["dataset", "epochs", "method", "backbone"], sort=False):
+        dataset, epochs, method, backbone = key
+        row = {"dataset": dataset, "epochs": epochs, "method": method}
+        interval = intervals.metric_over_seeds(part)
+        row |= {"knn": interval.pop("mean"), "untrained": np.nan, "raw_pixels": np.nan}
+        for (other_set, other_backbone, other), level in levels.items():
+            if other_set == dataset and other == "raw_pixels":
+                row["raw_pixels"] = level
+            elif other_set == dataset and other_backbone == backbone:
+                row["untrained"] = level
+        rows.append(row | interval)
+    return pd.DataFrame(rows)
+
+
+def _knn_rows(runs: Iterable[dict]) -> pd.DataFrame:
+    frames = []
+    for run in runs:
+        frame = store.read_metrics(run["profile"], SUITE, run_settings.run_name(run))
+        is_knn = (frame.metric == "accuracy") & (frame.classifier == "knn")
+        frame = frame[is_knn & (frame.condition == "clean")]
+        place = {column: run[column] for column in ("dataset", "epochs", "backbone")}
+        frames.append(frame.assign(**place))
+    if not frames:
+        return pd.DataFrame(columns=["dataset", "epochs", "backbone", "method", "value"])
+    rows = pd.concat(frames, ignore_index=True)
+    columns = ["value", "ci_low", "ci_high"]
+    return rows.assign(**{column: 100 * rows[column] for column in columns})
 
 
 def available(runs: Iterable[dict]) -> Iterator[Run]:
@@ -370,11 +410,11 @@ def measure_run(run: Run) -> pd.DataFrame:
     by how well it detects the other classes.
     """
     if run.settings["split"] == "fit":
-        return run.write_metrics(_validation_rows(run), MEASURED_BY)
+        return run.write_metrics(_validation_rows(run), SUITE)
     if len(run.train.classes) == 1:
-        return run.write_metrics(_one_class_detection(run), MEASURED_BY)
+        return run.write_metrics(_one_class_detection(run), SUITE)
     rows, scores = _suite(run, graded=_is_graded(run.settings))
-    frame = run.write_metrics(rows, MEASURED_BY)
+    frame = run.write_metrics(rows, SUITE)
     kept = _kept_scores(run.settings, scores)
     store.write_scores(run.profile, run.name, run.settings["dataset"], kept)
     if run.profile == "standard" and _leaves_encoder(run.settings):
@@ -406,8 +446,9 @@ def _suite(run: Run, graded: bool) -> tuple[list[dict], Embedded]:
 
 
 def _kept_scores(settings: dict, scores: Embedded) -> Embedded:
-    """The scores that are stored: all of compared runs, few of others."""
-    if _is_compared(settings):
+    """The scores that are stored: all of compared runs and on other data sets, few of others."""
+    on_other_data = settings in run_settings.runs(settings["profile"], group="datasets")
+    if _is_compared(settings) or on_other_data:
         kept = dict(scores)
     else:
         kept = {name: scores[name] for name in READ_OF_OTHERS}
@@ -469,32 +510,26 @@ def _validation_rows(run: Run) -> list[dict]:
     ]
 
 
-def measure_paper_probe(runs: Iterable[dict], notebook: str) -> None:
-    """Top-1 and top-5 accuracy of the paper's linear probe, as metrics of ``notebook``.
-
-    A run whose metrics are stored, or whose network is not available, is left as it is.
-    """
-    for run in available(runs):
-        if is_measured(run, notebook):
-            continue
-        bank = run.embed(run.bank)
-        test = run.test()
-        probe = paper_probe(bank["features"], bank["label"], device=training.best_device())
-        probabilities = probe.probabilities(run.embed(test)["features"])
-        top1 = probe.classes[probabilities.argmax(axis=1)] == test.labels
-        top5 = top5_correct(probabilities, test.labels, probe.classes)
-        rows = []
-        for metric, correct in (("accuracy", top1), ("top5_accuracy", top5)):
-            row = {
-                "evaluated_on": test.title,
-                "condition": "clean",
-                "classifier": "linear_paper",
-                "metric": metric,
-                "n": len(test),
-            }
-            draws = run.settings["bootstrap_draws"]
-            rows.append(row | with_interval(np.mean, correct.astype(float), draws=draws))
-        run.write_metrics(rows, notebook)
+def measure_paper_probe(run: Run) -> list[dict]:
+    """Top-1 and top-5 accuracy of the linear probe that VI-SimSiam 2022 describes."""
+    bank = run.embed(run.bank)
+    test = run.test()
+    probe = paper_probe(bank["features"], bank["label"], device=training.best_device())
+    probabilities = probe.probabilities(run.embed(test)["features"])
+    top1 = probe.classes[probabilities.argmax(axis=1)] == test.labels
+    top5 = top5_correct(probabilities, test.labels, probe.classes)
+    rows = []
+    for metric, correct in (("accuracy", top1), ("top5_accuracy", top5)):
+        row = {
+            "evaluated_on": test.title,
+            "condition": "clean",
+            "classifier": "linear_paper",
+            "metric": metric,
+            "n": len(test),
+        }
+        draws = run.settings["bootstrap_draws"]
+        rows.append(row | with_interval(np.mean, correct.astype(float), draws=draws))
+    return rows
 
 
 # --------------------------------------------------------------------- views of training images

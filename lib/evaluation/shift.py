@@ -5,18 +5,18 @@ import random
 import re
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import replace
+from functools import cache, lru_cache
 
 import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from lib.data import views
+from lib.data import sources, views
 from lib.data.sets import ImageSet, to_bytes
 from lib.evaluation.embed import Embedded, native_scores
-from lib.evaluation.measure import Run, is_measured
+from lib.evaluation.measure import Run
 from lib.evaluation.probes import Probe, linear_probe, mahalanobis_distance
 from lib.evaluation.suite import ood_rows, unsupervised_uncertainties
 from lib.evaluation.uncertainty import (
@@ -34,8 +34,6 @@ FAMILIES = {
     "digital": ("contrast", "elastic", "pixelate", "jpeg_compression"),
 }
 CORRUPTIONS = sum(FAMILIES.values(), ())
-# The part of a notebook's metrics that holds the rank correlations with the severity only.
-SEVERITY = "severity"
 
 
 # ------------------------------------------------------------------------------------- corruptions
@@ -108,102 +106,77 @@ def _random_states_kept() -> Iterator[None]:
 
 
 # -------------------------------------------------------------------------- measures on corruptions
-@dataclass
-class _Measuring:
-    """One run while it is measured on corruptions."""
-
-    run: Run
-    probe: Probe | None  # None: only the rank correlation with the severity is taken
-    clean: Embedded
-    rows: list[dict] = field(default_factory=list)
-    correct: list[np.ndarray] = field(default_factory=list)  # of each corruption, [N, 5]
-
-
-def measure_corruptions(runs: Sequence[dict], notebook: str, others: Sequence[dict] = ()) -> None:
-    """Accuracy and uncertainty of every run on corrupted test images, as metrics of ``notebook``.
+def measure_corruptions(run: Run) -> list[dict]:
+    """Metrics rows of a run's accuracy and uncertainty on corrupted test images.
 
     ``condition_images`` test images are taken (sample); the linear probe is fitted on clean
     features. Rows of condition "<corruption>_<severity>" (severity 0: clean) hold the accuracy of
     the probe and the mean of the run's uncertainty. Rows of condition "<corruption>" hold
     severity_spearman, the rank correlation of an image's uncertainty with the severity, mean over
     images. Which images are right is stored as scores <dataset>_corrupted, correct [N, 15, 5].
-
-    Of ``others`` only the rank correlation is taken, as the part SEVERITY of the notebook's
-    metrics. A run that is measured is left as it is. Runs on the same images are measured together,
-    as corrupting images takes longest.
     """
-    groups = {}
-    for settings in runs:
-        run = Run(settings)
-        if not is_measured(run, notebook):
-            groups.setdefault(_test_images(run), []).append((run, True))
-    for settings in others:
-        run = Run(settings)
-        if not is_measured(run, f"{notebook}-{SEVERITY}"):
-            groups.setdefault(_test_images(run), []).append((run, False))
-    for group in groups.values():
-        _measure_group(group, notebook)
-
-
-def _test_images(run: Run) -> tuple:
-    """What the corrupted test images of a run depend on."""
-    return run.train.checksum, run.settings["image_size"], run.settings["condition_images"]
-
-
-def _measure_group(group: list[tuple[Run, bool]], notebook: str) -> None:
-    """Measure runs on the same test images; the booleans say which have a probe."""
-    first, _ = group[0]
-    test = first.test()
-    places = test.places(first.settings["condition_images"])
-    few = test.subset(places)
-    measuring = []
-    for run, with_probe in group:
-        probe = None
-        if with_probe:
-            bank = run.embed(run.bank)
-            probe = linear_probe(bank["features"], bank["label"])
-        whole = run.embed(test)
-        clean = {name: values[places] for name, values in whole.items()}
-        measuring.append(_Measuring(run, probe, clean))
+    settings = run.settings
+    test = run.test()
+    places = test.places(settings["condition_images"])
+    clean_images = test.subset(places)
+    bank = run.embed(run.bank)
+    probe = linear_probe(bank["features"], bank["label"])
+    clean = {name: values[places] for name, values in run.embed(test).items()}
+    rows = []
+    correct = []
     for corruption in CORRUPTIONS:
-        images = [
-            corrupted(few, corruption, severity, show_progress=True) for severity in SEVERITIES
-        ]
-        for one in measuring:
-            _measure_corruption(one, corruption, images, few)
-    for one in measuring:
-        if one.probe is None:
-            one.run.write_metrics(one.rows, notebook, SEVERITY)
-            continue
-        correct = np.stack(one.correct, axis=1)  # [N, 15, 5]
-        scores = f"{one.run.settings['dataset']}_corrupted"
-        store.write_scores(one.run.profile, one.run.name, scores, {"correct": correct})
-        one.run.write_metrics(one.rows, notebook)
+        embedded = [clean]
+        for severity in SEVERITIES:
+            images = _corrupted_test_images(
+                settings["dataset"],
+                settings["image_size"],
+                settings["condition_images"],
+                corruption,
+                severity,
+            )
+            embedded.append(run.embed_unstored(images))
+        draws = settings["bootstrap_draws"] // 4
+        new_rows, right = _corruption_rows(corruption, embedded, clean_images, probe, draws)
+        rows += new_rows
+        correct.append(right[:, 1:])
+    stacked = np.stack(correct, axis=1)  # [N, 15, 5]
+    store.write_scores(
+        run.profile, run.name, f"{settings['dataset']}_corrupted", {"correct": stacked}
+    )
+    return rows
 
 
-def _measure_corruption(
-    measuring: _Measuring, corruption: str, images: list[ImageSet], clean: ImageSet
-) -> None:
-    """Add one corruption's rows, and which images are right at each severity."""
-    draws = measuring.run.settings["bootstrap_draws"] // 4
+@lru_cache(maxsize=len(CORRUPTIONS) * len(SEVERITIES))
+def _corrupted_test_images(
+    dataset: str, image_size: int, count: int, corruption: str, severity: int
+) -> ImageSet:
+    """Corrupted test images, which are the same for every run: drawing them takes longest."""
+    test = sources.load(dataset, "test", image_size=image_size)
+    few = test.subset(test.places(count))
+    return corrupted(few, corruption, severity, show_progress=True)
+
+
+def _corruption_rows(
+    corruption: str, embedded: Sequence[Embedded], clean: ImageSet, probe: Probe, draws: int
+) -> tuple[list[dict], np.ndarray]:
+    """One corruption's rows, and which images are right by severity (the first: clean) [N, 6]."""
     common = {"evaluated_on": clean.title, "n": len(clean)}
     severities = (0, *SEVERITIES)
-    embedded = [measuring.clean, *(measuring.run.embed_unstored(changed) for changed in images)]
-    uncertainties = [values["uncertainty"] for values in embedded]
+    rows = []
     correct = []
-    if measuring.probe is not None:
-        for severity, values in zip(severities, embedded, strict=True):
-            right = measuring.probe.predict(values["features"]) == clean.labels
-            correct.append(right)
-            condition = common | {"condition": f"{corruption}_{severity}"}
-            accuracy = {"classifier": "linear", "metric": "accuracy"}
-            accuracy |= with_interval(np.mean, right.astype(float), draws=draws)
-            mean = {"score": "uncertainty", "metric": "mean", "value": values["uncertainty"].mean()}
-            measuring.rows += [condition | accuracy, condition | mean]
-        measuring.correct.append(np.stack(correct[1:], axis=1))  # [N, 5]
-    correlation = rank_correlation_per_image(np.array(severities), np.stack(uncertainties, axis=1))
+    for severity, values in zip(severities, embedded, strict=True):
+        right = probe.predict(values["features"]) == clean.labels
+        correct.append(right)
+        condition = common | {"condition": f"{corruption}_{severity}"}
+        accuracy = {"classifier": "linear", "metric": "accuracy"}
+        accuracy |= with_interval(np.mean, right.astype(float), draws=draws)
+        mean = {"score": "uncertainty", "metric": "mean", "value": values["uncertainty"].mean()}
+        rows += [condition | accuracy, condition | mean]
+    uncertainties = np.stack([values["uncertainty"] for values in embedded], axis=1)  # [N, 6]
+    correlation = rank_correlation_per_image(np.array(severities), uncertainties)
     row = {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman"}
-    measuring.rows.append(common | row | with_interval(np.mean, correlation, draws=draws))
+    rows.append(common | row | with_interval(np.mean, correlation, draws=draws))
+    return rows, np.stack(correct, axis=1)
 
 
 def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
@@ -260,8 +233,10 @@ def outside(settings: dict) -> str:
     return [*settings["ood_near"], *settings["ood_far"]][0]
 
 
-def store_outside_scores(run: Run) -> None:
+def store_outside_scores(run: Run) -> list[dict]:
     """Store a run's scores of its test set and of the nearest other set, as <set>_outside.
+
+    One metrics row: how many images of both sets these are.
 
     With them runs can be compared image by image. Arrays: uncertainty, knn_distance, outside, and
     those of the method's native quantities that are not the uncertainty again.
@@ -280,10 +255,12 @@ def store_outside_scores(run: Run) -> None:
             arrays[name] = native.astype(np.float32)
     arrays["outside"] = np.repeat([False, True], [len(values["label"]) for values in embedded])
     store.write_scores(run.profile, run.name, f"{other}_outside", arrays)
+    row = {"evaluated_on": other, "condition": "outside", "metric": "images"}
+    return [row | {"value": len(arrays["outside"])}]
 
 
-def measure_other_scores(run: Run, notebook: str) -> None:
-    """How well a method's ``uncertainties`` detect other data sets, as metrics of ``notebook``.
+def measure_own_scores(run: Run) -> list[dict]:
+    """Metrics rows of how well a method's ``uncertainties`` detect other data sets.
 
     AUROC, FPR95 and average precision; positive: the other set. Rows have condition near_ood or
     far_ood, and as score one of ``uncertainties`` or mahalanobis (mahalanobis_distance).
@@ -312,4 +289,4 @@ def measure_other_scores(run: Run, notebook: str) -> None:
                 evaluated_on=other,
                 condition=f"{distance}_ood",
             )
-    run.write_metrics(rows, notebook, "ood")
+    return rows

@@ -53,6 +53,7 @@ OWN_MLP = {
 }
 HIDDEN = 256  # units of our own MLP probe
 SMALLEST_SCALE = 0.3  # of a standardised feature, relative to the root mean square of all scales
+FACTORS = "factors"  # begins the name of a part of the evaluation suite, before the set
 NEIGHBOURS = {"most": 15, "chosen": "on a tenth of train"}
 MIXTURE = {"covariances": "full", "starts": 10}
 CLUSTERED_IMAGES = 10_000  # images that the Gaussian mixture is fitted to
@@ -420,8 +421,8 @@ def _covariance_root(x: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------- of a run
-def measure_content(run: measure.Run, notebook: str) -> pd.DataFrame:
-    """Content in a run's representation (SimVAE, App. A.7.5), stored as metrics of ``notebook``.
+def measure_content(run: measure.Run) -> list[dict]:
+    """Metrics rows of the content in a run's representation (SimVAE, App. A.7.5).
 
     Metrics on the test set, by classifier:
 
@@ -463,14 +464,14 @@ def measure_content(run: measure.Run, notebook: str) -> pd.DataFrame:
         rows.append(common | {"classifier": "gmm", "metric": metric, "value": value})
     rows += _variance_rows(run, test, common)
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
-    return run.write_metrics(rows, notebook)
+    return rows
 
 
-def measure_variance_within(run: measure.Run, notebook: str) -> pd.DataFrame:
-    """``variance_within`` views and classes of a run alone, as measure_content has it."""
+def measure_variance_within(run: measure.Run) -> list[dict]:
+    """Metrics rows of ``variance_within`` views and classes, as measure_content has them."""
     test_images = run.test()
     common = {"evaluated_on": test_images.title, "condition": "clean"}
-    return run.write_metrics(_variance_rows(run, run.embed(test_images), common), notebook)
+    return _variance_rows(run, run.embed(test_images), common)
 
 
 def _variance_rows(run: measure.Run, test: Embedded, common: dict) -> list[dict]:
@@ -490,7 +491,7 @@ def _variance_rows(run: measure.Run, test: Embedded, common: dict) -> list[dict]
     return rows
 
 
-def measure_factors(run: measure.Run, dataset: str, notebook: str) -> pd.DataFrame:
+def measure_factors(run: measure.Run, dataset: str) -> list[dict]:
     """Skill of an MLP probe for content and for each style factor of ``dataset``, and chance.
 
     Rows of condition <factor>, where "content" is the label: metric accuracy, or r2 for a numeric
@@ -524,7 +525,7 @@ def measure_factors(run: measure.Run, dataset: str, notebook: str) -> pd.DataFra
         }
         rows.append(common | {"metric": metric} | probed)
         rows.append(common | {"metric": "chance", "value": chance(train_y, test_y)})
-    return run.write_metrics(rows, notebook, dataset)
+    return rows
 
 
 def _is_known(labels: np.ndarray) -> np.ndarray:

@@ -549,7 +549,7 @@ def mass_over_sphere(
 
 
 @torch.no_grad()
-def measure_variances(run: measure.Run, notebook: str) -> None:
+def measure_variances(run: measure.Run) -> list[dict]:
     """How much a VJE run's variances v differ, and whether they predict the residual.
 
     From two views of ``condition_images`` training images (sample): v of the first, and the
@@ -586,4 +586,4 @@ def measure_variances(run: measure.Run, notebook: str) -> None:
         rows.append(common | {"metric": "spread"} | deviation)
         rows.append(common | {"metric": "residual_spearman"} | correlation)
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_variances", scores)
-    run.write_metrics(rows, notebook, "variances")
+    return rows

@@ -24,6 +24,7 @@ from lib.figures.save import (
     notebook_picture,
     save_figure,
     save_table,
+    show_note,
     show_stored,
     stored_data,
 )

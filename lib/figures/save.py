@@ -143,6 +143,11 @@ def stored_data(id: str, profile: str, inputs: Iterable[str | Path]) -> pd.DataF
     return store.read_csv(path.with_suffix(".csv"), dtype={"class": str})
 
 
+def show_note(text: str) -> None:
+    """Show a sentence of Markdown in a notebook; nothing elsewhere."""
+    _show(Markdown(text))
+
+
 def split_caption(caption: str) -> tuple[str, str]:
     """The first sentence of a caption, and the rest."""
     first, *rest = SENTENCE_END.split(caption.strip(), maxsplit=1)

@@ -24,13 +24,11 @@ from lib.pipeline.notebooks import (
     parse_parameters,
 )
 from lib.runs import settings, store
-from lib.runs.store import MEASURED_BY as TRAINING
 
 # Notebooks call begin and headless by this module.
 __all__ = [
     "NOTEBOOKS",
     "PAPERS",
-    "TRAINING",
     "Job",
     "begin",
     "cells",
@@ -46,6 +44,13 @@ __all__ = [
 ]
 
 PAPERS = ("all", *settings.PAPERS)
+# The jobs that measure what was trained: group -> papers whose parts of the suite it measures.
+MEASURING = {
+    "vi_simsiam": ("vs1", "vs2"),
+    "simvae": ("simvae",),
+    "prosmin": ("prosmin",),
+    "vje": ("vje",),
+}
 STARTS_NOTEBOOKS = ("jobs", "notebooks")  # modules that change no number in a notebook
 
 
@@ -64,18 +69,37 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     settings.profile_settings(profile)
     if paper not in PAPERS:
         raise ValueError(f"Unknown paper {paper!r}; choose one of {list(PAPERS)}.")
-    planned = []
-    for group, names in training_groups(profile, paper).items():
-        parameters = {"profile": profile, "runs": " ".join(names), "train_missing": True}
-        planned.append(Job(f"{TRAINING}--{group}", TRAINING, parameters))
+    planned = _training_jobs(profile, paper)
     if not planned:
         return []
+    planned += _measuring_jobs(profile, paper, tuple(job.name for job in planned))
     for entry in settings.notebooks():
         if paper in ("all", *entry["papers"]):
             needed = {find_notebook(number) for number in entry["needs"]}
             needs = tuple(job.name for job in planned if job.notebook in needed)
-            parameters = {"profile": profile, "train_missing": True}
+            parameters = {"profile": profile}
+            if "train_missing" in declared_parameters(entry["name"]):
+                parameters["train_missing"] = True
             planned.append(Job(entry["name"], entry["name"], parameters, needs))
+    return planned
+
+
+def _training_jobs(profile: str, paper: str) -> list[Job]:
+    notebook = settings.pipeline()["training"]
+    planned = []
+    for group, names in training_groups(profile, paper).items():
+        parameters = {"profile": profile, "runs": " ".join(names), "train_missing": True}
+        planned.append(Job(f"{notebook}--{group}", notebook, parameters))
+    return planned
+
+
+def _measuring_jobs(profile: str, paper: str, needs: tuple[str, ...]) -> list[Job]:
+    notebook = settings.pipeline()["evaluation"]
+    planned = []
+    for group, papers in MEASURING.items():
+        if paper == "all" or paper in papers:
+            parameters = {"profile": profile, "papers": " ".join(papers), "train_missing": True}
+            planned.append(Job(f"{notebook}--{group}", notebook, parameters, needs))
     return planned
 
 

@@ -8,8 +8,12 @@ import os
 import shlex
 from collections.abc import Iterable
 from functools import cache
+from typing import TYPE_CHECKING
 
 from lib.runs import settings, store
+
+if TYPE_CHECKING:
+    from lib.figures import Report
 
 NOTEBOOKS = store.ROOT / "notebooks"
 HEADLESS = "COMPANION_HEADLESS"  # set in the environment of a notebook that a job runs
@@ -164,11 +168,12 @@ def _check_values(notebook: str, parameters: dict) -> None:
 
 
 # ------------------------------------------------------------------------- inside a notebook
-def begin(notebook: str, namespace: dict) -> None:
+def begin(notebook: str, namespace: dict) -> "Report":
     """First call of every notebook: check its parameters, see that what it reads is there, style.
 
     papermill only warns of a parameter that the notebook does not declare. So the cell that
-    papermill injected is compared with the declared ones. namespace: ``globals()``.
+    papermill injected is compared with the declared ones. namespace: ``globals()``. Returns what
+    saves and shows the notebook's figures and tables.
     """
     import matplotlib.pyplot as plt  # slow to import
 
@@ -178,9 +183,16 @@ def begin(notebook: str, namespace: dict) -> None:
     declared = declared_parameters(notebook)
     parameters = {name: namespace[name] for name in declared if name in namespace}
     check_parameters(notebook, parameters)
-    _check_stored_runs(notebook, parameters.get("profile", declared["profile"]))
+    profile = parameters.get("profile", declared["profile"])
+    _check_stored_runs(notebook, profile)
     figures.use_style()
     plt.switch_backend("agg")  # a figure is shown once, with its caption, when it is saved
+    if profile in settings.ILLUSTRATIONS:
+        figures.show_note(
+            f"**Illustration only.** Networks of profile {profile} are trained too shortly to "
+            "decide a claim."
+        )
+    return figures.Report(notebook, profile)
 
 
 def injected_names(executed: Iterable[str]) -> list[str]:

@@ -601,6 +601,11 @@ def stale_runs(profile: str) -> list[str]:
     return stale
 
 
+def pipeline() -> dict[str, str]:
+    """Which notebook does the training, and which the rest of the evaluation suite."""
+    return read("runs")["pipeline"]
+
+
 def notebooks() -> list[dict]:
-    """The notebooks after pretraining, in order: name, papers, numbers of those they need."""
+    """The notebooks after these, in order: name, papers, numbers of those they need."""
     return [{"name": name, **entry} for name, entry in read("runs")["notebooks"].items()]

@@ -46,8 +46,8 @@ NEXT_STEP = (
 AGAIN = "delete it and run the job that writes it again"
 TRAIN_AGAIN = "delete it and train the run again"
 
-# The notebook that trains a run also measures it, before its checkpoint may go.
-MEASURED_BY = "10_pretraining"
+# The part of the evaluation suite that every run has; lib.evaluation.parts lists the others.
+SUITE = "suite"
 MEASURED_COLUMNS = [
     "evaluated_on",
     "condition",
@@ -59,7 +59,7 @@ MEASURED_COLUMNS = [
     "ci_high",
     "n",
 ]
-# The columns of metrics.csv. part: what measured the row, a notebook or a part of one.
+# The columns of metrics.csv. part: the part of the evaluation suite that measured the row.
 ROW_COLUMNS = ["part", *MEASURED_COLUMNS, "run_hash", "evaluation_hash", "commit"]
 # What read_metrics adds from config.json.
 RUN_COLUMNS = ["method", "trained_on", "variant", "seed", "profile"]
@@ -366,7 +366,7 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
     """Stored metrics with METRIC_COLUMNS: those of one part or run, or of all (\"*\").
 
     Example:
-        >>> rows = read_metrics("standard", "10_pretraining")
+        >>> rows = read_metrics("standard", "suite")
         >>> rows[rows.metric == "accuracy"].groupby(["method", "classifier"]).value.mean()
     """
     frames = []

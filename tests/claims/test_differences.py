@@ -81,7 +81,7 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run():
         config = {"settings": run, "data": {"title": "cifar10"}}
         store.write_json(store.config_path("standard", name), config)
         rank = {"metric": "effective_rank", "value": 10.0 + place}
-        store.write_metrics("standard", store.MEASURED_BY, name, [row, rank])
+        store.write_metrics("standard", store.SUITE, name, [row, rank])
     table = differences.tuning("standard")
     (best,) = table[table.chosen].itertuples()
     assert (best.method, best.value) == ("vje", rates[1]["learning_rate"])

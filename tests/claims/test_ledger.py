@@ -132,7 +132,7 @@ def write(method, seed, value, epochs=0, dataset="cifar10", half=0.02, **more):
     )
     row = {"metric": "accuracy", "classifier": "knn", "condition": "clean", "value": value}
     row |= {"ci_low": value - half, "ci_high": value + half, "n": 100, "evaluated_on": dataset}
-    notebook = more.pop("notebook", store.MEASURED_BY)
+    notebook = more.pop("notebook", store.SUITE)
     store.write_metrics("standard", notebook, name, [row | more])
     return name
 

@@ -123,7 +123,7 @@ def test_committed_cards_are_those_of_the_committed_metrics(monkeypatch):
     for path in paths:
         info = store.read_tensors_info(path, encoders.INFO)
         config = store.read_json(store.config_path("standard", info["run"]))
-        metrics = store.read_metrics("standard", store.MEASURED_BY, info["run"])
+        metrics = store.read_metrics("standard", store.SUITE, info["run"])
         card = measure.model_card(info, config["data"], metrics)
         assert path.with_suffix(".md").read_text() == card
 

@@ -121,7 +121,7 @@ def test_views_are_those_of_the_recipe(run):
 
 # -------------------------------------------------------------------------------------- measuring
 def test_metrics_and_scores_are_stored(run, frame):
-    stored = store.read_metrics("smoke", measure.MEASURED_BY, run.name)
+    stored = store.read_metrics("smoke", measure.SUITE, run.name)
     np.testing.assert_allclose(stored.value, frame.value, rtol=1e-4)
     described = {
         "method": "vi_simsiam",
@@ -301,7 +301,7 @@ def test_measured_runs_are_the_listed_ones_with_metrics(
         measure.measured_runs("smoke")
     row = {"method": "simsiam", "value": 1.0}
     name = settings.run_name(listed[1])
-    store_metrics("smoke", measure.MEASURED_BY, name, [row])
+    store_metrics("smoke", measure.SUITE, name, [row])
     assert measure.measured_runs("smoke") == [listed[1]]
     assert len(measure.metrics([listed[1]])) == 1
     with pytest.raises(FileNotFoundError, match="seed5"):

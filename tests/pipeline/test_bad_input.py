@@ -74,7 +74,7 @@ def stored(tmp_path_factory):
         place = use(tmp_path_factory.mktemp("stored"), patch)
         training.train(FINISHED)
         row = {"evaluated_on": "digits", "metric": "accuracy", "value": 0.5}
-        store.write_metrics("smoke", store.MEASURED_BY, NAME, [row])
+        store.write_metrics("smoke", store.SUITE, NAME, [row])
         store.write_scores("smoke", NAME, "digits", {"knn_correct": np.array([True, False])})
         small = settings.resolve("vi_simsiam", "smoke", width=1, dimension=4)
         info = {

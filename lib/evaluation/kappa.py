@@ -1,0 +1,429 @@
+"""What κ says of training images, classes, augmented images and labelled subsets.
+
+The measures of VI-SimSiam's tables and figures, as parts of the evaluation suite: of a run that
+predicts a concentration, each returns metrics rows and stores an array for every image.
+"""
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from lib import training
+from lib.data import views
+from lib.data.sets import ImageSet
+from lib.evaluation import theory
+from lib.evaluation.embed import Embedded, Transform, embed_images, input_transform, square_crop
+from lib.evaluation.intervals import holm, paired_test, welch_test
+from lib.evaluation.measure import Run, kappa_of_views
+from lib.evaluation.probes import linear_probe
+from lib.evaluation.uncertainty import rank_correlation, with_interval
+from lib.runs import store
+
+# One part of SimSiam's augmentation, applied for certain (VI-SimSiam 2022, Fig. 9).
+IDENTITY = {
+    "scale": (1.0, 1.0),
+    "ratio": (1.0, 1.0),
+    "flip": 0.0,
+    "jitter": 0.0,
+    "grey": 0.0,
+    "blur": 0.0,
+}
+AUGMENTATIONS = {
+    "blur": {"blur": 1.0},
+    "colour jitter": {"jitter": 1.0},
+    "flip": {"flip": 1.0},
+    "greyscale": {"grey": 1.0},
+    "random crop": {"scale": (0.05, 1.0), "ratio": (3 / 4, 4 / 3)},
+}
+DRAWS = 5  # views of an image under one augmentation, over which κ is averaged
+# Top and left of squares of half the image's side, as shares of the side.
+PLACES = {
+    "centre": (0.25, 0.25),
+    "right": (0.25, 0.5),
+    "top left": (0, 0),
+    "top right": (0, 0.5),
+    "bottom left": (0.5, 0),
+    "bottom right": (0.5, 0.5),
+}
+AUGMENTED_VIEWS = 8  # of a training image (VI-SimSiam 2022, Table 1)
+COSINE_PAIRS = 8  # pairs of views over which the cosine of an image is averaged
+
+SHARES = (0.1, 0.25, 0.5)  # of the labelled images, in data selection
+SELECTION_RULES = (
+    "highest κ",
+    "lowest κ",
+    "random",
+    "highest κ in each class",
+    "lowest κ in each class",
+    "random, classes as highest κ",
+)
+
+
+# ------------------------------------------------------------------------------- training images
+def measure_distribution(run: Run) -> list[dict]:
+    """κ of training images, by class, and of correct and wrong predictions (VI-SimSiam 2022, §6).
+
+    - conditions train and "train, augmented" (AUGMENTED_VIEWS views of an image, Table 1): mean
+      and std of κ; κ of all views is stored as scores ``<dataset>_views``
+    - condition "class <name>": within_class_cosine, the mean cosine of two test images of a class;
+      neighbour_purity, the share of images whose nearest neighbour has their label; median_kappa
+    - condition "over classes": spearman of the median κ with both, over classes
+    - condition "right against wrong", by classifier: mean_difference of κ (Welch), its p value,
+      the Mann-Whitney p value and Cohen's d.
+    """
+    scores = pd.DataFrame(store.read_scores(run.profile, run.name, run.settings["dataset"]))
+    scores = scores.astype({"kappa": float})
+    by_class = _class_rows(run, scores)
+    return [
+        *_training_rows(run),
+        *by_class,
+        *_over_classes(by_class),
+        *_correctness_rows(run, scores),
+    ]
+
+
+def _training_rows(run: Run) -> list[dict]:
+    few, kappa_views = kappa_of_views(run, AUGMENTED_VIEWS)
+    array = {"kappa": kappa_views.ravel().astype(np.float32)}
+    store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_views", array)
+    rows = _mean_and_std("train", run.bank, run.embed(run.bank)["kappa"])
+    return rows + _mean_and_std("train, augmented", few, kappa_views.ravel())
+
+
+def _mean_and_std(condition: str, images: ImageSet, kappa: np.ndarray) -> list[dict]:
+    common = {
+        "evaluated_on": images.title,
+        "condition": condition,
+        "score": "kappa",
+        "n": len(kappa),
+    }
+    return [
+        common | {"metric": "mean", "value": kappa.mean()},
+        common | {"metric": "std", "value": kappa.std()},
+    ]
+
+
+def _class_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
+    test = run.test()
+    features = run.embed(test)["features"].astype(float)
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    directions = features / np.maximum(lengths, np.finfo(float).tiny)  # [N, D]
+    rows = []
+    for label, name in enumerate(test.classes):
+        members = (scores.label == label).to_numpy()
+        measured = {
+            "within_class_cosine": _mean_pair_cosine(directions[members]),
+            "neighbour_purity": scores.nearest_neighbour_correct[members].mean(),
+            "median_kappa": scores.kappa[members].median(),
+        }
+        common = {"evaluated_on": test.title, "condition": f"class {name}", "n": members.sum()}
+        rows += [common | {"metric": metric, "value": v} for metric, v in measured.items()]
+    return rows
+
+
+def _mean_pair_cosine(directions: np.ndarray) -> float:
+    """Mean cosine over all pairs of unit vectors [N, D]; NaN of fewer than two."""
+    count = len(directions)
+    if count < 2:
+        return np.nan
+    total = directions.sum(axis=0)
+    return float((total @ total - count) / (count * (count - 1)))
+
+
+def _over_classes(by_class: list[dict]) -> list[dict]:
+    classes = pd.DataFrame(by_class).pivot_table("value", "condition", "metric", sort=False)
+    classes = classes.dropna()
+    rows = []
+    for measure in ("within_class_cosine", "neighbour_purity"):
+        pair = classes.median_kappa.to_numpy(), classes[measure].to_numpy()
+        row = {
+            "evaluated_on": by_class[0]["evaluated_on"],
+            "condition": "over classes",
+            "score": measure,
+            "metric": "spearman",
+            "n": len(classes),
+        }
+        rows.append(row | with_interval(rank_correlation, *pair, draws=1000))
+    return rows
+
+
+def _correctness_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
+    kappa = scores.kappa.to_numpy()
+    rows = []
+    for classifier in ("linear", "knn"):
+        is_correct = scores[f"{classifier}_correct"].to_numpy(bool)
+        correct = kappa[is_correct]
+        wrong = kappa[~is_correct]
+        if min(len(correct), len(wrong)) < 2 or not (np.ptp(correct) and np.ptp(wrong)):
+            continue
+        welch = welch_test(correct, wrong)
+        common = {
+            "evaluated_on": run.test().title,
+            "condition": "right against wrong",
+            "classifier": classifier,
+            "score": "kappa",
+            "n": len(kappa),
+        }
+        values = {
+            "welch_p": welch.p_value,
+            "mann_whitney_p": stats.mannwhitneyu(correct, wrong).pvalue,
+            "cohens_d": welch.mean_difference / _pooled_deviation(correct, wrong),
+        }
+        rows += [common | {"metric": metric, "value": value} for metric, value in values.items()]
+        difference = {"metric": "mean_difference", "value": welch.mean_difference}
+        rows.append(common | difference | {"ci_low": welch.ci_low, "ci_high": welch.ci_high})
+    return rows
+
+
+def _pooled_deviation(first: np.ndarray, second: np.ndarray) -> float:
+    variances = [first.var(ddof=1), second.var(ddof=1)]
+    return float(np.sqrt(np.average(variances, weights=[len(first) - 1, len(second) - 1])))
+
+
+# -------------------------------------------------------------------------------- augmentations
+def random_view(augmentation: str, seed: int, draw: int = 0) -> Transform:
+    """One random view of every image of a batch under one of AUGMENTATIONS."""
+    strengths = views.recipe("simsiam") | IDENTITY | AUGMENTATIONS[augmentation]
+    generator = torch.Generator()
+    generator.manual_seed(training.seed_of(seed, f"31 {augmentation}", draw))
+
+    def view(images: Tensor) -> Tensor:
+        return views.augment(images, images.shape[-1], strengths, generator)
+
+    return view
+
+
+def kappa_of(run: Run, images: ImageSet, view: Transform | None = None) -> np.ndarray:
+    """κ of every image [N] as the run sees it, through a view if one is given."""
+    fitted = input_transform(run.settings, run.channels)
+    whole = fitted if view is None else _in_turn(fitted, view)
+    return embed_images(run.method, images, transform=whole)["kappa"]
+
+
+def _in_turn(first: Transform, second: Transform) -> Transform:
+    return lambda batch: second(first(batch))
+
+
+def measure_augmentation(run: Run) -> list[dict]:
+    """κ of test images under one augmentation at a time (VI-SimSiam 2022, Fig. 8; 2023, Table 3).
+
+    Each augmentation is drawn DRAWS times and κ averaged within an image. Scores
+    ``<dataset>_augmented``: κ of the plain image, its mean and std ("<augmentation> within") over
+    draws, and κ of a square crop at each of PLACES.
+
+    - condition <augmentation>: mean and std; std_single_draw, over single draws; std_ratio to the
+      plain images; mean_difference, paired by image; p values of Welch's and the paired test,
+      corrected over augmentations (Holm)
+    - condition "random crop against the others": mean_difference to the lowest of the others, and
+      std_ratio to the widest
+    - condition "centre against right": share_higher, of images whose centre has the higher κ.
+    """
+    test = run.test()
+    few = test.sample(run.settings["condition_images"])
+    kappa = _augmented_kappa(run, few)
+    rows = _augmentation_rows(kappa)
+    higher = (kappa["centre square"] > kappa["right square"]).astype(float)
+    share = {"condition": "centre against right", "metric": "share_higher"}
+    rows.append(share | with_interval(np.mean, higher))
+    rows += _crop_rows(kappa)
+    for place in PLACES:
+        condition = f"{place} square"
+        rows.append({"condition": condition, "metric": "mean", "value": kappa[condition].mean()})
+    common = {"evaluated_on": test.title, "score": "kappa", "n": len(few)}
+    return [row | common for row in rows]
+
+
+def _augmented_kappa(run: Run, images: ImageSet) -> Embedded:
+    seed = run.settings["seed"]
+    arrays = {
+        "index": images.index.astype(np.int32),
+        "label": images.labels.astype(np.int16),
+        "plain": kappa_of(run, images).astype(np.float32),
+    }
+    for augmentation in AUGMENTATIONS:
+        draws = []
+        for draw in range(DRAWS):
+            draws.append(kappa_of(run, images, random_view(augmentation, seed, draw)))
+        arrays[augmentation] = np.mean(draws, axis=0).astype(np.float32)
+        arrays[f"{augmentation} within"] = np.std(draws, axis=0).astype(np.float32)
+    for place, corner in PLACES.items():
+        arrays[f"{place} square"] = kappa_of(run, images, square_crop(*corner)).astype(np.float32)
+    store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_augmented", arrays)
+    return {name: values.astype(float) for name, values in arrays.items()}
+
+
+def _augmentation_rows(kappa: Embedded) -> list[dict]:
+    plain = kappa["plain"]
+    rows = []
+    p_values = []
+    for augmentation in ("plain", *AUGMENTATIONS):
+        other = kappa[augmentation]
+        within = kappa.get(f"{augmentation} within", np.zeros_like(plain))
+        values = {
+            "mean": other.mean(),
+            "std": other.std(),
+            "std_single_draw": np.sqrt(other.var() + np.mean(within**2)),
+        }
+        rows += _metric_rows(augmentation, values)
+        if np.allclose(other, plain, rtol=1e-5):
+            continue  # nothing to test
+        ratio = with_interval(_deviation_ratio, other, plain, draws=500)
+        rows.append({"condition": augmentation, "metric": "std_ratio"} | ratio)
+        paired = paired_test(other, plain)
+        difference = {"value": paired.mean_difference, "ci_low": paired.ci_low}
+        difference |= {"ci_high": paired.ci_high, "metric": "mean_difference"}
+        rows.append({"condition": augmentation} | difference)
+        welch = welch_test(other, plain)
+        p_values.append((augmentation, welch.p_value, paired.p_value))
+    if p_values:
+        names, welch_p, paired_p = zip(*p_values, strict=True)
+        corrected = zip(names, holm(welch_p), holm(paired_p), strict=True)
+        for name, welch_holm, paired_holm in corrected:
+            values = {"welch_p_holm": welch_holm, "paired_p_holm": paired_holm}
+            rows += _metric_rows(name, values)
+        for name, p, _ in p_values:
+            rows += _metric_rows(name, {"welch_p": p})
+    return rows
+
+
+def _metric_rows(condition: str, values: dict[str, float]) -> list[dict]:
+    return [
+        {"condition": condition, "metric": metric, "value": value}
+        for metric, value in values.items()
+    ]
+
+
+def _deviation_ratio(first: np.ndarray, second: np.ndarray) -> float:
+    return first.std() / second.std()
+
+
+def _crop_rows(kappa: Embedded) -> list[dict]:
+    """The random crop against the lowest mean and the widest spread of the others."""
+
+    def mean_difference(crop: np.ndarray, *others: np.ndarray) -> float:
+        return crop.mean() - min(other.mean() for other in others)
+
+    def std_ratio(crop: np.ndarray, *others: np.ndarray) -> float:
+        return crop.std() / max(other.std() for other in others)
+
+    crop = kappa["random crop"]
+    others = [kappa[name] for name in ("plain", *AUGMENTATIONS) if name != "random crop"]
+    rows = []
+    for metric, statistic in (("mean_difference", mean_difference), ("std_ratio", std_ratio)):
+        row = {"condition": "random crop against the others", "metric": metric}
+        rows.append(row | with_interval(statistic, crop, *others, draws=500))
+    return rows
+
+
+# ------------------------------------------------------------------------------- data selection
+def select(kappa: np.ndarray, labels: np.ndarray, share: float, rule: str, seed: int) -> np.ndarray:
+    """Indices of the share of images that one of SELECTION_RULES keeps.
+
+    A rule "in each class" keeps the same share of every class. Ties in κ keep the order of the set.
+
+    Example:
+        >>> select(np.array([3.0, 1.0, 2.0]), np.zeros(3, int), 1 / 3, "highest κ", seed=0)
+        array([0])
+    """
+    order = _selection_order(kappa, rule, seed)
+    if rule == "random, classes as highest κ":
+        kept = select(kappa, labels, share, "highest κ", seed)
+        counts = np.bincount(labels[kept], minlength=labels.max() + 1)
+    elif rule.endswith("in each class"):
+        counts = [round(share * count) for count in np.bincount(labels)]
+    else:
+        return order[: round(share * len(kappa))]
+    by_class = [order[labels[order] == label][:count] for label, count in enumerate(counts)]
+    return np.concatenate(by_class)
+
+
+def _selection_order(kappa: np.ndarray, rule: str, seed: int) -> np.ndarray:
+    if rule.startswith("random"):
+        return np.random.default_rng(seed).permutation(len(kappa))
+    key = -kappa if rule.startswith("highest") else kappa
+    return np.argsort(key, kind="stable")
+
+
+def measure_selection(run: Run) -> list[dict]:
+    """Linear probes on parts of the labelled images chosen by κ (VI-SimSiam 2023, §6.4).
+
+    Condition "<rule> <share>": accuracy; largest_class_share and smallest_class_share of what was
+    chosen; kappa_between_classes, the share of the variance of log κ between classes. Scores
+    ``<dataset>_selection``: which test images each probe gets right.
+    """
+    bank = run.embed(run.bank)
+    test = run.embed(run.test())
+    arrays = {"index": np.arange(len(test["label"]), dtype=np.int32)}
+    rows = []
+    for share in SHARES:
+        for rule in SELECTION_RULES:
+            kept = select(bank["kappa"], bank["label"], share, rule, run.settings["seed"])
+            probe = linear_probe(bank["features"][kept], bank["label"][kept])
+            correct = probe.predict(test["features"]) == test["label"]
+            arrays[f"{rule} {share:g}"] = correct
+            common = {
+                "evaluated_on": run.settings["dataset"],
+                "condition": f"{rule} {share:g}",
+                "classifier": "linear",
+            }
+            accuracy = with_interval(
+                np.mean, correct.astype(float), draws=run.settings["bootstrap_draws"]
+            )
+            rows.append(common | {"metric": "accuracy", "n": len(correct)} | accuracy)
+            described = _describe_selection(bank, kept, len(run.train.classes))
+            for metric, value in described.items():
+                rows.append(common | {"metric": metric, "value": value, "n": len(kept)})
+    store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_selection", arrays)
+    return rows
+
+
+def _describe_selection(bank: Embedded, kept: np.ndarray, classes: int) -> dict[str, float]:
+    labels = bank["label"][kept]
+    shares = np.bincount(labels, minlength=classes) / len(kept)
+    log_kappa = pd.Series(np.log(bank["kappa"][kept]))
+    class_means = log_kappa.groupby(labels).transform("mean")
+    return {
+        "largest_class_share": shares.max(),
+        "smallest_class_share": shares.min(),
+        "kappa_between_classes": class_means.var() / log_kappa.var(),
+    }
+
+
+# ------------------------------------------------------------------------- cosine between views
+def measure_cosine(run: Run) -> list[dict]:
+    """The cosine of prediction and target between views, and the one that κ expects (2023, §4).
+
+    Scores ``<dataset>_cosine`` [N]: cosine, the mean over COSINE_PAIRS pairs of views; expected,
+    κ/(D - 1 + κ) of the same views (methods with κ only). Metrics rows: the means of both. A
+    committed encoder has no predictor; of it the stored cosines are kept.
+    """
+    settings = run.settings
+    name = f"{settings['dataset']}_cosine"
+    is_whole = training.is_finished(run.profile, run.name, run.hash)
+    known = {} if is_whole else store.read_scores(run.profile, run.name, name)
+    few = run.test().sample(settings["condition_images"])
+    fitted = input_transform(settings, run.channels)
+    recipe = views.recipe(settings["augmentation"])
+    parts = []
+    for start in range(0, len(few), 500):
+        indices = np.arange(start, min(start + 500, len(few)))
+        batch = fitted(few.batch(indices).float() / 255)
+        generators = [_pair_generator(settings["seed"], start, i) for i in range(COSINE_PAIRS)]
+        parts.append(theory.view_cosines(run.method, batch, recipe, generators, is_whole))
+    arrays = known | {"index": few.index.astype(np.int32)}
+    for key in parts[0]:
+        together = torch.cat([part[key] for part in parts])
+        arrays[key] = together.numpy(force=True).astype(np.float32)
+    store.write_scores(run.profile, run.name, name, arrays)
+    common = {"evaluated_on": run.test().title, "condition": "random views", "n": len(few)}
+    rows = []
+    for key in ("cosine", "expected"):
+        if key in arrays:
+            rows.append(common | {"metric": key, "value": float(arrays[key].mean())})
+    return rows
+
+
+def _pair_generator(seed: int, start: int, pair: int) -> torch.Generator:
+    return torch.Generator().manual_seed(training.seed_of(seed, f"33 pair {start}", pair))

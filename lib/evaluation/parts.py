@@ -1,0 +1,248 @@
+"""The evaluation suite, part by part: what is measured of which runs while their weights are there.
+
+Every run has the part "suite" (lib.evaluation.measure). The parts listed here belong to a paper's
+tables and figures, and are measured of the runs that these are about. Each writes metrics rows
+under its name, and some store an array for each image. Notebooks read what is stored.
+
+Example:
+    >>> from lib.evaluation import parts
+    >>> runs = evaluation.measured_runs("standard")
+    >>> rows = parts.read("augmentation", runs)     # FileNotFoundError where nothing is stored
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import pandas as pd
+from tqdm.auto import tqdm
+
+from lib import methods
+from lib.data import sources
+from lib.evaluation import finetune, generation, image_scores, kappa, measure, shift, style, theory
+from lib.evaluation.measure import Run
+from lib.runs import settings, store
+
+PAPERS = tuple(settings.PAPERS)
+VI_SIMSIAM = ("vs1", "vs2")
+SIMSIAM_PAIR = ("vi_simsiam", "vi_simsiam_2022", "simsiam")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of the suite.
+
+    papers: whose tables and figures it belongs to. runs: the settings of the runs that it is
+    measured of. measure: from a run to metrics rows.
+    """
+
+    name: str
+    papers: tuple[str, ...]
+    runs: list[dict]
+    measure: Callable[[Run], list[dict]]
+
+
+# ----------------------------------------------------------------------------------- what there is
+def parts(profile: str) -> list[Part]:
+    """All parts of a profile, in the order in which they are measured."""
+    return [
+        *_parts_of_vi_simsiam(profile),
+        *_parts_of_simvae(profile),
+        *_parts_of_prosmin(profile),
+        *_parts_of_vje(profile),
+    ]
+
+
+def _parts_of_vi_simsiam(profile: str) -> list[Part]:
+    main = _measured(profile, settings.PROTOCOL, "datasets")
+    trained = [run for run in main if run["method"] != "raw_pixels"]
+    with_kappa = [run for run in main if "concentration_from" in run]
+    in_2023 = [run for run in measure.compared_runs(profile) if run["method"] == "vi_simsiam"]
+    pair = [run for run in measure.compared_runs(profile) if run["method"] in SIMSIAM_PAIR]
+    return [
+        Part("paper_probe", VI_SIMSIAM, trained, measure.measure_paper_probe),
+        Part("kappa", VI_SIMSIAM, with_kappa, kappa.measure_distribution),
+        Part("augmentation", VI_SIMSIAM, with_kappa, kappa.measure_augmentation),
+        Part("selection", ("vs2",), in_2023, kappa.measure_selection),
+        Part("cosine", VI_SIMSIAM, pair, kappa.measure_cosine),
+        Part("few_labels", ("vs1",), _with_few_labels(profile), finetune.measure_few_labels),
+    ]
+
+
+def _with_few_labels(profile: str) -> list[dict]:
+    """SimSiam, VI-SimSiam and the untrained network: usual set and length, and the paper's sets."""
+    usual = settings.profile_settings(profile)["dataset"]
+    runs = []
+    for run in _measured(profile, settings.PROTOCOL, "datasets"):
+        is_own_set = run["dataset"].startswith(("imagenette", "imagewoof"))
+        if run["method"] not in (*SIMSIAM_PAIR, "random"):
+            continue
+        if run["dataset"] == usual or is_own_set:
+            resolved = settings.resolve(run["method"], profile, dataset=run["dataset"])
+            if run["epochs"] == resolved["epochs"]:
+                runs.append(run)
+    return runs
+
+
+def _parts_of_simvae(profile: str) -> list[Part]:
+    simvae = ("simvae",)
+    compared = measure.compared_runs(profile)
+    generative = [run for run in compared if run["method"] in methods.GENERATIVE]
+    own = [*_measured(profile, "simvae"), *generative]
+    networks = [run for run in own if run["method"] != "raw_pixels"]
+    more = _measured(profile, "views", "ablations")
+    pictures = [run for run in networks if not run["dataset"].startswith("styled_")]
+    others = [
+        run
+        for run in compared
+        if run["method"] not in methods.GENERATIVE and run["method"] != "raw_pixels"
+    ]
+    styled: dict[str, list[dict]] = {}
+    for run in own + more:
+        if sources.has_styles(run["dataset"]):
+            styled.setdefault(run["dataset"], []).append(run)
+    for name in settings.profile_settings(profile)["factor_sets"]:
+        styled.setdefault(name, []).extend(compared)
+    factors = []
+    for name, runs in styled.items():
+        measure_factors = partial(style.measure_factors, dataset=name)
+        factors.append(Part(f"{style.FACTORS}-{name}", simvae, runs, measure_factors))
+    return [
+        Part("content", simvae, networks + more, style.measure_content),
+        *factors,
+        Part("generation", simvae, pictures, partial(_measure_generation, profile)),
+        Part("variance_within", simvae, others, style.measure_variance_within),
+    ]
+
+
+def _measure_generation(profile: str, run: Run) -> list[dict]:
+    """With SimSiam's network of the same data, seed 0, as the judge of generated images."""
+    for other in settings.runs(profile):
+        is_simsiam = other["method"] == "simsiam" and other["seed"] == 0
+        if is_simsiam and other["dataset"] == run.settings["dataset"] and settings.is_usual(other):
+            judge = Run(other)
+            return generation.measure_generation(run, judge if judge.is_available else None)
+    return generation.measure_generation(run, None)
+
+
+def _parts_of_prosmin(profile: str) -> list[Part]:
+    prosmin = ("prosmin",)
+    compared = measure.compared_runs(profile)
+    own = measure.compared_runs(profile, "prosmin")
+    networks = [run for run in own if run["method"] != "raw_pixels"]
+    several_scores = [run for run in own if "trade_off" in run]
+    transfer = []
+    for name in settings.profile_settings(profile)["transfer_sets"]:
+        measure_transfer = partial(finetune.measure_transfer, dataset=name)
+        transfer.append(Part(f"{finetune.TRANSFER}-{name}", prosmin, networks, measure_transfer))
+    return [
+        Part("corruptions", prosmin, compared, shift.measure_corruptions),
+        Part("own_scores", prosmin, several_scores, shift.measure_own_scores),
+        Part("outside", prosmin, own, shift.store_outside_scores),
+        Part(finetune.FEW_LABELS, prosmin, networks, finetune.measure_few_labels),
+        *transfer,
+    ]
+
+
+def _parts_of_vje(profile: str) -> list[Part]:
+    compared = _measured(profile, settings.PROTOCOL, paper="vje")
+    vje = [run for run in compared if run["method"] == "vje"]
+    both = [run for run in compared if run["method"] in ("vje", "vi_simsiam")]
+    return [
+        Part("own_scores", ("vje",), vje, shift.measure_own_scores),
+        Part("variances", ("vje",), vje, theory.measure_variances),
+        Part("outside", ("vje",), both, shift.store_outside_scores),
+    ]
+
+
+def _measured(profile: str, *groups: str, paper: str = "all") -> list[dict]:
+    runs = []
+    for group in groups:
+        runs += measure.measured(settings.runs(profile, paper, group))
+    return runs
+
+
+# ---------------------------------------------------------------------------- measuring and reading
+def measure_parts(profile: str, papers: Sequence[str] = PAPERS) -> list[str]:
+    """Measure what is not stored yet of every run whose network is here.
+
+    papers: only the parts that belong to one of them. Returns why something was left out, each
+    reason once: a data set that is not available.
+    """
+    image_scores.measure_images(profile)
+    left_out = []
+    chosen = [part for part in parts(profile) if not set(papers).isdisjoint(part.papers)]
+    for part in tqdm(chosen, desc="parts of the suite", unit="part"):
+        for run in tqdm(list(measure.available(part.runs)), desc=part.name, leave=False):
+            if measure.is_measured(run, part.name):
+                continue
+            try:
+                rows = part.measure(run)
+            except FileNotFoundError as error:
+                left_out.append(f"{part.name}: {error}")
+                break
+            run.write_metrics(rows, part.name)
+    return list(dict.fromkeys(left_out))
+
+
+def overview(profile: str) -> pd.DataFrame:
+    """One row a part: papers, how many runs it is measured of, and of how many it is stored."""
+    rows = []
+    for part in parts(profile):
+        stored = [
+            run
+            for run in part.runs
+            if len(store.read_metrics(profile, part.name, settings.run_name(run)))
+        ]
+        row = {"part": part.name, "papers": " ".join(part.papers)}
+        rows.append(row | {"runs": len(part.runs), "stored": len(stored)})
+    return pd.DataFrame(rows)
+
+
+def read(name: str, runs: Iterable[dict]) -> pd.DataFrame:
+    """The stored metrics of one part, of those of these runs that have it.
+
+    Columns as lib.runs.store.read_metrics, with dataset and epochs of the run. FileNotFoundError
+    with the command that makes them where no run has any.
+    """
+    frames = []
+    profile = ""
+    for run in runs:
+        profile = run["profile"]
+        frame = store.read_metrics(profile, name, settings.run_name(run))
+        if len(frame):
+            frames.append(frame.assign(dataset=run["dataset"], epochs=run["epochs"]))
+    if not frames:
+        raise FileNotFoundError(
+            f"The part {name!r} of the evaluation suite is not stored of any of these runs; make "
+            f"it with: make reproduce PROFILE={profile or 'standard'}"
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_scores(runs: Iterable[dict], suffix: str = "") -> pd.DataFrame:
+    """Scores of each image, of those of these runs that have them: a row a run and image.
+
+    suffix: "" for the scores of the suite on the test set, or that of a part, such as "_augmented".
+    Columns: run, method, seed, dataset, epochs, and one for each stored array. FileNotFoundError
+    as ``read``.
+    """
+    frames = []
+    profile = ""
+    for run in runs:
+        profile = run["profile"]
+        name = settings.run_name(run)
+        arrays = store.stored_scores(profile, name, f"{run['dataset']}{suffix}")
+        if not arrays:
+            continue
+        frame = pd.DataFrame({key: values for key, values in arrays.items() if values.ndim == 1})
+        for place, column in enumerate(("method", "seed", "dataset", "epochs")):
+            frame.insert(place, column, run[column])
+        frame.insert(0, "run", name)
+        frames.append(frame)
+    if not frames:
+        raise FileNotFoundError(
+            f"None of these runs has stored scores{suffix}; make them with: make reproduce "
+            f"PROFILE={profile or 'standard'}"
+        )
+    return pd.concat(frames, ignore_index=True)
