@@ -22,7 +22,7 @@ STRAY := $(filter-out $(KNOWN) MAKEFLAGS,$(foreach name,$(.VARIABLES),$(if $(fil
 $(if $(STRAY),$(error No target reads $(STRAY); the variables are $(KNOWN)))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score figures progress benchmark lint clean FORCE
+.PHONY: help setup reproduce test test-long test-versions smoke notebook lab score site figures progress benchmark lint clean FORCE
 
 help: ## list the targets (this)
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' Makefile
@@ -79,6 +79,9 @@ score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODE
 	@test -n "$$IMAGES" || { echo 'usage: make score IMAGES=folder [ENCODER=vi_simsiam] [EPOCHS=100] [OUT=folder]' >&2; exit 2; }
 	@$(MAKE) -s setup
 	@$(PY) -m lib score --profile $(or $(PROFILE),standard) --encoder="$$ENCODER" --epochs="$${EPOCHS:-0}" --out="$$OUT" -- "$$IMAGES"
+
+site: setup ## build results/<profile>/site, which opens from disk: PROFILE=standard
+	@$(PY) -m lib site --profile $(or $(PROFILE),standard)
 
 figures: setup ## publish figures of a complete profile in figures/: PROFILE=standard IDS="32_roc 90_verdicts" (default: those there)
 	@$(PY) -m lib figures --profile $(or $(PROFILE),standard) $(if $(IDS),--ids $(IDS))

@@ -6,6 +6,7 @@
 import sys
 
 from lib.pipeline import execution, jobs
+from lib.runs import settings
 
 PROFILE = config.get("profile", "quick")
 PAPER = config.get("paper", "all")
@@ -13,6 +14,8 @@ GPUS = int(config.get("gpus", 0))
 MEM_MB = int(config.get("mem_mb", 6000))
 LISTED = jobs.listed_jobs(PROFILE, PAPER)
 DONE = jobs.stamp_folder(PROFILE)
+TRAINING = settings.pipeline()["training"]
+EVALUATION = settings.pipeline()["evaluation"]
 
 
 def stamp_of(name):
@@ -28,6 +31,11 @@ def memory(wildcards):
     return MEM_MB * 2 ** execution.times_out_of_memory(PROFILE, wildcards.name)
 
 
+def gpus_of(wildcards):
+    """The evaluation suite fine-tunes networks; other notebooks draw."""
+    return GPUS if LISTED[wildcards.name].notebook == EVALUATION else 0
+
+
 rule all:
     input:
         [stamp_of(name) for name in LISTED],
@@ -38,7 +46,7 @@ rule training:
     output:
         f"{DONE}/{{name}}.{{digest}}",
     wildcard_constraints:
-        name=jobs.TRAINING + "--[^/]+",
+        name=TRAINING + "--[^/]+",
         digest="[0-9a-f]{12}",
     priority: 1
     threads: 1
@@ -56,10 +64,11 @@ rule notebook:
     output:
         f"{DONE}/{{name}}.{{digest}}",
     wildcard_constraints:
-        name="(?!" + jobs.TRAINING + ")[^/]+",
+        name="(?!" + TRAINING + ")[^/]+",
         digest="[0-9a-f]{12}",
     threads: 1
     resources:
         mem_mb=memory,
+        gpu=gpus_of,
     shell:
         "{sys.executable:q} -m lib job {wildcards.name:q} --stamp {output:q} --profile {PROFILE:q} --paper {PAPER:q} --threads {threads:q}"

@@ -1,4 +1,9 @@
-"""Training objectives: one pure function of tensors each, in the letters of its paper."""
+"""Training objectives: one pure function of tensors each, in the letters of its paper.
+
+The losses of the methods for comparison have the values of lightly's, which the tests compare. They
+are written out because lightly's keep state (queues, centres), return only a sum where the terms
+are logged, or compute in the precision of autocast.
+"""
 
 import math
 

@@ -1,20 +1,22 @@
-"""Which stored runs are compared, what a run gains over its references, and paired differences.
+"""Which stored runs are compared, and paired differences.
 
 Everything is read from stored metrics and scores. Functions return numbers: a data frame with
 difference, ci_low, ci_high, seeds and n, by the one interval of lib.evaluation.intervals.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import pandas as pd
 
 from lib.evaluation import intervals, measure
-from lib.evaluation.uncertainty import bootstrap_interval
+from lib.methods import GENERATIVE
 from lib.runs import settings, store
 
 COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")  # with ProSMin
-OF_A_DIFFERENCE = ["difference", "ci_low", "ci_high", "seeds", "n"]
+OTHER_VAES = ("vae", "beta_vae", "cr_vae")  # what SimVAE is compared with
+GAP = ["dataset", "method", "lower", "upper", "percent", "lower_percent", "upper_percent"]
+GAP += ["share", "ci_low", "ci_high", "seeds", "n", "runs"]
 TUNING = [
     "method",
     "dataset",
@@ -29,30 +31,9 @@ TUNING = [
 
 
 # -------------------------------------------------------------------------------- what is compared
-def simsiam_pairs(profile: str) -> dict[tuple[str, int], dict[str, dict[int, dict]]]:
-    """Measured runs of VI-SimSiam and SimSiam: (data set, epochs) -> method -> seed -> settings.
-
-    On every data set and at every length; a method without a run there is absent. Where a set has
-    VI-SimSiam only in its form of 2022, that is "vi_simsiam".
-    """
-    pairs: dict[tuple[str, int], dict[str, dict[int, dict]]] = {}
-    for group in (settings.PROTOCOL, "lengths", "datasets"):
-        for run in measure.measured(settings.runs(profile, group=group)):
-            if run["method"] in measure.WITH_TOP5:
-                by_method = pairs.setdefault((run["dataset"], run["epochs"]), {})
-                by_method.setdefault(run["method"], {}).setdefault(run["seed"], run)
-    for by_method in pairs.values():
-        older = by_method.pop("vi_simsiam_2022", None)
-        if older:
-            by_method.setdefault("vi_simsiam", older)
-    return pairs
-
-
-def prosmin_pairs(backbones: dict[str, str]) -> list[tuple[str, str]]:
-    """(method, other) for each form of ProSMin and each of COMPARED_WITH on the same backbone.
-
-    backbones: method -> backbone, of the methods that have runs.
-    """
+def prosmin_pairs(runs: Sequence[dict]) -> list[tuple[str, str]]:
+    """(method, other) for each form of ProSMin and each of COMPARED_WITH on the same backbone."""
+    backbones = {run["method"]: run["backbone"] for run in runs}
     pairs = []
     for method in ("prosmin", "prosmin_vit"):
         for other in COMPARED_WITH:
@@ -61,34 +42,40 @@ def prosmin_pairs(backbones: dict[str, str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def by_length(listed: Sequence[dict]) -> tuple[list[dict], list[dict]]:
-    """These runs in two lists: of the fewest epochs of their method on their set, and longer."""
-    fewest: dict[tuple[str, str], int] = {}
-    for run in listed:
-        key = run["dataset"], run["method"]
-        fewest[key] = min(run["epochs"], fewest.get(key, run["epochs"]))
-    shortest = []
-    longer = []
-    for run in listed:
-        is_shortest = run["epochs"] == fewest[run["dataset"], run["method"]]
-        (shortest if is_shortest else longer).append(run)
-    return shortest, longer
+def with_usual(changed: Sequence[dict], methods: Collection[str]) -> list[dict]:
+    """Runs of an ablation, and those of the protocol that they are compared with.
+
+    changed: the runs, on the same images for the same epochs. Added are the measured runs of
+    ``methods`` on these images for as many epochs, where the protocol has them.
+    """
+    listed = {settings.run_name(run): run for run in changed}
+    first = changed[0]
+    for run in measure.measured(settings.runs(first["profile"], group=settings.PROTOCOL)):
+        is_alike = all(run[key] == first[key] for key in ("dataset", "epochs", "train_images"))
+        if is_alike and run["method"] in methods:
+            listed.setdefault(settings.run_name(run), run)
+    return list(listed.values())
 
 
-def behind(
-    listed: Sequence[dict], dataset: str, methods: Collection[str], seeds: Collection[int]
-) -> dict:
-    """epochs (the fewest of those that are trained) and runs (names) behind a row of a table."""
-    runs = [
-        run
-        for run in listed
-        if run["dataset"] == dataset and run["method"] in methods and run["seed"] in seeds
-    ]
-    epochs = [run["epochs"] for run in runs if run["epochs"]]
-    return {
-        "epochs": min(epochs, default=0),
-        "runs": " ".join(settings.run_name(run) for run in runs),
-    }
+def variants(runs: Sequence[dict]) -> dict[str, str]:
+    """What each run of an ablation changes, by the name of the run: "prosmin samples 16".
+
+    The method and those settings that differ among its runs and are not as the profile has them, in
+    the order of their names: "vje directional_freedom 100000, learning_rate 0.03".
+    """
+    values: dict[tuple[str, str], set] = {}
+    for run in runs:
+        for key, value in run.items():
+            values.setdefault((run["method"], key), set()).add(str(value))
+    names = {}
+    for run in runs:
+        changes = []
+        for key, value in sorted(settings.differences(run).items()):
+            if len(values[run["method"], key]) > 1:
+                text = f"{value:g}" if isinstance(value, float) else str(value)
+                changes.append(f"{key} {text}")
+        names[settings.run_name(run)] = " ".join([run["method"], ", ".join(changes)]).strip()
+    return names
 
 
 def tuning(profile: str) -> pd.DataFrame:
@@ -127,278 +114,164 @@ def tuning(profile: str) -> pd.DataFrame:
     return frame.assign(chosen=is_complete & is_best & is_trained)
 
 
-# ----------------------------------------------------------------------- gains over the references
-def must_beat(reference: str, dataset: str) -> bool:
-    """Whether a run on this set must beat the reference in k-NN accuracy to count as evidence.
+def sharpening(profile: str, usual: float = 0.04) -> pd.DataFrame:
+    """DINO's k-NN accuracy by the temperature of its teacher (VI-SimSiam 2023, Claim 4.9).
 
-    The untrained network always; raw pixels on photographs, where they say little.
+    One row a temperature: temperature, knn_percent, untrained (the untrained network's),
+    points_behind (k-NN at the ``usual`` temperature minus at this one) with ci_low, ci_high and
+    seeds, the entropies in nats of the teacher's softmax for one image and for the mean of a batch
+    at the end of training, and runs. Empty for a profile without such runs.
     """
-    return reference in measure.UNTRAINED or dataset.startswith(("cifar10", "imagenette"))
-
-
-def gains(run: dict, listed: list[dict]) -> pd.DataFrame:
-    """k-NN accuracy of a run minus that of the untrained network and of raw pixels.
-
-    Paired by test image, with a 95 % bootstrap over images. Columns: reference (of those among
-    ``listed`` one with the run's backbone and seed, else the first), value, ci_low, ci_high, n,
-    must_beat.
-    """
+    columns = ["temperature", "knn_percent", "untrained", "points_behind", "ci_low", "ci_high"]
+    columns += ["seeds", "entropy", "entropy_of_mean", "runs"]
+    listed = measure.measured(settings.runs(profile, group="sharpening"))
+    if not listed:
+        return pd.DataFrame(columns=columns)
+    knn = pd.DataFrame([_knn_by_temperature(run) for run in listed])
+    untrained = measure.learned(listed).untrained.iloc[0]
+    at_usual = knn[np.isclose(knn.temperature, usual)].set_index("seed")
     rows = []
-    test = run["dataset"]
-    correct = _knn_correct(run)
-    for methods in (measure.UNTRAINED, ("raw_pixels",)):
-        references = [
-            other for other in listed if other["method"] in methods and other["dataset"] == test
-        ]
-        if not references:
-            continue
-        nearest = min(
-            references,
-            key=lambda other: (other["backbone"] != run["backbone"], other["seed"] != run["seed"]),
-        )
-        gain = correct - _knn_correct(nearest)
-        low, high = bootstrap_interval(np.mean, gain, draws=run["bootstrap_draws"])
-        reference = nearest["method"]
-        row = {"reference": reference, "value": gain.mean(), "ci_low": low, "ci_high": high}
-        rows.append(row | {"n": len(gain), "must_beat": must_beat(reference, test)})
-    return pd.DataFrame(rows, columns=["reference", "value", "ci_low", "ci_high", "n", "must_beat"])
+    for temperature, part in knn.groupby("temperature"):
+        part = part.set_index("seed")
+        difference = intervals.metric_difference(at_usual, part, scale=100)
+        row = {"temperature": temperature, "points_behind": difference.pop("difference")}
+        row |= {"knn_percent": 100 * part.value.mean(), "untrained": untrained}
+        row |= {name: part[name].mean() for name in ("entropy", "entropy_of_mean")}
+        row["runs"] = " ".join(dict.fromkeys([*at_usual.run, *part.run]))
+        rows.append(row | difference)
+    return pd.DataFrame(rows, columns=columns)
 
 
-def _knn_correct(run: dict) -> np.ndarray:
+def _knn_by_temperature(run: dict) -> dict:
+    """k-NN accuracy of one run with its interval, and the last entropies of its log."""
     name = settings.run_name(run)
-    scores = store.read_scores(run["profile"], name, run["dataset"], ("knn_correct",))
-    return scores["knn_correct"].astype(float)
-
-
-def is_evidence(rows: pd.DataFrame) -> bool:
-    """Whether all gains that must be positive exclude zero, and there is one."""
-    counting = rows[rows.must_beat.astype(bool)]
-    return len(counting) > 0 and bool((counting.ci_low > 0).all())
-
-
-def is_trained(method: str, profile: str) -> bool:
-    """``is_evidence`` of all seeds of a method among the runs that methods are compared by."""
-    listed = measure.compared_runs(profile)
-    frames = [gains(run, listed) for run in listed if run["method"] == method]
-    return bool(frames) and is_evidence(pd.concat(frames))
+    metrics = measure.metrics([run])
+    is_knn = (metrics.metric == "accuracy") & (metrics.classifier == "knn")
+    knn = metrics[is_knn & (metrics.condition == "clean")].iloc[0]
+    last = store.read_csv(store.run_dir(run["profile"], name) / "log.csv").iloc[-1]
+    return {
+        "temperature": run["teacher_temperature"],
+        "run": name,
+        "seed": run["seed"],
+        "value": knn.value,
+        "ci_low": knn.ci_low,
+        "ci_high": knn.ci_high,
+        "entropy": last.entropy,
+        "entropy_of_mean": last.entropy_of_mean,
+    }
 
 
 # -------------------------------------------------------------------------------------- differences
-def points_apart(
-    first: Mapping[int, Mapping],
-    second: Mapping[int, Mapping],
-    column: str,
-    draws: int,
-    factor: float = 100.0,
-) -> dict:
-    """The mean of one stored score over images, first minus second, times ``factor``.
-
-    first, second: seed -> stored scores. Returns what ``intervals.difference_over_seeds`` does.
-    """
-
-    def scaled(by_seed: Mapping[int, Mapping]) -> dict[int, list[np.ndarray]]:
-        return {
-            seed: [factor * scores[column].astype(np.float64)] for seed, scores in by_seed.items()
-        }
-
-    return intervals.difference_over_seeds(np.mean, scaled(first), scaled(second), draws)
-
-
-def paired_differences(
-    listed: list[dict],
+def over_pairs(
+    rows: pd.DataFrame,
     pairs: Sequence[tuple[str, str]],
-    columns: dict[str, tuple[str, float]],
-    draws: int,
+    *keys: str,
+    by: str = "method",
+    scale: float = 1.0,
 ) -> pd.DataFrame:
-    """``points_apart`` of each pair of methods and each measure, with method, minus, measure.
+    """``intervals.paired_over_seeds`` of each pair (first, second), and the runs of both sides.
 
-    listed: measured runs on one data set; columns: measure -> (name in the stored scores, factor).
+    rows: stored metrics with the column run, as ``parts.read`` has them. Columns: those of
+    paired_over_seeds, and first and second, names of runs. A pair without rows is left out.
     """
-    stored: dict[str, dict] = {}  # method -> seed -> scores
-    compared = set().union(*pairs)
-    for run in listed:
-        if run["method"] in compared:
-            scores = store.read_scores(run["profile"], settings.run_name(run), run["dataset"])
-            stored.setdefault(run["method"], {})[run["seed"]] = scores
-    rows = []
-    for method, minus in pairs:
-        for name, (column, factor) in columns.items():
-            difference = points_apart(stored[method], stored[minus], column, draws, factor)
-            rows.append({"method": method, "minus": minus, "measure": name} | difference)
-    return pd.DataFrame(rows)
+    tables = []
+    for first, second in pairs:
+        table = intervals.paired_over_seeds(rows, first, second, *keys, by=by, scale=scale)
+        if len(table):
+            table["first"] = " ".join(rows.run[rows[by] == first].unique())
+            table["second"] = " ".join(rows.run[rows[by] == second].unique())
+            tables.append(table)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def over_classes(percent: pd.DataFrame, names: Mapping[tuple[str, str], str]) -> pd.DataFrame:
-    """The first row of ``percent`` [scores, classes] minus every other, over the classes of both.
+# ------------------------------------------------------------------------------------------ SimVAE
+def minus_others(rows: pd.DataFrame, method: str, *keys: str, scale: float = 1.0) -> pd.DataFrame:
+    """``intervals.paired_over_seeds`` of one method and each other, for each value of ``keys``.
 
-    Each class is a training of its own, so the interval is Student's t over classes. names:
-    (method, score) -> row. Columns method, minus, difference, ci_low, ci_high, n (classes), seeds,
-    and counts: whether one of the two methods beats the untrained network by the distance to its
-    nearest features, without which a difference says nothing of what was learned.
+    rows: of stored metrics with a column run. Columns: keys, method, other, mean, mean_other,
+    difference, ci_low, ci_high, seeds, runs (the names of both methods' runs).
     """
-
-    def gap(first: str, second: str) -> dict[str, float]:
-        both = percent.loc[[first, second]].dropna(axis=1).to_numpy()
-        return intervals.paired_difference(both[0], both[1])
-
-    rows_of_distance = {
-        method: row for (method, score), row in names.items() if score == "knn_distance"
-    }
-    learned = set()
-    for (method, _), _ in names.items():
-        distance = rows_of_distance.get(method)
-        untrained = rows_of_distance.get("random")
-        if distance is None or untrained is None or gap(distance, untrained)["ci_low"] > 0:
-            learned.add(method)
-    listed = [(method, row) for (method, _), row in names.items()]
-    rows = []
-    for method, row in listed[1:]:
-        difference = gap(listed[0][1], row)
-        counts = listed[0][0] in learned or method in learned
-        rows.append({"method": listed[0][0], "minus": row} | difference | {"counts": counts})
-    columns = ["method", "minus", "difference", "ci_low", "ci_high", "seeds", "counts"]
-    return pd.DataFrame(rows, columns=columns).rename(columns={"seeds": "n"}).assign(seeds=1)
+    tables = [intervals.paired_over_seeds(rows[:0], method, "", *keys).assign(runs="")]
+    for (*place, other), part in rows.groupby([*keys, "method"], sort=False):
+        is_here = (rows[list(keys)] == place).all(axis=1)
+        ours = rows[is_here & (rows.method == method)]
+        if other == method or ours.empty:
+            continue
+        both = pd.concat([ours, part])
+        table = intervals.paired_over_seeds(both, method, other, *keys, scale=scale)
+        tables.append(table.assign(runs=" ".join([*ours.run, *part.run])))
+    filled = [table for table in tables if len(table)] or tables[:1]
+    table = pd.concat(filled, ignore_index=True)
+    return table.rename(columns={"minus": "other", "mean_minus": "mean_other"})
 
 
-# -------------------------------------------------------------------------------- content and style
-def _content_scores(listed: Sequence[dict]) -> dict[str, dict[str, dict[int, dict]]]:
-    """Stored scores of the content probes and of k-NN: data set -> method -> seed -> scores.
+def setting_changes(rows: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Accuracy at the largest value of a setting minus that at the smallest, in points.
 
-    ValueError for two runs of one seed.
+    rows: stored accuracies with columns run, dataset and the setting; where a run has several, by
+    different classifiers, their mean is taken. One row a data set, method and seed that has both:
+    dataset, method, seed, run (both names), lowest and highest (the two values), value, ci_low and
+    ci_high, in which the two intervals over images are combined in quadrature, and n.
     """
-    stored: dict[str, dict] = {}
-    for run in listed:
-        by_seed = stored.setdefault(run["dataset"], {}).setdefault(run["method"], {})
-        if run["seed"] in by_seed:
-            names = behind(listed, run["dataset"], [run["method"]], [run["seed"]])["runs"]
-            raise ValueError(
-                f"Several runs of one method and seed: {names}; compare one of them at a time."
-            )
-        name = settings.run_name(run)
-        test = run["dataset"]
-        scores = store.read_scores(run["profile"], name, test, ("knn_correct",))
-        by_seed[run["seed"]] = scores | store.read_scores(run["profile"], name, f"{test}_content")
-    return stored
+    keys = ["dataset", "method", "seed", "run", setting]
+    means = rows.groupby(keys, as_index=False)[["value", "ci_low", "ci_high", "n"]].mean()
+    tables = []
+    for _, part in means.groupby(["dataset", "method"], sort=False):
+        lowest = part[setting].min()
+        highest = part[setting].max()
+        ends = part[part[setting] == lowest].merge(
+            part[part[setting] == highest], on=["dataset", "method", "seed"], suffixes=("", "_high")
+        )
+        if lowest == highest or ends.empty:
+            continue
+        change = 100 * (ends.value_high - ends.value)
+        widths = (ends.ci_high - ends.ci_low, ends.ci_high_high - ends.ci_low_high)
+        half = 50 * np.hypot(*widths)
+        table = ends[["dataset", "method", "seed", "n"]].assign(
+            run=ends.run + " " + ends.run_high, lowest=lowest, highest=highest
+        )
+        tables.append(table.assign(value=change, ci_low=change - half, ci_high=change + half))
+    columns = ["dataset", "method", "seed", "run", "lowest", "highest"]
+    columns += ["value", "ci_low", "ci_high", "n"]
+    if not tables:
+        return pd.DataFrame(columns=columns)
+    return pd.concat(tables, ignore_index=True)[columns]
 
 
-def content_differences(listed: Sequence[dict], method: str, draws: int) -> pd.DataFrame:
-    """Content accuracy of ``method`` minus that of each other with a seed in common, in points.
+def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
+    """The share that a method closes of the gap in MLP accuracy from VAEs to predictive methods.
 
-    listed: measured runs, one for a data set, method and seed. Columns: method, dataset, other,
-    classifier, epochs, difference_points, ci_low, ci_high, seeds, n, runs.
-    """
-    rows = []
-    for dataset, by_method in _content_scores(listed).items():
-        ours = by_method.pop(method, {})
-        for other, theirs in by_method.items():
-            seeds = set(ours) & set(theirs)
-            if not seeds:
-                continue
-            runs = behind(listed, dataset, (method, other), seeds)
-            for classifier in ("mlp_paper", "knn_chosen", "knn"):
-                row = {"method": method, "dataset": dataset, "other": other}
-                row |= {"classifier": classifier} | runs
-                rows.append(row | points_apart(ours, theirs, f"{classifier}_correct", draws))
-    columns = ["method", "dataset", "other", "classifier", "epochs", *OF_A_DIFFERENCE, "runs"]
-    return pd.DataFrame(rows, columns=columns).rename(columns={"difference": "difference_points"})
-
-
-def content_gaps(
-    listed: Sequence[dict], method: str, below: Collection[str], above: Collection[str], draws: int
-) -> pd.DataFrame:
-    """The share of the gap in MLP accuracy, from the best of ``below`` to the best of ``above``.
-
-    ``(accuracy - lower) / (upper - lower)``: 0 as good as the lower, 1 as the upper. A row for each
-    data set that has all three in a common seed and the upper above the lower: method, dataset,
-    lower, upper (names), lower_percent, upper_percent, share, ci_low, ci_high, seeds, n, epochs,
-    runs. The best are so in the seeds that each has in common with ``method``.
+    ``(accuracy - lower) / (upper - lower)``, where lower is the best of OTHER_VAES and upper the
+    best predictive method: 0 is as good as the lower, 1 as the upper. scores:
+    parts.read_scores(runs, "_content"). A row for each data set where the upper is above the lower:
+    dataset, method, lower, upper (names), their accuracies in per cent, share with ci_low and
+    ci_high, seeds, n, runs.
     """
 
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
         return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
 
+    not_predictive = {*GENERATIVE, *measure.REFERENCES}
     rows = []
-    for dataset, by_method in _content_scores(listed).items():
-        ours = by_method.pop(method, {})
-        lower = _best(by_method, below, set(ours))
-        upper = _best(by_method, above, set(ours))
-        if lower is None or upper is None:
+    for dataset, part in scores.groupby("dataset", sort=False):
+        correct = part.pivot(index="index", columns=["method", "seed"], values="mlp_paper_correct")
+        correct = correct.astype(float)
+        percent = 100 * correct.mean().groupby("method").mean()
+        lower = percent[percent.index.isin(OTHER_VAES)]
+        upper = percent[~percent.index.isin(not_predictive)]
+        if method not in percent or lower.empty or upper.empty or lower.max() >= upper.max():
             continue
-        seeds = sorted(set(ours) & set(by_method[lower]) & set(by_method[upper]))
-        sides = (ours, by_method[lower], by_method[upper])
-        arrays = [_correct(side, seeds) for side in sides]
-        percent = [100 * np.mean(side) if seeds else np.nan for side in arrays[1:]]
-        if not percent[0] < percent[1]:
+        compared = [method, lower.idxmax(), upper.idxmax()]
+        by_seed = correct[compared].columns.to_frame(index=False).groupby("method").seed.agg(set)
+        seeds = sorted(set.intersection(*by_seed))
+        if not seeds:
             continue
-        interval = intervals.statistic_over_seeds(share, *arrays, draws=draws)
-        row = {"method": method, "dataset": dataset, "lower": lower, "upper": upper}
-        row |= {"lower_percent": percent[0], "upper_percent": percent[1]}
+        sides = [list(correct[name][seeds].to_numpy().T) for name in compared]
+        interval = intervals.statistic_over_seeds(share, *sides, draws=draws)
+        row = {"dataset": dataset, "method": method, "lower": compared[1], "upper": compared[2]}
+        row |= {"percent": percent[method]}
+        row |= {"lower_percent": lower.max(), "upper_percent": upper.max()}
         row |= {"share": interval.pop("mean")} | interval
-        rows.append(row | behind(listed, dataset, (method, lower, upper), seeds))
-    columns = ["method", "dataset", "lower", "upper", "lower_percent", "upper_percent", "share"]
-    columns += ["ci_low", "ci_high", "seeds", "n", "epochs", "runs"]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _correct(by_seed: dict[int, dict], seeds: Collection[int]) -> list[np.ndarray]:
-    """Which test images the MLP probe of each of these seeds has right, as 0 and 1."""
-    return [by_seed[seed]["mlp_paper_correct"].astype(float) for seed in seeds]
-
-
-def _best(by_method: dict[str, dict], names: Collection[str], seeds: set[int]) -> str | None:
-    """The most accurate of these methods in the seeds that it shares; None where none does."""
-    accuracy = {}
-    for name in names:
-        shared = seeds & set(by_method.get(name, {}))
-        if shared:
-            accuracy[name] = np.mean(_correct(by_method[name], shared))
-    return max(accuracy, key=accuracy.get) if accuracy else None
-
-
-def paired_retention(retained: pd.DataFrame, method: str, other: str) -> dict[str, float]:
-    """Style kept by one method minus that by another, mean over their factors, paired by seed.
-
-    retained: rows of style.retentions on one set. Returns difference, ci_low, ci_high, seeds. With
-    fewer than three seeds the interval is over images: the two probes' intervals, mean over factors
-    and seeds, combined in quadrature. ValueError for methods without a seed and factor in common.
-    """
-    values = ["retention", "retention_low", "retention_high"]
-    keys = ["seed", "condition"]
-    ours = retained[retained.method == method].set_index(keys)[values]
-    theirs = retained[retained.method == other].set_index(keys)[values]
-    both = ours.index.intersection(theirs.index)
-    if both.empty:
-        raise ValueError(f"{method} and {other} have no seed and factor of style in common.")
-    ours = ours.loc[both].groupby("seed").mean()
-    theirs = theirs.loc[both].groupby("seed").mean()
-    interval = intervals.paired_difference(ours.retention, theirs.retention)
-    if len(ours) < intervals.SEEDS:
-        errors = [(side.retention_high - side.retention_low).mean() / 2 for side in (ours, theirs)]
-        half = np.hypot(*errors)
-        interval |= {
-            "ci_low": interval["difference"] - half,
-            "ci_high": interval["difference"] + half,
-        }
-    return interval
-
-
-# -------------------------------------------------------------------------------------- other data
-def differences_outside(
-    own: str, name: str, rivals: dict[str, tuple[str, str]], shown: pd.DataFrame
-) -> pd.DataFrame:
-    """OOD AUROC of the likelihood of method ``own`` minus that of each rival, in points.
-
-    rivals: name -> (method, score). shown: AUROC by columns name (``name`` is the likelihood;
-    rivals without "its "), evaluated_on, value, ci_low, ci_high, n, seed. Columns: method, minus,
-    on, auroc_minus, difference, ci_low, ci_high, seeds.
-    """
-    rows = []
-    for on, part in shown.groupby("evaluated_on", sort=False):
-        by_name = {key: of.set_index("seed") for key, of in part.groupby("name")}
-        for rival in rivals:
-            theirs = by_name.get(rival.removeprefix("its "))
-            if theirs is None or name not in by_name:
-                continue
-            row = {"method": own, "minus": rival, "on": on, "auroc_minus": theirs.value.mean()}
-            rows.append(row | intervals.metric_difference(by_name[name], theirs, scale=100))
-    return pd.DataFrame(rows)
+        is_behind = part.method.isin(compared) & part.seed.isin(seeds)
+        rows.append(row | {"runs": " ".join(part.run[is_behind].unique())})
+    return pd.DataFrame(rows, columns=GAP)

@@ -40,6 +40,16 @@ FOLLOWED = "followed"
 DEVIATES = "deviates"
 # From worst to best: a claim has the first of these that one of its parts has.
 VERDICTS = (OPPOSITE, UNDECIDED, DEVIATES, SAME, REPRODUCED, FOLLOWED, NOT_TESTED)
+# As figures and the site show them, in this order.
+COLOURS = {
+    REPRODUCED: "#1b7837",
+    SAME: "#7fbf7b",
+    FOLLOWED: "#4393c3",
+    DEVIATES: "#92c5de",
+    UNDECIDED: "#e0c868",
+    OPPOSITE: "#c2533f",
+    NOT_TESTED: "#bdbdbd",
+}
 
 SIDES = ("above", "below", "within", "at_most")
 OF_A_CLAIM = {"paper", "where", "text", "parts", "printed"}

@@ -26,6 +26,21 @@ MEASURES = {
     "brier": ("brier", "linear", "clean"),
 }
 COST = ("images_per_second", "training_seconds")
+# As a table's head has them.
+LABELS = {
+    "linear_accuracy": "linear probe",
+    "knn_accuracy": "k-NN",
+    "linear_correctness_auroc": "errors of the probe (AUROC)",
+    "knn_correctness_auroc": "errors of k-NN (AUROC)",
+    "linear_aurc": "AURC",
+    "near_ood_auroc": "near OOD (AUROC)",
+    "far_ood_auroc": "far OOD (AUROC)",
+    "nll": "NLL",
+    "ece": "ECE",
+    "brier": "Brier",
+    "images_per_second": "images/s",
+    "training_seconds": "seconds",
+}
 # what an uncertainty is for: measure -> words
 USES = {
     "linear_correctness_auroc": "wrong predictions",

@@ -24,11 +24,10 @@ _NAMES = {
     ),
     "shift": (
         "CORRUPTIONS corrupted corruption_errors mean_corruption_error measure_corruptions "
-        "measure_own_scores store_outside_scores"
+        "measure_own_scores"
     ),
     "suite": (
-        "OOD_MEASURES OVER_SEEDS as_uncertainty evaluate in_percent ood_rows score_images "
-        "unsupervised_uncertainties"
+        "OOD_MEASURES as_uncertainty evaluate ood_rows score_images unsupervised_uncertainties"
     ),
     "uncertainty": (
         "UndefinedStatistic aurc augrc auroc average_precision bootstrap_interval brier_score "

@@ -5,7 +5,6 @@ validation part of train, by the run of seed 0.
 """
 
 import math
-from collections.abc import Iterable
 from contextlib import closing, suppress
 from copy import deepcopy
 from pathlib import Path
@@ -286,26 +285,6 @@ def end_of_grid(search: pd.Series) -> str:
     if best == tried.index[0]:
         return "lowest"
     return ""
-
-
-def transfer_rates(metrics: pd.DataFrame, runs: Iterable[dict]) -> pd.DataFrame:
-    """The rates that were chosen for transfer, one row for each evaluated_on, method and rate.
-
-    metrics: rows of measure_transfer; runs: the settings of their runs. Columns: evaluated_on,
-    method, learning_rate, searched (whether the method's grid has several rates) and at_end
-    (whether the rate is the lowest or highest of a grid that was searched).
-    """
-    chosen = metrics[metrics.metric == "learning_rate"].rename(columns={"value": "learning_rate"})
-    chosen = chosen[["evaluated_on", "method", "learning_rate"]].drop_duplicates()
-    grids = {run["method"]: run["fine_tune_learning_rates"] for run in runs}
-    searched = []
-    at_end = []
-    for row in chosen.itertuples():
-        grid = grids[row.method]
-        searched.append(len(grid) > 1)
-        at_end.append(len(grid) > 1 and row.learning_rate in (min(grid), max(grid)))
-    table = chosen.assign(searched=searched, at_end=at_end)
-    return table.sort_values(["evaluated_on", "method"], kind="stable", ignore_index=True)
 
 
 # ----------------------------------------------------------------------------------------- of a run

@@ -1,4 +1,4 @@
-"""Images from representations: reconstruction, generation and interpolation in the latent space.
+"""Images from representations: reconstruction, and generation from the latent space.
 
 A VAE has a decoder. For an encoder without one, a decoder of the same form is trained on its frozen
 features (SimVAE, Bizeul et al. 2024, App. A.7.6). The last functions measure a stored run.
@@ -176,11 +176,6 @@ def sample_classes(
             generator.multivariate_normal(members.mean(0), covariance, count, method="eigh")
         )
     return np.concatenate(latents).astype(np.float32), np.repeat(classes, count)
-
-
-def interpolate(first: np.ndarray, second: np.ndarray, steps: int = 8) -> np.ndarray:
-    """Latents at equal steps from first to second, both included: [N, L] twice -> [N, steps, L]."""
-    return np.linspace(first, second, steps, axis=1, dtype=np.float32)
 
 
 def fid(

@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 
 from lib.evaluation.uncertainty import (
     ROUNDING,
-    binary,
     bootstrap_interval,
     is_constant,
     paired,
@@ -194,15 +193,33 @@ def over_seeds(rows: pd.DataFrame, *keys: str, scale: float = 1.0) -> pd.DataFra
     return pd.DataFrame(table, columns=[*keys, "mean", "ci_low", "ci_high", "seeds", "n"])
 
 
-def percent_over_seeds(rows: pd.DataFrame, *keys: str) -> pd.DataFrame:
-    """``over_seeds`` in per cent, with the standard error.
+def paired_over_seeds(
+    rows: pd.DataFrame, first: str, second: str, *keys: str, by: str = "method", scale: float = 1.0
+) -> pd.DataFrame:
+    """``metric_difference`` of first and second for each value of the columns ``keys``.
 
-    Columns: keys, percent (mean), standard_error, ci_low, ci_high, seeds, n.
+    rows: stored metrics, one a seed, value of keys and value of ``by``, such as the method or the
+    score; first and second are two values of ``by``. Keys without a seed in common are left out.
+    scale: of values and differences.
+    Columns: keys, by (first), minus (second), mean and mean_minus of the two over the common seeds,
+    difference, ci_low, ci_high, seeds.
+
+    Example:
+        >>> accuracy = metrics[metrics.metric == "accuracy"]
+        >>> paired_over_seeds(accuracy, "vi_simsiam", "simsiam", "classifier", scale=100)
     """
-    table = over_seeds(rows, *keys, scale=100.0).rename(columns={"mean": "percent"})
-    errors = [100 * part.value.sem() for _, part in rows.groupby(list(keys), sort=False)]
-    table.insert(len(keys) + 1, "standard_error", errors)
-    return table
+    table = []
+    for key, part in rows.groupby(list(keys), sort=False):
+        ours = part[part[by] == first].set_index("seed")
+        theirs = part[part[by] == second].set_index("seed")
+        seeds = ours.index.intersection(theirs.index)
+        if len(seeds):
+            row = dict(zip(keys, key, strict=True)) | {by: first, "minus": second}
+            row["mean"] = scale * ours.value[seeds].mean()
+            row["mean_minus"] = scale * theirs.value[seeds].mean()
+            table.append(row | metric_difference(ours, theirs, scale))
+    columns = [*keys, by, "minus", "mean", "mean_minus", "difference", "ci_low", "ci_high", "seeds"]
+    return pd.DataFrame(table, columns=columns)
 
 
 # ----------------------------------------------------------------------------- tests over images
@@ -252,39 +269,3 @@ def _result(test, difference: float) -> TestResult:
         ci_low=float(low),
         ci_high=float(high),
     )
-
-
-def permutation_test_auroc(
-    score: ArrayLike, positive: ArrayLike, draws: int = 10_000, seed: int = 0
-) -> float:
-    """Two-sided p-value of AUROC = 0.5 under permutations of the labels.
-
-    The share of permutations at least as far from 0.5 as the observed labels, which are counted
-    too: never below ``1/(draws + 1)``.
-    """
-    if draws < 1:
-        raise ValueError(f"draws must be >= 1, got {draws}.")
-    score, positive = binary(score, positive)
-    ranks = scipy.stats.rankdata(score)
-    count = positive.sum()
-    expected = count * (ranks.size + 1) / 2
-    observed = abs(ranks[positive].sum() - expected)
-    generator = np.random.default_rng(seed)
-    # Rank sums are multiples of ½, exact in float64, so "at least as far" needs no tolerance.
-    distances = [abs(generator.permutation(ranks)[:count].sum() - expected) for _ in range(draws)]
-    return float((1 + np.sum(np.array(distances) >= observed)) / (1 + draws))
-
-
-def holm(p_values: ArrayLike) -> np.ndarray:
-    """Holm-adjusted p-values [M] in the given order (Holm 1979).
-
-    The running maximum of ``(M - rank) p`` over the sorted p-values, at most 1.
-    """
-    p_values = np.asarray(p_values, dtype=np.float64)
-    if p_values.ndim != 1 or p_values.size == 0 or not ((p_values >= 0) & (p_values <= 1)).all():
-        raise ValueError(f"p_values must be [M] with M >= 1 numbers in 0 … 1, got {p_values}.")
-    order = np.argsort(p_values, kind="stable")
-    factors = np.arange(p_values.size, 0, -1)
-    adjusted = np.empty_like(p_values)
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p_values[order] * factors))
-    return adjusted

@@ -1,8 +1,11 @@
-"""What κ says of training images, classes, augmented images and labelled subsets.
+"""What κ says of training images, other data sets, classes, augmented images and labelled subsets.
 
 The measures of VI-SimSiam's tables and figures, as parts of the evaluation suite: of a run that
-predicts a concentration, each returns metrics rows and stores an array for every image.
+predicts a concentration, each returns metrics rows and stores an array for every image. And the
+runs that the notebooks on κ show.
 """
+
+from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
@@ -15,11 +18,18 @@ from lib.data import views
 from lib.data.sets import ImageSet
 from lib.evaluation import theory
 from lib.evaluation.embed import Embedded, Transform, embed_images, input_transform, square_crop
-from lib.evaluation.intervals import holm, paired_test, welch_test
-from lib.evaluation.measure import Run, kappa_of_views
+from lib.evaluation.intervals import paired_test, welch_test
+from lib.evaluation.measure import Run, kappa_of_views, required
 from lib.evaluation.probes import linear_probe
+from lib.evaluation.suite import ood_rows
 from lib.evaluation.uncertainty import rank_correlation, with_interval
+from lib.runs import settings as run_settings
 from lib.runs import store
+
+FORMS = ("vi_simsiam", "vi_simsiam_2022")  # of VI-SimSiam
+# What SimSiam and VI-SimSiam have in common where they are compared.
+SAME_TRAINING = ("dataset", "epochs", "local_views", "learning_rate", "batch_size")
+OTHER_SETS = "other_sets"  # the scores with κ of other data sets: kappa_<set>
 
 # One part of SimSiam's augmentation, applied for certain (VI-SimSiam 2022, Fig. 9).
 IDENTITY = {
@@ -61,12 +71,91 @@ SELECTION_RULES = (
 )
 
 
-# ------------------------------------------------------------------------------- training images
+# --------------------------------------------------------------------------- which runs are shown
+def shown_runs(profile: str) -> list[dict]:
+    """The measured runs of VI-SimSiam that the notebooks on κ show: one form and length a data set.
+
+    On the profile's own set it is the form of 2023, on other sets that of 2022, each only if it is
+    measured, otherwise the other. Of several lengths it is the longest. FileNotFoundError with the
+    command that makes them where there is none.
+    """
+    usual = [run for run in _listed(profile, *FORMS) if not run_settings.differences(run)]
+    by_set: dict[str, list[dict]] = {}
+    for run in required(usual, profile):
+        by_set.setdefault(run["dataset"], []).append(run)
+    own_set = run_settings.profile_settings(profile)["dataset"]
+    shown = []
+    for dataset, runs in by_set.items():
+        preferred = FORMS if dataset == own_set else FORMS[::-1]
+        form = min((run["method"] for run in runs), key=preferred.index)
+        of_form = [run for run in runs if run["method"] == form]
+        longest = max(run["epochs"] for run in of_form)
+        shown += [run for run in of_form if run["epochs"] == longest]
+    return shown
+
+
+def simsiam_beside(runs: list[dict]) -> list[dict]:
+    """The measured SimSiam runs with the data, length, views, rate and batch of these runs."""
+    profile = runs[0]["profile"]
+    trainings = [_training(run) for run in runs]
+    simsiam = [run for run in _listed(profile, "simsiam") if _training(run) in trainings]
+    return required(simsiam, profile)
+
+
+def _training(run: dict) -> dict:
+    return {name: run[name] for name in SAME_TRAINING}
+
+
+def _listed(profile: str, *methods: str) -> list[dict]:
+    """Runs of these methods on the profile's own set and on other data."""
+    listed = []
+    for group in (run_settings.PROTOCOL, "datasets"):
+        listed += run_settings.runs(profile, group=group)
+    return [run for run in listed if run["method"] in methods]
+
+
+def read_by_set(runs: Iterable[dict]) -> pd.DataFrame:
+    """Stored κ of test images of each run's own set and of other sets, a row a run and image.
+
+    Columns: run, method, seed, dataset (that the run is trained on), evaluated_on, kappa. Runs
+    without κ of other sets are left out; FileNotFoundError with the command that makes them where
+    none has it.
+    """
+    frames = []
+    profile = ""
+    for run in runs:
+        profile = run["profile"]
+        dataset = run["dataset"]
+        name = run_settings.run_name(run)
+        others = store.stored_scores(profile, name, f"{dataset}_{OTHER_SETS}")
+        if not others:
+            continue
+        test = store.read_scores(profile, name, dataset, ("kappa",))
+        for key, values in {f"kappa_{dataset}": test["kappa"], **others}.items():
+            frame = pd.DataFrame({"kappa": values.astype(float)})
+            frame.insert(0, "evaluated_on", key.removeprefix("kappa_"))
+            for place, column in enumerate(("method", "seed", "dataset")):
+                frame.insert(place, column, run[column])
+            frame.insert(0, "run", name)
+            frames.append(frame)
+    if not frames:
+        raise FileNotFoundError(
+            "None of these runs has κ of other data sets; make it with: make reproduce "
+            f"PROFILE={profile or 'standard'}"
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+# -------------------------------------------------------------------- training images, other sets
 def measure_distribution(run: Run) -> list[dict]:
-    """κ of training images, by class, and of correct and wrong predictions (VI-SimSiam 2022, §6).
+    """κ of training images, other sets and classes, and of correct and wrong predictions.
+
+    VI-SimSiam 2022, §6 and §7.
 
     - conditions train and "train, augmented" (AUGMENTED_VIEWS views of an image, Table 1): mean
       and std of κ; κ of all views is stored as scores ``<dataset>_views``
+    - condition "other set", by set: mean and std of κ, and ood_auroc of the uncertainty -κ; κ of
+      each image is stored as scores ``<dataset>_other_sets``
     - condition "class <name>": within_class_cosine, the mean cosine of two test images of a class;
       neighbour_purity, the share of images whose nearest neighbour has their label; median_kappa
     - condition "over classes": spearman of the median κ with both, over classes
@@ -78,6 +167,7 @@ def measure_distribution(run: Run) -> list[dict]:
     by_class = _class_rows(run, scores)
     return [
         *_training_rows(run),
+        *other_set_rows(run, scores.kappa.to_numpy()),
         *by_class,
         *_over_classes(by_class),
         *_correctness_rows(run, scores),
@@ -103,6 +193,38 @@ def _mean_and_std(condition: str, images: ImageSet, kappa: np.ndarray) -> list[d
         common | {"metric": "mean", "value": kappa.mean()},
         common | {"metric": "std", "value": kappa.std()},
     ]
+
+
+def other_set_rows(run: Run, kappa: np.ndarray) -> list[dict]:
+    """Rows of the condition "other set", and the scores behind them; kappa: of the test set.
+
+    The sets are those that count as out-of-distribution for the run. One that is not available has
+    no rows.
+    """
+    rows = []
+    arrays = {}
+    for name in (*run.settings["ood_near"], *run.settings["ood_far"]):
+        if name == run.settings["dataset"]:
+            continue
+        try:
+            images = run.other(name)
+        except FileNotFoundError:
+            continue
+        other = run.embed(images)["kappa"]
+        arrays[f"kappa_{name}"] = other.astype(np.float32)
+        rows += [row | {"evaluated_on": name} for row in _mean_and_std("other set", images, other)]
+        rows += ood_rows(
+            {"uncertainty": -np.append(kappa, other)},
+            outside=np.repeat([False, True], [len(kappa), len(other)]),
+            draws=run.settings["bootstrap_draws"] // 4,
+            names=("ood_auroc",),
+            evaluated_on=name,
+            condition="other set",
+        )
+    if arrays:
+        scores = f"{run.settings['dataset']}_{OTHER_SETS}"
+        store.write_scores(run.profile, run.name, scores, arrays)
+    return rows
 
 
 def _class_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
@@ -214,8 +336,7 @@ def measure_augmentation(run: Run) -> list[dict]:
     draws, and κ of a square crop at each of PLACES.
 
     - condition <augmentation>: mean and std; std_single_draw, over single draws; std_ratio to the
-      plain images; mean_difference, paired by image; p values of Welch's and the paired test,
-      corrected over augmentations (Holm)
+      plain images; mean_difference, paired by image
     - condition "random crop against the others": mean_difference to the lowest of the others, and
       std_ratio to the widest
     - condition "centre against right": share_higher, of images whose centre has the higher κ.
@@ -257,7 +378,6 @@ def _augmented_kappa(run: Run, images: ImageSet) -> Embedded:
 def _augmentation_rows(kappa: Embedded) -> list[dict]:
     plain = kappa["plain"]
     rows = []
-    p_values = []
     for augmentation in ("plain", *AUGMENTATIONS):
         other = kappa[augmentation]
         within = kappa.get(f"{augmentation} within", np.zeros_like(plain))
@@ -275,16 +395,6 @@ def _augmentation_rows(kappa: Embedded) -> list[dict]:
         difference = {"value": paired.mean_difference, "ci_low": paired.ci_low}
         difference |= {"ci_high": paired.ci_high, "metric": "mean_difference"}
         rows.append({"condition": augmentation} | difference)
-        welch = welch_test(other, plain)
-        p_values.append((augmentation, welch.p_value, paired.p_value))
-    if p_values:
-        names, welch_p, paired_p = zip(*p_values, strict=True)
-        corrected = zip(names, holm(welch_p), holm(paired_p), strict=True)
-        for name, welch_holm, paired_holm in corrected:
-            values = {"welch_p_holm": welch_holm, "paired_p_holm": paired_holm}
-            rows += _metric_rows(name, values)
-        for name, p, _ in p_values:
-            rows += _metric_rows(name, {"welch_p": p})
     return rows
 
 
@@ -293,6 +403,21 @@ def _metric_rows(condition: str, values: dict[str, float]) -> list[dict]:
         {"condition": condition, "metric": metric, "value": value}
         for metric, value in values.items()
     ]
+
+
+def relative_change(rows: pd.DataFrame) -> pd.DataFrame:
+    """How much each augmentation changes the mean κ of a run, as a share of that of plain images.
+
+    rows: of the part "augmentation", one run a dataset and seed. Returns the rows mean_difference
+    under AUGMENTATIONS with value, ci_low and ci_high as shares: -0.1 is a tenth lower.
+    """
+    plain = rows[(rows.condition == "plain") & (rows.metric == "mean")]
+    plain = plain[["dataset", "seed", "value"]].rename(columns={"value": "plain"})
+    change = rows[(rows.metric == "mean_difference") & rows.condition.isin(AUGMENTATIONS)]
+    change = change.merge(plain, on=["dataset", "seed"])
+    columns = ["value", "ci_low", "ci_high"]
+    change[columns] = change[columns].div(change.plain, axis=0)
+    return change.drop(columns="plain")
 
 
 def _deviation_ratio(first: np.ndarray, second: np.ndarray) -> float:

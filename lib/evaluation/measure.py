@@ -359,6 +359,10 @@ def _knn_rows(runs: Iterable[dict]) -> pd.DataFrame:
 def available(runs: Iterable[dict]) -> Iterator[Run]:
     """Those of these runs whose data and network are here, each read when it is reached."""
     for settings in runs:
+        folder = store.run_dir(settings["profile"], run_settings.run_name(settings))
+        files = [folder / "model.safetensors", store.encoder_path(settings["method"])]
+        if not any(path.exists() for path in files):  # its data need not be read
+            continue
         if settings["dataset"] in run_settings.absent_sets(settings["profile"]):
             continue
         run = Run(settings)

@@ -102,7 +102,9 @@ def _parts_of_simvae(profile: str) -> list[Part]:
         if sources.has_styles(run["dataset"]):
             styled.setdefault(run["dataset"], []).append(run)
     for name in settings.profile_settings(profile)["factor_sets"]:
-        styled.setdefault(name, []).extend(compared)
+        if name not in styled:  # nothing is trained on these styles: networks of the plain images
+            styled[name] = [run for run in own if name == f"styled_{run['dataset']}"]
+        styled[name].extend(compared)
     factors = []
     for name, runs in styled.items():
         measure_factors = partial(style.measure_factors, dataset=name)
@@ -138,7 +140,6 @@ def _parts_of_prosmin(profile: str) -> list[Part]:
     return [
         Part("corruptions", prosmin, compared, shift.measure_corruptions),
         Part("own_scores", prosmin, several_scores, shift.measure_own_scores),
-        Part("outside", prosmin, own, shift.store_outside_scores),
         Part(finetune.FEW_LABELS, prosmin, networks, finetune.measure_few_labels),
         *transfer,
     ]
@@ -147,11 +148,9 @@ def _parts_of_prosmin(profile: str) -> list[Part]:
 def _parts_of_vje(profile: str) -> list[Part]:
     compared = _measured(profile, settings.PROTOCOL, paper="vje")
     vje = [run for run in compared if run["method"] == "vje"]
-    both = [run for run in compared if run["method"] in ("vje", "vi_simsiam")]
     return [
         Part("own_scores", ("vje",), vje, shift.measure_own_scores),
         Part("variances", ("vje",), vje, theory.measure_variances),
-        Part("outside", ("vje",), both, shift.store_outside_scores),
     ]
 
 
@@ -200,23 +199,43 @@ def overview(profile: str) -> pd.DataFrame:
 
 
 def read(name: str, runs: Iterable[dict]) -> pd.DataFrame:
-    """The stored metrics of one part, of those of these runs that have it.
+    """The stored metrics of one part ("*": of all), of those of these runs that have it.
 
-    Columns as lib.runs.store.read_metrics, with dataset and epochs of the run. FileNotFoundError
-    with the command that makes them where no run has any.
+    Columns as lib.runs.store.read_metrics, with run, dataset and epochs of the run.
+    FileNotFoundError with the command that makes them where no run has any.
     """
     frames = []
     profile = ""
     for run in runs:
         profile = run["profile"]
-        frame = store.read_metrics(profile, name, settings.run_name(run))
+        run_name = settings.run_name(run)
+        frame = store.read_metrics(profile, name, run_name)
         if len(frame):
-            frames.append(frame.assign(dataset=run["dataset"], epochs=run["epochs"]))
+            place = {"run": run_name, "dataset": run["dataset"], "epochs": run["epochs"]}
+            frames.append(frame.assign(**place))
     if not frames:
         raise FileNotFoundError(
             f"The part {name!r} of the evaluation suite is not stored of any of these runs; make "
             f"it with: make reproduce PROFILE={profile or 'standard'}"
         )
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_factors(runs: Iterable[dict]) -> pd.DataFrame:
+    """The probes of content and style of these runs, as ``read``, of all sets with known styles.
+
+    Column set: whose factors are probed. Empty where none of these runs is probed.
+    """
+    frames = []
+    for run in runs:
+        name = settings.run_name(run)
+        rows = store.read_metrics(run["profile"], "*", name)
+        rows = rows[rows.part.str.startswith(f"{style.FACTORS}-")]
+        if len(rows):
+            probed = rows.part.str.removeprefix(f"{style.FACTORS}-")
+            frames.append(rows.assign(run=name, dataset=run["dataset"], set=probed))
+    if not frames:
+        return pd.DataFrame(columns=[*store.METRIC_COLUMNS, "run", "dataset", "set"], dtype=float)
     return pd.concat(frames, ignore_index=True)
 
 
@@ -243,6 +262,31 @@ def read_scores(runs: Iterable[dict], suffix: str = "") -> pd.DataFrame:
     if not frames:
         raise FileNotFoundError(
             f"None of these runs has stored scores{suffix}; make them with: make reproduce "
+            f"PROFILE={profile or 'standard'}"
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def read_logs(runs: Iterable[dict]) -> pd.DataFrame:
+    """The training logs of these runs: run, method, seed, dataset, epochs and the logged columns.
+
+    FileNotFoundError as ``read``, where none of them has one.
+    """
+    frames = []
+    profile = ""
+    for run in runs:
+        profile = run["profile"]
+        name = settings.run_name(run)
+        path = store.run_dir(profile, name) / "log.csv"
+        if path.exists():
+            frame = store.read_csv(path)
+            for place, column in enumerate(("method", "seed", "dataset", "epochs")):
+                frame.insert(place, column, run[column])
+            frame.insert(0, "run", name)
+            frames.append(frame)
+    if not frames:
+        raise FileNotFoundError(
+            "None of these runs has a stored log; make them with: make reproduce "
             f"PROFILE={profile or 'standard'}"
         )
     return pd.concat(frames, ignore_index=True)

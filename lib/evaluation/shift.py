@@ -18,12 +18,13 @@ from lib.data.sets import ImageSet, to_bytes
 from lib.evaluation.embed import Embedded, native_scores
 from lib.evaluation.measure import Run
 from lib.evaluation.probes import Probe, linear_probe, mahalanobis_distance
-from lib.evaluation.suite import ood_rows, unsupervised_uncertainties
+from lib.evaluation.suite import ood_rows
 from lib.evaluation.uncertainty import (
     UndefinedStatistic,
     rank_correlation_per_image,
     with_interval,
 )
+from lib.runs import settings as run_settings
 from lib.runs import store
 
 SEVERITIES = (1, 2, 3, 4, 5)
@@ -179,8 +180,20 @@ def _corruption_rows(
     return rows, np.stack(correct, axis=1)
 
 
+def graded_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies among rows of measure_corruptions, with family, corruption and severity."""
+    families = {}
+    for family, corruptions in FAMILIES.items():
+        families |= dict.fromkeys(corruptions, family)
+    graded = rows[rows.metric == "accuracy"]
+    place = graded.condition.str.rsplit("_", n=1, expand=True)
+    return graded.assign(
+        family=place[0].map(families), corruption=place[0], severity=place[1].astype(int)
+    )
+
+
 def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
-    """mCE: mean over corruptions c of ``sum_s E_sc / sum_s E_sc(reference)``, in percent.
+    """mCE: mean over corruptions c of ``sum_s E_sc / sum_s E_sc(reference)``, a fraction.
 
     Hendrycks & Dietterich 2019, §4. correct, reference: which images are right under each
     corruption and severity, [N, 15, 5], as measure_corruptions stores them. ValueError for other
@@ -197,68 +210,42 @@ def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
             f"The reference makes no error under {CORRUPTIONS[int(np.argmin(reference_errors))]}; "
             "take another reference."
         )
-    return float(100 * np.mean(errors / reference_errors))
+    return float(np.mean(errors / reference_errors))
 
 
-def corruption_errors(
-    runs: dict[str, dict], correct: dict[str, np.ndarray], reference: str, draws: int
-) -> pd.DataFrame:
-    """The mCE of each run with a 95 % bootstrap interval over images, in percent.
+def corruption_errors(runs: Sequence[dict]) -> pd.DataFrame:
+    """The mCE of these runs as stored metrics, a fraction, with a 95 % bootstrap over images.
 
-    runs: settings by name; correct: by name of the run, as mean_corruption_error takes it;
-    reference: one of the names. Columns: method, seed, mce, mce_low, mce_high, and corrupted, the
-    accuracy on all corrupted images.
+    Of those that have scores on corrupted images; the reference is the first seed of the untrained
+    ResNet, the method "random". Columns: run, method, seed, metric, value, ci_low, ci_high, n.
+    FileNotFoundError where the reference is not stored.
     """
+    by_name = {run_settings.run_name(run): run for run in runs}
+    correct = {}
+    for name, run in by_name.items():
+        scores = store.stored_scores(run["profile"], name, f"{run['dataset']}_corrupted")
+        if scores:
+            correct[name] = scores["correct"]
+    untrained = [name for name in correct if by_name[name]["method"] == "random"]
+    if not untrained:
+        raise FileNotFoundError(
+            "No untrained network has stored scores on corrupted images; make them with: "
+            f"make reproduce PROFILE={runs[0]['profile']}"
+        )
+    reference = correct[min(untrained)]
     # On all images it has to be defined; draws on which it is not are drawn again.
-    mean_corruption_error(correct[reference], correct[reference])
+    mean_corruption_error(reference, reference)
     rows = []
     for name, right in correct.items():
-        error = with_interval(mean_corruption_error, right, correct[reference], draws=draws)
-        rows.append(
-            {
-                "method": runs[name]["method"],
-                "seed": runs[name]["seed"],
-                "mce": error["value"],
-                "mce_low": error["ci_low"],
-                "mce_high": error["ci_high"],
-                "corrupted": 100 * right.mean(),
-            }
-        )
+        run = by_name[name]
+        draws = run["bootstrap_draws"] // 4
+        error = with_interval(mean_corruption_error, right, reference, draws=draws)
+        row = {"run": name, "method": run["method"], "seed": run["seed"], "metric": "mce"}
+        rows.append(row | error | {"n": len(right)})
     return pd.DataFrame(rows)
 
 
 # -------------------------------------------------------------------------------------- other sets
-def outside(settings: dict) -> str:
-    """The other set that runs are compared on: the first near one, else the first far one."""
-    return [*settings["ood_near"], *settings["ood_far"]][0]
-
-
-def store_outside_scores(run: Run) -> list[dict]:
-    """Store a run's scores of its test set and of the nearest other set, as <set>_outside.
-
-    One metrics row: how many images of both sets these are.
-
-    With them runs can be compared image by image. Arrays: uncertainty, knn_distance, outside, and
-    those of the method's native quantities that are not the uncertainty again.
-    """
-    other = outside(run.settings)
-    bank = run.embed(run.bank)
-    embedded = [run.embed(run.test()), run.embed(run.other(other))]
-    uncertainties = [unsupervised_uncertainties(bank, values) for values in embedded]
-    arrays = {}
-    for name in ("uncertainty", "knn_distance"):
-        arrays[name] = np.concatenate([values[name] for values in uncertainties])
-    test = embedded[0]
-    for name in native_scores(test):
-        if not np.array_equal(abs(test[name]), abs(test["uncertainty"])):
-            native = np.concatenate([values[name] for values in embedded])
-            arrays[name] = native.astype(np.float32)
-    arrays["outside"] = np.repeat([False, True], [len(values["label"]) for values in embedded])
-    store.write_scores(run.profile, run.name, f"{other}_outside", arrays)
-    row = {"evaluated_on": other, "condition": "outside", "metric": "images"}
-    return [row | {"value": len(arrays["outside"])}]
-
-
 def measure_own_scores(run: Run) -> list[dict]:
     """Metrics rows of how well a method's ``uncertainties`` detect other data sets.
 

@@ -2,20 +2,26 @@
 
 Content is the class of an image, style is what varies within a class (colour, scale, position).
 The first functions take arrays of features: MLP probe, k-NN, Gaussian mixture, retention of style,
-variance within groups, Fréchet distance. The last three measure a stored run with them.
+variance within groups, Fréchet distance. Then a stored run is measured with them, and what SimCLR
+keeps of style by two similarities.
 """
 
 import contextlib
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import pandas as pd
 import scipy
+import torch
+from torch import nn
 
 from lib.data import sources
-from lib.evaluation import measure
+from lib.data.sets import ImageSet
+from lib.evaluation import measure, probes, theory
 from lib.evaluation.embed import Embedded
 from lib.evaluation.uncertainty import (
     UndefinedStatistic,
@@ -24,6 +30,7 @@ from lib.evaluation.uncertainty import (
     matrix,
     with_interval,
 )
+from lib.runs import settings as run_settings
 from lib.runs import store
 
 CONTENT = ("content", "age")  # factors that are content; of faces the age is a fine content
@@ -58,6 +65,14 @@ NEIGHBOURS = {"most": 15, "chosen": "on a tenth of train"}
 MIXTURE = {"covariances": "full", "starts": 10}
 CLUSTERED_IMAGES = 10_000  # images that the Gaussian mixture is fitted to
 GROUP_VIEWS = 4  # views of each image whose variance is measured
+KNN = "content, k-NN"  # beside the factors, which an MLP predicts
+# Short trainings of SimCLR by the similarity in its loss (§4.3.2 and App. A.5), what is changed.
+SIMILARITIES = {
+    "cosine, τ = 0.5": {"temperature": 0.5},
+    "dot product, τ = 10": {"temperature": 10.0, "similarity": "dot"},
+    "untrained": {},
+}
+SIMCLR = {"learning_rate": 1e-3, "representation": 64}  # of all of them
 
 
 # ------------------------------------------------------------------------------------ classifiers
@@ -217,21 +232,10 @@ def chance(train_y: np.ndarray, test_y: np.ndarray) -> float:
 
 
 # ------------------------------------------------------------------------------ retention of style
-def retention(features_skill: float, pixels_skill: float, chance_skill: float) -> float:
-    """Style kept: (skill of the probe - chance) / (skill of a probe of raw pixels - chance).
-
-    ValueError where a probe of raw pixels does not beat chance.
-    """
-    if not pixels_skill > chance_skill:
-        raise ValueError(
-            f"The probe of raw pixels ({pixels_skill:.3f}) does not beat chance "
-            f"({chance_skill:.3f}); the factor cannot be measured here."
-        )
-    return (features_skill - chance_skill) / (pixels_skill - chance_skill)
-
-
 def retentions(probed: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     """Retention of every factor by every representation, from the rows of measure_factors.
+
+    ``(skill - chance) / (skill from raw pixels - chance)``: 1 is what a probe of raw pixels has.
 
     probed: those rows with a column set, the data set whose factors are probed. keys: the columns
     that identify a probe; method, set and condition (the factor) are among them. Returns keys and:
@@ -533,3 +537,126 @@ def _is_known(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "i":
         return labels >= 0
     return np.full(len(labels), True)
+
+
+# --------------------------------------------------------------------------- similarities of SimCLR
+@dataclass
+class ProbedLayer:
+    """The outputs [V, N, L] of a layer for V views of N images, and what probes predict from it.
+
+    predicted: factor -> predictions for the test images.
+    """
+
+    views: np.ndarray
+    predicted: dict[str, np.ndarray]
+
+
+@dataclass
+class Similarities:
+    """What the layers of SimCLR keep after short trainings by the similarities of SIMILARITIES.
+
+    - layers: one row a similarity, layer (encoder, projector) and factor (the style factors,
+      "content" by the MLP probe, and KNN): skill, chance, pixels (skill from raw pixels) and
+      retention; variance_within views of an image, of the layer.
+    - differences: one row a question, with difference, its bootstrap interval over images, seeds
+      (one) and counts. Questions: "style kept" and "variance among views", encoder minus projector,
+      of each similarity; k-NN accuracy of one similarity minus another ("cosine minus dot
+      product"), which counts only if both beat the untrained network.
+    """
+
+    layers: pd.DataFrame
+    differences: pd.DataFrame
+
+
+@cache
+def measure_similarities(profile: str) -> Similarities:
+    """Train SimCLR shortly by each similarity on images of known style, and probe its layers."""
+    budget = run_settings.profile_settings(profile)
+    dataset = budget["factor_sets"][0]
+    base = run_settings.resolve("simclr_latent", profile, dataset=dataset) | SIMCLR
+    train_count, test_count = budget["factor_images"]
+    size = base["image_size"]
+    train = sources.load(dataset, "train", image_size=size).sample(train_count)
+    test = sources.load(dataset, "test", image_size=size).sample(test_count)
+    layers = {}
+    for name, changes in SIMILARITIES.items():
+        steps = budget["similarity_steps"] if changes else 0
+        training = theory.short_training(base | changes, steps)
+        method = training.method
+        projector = nn.Sequential(method.backbone, method.projector)
+        for layer, network in (("encoder", method.backbone), ("projector", projector)):
+            layers[name, layer] = _probe_layer(network, training.views, train, test)
+    pixels = _probe_layer(nn.Flatten(), training.views, train, test)
+    table = _layers_table(layers, pixels, train, test)
+    return Similarities(table, _differences(layers, table, test, budget["bootstrap_draws"]))
+
+
+@torch.no_grad()
+def _probe_layer(
+    network: nn.Module, views: list[torch.Tensor], train: ImageSet, test: ImageSet
+) -> ProbedLayer:
+    network = network.eval().cpu()
+    train_x = network(train.batch(range(len(train))).float() / 255).float().numpy()
+    test_x = network(test.batch(range(len(test))).float() / 255).float().numpy()
+    predicted = {KNN: probes.knn_predict(train_x, train.labels, test_x)[0]}
+    for factor in ("content", *sources.style_factors(train)):
+        predicted[factor] = mlp_probe(train_x, _truth(train, factor), test_x)
+    outputs = torch.stack([network(view.cpu()) for view in views])
+    return ProbedLayer(outputs.float().numpy(), predicted)
+
+
+def _truth(images: ImageSet, factor: str) -> np.ndarray:
+    return images.labels if factor in ("content", KNN) else images.extra[factor]
+
+
+def _layers_table(
+    layers: dict[tuple[str, str], ProbedLayer], pixels: ProbedLayer, train: ImageSet, test: ImageSet
+) -> pd.DataFrame:
+    rows = []
+    for (similarity, layer), probed in layers.items():
+        views, count, length = probed.views.shape
+        groups = np.tile(np.arange(count), views)
+        share = variance_within(probed.views.reshape(-1, length), groups)
+        for factor, predicted in probed.predicted.items():
+            truth = _truth(test, factor)
+            row = {"similarity": similarity, "layer": layer, "factor": factor}
+            row["skill"] = skill(predicted, truth)
+            row["chance"] = chance(_truth(train, factor), truth)
+            row["pixels"] = skill(pixels.predicted[factor], truth)
+            rows.append(row | {"variance_within": share})
+    table = pd.DataFrame(rows)
+    range_of_skill = (table.pixels - table.chance).where(table.pixels > table.chance)
+    return table.assign(retention=(table.skill - table.chance) / range_of_skill)
+
+
+def _differences(
+    layers: dict[tuple[str, str], ProbedLayer], table: pd.DataFrame, test: ImageSet, draws: int
+) -> pd.DataFrame:
+    rows = []
+    is_style = ~table.factor.isin(["content", KNN]) & table.retention.notna()
+    scales = table[is_style].groupby("factor").first().eval("pixels - chance")
+    for similarity in SIMILARITIES:
+        encoder = layers[similarity, "encoder"]
+        projector = layers[similarity, "projector"]
+        factors = []
+        for factor, scale in scales.items():
+            predictions = encoder.predicted[factor], projector.predicted[factor]
+            factors.append(ProbedFactor(_truth(test, factor), *predictions, scale))
+        kept = retention_difference(factors, draws)
+        variance = variance_difference(encoder.views, projector.views, draws // 4)
+        for question, difference in (("style kept", kept), ("variance among views", variance)):
+            row = {"question": f"{question}, encoder minus projector", "similarity": similarity}
+            rows.append(row | difference)
+    accuracy = {
+        name: (layers[name, "encoder"].predicted[KNN] == test.labels).astype(float)
+        for name in SIMILARITIES
+    }
+    for first, second in itertools.combinations(SIMILARITIES, 2):
+        interval = with_interval(np.mean, accuracy[first] - accuracy[second], draws=draws)
+        names = first.split(",")[0], second.split(",")[0]
+        row = {"question": "{} minus {}".format(*names), "difference": interval.pop("value")}
+        rows.append(row | interval | {"n": len(test)})
+    frame = pd.DataFrame(rows)
+    gains = frame[frame.question.str.endswith("minus untrained")]
+    is_compared = frame.question == "cosine minus dot product"
+    return frame.assign(seeds=1, counts=~is_compared | (gains.ci_low > 0).all())

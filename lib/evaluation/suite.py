@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-import pandas as pd
 import torch
 
 from lib.evaluation.embed import Embedded, native_scores
@@ -41,21 +40,6 @@ OOD_MEASURES = {
     "ood_average_precision": average_precision,
 }
 SELECTIVE_MEASURES = {"aurc": aurc, "excess_aurc": excess_aurc, "augrc": augrc}
-# For groupby().agg of metrics rows: the mean over seeds, and an interval that holds every seed's.
-OVER_SEEDS = {
-    "value": ("value", "mean"),
-    "ci_low": ("ci_low", "min"),
-    "ci_high": ("ci_high", "max"),
-    "n": ("n", "max"),
-    "seeds": ("seed", "nunique"),
-}
-
-
-def in_percent(rows: pd.DataFrame) -> pd.DataFrame:
-    """Metrics rows with further columns percent, percent_low and percent_high."""
-    return rows.assign(
-        percent=100 * rows.value, percent_low=100 * rows.ci_low, percent_high=100 * rows.ci_high
-    )
 
 
 # ---------------------------------------------------------------------------- scores of each image

@@ -9,16 +9,16 @@ type of their arguments.
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import integrate
+from scipy import integrate, optimize, special
 from torch import Tensor, nn
-from torch.distributions import Categorical, Distribution
+from torch.distributions import Beta, Categorical, Distribution
 from torch.nn import functional as F
 
 from lib import methods, training
@@ -33,18 +33,30 @@ from lib.distributions import (
     mean_cosine,
 )
 from lib.evaluation import measure
-from lib.evaluation.uncertainty import (
-    UndefinedStatistic,
-    effective_rank,
-    rank_correlation,
-    with_interval,
-)
+from lib.evaluation.uncertainty import rank_correlation, with_interval
 from lib.methods.base import agreement, forward_by_size, spread, view_pairs
+from lib.runs import settings as run_settings
 from lib.runs import store
 
 WATCHED_IMAGES = 256  # test images on which a short training is measured
 MEASUREMENTS = 6  # along a short training
 QUADRATURE_NODES = 200  # of each interval
+SMALLEST_SPREAD = 0.2  # of outputs that have not collapsed; 1 is isotropic
+SMALLEST_INFORMATION = 0.01  # nats about the image, of a teacher that has not collapsed
+
+
+# -------------------------------------------------------------------------------- stored tables
+def stored_table(
+    profile: str, name: str, compute: Callable[[], pd.DataFrame], again: bool = False
+) -> pd.DataFrame:
+    """The table of a short computation: read where it is stored, else computed and stored.
+
+    name: of results/<profile>/tables/<name>.csv. again: compute it even if it is stored.
+    """
+    path = store.results_dir(profile) / "tables" / f"{store.plain_name(name, 'a table')}.csv"
+    if again or not path.exists():
+        store.write_csv(path, compute())
+    return store.read_csv(path)
 
 
 # ------------------------------------------------------------------------- Table 1: distributions
@@ -276,9 +288,7 @@ def normaliser_gradient_ratio(dimension: int, kappa: float, cosine: Tensor) -> T
     strictly between -1 (where the experts cancel: ValueError) and 1 (NaN).
     """
     c = cosine.detach().requires_grad_()
-    zeros = c.new_zeros(len(c), dimension - 2)
-    first = torch.cat([torch.stack([torch.ones_like(c), 0 * c], 1), zeros], 1)  # [C, D]
-    second = torch.cat([torch.stack([c, (1 - c**2).sqrt()], 1), zeros], 1)
+    first, second = at_cosine(c, dimension)
     concentration = torch.full_like(c, kappa)
     targets = [PointMass(first), PointMass(second.detach())]
     experts = [VonMisesFisher(first, concentration), VonMisesFisher(second, concentration)]
@@ -290,6 +300,14 @@ def normaliser_gradient_ratio(dimension: int, kappa: float, cosine: Tensor) -> T
     return ignored_gradient / kept_gradient
 
 
+def at_cosine(cosine: Tensor, dimension: int) -> tuple[Tensor, Tensor]:
+    """Two unit vectors [C, D] at each of the cosines [C]: the first axis, and one beside it."""
+    zeros = cosine.new_zeros(len(cosine), dimension - 2)
+    axis = torch.stack([torch.ones_like(cosine), torch.zeros_like(cosine)], 1)
+    beside = torch.stack([cosine, (1 - cosine**2).sqrt()], 1)
+    return torch.cat([axis, zeros], 1), torch.cat([beside, zeros], 1)
+
+
 def sphere_grid() -> tuple[Tensor, Tensor]:
     """Points [N, 3] on the sphere in three dimensions and the area [N] of each, in float64.
 
@@ -297,6 +315,34 @@ def sphere_grid() -> tuple[Tensor, Tensor]:
     """
     points, area = integrate.lebedev_rule(131)
     return torch.from_numpy(points.T), torch.from_numpy(area)
+
+
+def log_prob_by_beta(mu: Tensor, kappa: Tensor, z: Tensor) -> Tensor:
+    """log PS(z; μ, κ) [B] from the law of its cosine, without the closed form of C(κ).
+
+    (1 + μ·z)/2 ~ Beta((D-1)/2 + κ, (D-1)/2). The area of the sphere across μ at that cosine turns
+    the density of the cosine into that of z. mu, z: unit vectors [B, D]; kappa: [B].
+    """
+    half = (mu.shape[-1] - 1) / 2
+    cosine = (mu * z).sum(-1)
+    share = Beta(half + kappa, torch.full_like(kappa, half)).log_prob((1 + cosine) / 2)
+    log_area = log_sphere_area(mu.shape[-1] - 1) + (half - 1) * torch.log1p(-(cosine**2))
+    return share - math.log(2) - log_area
+
+
+def exact_concentration(cosine: float, dimension: int) -> float:
+    """The κ at which the Power Spherical density of a sample at this cosine is highest.
+
+    The root of ψ(D - 1 + κ) - ψ((D - 1)/2 + κ) + log((1 + s)/2), of which
+    ``distributions.best_concentration`` is the closed form. cosine: s in 0..1.
+    """
+    half = (dimension - 1) / 2
+
+    def gradient(kappa: float) -> float:
+        digammas = special.digamma(2 * half + kappa) - special.digamma(half + kappa)
+        return digammas + math.log((1 + cosine) / 2)
+
+    return optimize.brentq(gradient, 1e-9, 1e7)
 
 
 def compare(step: str, against: str, ours: Tensor, theirs: Tensor, *inputs: Tensor) -> dict:
@@ -335,8 +381,7 @@ def measure_outputs(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
 
     - DINO: align, uniform and kl (the three terms), entropy of the teacher's softmax, and
       entropy_of_mean, that of its mean over images; in nats.
-    - Others: cosine of the views' projections; uniformity, spread and effective_rank of the first
-      view's (NaN where all are one point).
+    - Others: cosine of the views' projections; uniformity and spread of the first view's.
     - With a predictor of its own also e_step_gap: how much higher the mean cosine with the
       predictions is at the mode of the product of experts, where an E-step puts z, than at q's
       points f(x_i).
@@ -375,18 +420,9 @@ def _teacher_measures(
     }
 
 
-def _projection_measures(z: list[Tensor]) -> dict[str, Tensor | float]:
+def _projection_measures(z: list[Tensor]) -> dict[str, Tensor]:
     """Measures of the normalised projections of two views, [B, D] each."""
-    try:
-        rank = effective_rank(z[0].cpu().numpy())
-    except UndefinedStatistic:
-        rank = math.nan
-    return {
-        "cosine": agreement(*z),
-        "uniformity": uniformity(z[0]),
-        "spread": spread(z[0]),
-        "effective_rank": rank,
-    }
+    return {"cosine": agreement(*z), "uniformity": uniformity(z[0]), "spread": spread(z[0])}
 
 
 def _e_step_gap(predictions: list[Tensor], points: list[Tensor]) -> Tensor:
@@ -394,32 +430,6 @@ def _e_step_gap(predictions: list[Tensor], points: list[Tensor]) -> Tensor:
     both = sum(predictions)
     at_points = sum((both * point).sum(1) for point in points) / 2
     return (both.norm(dim=1) - at_points).mean() / 2
-
-
-@torch.no_grad()
-def predictor_gains(method: nn.Module, views: list[Tensor]) -> pd.DataFrame:
-    """Eigenvalues λ of E[z z'] over two views, falling, and the predictor's gain along each.
-
-    The gain along eigenvector u_k is ``E[(u_k · p)(u_k · z)] / λ_k``; z, p: normalised projections
-    and predictions of SimSiam, BYOL or DirectPred. A predictor set by Eq. 23 has gains proportional
-    to sqrt(λ) before p is normalised, and nearly so after, as each image is normalised by its own
-    length. Directions with λ below a thousandth of the largest are left out: there is nothing along
-    them to predict from.
-    """
-    outputs = forward_by_size(method, views)
-    z = torch.cat([output[0] for output in outputs]).float()
-    if len(outputs[0]) == 2:
-        p = torch.cat([output[1] for output in outputs]).float()
-    else:
-        p = z @ method.predictor  # DirectPred's matrix
-    z = F.normalize(z, dim=-1)
-    p = F.normalize(p, dim=-1)
-    eigenvalues, eigenvectors = torch.linalg.eigh(z.T @ z / len(z))  # rising
-    gains = ((z @ eigenvectors) * (p @ eigenvectors)).mean(0) / eigenvalues
-    kept = eigenvalues > 1e-3 * eigenvalues[-1]
-    return pd.DataFrame(
-        {"eigenvalue": eigenvalues[kept].flip(0).cpu(), "gain": gains[kept].flip(0).cpu()}
-    )
 
 
 @torch.no_grad()
@@ -511,6 +521,130 @@ def remove_part(method: nn.Module, part: str) -> nn.Module:
 
     method.loss = loss
     return method
+
+
+# ------------------------------------------------------------------- what a part of a method does
+@dataclass(frozen=True)
+class ShortRun:
+    """A short training: the recipe, what is changed of it, and the part that is removed."""
+
+    method: str
+    changes: dict = field(default_factory=dict)
+    without: str = ""
+
+
+@dataclass(frozen=True)
+class Correspondence:
+    """A claim of §4 about a part of a method: the measure and the two runs that it compares.
+
+    claimed: whether the measure is higher or lower with the part.
+    """
+
+    claim: str
+    part: str
+    measure: str
+    whole: str  # runs of SHORT_RUNS
+    without: str
+    claimed: str
+
+
+# One small network and optimiser for all, but for DINO, which does not learn with SGD.
+SHORT = {
+    "batch_size": 128,
+    "optimizer": "sgd",
+    "learning_rate": 0.06,
+    "warmup_epochs": 0.0,
+}
+WIDTH = 8  # of the network, at most
+SHORT_DINO = {
+    "optimizer": "adamw",
+    "learning_rate": 5e-4,
+    "weight_decay": 1e-4,
+    "weight_decay_end": 1e-4,
+    "head_hidden": 64,
+    "bottleneck": 32,
+    "frozen_prototypes_epochs": 0.0,
+    "target_momentum": 0.99,
+    "teacher_temperature_warmup_epochs": 0.0,
+    "teacher_temperature": 0.04,
+    "teacher_temperature_start": 0.04,
+}
+AS_SIMSIAM = ("dimension", "projector_layers", "augmentation", "weight_decay")
+COPIED = {"target_momentum": 0.0, "target_schedule": "constant"}  # the target is a copy
+AVERAGED = {"target_momentum": 0.9, "target_schedule": "constant"}
+SAME_TEMPERATURE = {"teacher_temperature": 0.1, "teacher_temperature_start": 0.1}  # the student's
+SHORT_RUNS = {
+    "SimSiam": ShortRun("simsiam"),
+    "without predictor": ShortRun("simsiam", without="predictor"),
+    "without stop-gradient": ShortRun("simsiam", without="stop-gradient"),
+    "DirectPred": ShortRun("directpred", COPIED),
+    "BYOL": ShortRun("byol", AVERAGED),
+    "BYOL without average": ShortRun("byol", COPIED),
+    "Barlow Twins": ShortRun("barlow_twins"),
+    "Barlow Twins, λ = 0": ShortRun("barlow_twins", {"redundancy_weight": 0.0}),
+    "DINO": ShortRun("dino_two_views", SHORT_DINO),
+    # a centre that keeps all of its past stays zero
+    "without centring": ShortRun("dino_two_views", SHORT_DINO | {"centre_momentum": 1.0}),
+    "without sharpening": ShortRun("dino_two_views", SHORT_DINO | SAME_TEMPERATURE),
+}
+CORRESPONDENCES = (
+    Correspondence("4.4", "predictor", "uniformity", "SimSiam", "without predictor", "lower"),
+    Correspondence("4.4", "Eq. 23", "uniformity", "DirectPred", "without predictor", "lower"),
+    Correspondence(
+        "§4.4", "off-diagonal", "uniformity", "Barlow Twins", "Barlow Twins, λ = 0", "lower"
+    ),
+    Correspondence(
+        "§4.4", "stop-gradient", "e_step_gap", "SimSiam", "without stop-gradient", "lower"
+    ),
+    Correspondence(
+        "§4.4", "averaged target", "e_step_gap", "BYOL", "BYOL without average", "lower"
+    ),
+    Correspondence("4.8", "centring", "entropy_of_mean", "DINO", "without centring", "higher"),
+    Correspondence("4.9", "sharpening", "entropy", "DINO", "without sharpening", "lower"),
+)
+
+
+def train_short_runs(profile: str) -> pd.DataFrame:
+    """The measures of SHORT_RUNS on a profile's data, as ``short_training`` has them, with run."""
+    simsiam = run_settings.resolve("simsiam", profile)
+    frames = []
+    for name, run in SHORT_RUNS.items():
+        changes = SHORT | {"width": min(WIDTH, simsiam["width"])} | run.changes
+        if run.method == "directpred":
+            changes |= {key: simsiam[key] for key in AS_SIMSIAM}
+        resolved = run_settings.resolve(run.method, profile, **changes)
+        trained = short_training(resolved, resolved["short_steps"], run.without)
+        frames.append(trained.measures.assign(run=name))
+    return pd.concat(frames, ignore_index=True)
+
+
+def correspondences(short_runs: pd.DataFrame) -> pd.DataFrame:
+    """Every claim of CORRESPONDENCES at the end of the short runs, one row each.
+
+    Columns: claim, part, measure, with_part, without_part, claimed (higher or lower), as_claimed,
+    and collapsed: whether the outputs have collapsed without the part, so that the difference says
+    only that.
+    """
+    last = short_runs[short_runs.step == short_runs.step.max()].set_index("run")
+    information = last.entropy_of_mean - last.entropy
+    is_collapsed = (last.spread < SMALLEST_SPREAD) | (information < SMALLEST_INFORMATION)
+    rows = []
+    for row in CORRESPONDENCES:
+        values = last[row.measure]
+        difference = values[row.whole] - values[row.without]
+        rows.append(
+            {
+                "claim": row.claim,
+                "part": row.part,
+                "measure": row.measure,
+                "with_part": values[row.whole],
+                "without_part": values[row.without],
+                "claimed": row.claimed,
+                "as_claimed": difference > 0 if row.claimed == "higher" else difference < 0,
+                "collapsed": is_collapsed[row.without],
+            }
+        )
+    return pd.DataFrame(rows)
 
 
 # ---------------------------------------------------------------------------- VJE's likelihood

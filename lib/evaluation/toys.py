@@ -1,11 +1,12 @@
 """Models whose truth is known: Power Spherical posteriors, and a linear-Gaussian SimVAE.
 
 The first tests whether κ is recovered: posteriors of drawn concentration, of which a loss sees
-samples only. The second is SimVAE's model where evidence and posterior have closed forms.
+samples only. The second is SimVAE's model where evidence and posterior have closed forms. With it
+come the claims about predictive objectives that can be computed: Eq. 3, 4 and 5.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +14,7 @@ import pandas as pd
 import torch
 from scipy import special
 from torch import Tensor, nn
-from torch.distributions import MultivariateNormal
+from torch.distributions import MultivariateNormal, Normal
 from torch.nn import functional as F
 
 from lib import losses, networks
@@ -146,6 +147,32 @@ def learn_spread(
 
     network = _learn(posteriors, 2, loss, epochs)
     return lambda t: network(t)[:, 1]
+
+
+def recover_concentrations(
+    count: int, dimensions: Sequence[int] = (16, 128), tested: int = 2000
+) -> pd.DataFrame:
+    """What the losses estimate of known concentrations, of posteriors that they have not seen.
+
+    count: posteriors to learn from; the first ``tested`` of as many others are estimated. One row a
+    posterior: dimension, kappa (the truth), vi_simsiam and bayes (κ by the loss, and exp of the
+    posterior mean of log κ, the ceiling), prosmin and vje (minus the log of their spread: it rises
+    with κ, and only its order can be compared).
+    """
+    frames = []
+    for dimension in dimensions:
+        train = draw_posteriors(count, dimension, seed=0)
+        test = draw_posteriors(tested, dimension, seed=1)
+        t = cosines(test)
+        estimates = {"vi_simsiam": learn_concentration(train)(t)}
+        for method in ("prosmin", "vje"):
+            estimates[method] = -learn_spread(train, method)(t)
+        frame = pd.DataFrame({"dimension": dimension, "kappa": test.concentration.numpy()})
+        frame["bayes"] = np.exp(bayes_log_concentration(test))
+        for method, values in estimates.items():
+            frame[method] = values.numpy(force=True)
+        frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
 
 
 @torch.enable_grad()
@@ -347,6 +374,122 @@ class LinearGaussian:
             self.objective(name, z).backward()
             ascent.step()
         return z.detach()
+
+
+def pulled_latents(draws: int = 10, steps: int = 1000, rate: float = 0.02) -> pd.DataFrame:
+    """Where each objective moves the latents of eight views of three images (SimVAE, Eq. 3).
+
+    For ``draws`` models the latents start where the images were made from, and move by gradient
+    ascent. One row a latent: draw, objective ("drawn": the start), image, view, z1, z2.
+    """
+    frames = []
+    for draw in range(draws):
+        model = LinearGaussian(8, seed=draw)
+        latents = {"drawn": model.z}
+        for objective in OBJECTIVES:
+            latents[objective] = model.gradient_ascent(objective, model.z, steps, rate)
+        for objective, z in latents.items():
+            views, images, _ = z.shape
+            frame = pd.DataFrame(z.flatten(0, 1).numpy(), columns=["z1", "z2"])
+            frame.insert(0, "view", np.repeat(np.arange(views), images))
+            frame.insert(0, "image", np.tile(np.arange(images), views))
+            frame.insert(0, "objective", objective)
+            frame.insert(0, "draw", draw)
+            frames.append(frame)
+    return pd.concat(frames, ignore_index=True)
+
+
+def pulls(latents: pd.DataFrame) -> pd.DataFrame:
+    """Spread of ``pulled_latents`` by objective, mean over draws, images and coordinates.
+
+    Columns: objective; within, the variance among views of an image, of which the model expects
+    σ² (1 - 1/J); between, the variance among the means of images.
+    """
+    coordinates = ["z1", "z2"]
+    rows = []
+    for objective, part in latents.groupby("objective", sort=False):
+        by_image = part.groupby(["draw", "image"])[coordinates]
+        centres = by_image.mean()
+        within = by_image.var(ddof=0).to_numpy().mean()
+        between = centres.groupby("draw").var(ddof=0).to_numpy().mean()
+        rows.append({"objective": objective, "within": within, "between": between})
+    return pd.DataFrame(rows)
+
+
+# ------------------------------------------------------------------- discrimination and similarity
+def instance_discrimination(noise: float) -> dict[str, float]:
+    """SimVAE's Eq. 4 on a mixture of three modes, by sums over a grid.
+
+    z given y ~ N(m_y, 0.6²), x ~ N(z, noise²), all in one dimension. Returns noise; exact, which is
+    E log p(y | x); bound, E of ∫ p(z | x) log p(y | z); and terms, the prior E log p(z | y) plus
+    the entropy of p(z) plus log p(y), which equals the bound.
+    """
+    grid = torch.linspace(-9, 9, 1801, dtype=torch.float64)
+    step = grid[1] - grid[0]
+    modes = torch.tensor([-2.0, 0.3, 2.5], dtype=torch.float64)
+    log_z_given_y = Normal(modes, 0.6).log_prob(grid[:, None])  # [Z, Y]
+    z = log_z_given_y.exp().mean(1)  # [Z]
+    x_given_z = Normal(grid, noise).log_prob(grid[:, None]).exp()  # [X, Z]
+    xy = x_given_z @ log_z_given_y.exp() * step / len(modes)  # [X, Y]
+    x = xy.sum(1, keepdim=True)
+    z_given_x = x_given_z * z * step / x  # [X, Z], each row sums to one
+
+    def mean(log_values: Tensor) -> float:
+        return float((xy * log_values).sum() * step)
+
+    entropy = float(-(z * z.log()).sum() * step)
+    return {
+        "noise": noise,
+        "exact": mean((xy / x).log()),
+        "bound": mean(z_given_x @ log_z_given_y.log_softmax(1)),
+        "terms": mean(z_given_x @ log_z_given_y) + entropy - math.log(len(modes)),
+    }
+
+
+def information_between_views(latents: int = 4, sigma2: float = 0.15) -> float:
+    """Mutual information in nats of two views z = ψ + σ ε with ψ ~ N(0, I): -L/2 log(1 - ρ²)."""
+    return -latents / 2 * math.log(1 - _correlation(sigma2) ** 2)
+
+
+def _correlation(sigma2: float) -> float:
+    return 1 / (1 + sigma2)
+
+
+def info_nce_by_similarity(
+    latents: int = 4, sigma2: float = 0.15, pairs: int = 4000, most_negatives: int = 511
+) -> pd.DataFrame:
+    """log(k + 1) minus InfoNCE's loss with k negatives, for Gaussian latents of two views.
+
+    It is a lower bound of ``information_between_views``. Similarities: the exact log ratio
+    log p(z, z')/(p(z) p(z')), and the dot product and the cosine, each over its best temperature of
+    a grid. One row a similarity and k: similarity, negatives, nats.
+    """
+    generator = torch.Generator().manual_seed(0)
+    rho = _correlation(sigma2)
+    z = torch.randn(pairs, 1, latents, generator=generator)  # of variance 1
+    noise = torch.randn(pairs, 1, latents, generator=generator)
+    negatives = torch.randn(pairs, most_negatives, latents, generator=generator)
+    candidates = torch.cat([rho * z + math.sqrt(1 - rho**2) * noise, negatives], 1)  # [B, k+1, L]
+    dot = (z * candidates).sum(2)
+    lengths = (z.square() + candidates.square()).sum(2)
+    similarities = {
+        "exact ratio": (2 * rho * dot - rho**2 * lengths) / (2 * (1 - rho**2)),
+        "dot product": dot,
+        "cosine": torch.cosine_similarity(z, candidates, dim=2),
+    }
+    rows = []
+    for name, values in similarities.items():
+        scales = [1.0] if name == "exact ratio" else np.geomspace(0.3, 30, 25)
+        for count in 2 ** np.arange(1, int(math.log2(most_negatives + 1)) + 1):
+            nats = [_info_nce_bound(float(scale) * values[:, :count]) for scale in scales]
+            rows.append({"similarity": name, "negatives": count - 1, "nats": max(nats)})
+    return pd.DataFrame(rows)
+
+
+def _info_nce_bound(scores: Tensor) -> float:
+    """log(k + 1) minus the loss, from scores [B, k + 1] with those of the positives first."""
+    log_share = scores[:, 0] - scores.logsumexp(1)
+    return math.log(scores.shape[1]) + float(log_share.mean())
 
 
 def _identity(size: int) -> Tensor:

@@ -5,12 +5,12 @@ from lib.figures.charts import (
     attribute_bars,
     dot_plot,
     dumbbell_plot,
-    flow_chart,
     image_grid,
     images_by_kappa,
     kappa_boxplot,
     kappa_histogram,
     line_plot,
+    method_scatter,
     panel_letters,
     reconstruction_grid,
     reliability_diagram,
@@ -27,6 +27,7 @@ from lib.figures.save import (
     show_note,
     show_stored,
     stored_data,
+    stored_ids,
 )
 from lib.figures.style import (
     BLACK,
@@ -44,6 +45,7 @@ from lib.figures.style import (
     dataset_label,
     in_order,
     kappa_text,
+    labelled,
     method_style,
     use_style,
 )
@@ -53,6 +55,5 @@ from lib.figures.summaries import (
     reliability_bins,
     risk_coverage_curves,
     roc_curves,
-    seed_means,
     tsne_plane,
 )

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 
 from lib.figures.style import (
+    BLACK,
     BLUE,
     CHANCE,
     COLUMN,
@@ -92,27 +93,32 @@ def kappa_boxplot(
 
 
 def kappa_histogram(bins: pd.DataFrame, by: str, *, ax: Axes | None = None) -> Axes:
-    """Histograms of κ, one line a group; bins: summaries.log_histogram.
+    """Histograms of κ, one row a group, the highest median at the top.
 
-    The name of a line stands where the line is furthest above the others.
+    bins: summaries.log_histogram; its first group is blue, the others are grey. Every histogram is
+    as high as its row.
     """
+    groups = dict(list(bins.groupby(by, sort=False)))
+    colours = dict.fromkeys(groups, GREY) | {bins[by].iloc[0]: BLUE}
+    medians = {}
+    for name, part in groups.items():
+        below = part["count"].cumsum().searchsorted(part["count"].sum() / 2)
+        medians[name] = part["bin_low"].iloc[below]
+    order = sorted(medians, key=medians.get)  # from the bottom up
     if ax is None:
-        ax = _new_axes(*COLUMN)
-    styles = curve_styles(bins[by].unique())
-    for name, part in bins.groupby(by, sort=False):
+        ax = _new_axes(COLUMN[0], 0.6 + 0.35 * len(order))
+    for row, name in enumerate(order):
+        part = groups[name]
+        height = row + 0.85 * part["count"] / part["count"].max()
         edges = [*part["bin_low"], part["bin_high"].iloc[-1]]
-        look = {"color": styles[name].colour, "linestyle": styles[name].line}
-        ax.stairs(part["density"], edges, linewidth=1.2, **look)
-    densities = bins.pivot(index="bin_low", columns=by, values="density")
-    labels = []
-    for name, style in styles.items():
-        highest_other = densities.drop(columns=name).max(axis=1).fillna(0)
-        place = (densities[name] - highest_other).idxmax()
-        labels.append(_label(style, place, densities.loc[place, name]))
+        tint = _tint(colours[name], 0.45)
+        ax.stairs(height, edges, baseline=row, fill=True, color=tint)
+        ax.stairs(height, edges, baseline=row, color=colours[name], linewidth=0.8)
     ax.set_xscale("log")
-    ax.set(xlabel="Concentration κ", ylabel="Density per decade", ylim=(0, None))
+    ax.set(xlabel="Concentration κ", ylim=(0, len(order)))
+    ax.set_yticks(range(len(order)), [safe_text(name) for name in order], va="bottom")
+    ax.tick_params(axis="y", length=0)
     plain_log_axis(ax.xaxis)
-    write_apart(ax, labels, ha="center", va="bottom", outline=True)
     return ax
 
 
@@ -285,9 +291,7 @@ def dot_plot(
     ax.set_yticks(range(len(order)), [style.label for style in styles.values()])
     ax.set_ylim(len(order) - 0.5, -0.5)
     ax.tick_params(axis="y", length=0)
-    ax.xaxis.set_major_locator(
-        ticker.MaxNLocator(5 if _inches(ax)[0] > 1.6 else 3, steps=[1, 2, 2.5, 5, 10])
-    )
+    _few_ticks(ax)
     ax.grid(axis="x")
     return ax
 
@@ -333,9 +337,37 @@ def attribute_bars(
         ax.axvline(reference, **REFERENCE)
     ax.set(xlabel=xlabel or x, ylabel="")
     ax.tick_params(axis="y", length=0)
-    sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1), ncols=len(methods), title=None)
+    sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1), ncols=2, title=None)
     for text, style in zip(ax.get_legend().get_texts(), styles.values(), strict=True):
         text.set_text(style.label)
+    return ax
+
+
+def method_scatter(
+    data: pd.DataFrame,
+    x: str,
+    y: str,
+    *,
+    xlabel: str = "",
+    ylabel: str = "",
+    ax: Axes | None = None,
+) -> Axes:
+    """`y` against `x`: a small mark for each seed, and the mean of each `method` with its name."""
+    if ax is None:
+        ax = _new_axes(*SQUARE)
+    labels = []
+    for name in in_order(data["method"].unique()):
+        part = data[data["method"] == name]
+        style = method_style(name)
+        face = style.colour if style.fill else "white"
+        look = {"marker": style.marker, "color": style.colour, "linestyle": "none"}
+        ax.plot(part[x], part[y], markersize=2, alpha=0.5, **look)
+        ax.plot(part[x].mean(), part[y].mean(), markersize=5, markerfacecolor=face, **look)
+        label = _label(style, part[x].mean(), part[y].mean())
+        labels.append(label | {"text": f" {style.label}"})  # clear of the mark
+    ax.margins(0.1)
+    ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
+    write_apart(ax, labels, ha="left", va="center")
     return ax
 
 
@@ -372,6 +404,7 @@ def dumbbell_plot(
     ax.set(xlabel=xlabel, ylim=(len(data) - 0.5, -0.5))
     ax.set_yticks(rows, data["name"])
     ax.tick_params(axis="y", length=0)
+    _few_ticks(ax)
     ax.grid(axis="x")
     if data["published"].notna().any():
         ax.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
@@ -525,59 +558,19 @@ def images_by_kappa(images: np.ndarray, kappa: np.ndarray, *, columns: int = 8) 
 
 
 def reconstruction_grid(
-    images: np.ndarray, reconstructions: Mapping[str, np.ndarray], errors: Mapping[str, np.ndarray]
+    images: np.ndarray, reconstructions: Mapping[str, np.ndarray], errors: Mapping[str, float]
 ) -> Figure:
-    """Images [N, H, W(, C)] above what each method makes of them, with the error of each image.
+    """Images [N, H, W(, C)] above what each method makes of them, with each method's mean error.
 
-    reconstructions: by method, shaped like the images. errors: by method, mean squared errors [N].
+    reconstructions: by method, shaped like the images, drawn in order of their error. errors: by
+    method, over all test images.
     """
-    rows = ["Input", *(method_style(name).label for name in reconstructions)]
-    notes = [[""] * len(images)]
-    for name in reconstructions:
-        notes.append([f"{error:.3f}" for error in errors[name]])
-    return image_grid(np.stack([images, *reconstructions.values()]), rows=rows, notes=notes)
-
-
-# ------------------------------------------------------------------------------------ diagrams
-
-
-def flow_chart(
-    nodes: Mapping[str, tuple[float, float]],
-    edges: Iterable[tuple[str, str]],
-    *,
-    circles: Iterable[str] = (),
-    marked: Iterable[str] = (),
-    dashed: Iterable[tuple[str, str]] = (),
-    ax: Axes | None = None,
-) -> Axes:
-    """Boxes (nodes: text and its x, y) and arrows between them.
-
-    Args:
-        circles: round nodes, the variables.
-        marked: blue nodes, what the method adds.
-        dashed: grey dashed arrows.
-    """
-    if ax is None:
-        ax = _new_axes(*TEXT)
-    boxes = {}
-    ax.update_datalim(list(nodes.values()))
-    ax.margins(0.1, 0.2)
-    ax.autoscale_view()
-    for text, (x, y) in nodes.items():
-        shape = "circle,pad=0.5" if text in circles else "round,pad=0.35"
-        edge = BLUE if text in marked else INK
-        box = {"boxstyle": shape, "facecolor": "white", "edgecolor": edge}
-        where = {"ha": "center", "va": "center", "zorder": 3}
-        boxes[text] = ax.text(x, y, text, fontsize=LABEL_SIZE, bbox=box, **where)
-    for start, end in edges:
-        arrow = {"arrowstyle": "->", "linewidth": 0.8, "color": INK, "shrinkA": 1, "shrinkB": 1}
-        if (start, end) in dashed:
-            arrow |= {"color": GREY, "linestyle": "--"}
-        arrow["patchA"] = boxes[start].get_bbox_patch()
-        arrow["patchB"] = boxes[end].get_bbox_patch()
-        ax.annotate("", nodes[end], nodes[start], arrowprops=arrow, zorder=4)
-    ax.axis("off")
-    return ax
+    names = sorted(reconstructions, key=errors.get)
+    rows = ["Input"]
+    for name in names:
+        rows.append(f"{method_style(name).label}\n{errors[name]:.4f}")
+    tiles = [images, *(reconstructions[name] for name in names)]
+    return image_grid(np.stack(tiles), rows=rows)
 
 
 # ------------------------------------------------------------------------------------- helpers
@@ -687,13 +680,20 @@ def _tint(colour: str, share: float) -> tuple[float, ...]:
 
 
 def _distinct(colours: Sequence[str]) -> list[tuple[float, ...]]:
-    """These colours, paler from one use of a colour to the next."""
+    """These colours, paler from one use of a colour to the next; greys are uses of black."""
     shares = (1, 0.6, 0.35, 0.15)
+    families = [BLACK if colour == GREY else colour for colour in colours]
     distinct = []
-    for place, colour in enumerate(colours):
-        uses = list(colours[:place]).count(colour)
+    for place, colour in enumerate(families):
+        uses = families[:place].count(colour)
         distinct.append(_tint(colour, shares[min(uses, len(shares) - 1)]))
     return distinct
+
+
+def _few_ticks(ax: Axes) -> None:
+    """Few enough ticks along x for their numbers to stand apart."""
+    most = 5 if _inches(ax)[0] > 1.6 else 3
+    ax.xaxis.set_major_locator(ticker.MaxNLocator(most, steps=[1, 2, 2.5, 5, 10]))
 
 
 def _inches(ax: Axes) -> np.ndarray:

@@ -50,6 +50,11 @@ class Report:
         place = {"profile": self.profile, "notebook": self.notebook}
         save_figure(drawn, id, data=data, caption=caption, **place, **options)
 
+    def save(self, id: str, table: pd.DataFrame) -> None:
+        """Save a table as CSV, all digits, without showing it."""
+        name = store.plain_name(id, "a table")
+        store.write_csv(store.results_dir(self.profile) / "tables" / f"{name}.csv", table)
+
     def table(self, id: str, table: pd.DataFrame, caption: str = "") -> None:
         """Save a table as CSV, all digits, and show it."""
         save_table(table, id, profile=self.profile, caption=caption)
@@ -127,6 +132,12 @@ def show_stored(id: str, profile: str) -> None:
     picture = Image(path.with_suffix(".png").read_bytes(), alt=record["alt"], width=600)
     note = f"*Stored at commit {record['commit']}; drawn again where its images are available.*"
     _show(picture, Markdown(f"{_in_bold(record['caption']).data} {note}"))
+
+
+def stored_ids(prefix: str, profile: str) -> list[str]:
+    """The ids of the stored figures that begin so, sorted."""
+    folder = store.results_dir(profile) / "figures"
+    return sorted(path.stem for path in folder.glob(f"{prefix}*.json"))
 
 
 def stored_data(id: str, profile: str, inputs: Iterable[str | Path]) -> pd.DataFrame | None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import pandas as pd
+
 from lib.runs import store
 
 STYLE_FILE = store.ROOT / "figures" / "style.mplstyle"
@@ -188,6 +190,16 @@ def dataset_label(name: str) -> str:
         return f"{dataset_label(one_class[1])}, class {one_class[2]}"
     without_size = re.sub(r"_?\d+$", "", name)
     return DATASETS.get(without_size) or plain_label(name)
+
+
+def labelled(table: pd.DataFrame) -> pd.DataFrame:
+    """A table to be shown: display names in its columns method, minus, other, dataset."""
+    shown = table.copy()
+    for column in shown.columns.intersection(["method", "minus", "other"]):
+        shown[column] = [method_style(name).label for name in table[column]]
+    if "dataset" in shown:
+        shown["dataset"] = [dataset_label(name) for name in table["dataset"]]
+    return shown
 
 
 def in_order(methods: Iterable[str]) -> list[str]:

@@ -120,19 +120,6 @@ def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)
 
 
-def seed_means(data: pd.DataFrame, value: str, by: str = "method") -> pd.DataFrame:
-    """`data`, one row a seed, with the mean, ci_low, ci_high and n_seeds of each group.
-
-    The interval is Student's t over seeds; NaN where there are too few.
-    """
-    tables = []
-    for _, part in data.groupby(by, sort=False, observed=True):
-        low, high = seed_interval(part[value])
-        mean = part[value].mean()
-        tables.append(part.assign(mean=mean, ci_low=low, ci_high=high, n_seeds=len(part)))
-    return pd.concat(tables, ignore_index=True)
-
-
 def seed_interval(values: pd.Series) -> tuple[float, float]:
     """Student's 95 % interval of the mean of one value a seed, as ``mean_over_seeds``."""
     interval = mean_over_seeds(values)

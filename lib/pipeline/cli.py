@@ -82,6 +82,10 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--ids", nargs="*", default=[], help="default: those published now")
     command.set_defaults(run=run_figures)
 
+    command = commands.add_parser("site", help="build results/<profile>/site")
+    command.add_argument("--profile", default="standard")
+    command.set_defaults(run=run_site)
+
     command = commands.add_parser("progress", help="write results/<profile>/README.md")
     command.add_argument("profile")
     command.set_defaults(run=run_progress)
@@ -111,7 +115,9 @@ def run_job(options: argparse.Namespace) -> None:
 def run_notebook(options: argparse.Namespace) -> None:
     name = notebooks.find_notebook(options.notebook)
     parameters = notebooks.parse_parameters(f"profile={options.profile} {options.params}", name)
-    job = jobs.Job(name, name, {"train_missing": True} | parameters)
+    if "train_missing" in notebooks.declared_parameters(name):
+        parameters = {"train_missing": True} | parameters
+    job = jobs.Job(name, name, parameters)
     print(execution.execute(job))
 
 
@@ -129,6 +135,12 @@ def run_score(options: argparse.Namespace) -> int:
 def run_figures(options: argparse.Namespace) -> None:
     files = publish.publish(options.profile, options.ids)
     print(f"{len(files)} files copied to figures/.")
+
+
+def run_site(options: argparse.Namespace) -> None:
+    from lib.pipeline import site  # slow to import
+
+    print(f"Open {site.build(options.profile)} in a browser.")
 
 
 def run_progress(options: argparse.Namespace) -> None:

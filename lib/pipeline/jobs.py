@@ -73,7 +73,7 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
     if not planned:
         return []
     planned += _measuring_jobs(profile, paper, tuple(job.name for job in planned))
-    for entry in settings.notebooks():
+    for entry in settings.notebooks(profile):
         if paper in ("all", *entry["papers"]):
             needed = {find_notebook(number) for number in entry["needs"]}
             needs = tuple(job.name for job in planned if job.notebook in needed)

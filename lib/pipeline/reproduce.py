@@ -73,7 +73,11 @@ def reproduce(
         return status or 1
     if profile == EVIDENCE:
         progress.write_readme(profile)
-    print(f"Done. Executed notebooks: {folder / 'notebooks'}. Figures: {folder / 'figures'}.")
+    from lib.pipeline import site  # slow to import
+
+    print("Building the site.")
+    front_page = site.build(profile)
+    print(f"Done. Open {front_page}. Executed notebooks are in {folder / 'notebooks'}.")
     return 0
 
 

@@ -601,11 +601,19 @@ def stale_runs(profile: str) -> list[str]:
     return stale
 
 
-def pipeline() -> dict[str, str]:
-    """Which notebook does the training, and which the rest of the evaluation suite."""
+def pipeline() -> dict:
+    """Which notebooks train, measure and show the ledger, and the front page's figures."""
     return read("runs")["pipeline"]
 
 
-def notebooks() -> list[dict]:
-    """The notebooks after these, in order: name, papers, numbers of those they need."""
-    return [{"name": name, **entry} for name, entry in read("runs")["notebooks"].items()]
+def notebooks(profile: str = "") -> list[dict]:
+    """The notebooks after these, in order: name, papers, numbers of those they need, group.
+
+    profile: leave out those that are about a group of runs that it does not have.
+    """
+    entries = [
+        {"name": name, "group": ""} | entry for name, entry in read("runs")["notebooks"].items()
+    ]
+    if not profile:
+        return entries
+    return [entry for entry in entries if not entry["group"] or runs(profile, group=entry["group"])]

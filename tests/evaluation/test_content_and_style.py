@@ -5,7 +5,6 @@ from itertools import permutations
 import numpy as np
 import pandas as pd
 import pytest
-import scipy
 import torch
 import torchvision
 from PIL import Image
@@ -13,7 +12,6 @@ from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
 
-from lib.claims.differences import paired_retention
 from lib.data import sources
 from lib.evaluation import measure, style, uncertainty
 from lib.runs import store
@@ -112,14 +110,6 @@ def test_ties_between_classes_go_to_the_nearest():
 
 
 # ------------------------------------------------------------------------------ retention of style
-def test_retention_is_one_for_pixels_and_zero_for_chance():
-    assert style.retention(0.8, 0.8, 0.2) == 1
-    assert style.retention(0.2, 0.8, 0.2) == 0
-    assert style.retention(0.5, 0.8, 0.2) == pytest.approx(0.5)
-    with pytest.raises(ValueError, match="cannot be measured here"):
-        style.retention(0.5, 0.1, 0.2)
-
-
 def probe_rows(method, seed, skills, dataset="set"):
     """Rows of style.measure_factors with skills by factor, each ± 0.02, and chance 0.2."""
     rows = []
@@ -148,22 +138,6 @@ def test_retentions_are_relative_to_the_pixels_of_their_set():
     half_widths = [0.02, 0.04, 0.05]
     assert (table.retention - table.retention_low).tolist() == pytest.approx(half_widths)
     assert (table.retention_high - table.retention).tolist() == pytest.approx(half_widths)
-
-
-def test_retentions_of_two_methods_are_paired_by_seed():
-    rows = probe_rows("raw_pixels", 0, {"colour": 0.7, "turn": 0.6})
-    losses = [0.1, 0.2, 0.3]
-    for seed, loss in enumerate(losses):
-        rows += probe_rows("simvae", seed, {"colour": 0.7, "turn": 0.6})
-        rows += probe_rows("simclr", seed, {"colour": 0.7 - loss, "turn": 0.6 - loss})
-    rows += probe_rows("simclr", 3, {"colour": 0.2, "turn": 0.2})  # without a partner
-    table = style.retentions(pd.DataFrame(rows), KEYS)
-    differences = [loss * (1 / 0.5 + 1 / 0.4) / 2 for loss in losses]
-    paired = paired_retention(table, "simvae", "simclr")
-    reference = scipy.stats.ttest_1samp(differences, 0).confidence_interval()
-    assert paired["seeds"] == 3
-    assert paired["difference"] == pytest.approx(np.mean(differences))
-    assert (paired["ci_low"], paired["ci_high"]) == pytest.approx((reference.low, reference.high))
 
 
 def test_a_difference_of_retention_is_the_mean_over_factors_and_paired_by_image():
@@ -313,7 +287,7 @@ def test_wrong_arguments_are_refused(function, arguments, message):
 
 # ----------------------------------------------------------------------------------------- of a run
 def test_content_is_measured_on_the_runs_features(vae_run):
-    frame = style.measure_content(vae_run, "40_test")
+    frame = pd.DataFrame(style.measure_content(vae_run)).fillna({"classifier": ""})
     values = frame.set_index(["condition", "classifier", "metric"]).value
     train = vae_run.embed(vae_run.bank)
     test = vae_run.embed(vae_run.test())
@@ -329,13 +303,10 @@ def test_content_is_measured_on_the_runs_features(vae_run):
     clustering = style.clustering_scores(train["features"], test["features"], test["label"], 10)
     for metric, value in clustering.items():
         assert values["clean", "gmm", metric] == pytest.approx(value)
-    stored = store.read_metrics("smoke", "40_test", vae_run.name)
-    assert len(stored) == len(frame)
-    assert set(stored.run_hash) == {vae_run.hash}
 
 
 def test_variance_within_views_and_classes_of_a_run(vae_run):
-    shares = style.measure_variance_within(vae_run, "44_test").set_index("condition").value
+    shares = pd.DataFrame(style.measure_variance_within(vae_run)).set_index("condition").value
     test = vae_run.embed(vae_run.test())
     of_classes = style.variance_within(test["features"], test["label"])
     _, embedded = measure.embed_views(vae_run, style.GROUP_VIEWS)
@@ -349,7 +320,7 @@ def test_variance_within_views_and_classes_of_a_run(vae_run):
 
 def test_factors_are_probed_with_chance_beside_them(vae_run):
     run = measure.Run(vae_run.settings | {"factor_images": [400, 200]})
-    frame = style.measure_factors(run, "styled_digits", "40_test")
+    frame = pd.DataFrame(style.measure_factors(run, "styled_digits"))
     values = frame.set_index(["condition", "metric"]).value
     metrics = {factor: "r2" for factor in ("scale", "rotation", "x", "y")}
     metrics |= {"content": "accuracy", "colour": "accuracy"}
@@ -392,9 +363,35 @@ def test_style_of_celeba_is_probed_where_it_is_labelled(run, tmp_path, monkeypat
     write_celeba(tmp_path / "celeba", np.random.default_rng(0))
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda _: True)
-    frame = style.measure_factors(run, "celeba", "40_test").set_index(["condition", "metric"])
+    frame = pd.DataFrame(style.measure_factors(run, "celeba"))
+    frame = frame.set_index(["condition", "metric"])
     factors = set(frame.index.get_level_values("condition"))
     assert factors == {"content", "hair", "Bald", "Smiling", "Young"}
     assert frame.n["content", "accuracy"] == 40
     assert frame.n["hair", "accuracy"] == 30, "images without hair are left out"
     assert frame.value["hair", "accuracy"] > frame.value["hair", "chance"]
+
+
+# --------------------------------------------------------------------------- similarities of SimCLR
+def test_layers_are_probed_after_short_trainings_by_each_similarity():
+    measured = style.measure_similarities("smoke")
+    layers = measured.layers.set_index(["similarity", "layer", "factor"])
+    names = list(style.SIMILARITIES)
+    assert layers.index.is_unique
+    assert set(layers.index.unique("layer")) == {"encoder", "projector"}
+    share = (layers.skill - layers.chance) / (layers.pixels - layers.chance)
+    measurable = layers.pixels > layers.chance
+    np.testing.assert_allclose(layers.retention[measurable], share[measurable])
+    assert layers.retention[~measurable].isna().all()
+
+    differences = measured.differences.set_index("question")
+    accuracy = layers.skill.xs("encoder", level="layer").xs(style.KNN, level="factor")
+    expected = accuracy[names[0]] - accuracy[names[1]]
+    assert differences.difference["cosine minus dot product"] == pytest.approx(expected)
+    variance = layers.variance_within.groupby(["similarity", "layer"]).first()[names[0]]
+    rows = differences.loc["variance among views, encoder minus projector"]
+    row = rows[rows.similarity == names[0]].iloc[0]
+    assert row.difference == pytest.approx(variance["encoder"] - variance["projector"], abs=1e-6)
+    gains = differences[differences.index.str.endswith("minus untrained")]
+    counts = (gains.ci_low > 0).all()
+    assert differences.counts["cosine minus dot product"] == counts

@@ -236,8 +236,17 @@ def with_seed_3(run, monkeypatch, run_hash=None):
     return other
 
 
+def few_labels(run):
+    """The stored rows of a run that is measured with few labels."""
+    return run.write_metrics(finetune.measure_few_labels(run), finetune.FEW_LABELS)
+
+
+def transfer(run):
+    return run.write_metrics(finetune.measure_transfer(run, "generated"), "transfer-generated")
+
+
 def test_few_labels_are_searched_on_train_and_measured_once_on_test(few, calls):
-    frame = finetune.measure_few_labels(few, "21_few")
+    frame = few_labels(few)
     held_out = len(train_validation_split(few.train.labels)[1])
     assert [call.numbers for call in calls] == [
         (held_out, 2, 0.01),
@@ -274,18 +283,18 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(few, calls):
 
 
 def test_a_stored_fine_tuning_is_not_repeated(few, calls, monkeypatch):
-    frame = finetune.measure_few_labels(few, "21_few")
+    frame = few_labels(few)
     calls.clear()
-    pd.testing.assert_frame_equal(finetune.measure_few_labels(few, "21_few"), frame)
+    pd.testing.assert_frame_equal(few_labels(few), frame)
     assert not calls
     monkeypatch.setattr(few, "settings", few.settings | {"fine_tune_epochs": [8, 8]})
-    finetune.measure_few_labels(few, "21_few")
+    few_labels(few)
     changed = [(call.epochs, call.rate) for call in calls]
     assert changed == [(2, 0.01), (2, 0.3), (8, 0.3)]
 
 
 def test_searches_are_a_table_with_the_end_of_its_grid(few, calls):
-    frame = finetune.measure_few_labels(few, "21_few")
+    frame = few_labels(few)
     searches = finetune.rate_searches(frame)
     assert searches.columns.tolist() == [0.01, 0.3]
     assert searches.apply(finetune.end_of_grid, axis=1).tolist() == ["highest", "highest"]
@@ -301,7 +310,7 @@ def test_the_end_of_a_grid_is_that_of_the_rates_that_were_tried():
 
 
 def test_transfer_searches_on_the_other_sets_train_and_is_tested_once(few, calls):
-    frame = finetune.measure_transfer(few, "generated", "51_moved")
+    frame = transfer(few)
     assert [(len(call.labelled), *call.numbers) for call in calls] == [
         (55, 5, 2, 0.01),
         (55, 5, 2, 0.3),
@@ -310,7 +319,7 @@ def test_transfer_searches_on_the_other_sets_train_and_is_tested_once(few, calls
     assert [call.test.split for call in calls] == ["train", "train", "test"]
     for call in calls:
         assert call.labelled.images.shape[3] == call.test.images.shape[3] == few.channels
-    stored = store.read_metrics("smoke", "51_moved-generated", few.name)
+    stored = store.read_metrics("smoke", "transfer-generated", few.name)
     values = stored.set_index("metric").value
     correct = store.read_scores("smoke", few.name, "generated_transfer")["fine_tuned_correct"]
     assert values["accuracy"] == correct.mean()
@@ -318,24 +327,6 @@ def test_transfer_searches_on_the_other_sets_train_and_is_tested_once(few, calls
     assert values["epochs"] == 8
     assert values["learning_rate"] == 0.3
     assert set(frame.evaluated_on) == {"generated"}
-
-
-@pytest.mark.parametrize(
-    ("grid", "searched", "at_end"),
-    [([0.01, 0.3], True, True), ([0.1, 0.3, 0.9], True, False), ([0.3], False, False)],
-)
-def test_rates_of_transfer_are_compared_with_the_grid(grid, searched, at_end):
-    common = {"evaluated_on": "generated", "method": "vje"}
-    metrics = pd.DataFrame(
-        [
-            common | {"metric": "accuracy", "value": 0.5},
-            common | {"metric": "learning_rate", "value": 0.3},
-            common | {"metric": "learning_rate", "value": 0.3},
-        ]
-    )
-    rates = finetune.transfer_rates(metrics, [{"method": "vje", "fine_tune_learning_rates": grid}])
-    expected = common | {"learning_rate": 0.3, "searched": searched, "at_end": at_end}
-    assert rates.to_dict("records") == [expected]
 
 
 def test_a_rate_that_diverges_is_the_worst_of_its_search(few, monkeypatch):
@@ -357,25 +348,24 @@ def test_a_probability_that_was_rounded_to_zero_has_a_finite_nll():
 
 
 def test_other_seeds_take_the_search_of_seed_0(few, calls, monkeypatch):
-    finetune.measure_few_labels(few, "21_few")
+    few_labels(few)
     calls.clear()
     other = with_seed_3(few, monkeypatch)
-    finetune.measure_few_labels(other, "21_few")
+    few_labels(other)
     assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3), (4, 0.3)]
     held_out = len(train_validation_split(few.train.labels)[1])
-    stored = finetune.stored_search(other, "21_few", 0.05)
+    stored = finetune.stored_search(other, 0.05)
     assert stored == pytest.approx({0.01: 1 / held_out, 0.3: 2 / held_out}, rel=1e-4)
-    assert finetune.stored_search(other, "21_few", 0.5) == {}
-    assert finetune.stored_search(other, "21_other", 0.05) == {}
+    assert finetune.stored_search(other, 0.5) == {}
 
 
 def test_a_stored_search_counts_only_for_its_network_and_grid(few, calls, monkeypatch):
-    finetune.measure_few_labels(few, "21_few")
+    few_labels(few)
     other = with_seed_3(few, monkeypatch, run_hash="another network")
-    assert finetune.stored_search(other, "21_few", 0.05) == {}
+    assert finetune.stored_search(other, 0.05) == {}
     other = with_seed_3(few, monkeypatch)
     other.settings = other.settings | {"fine_tune_learning_rates": [0.01, 0.1]}
-    assert finetune.stored_search(other, "21_few", 0.05) == {}
+    assert finetune.stored_search(other, 0.05) == {}
 
 
 def test_another_seed_searches_by_the_run_of_seed_0(few, calls, monkeypatch):
@@ -395,12 +385,12 @@ def test_another_seed_searches_by_the_run_of_seed_0(few, calls, monkeypatch):
 
 
 def test_a_transfer_takes_the_stored_rate_of_seed_0(few, calls, monkeypatch):
-    finetune.measure_transfer(few, "generated", "51_stored")
+    transfer(few)
     calls.clear()
     other = with_seed_3(few, monkeypatch)
-    finetune.measure_transfer(other, "generated", "51_stored")
+    transfer(other)
     assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3)]
     other.settings = other.settings | {"fine_tune_learning_rates": [0.01, 0.1]}
     monkeypatch.setattr(finetune, "search_learning_rate", lambda *_: {0.01: 0.0, 0.1: 1.0})
-    finetune.measure_transfer(other, "generated", "51_stored")
+    transfer(other)
     assert calls[-1].rate == 0.1, "the stored rate is of another grid"

@@ -4,6 +4,7 @@ import copy
 import socket
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -83,14 +84,6 @@ def test_samples_of_a_class_have_its_mean_and_covariance():
         assert len(sample) == 20_000
         np.testing.assert_allclose(sample.mean(0), members.mean(0), atol=0.1)
         np.testing.assert_allclose(np.cov(sample.T), np.cov(members.T), rtol=0.1, atol=0.2)
-
-
-def test_interpolation_is_straight_and_includes_both_ends():
-    first = np.zeros((2, 3), np.float32)
-    second = np.ones((2, 3), np.float32)
-    path = generation.interpolate(first, second, 5)
-    assert path.shape == (2, 5, 3)
-    np.testing.assert_array_equal(path[0, :, 0], [0, 0.25, 0.5, 0.75, 1])
 
 
 def test_wrong_arguments_are_refused():
@@ -201,7 +194,7 @@ def test_a_vae_without_its_weights_has_no_decoder(vae_run):
 
 
 def test_generation_is_measured_beside_training_images(vae_run, run):
-    frame = generation.measure_generation(vae_run, run, "41_test")
+    frame = pd.DataFrame(generation.measure_generation(vae_run, run))
     values = frame.set_index(["condition", "metric"]).value
     features = torch.from_numpy(vae_run.embed(vae_run.test())["features"])
     difference = vae_run.method.picture(features) - generation.pixels_of(vae_run, vae_run.test())
@@ -211,6 +204,6 @@ def test_generation_is_measured_beside_training_images(vae_run, run):
     assert set(distances.index) == {"generated", "reconstructed", "train"}
     assert 0 <= distances["train"] < distances["reconstructed"]
     assert distances["generated"] > 0
-    without_judge = generation.measure_generation(vae_run, None, "41_without_judge")
+    without_judge = pd.DataFrame(generation.measure_generation(vae_run, None))
     assert without_judge.metric.tolist() == ["mse"]
     assert without_judge.value.iloc[0] == values["reconstructed", "mse"]

@@ -10,8 +10,6 @@ from lib.data.sets import ImageSet
 from lib.evaluation import image_scores
 from lib.runs import store
 
-NOTEBOOK = "99_test"
-
 
 def loader(levels):
     """A stand-in for sources.load: noise of that many grey levels by the name of the set."""
@@ -39,7 +37,7 @@ def test_entropy_and_file_size():
 
 def test_scores_are_stored_once_and_need_no_data_afterwards(monkeypatch):
     monkeypatch.setattr(image_scores.sources, "load", loader({"digits": 1, "generated": 255}))
-    image_scores.measure_images("smoke", NOTEBOOK)
+    image_scores.measure_images("smoke")
     metrics = image_scores.stored_metrics("smoke").set_index(["score", "metric"])
     assert set(metrics.condition) == {"near_ood"} and len(metrics) == 6
     for score in image_scores.NAMES:
@@ -51,17 +49,17 @@ def test_scores_are_stored_once_and_need_no_data_afterwards(monkeypatch):
         raise FileNotFoundError("no data here")
 
     monkeypatch.setattr(image_scores.sources, "load", missing)
-    image_scores.measure_images("smoke", NOTEBOOK)
+    image_scores.measure_images("smoke")
     store.scores_path("smoke", image_scores.RUN, "digits").unlink()
     with pytest.raises(FileNotFoundError, match="no data"):
-        image_scores.measure_images("smoke", NOTEBOOK)
+        image_scores.measure_images("smoke")
 
 
 def test_scores_of_another_copy_of_the_set_are_taken_again(monkeypatch):
     """Two copies may be in another order, and scores are merged with those of runs by row."""
     load = loader({"digits": 255, "generated": 32})
     monkeypatch.setattr(image_scores.sources, "load", load)
-    image_scores.measure_images("smoke", NOTEBOOK)
+    image_scores.measure_images("smoke")
     first = image_scores.stored("smoke", "digits")["image_entropy"]
 
     def reversed_load(*arguments, **options):
@@ -69,6 +67,6 @@ def test_scores_of_another_copy_of_the_set_are_taken_again(monkeypatch):
         return ImageSet(images.name, "test", images.images[::-1], images.labels, images.classes)
 
     monkeypatch.setattr(image_scores.sources, "load", reversed_load)
-    image_scores.measure_images("smoke", NOTEBOOK)
+    image_scores.measure_images("smoke")
     again = image_scores.stored("smoke", "digits")["image_entropy"]
     np.testing.assert_array_equal(again, first[::-1])

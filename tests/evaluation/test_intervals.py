@@ -153,34 +153,31 @@ def test_a_difference_of_metrics_of_one_seed_adds_the_errors_of_both_in_quadratu
     assert none["seeds"] == 0 and np.isnan(none["difference"])
 
 
-def test_percent_over_seeds_has_a_row_a_key():
+def test_paired_differences_have_a_row_a_key_with_a_seed_in_common():
+    first = metrics([0.5, 0.6, 0.8]).assign(method="a", metric="accuracy")
+    second = metrics([0.4, 0.4, 0.4, 9.0]).assign(method="b", metric="accuracy")
+    alone = metrics([0.5]).assign(method="a", metric="aurc")
+    rows = pd.concat([first, second, alone]).reset_index(names="seed")
+    (row,) = intervals.paired_over_seeds(rows, "a", "b", "metric", scale=100).itertuples()
+    expected = intervals.metric_difference(first, second, scale=100)
+    assert (row.metric, row.method, row.minus, row.seeds) == ("accuracy", "a", "b", 3)
+    assert row.difference == pytest.approx(row.mean - row.mean_minus)
+    assert [row.difference, row.ci_low] == pytest.approx(
+        [expected["difference"], expected["ci_low"]]
+    )
+
+
+def test_means_over_seeds_have_a_row_a_key():
     rows = metrics([0.5, 0.6, 0.7, 0.9]).assign(method=list("aaab"), kind="knn")
-    table = intervals.percent_over_seeds(rows, "method", "kind").set_index("method")
-    assert table.percent.to_list() == pytest.approx([60, 90])
+    table = intervals.over_seeds(rows, "method", "kind", scale=100).set_index("method")
+    assert table["mean"].to_list() == pytest.approx([60, 90])
     assert table.seeds.to_list() == [3, 1]
     expected = stats.t.interval(0.95, 2, 60, 10 / 3**0.5)
     assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(expected)
     assert table.loc["b", ["ci_low", "ci_high"]].to_list() == pytest.approx([80, 100])
-    assert table.standard_error["a"] == pytest.approx(10 / 3**0.5)
 
 
 # ------------------------------------------------------------------------------ tests over images
-def test_permutation_p_value_agrees_with_mann_whitney_and_is_uniform_under_the_null():
-    score, positive = scores(60, seed=2)
-    score = score - 0.7 * positive
-    exact = stats.mannwhitneyu(score[positive], score[~positive], method="asymptotic").pvalue
-    assert 0.01 < exact < 0.9
-    drawn = intervals.permutation_test_auroc(score, positive, draws=4000)
-    assert drawn == pytest.approx(exact, abs=0.03)
-    assert intervals.permutation_test_auroc(np.arange(40.0), np.arange(40) < 20, 199) == 1 / 200
-    generator = np.random.default_rng(0)
-    null = [
-        intervals.permutation_test_auroc(generator.normal(size=30), np.arange(30) < 12, 99, seed)
-        for seed in range(200)
-    ]
-    assert stats.kstest(null, "uniform").pvalue > 1e-3
-
-
 def test_t_tests_agree_with_scipy():
     generator = np.random.default_rng(0)
     first, second = generator.normal(1, 2, size=30), generator.normal(0, 1, size=30)
@@ -207,11 +204,3 @@ def test_rounding_of_large_values_is_no_variance_of_small_differences():
     values = np.geomspace(1e3, 1e9, 5)
     with pytest.raises(ValueError, match="variance"):
         intervals.paired_test(values, values - 0.1)
-
-
-def test_holm_by_hand():
-    np.testing.assert_allclose(intervals.holm([0.01, 0.04, 0.03, 0.005]), [0.03, 0.06, 0.06, 0.02])
-    np.testing.assert_allclose(intervals.holm([0.7, 0.9]), [1, 1])
-    for bad in ([], [0.1, np.nan], [1.2]):
-        with pytest.raises(ValueError, match="p_values"):
-            intervals.holm(bad)

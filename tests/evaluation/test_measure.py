@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +13,6 @@ from lib import training
 from lib.data import sources, views
 from lib.evaluation import embed, measure, probes, uncertainty
 from lib.runs import settings, store
-
-NOTEBOOK = "99_test"
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -177,19 +176,15 @@ def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
     assert frame.value["mahalanobis"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_papers_probe_is_measured_once(run, monkeypatch):
-    unavailable = run.settings | {"seed": 7}
-    measure.measure_paper_probe([run.settings, unavailable], NOTEBOOK)
-    stored = store.read_metrics("smoke", NOTEBOOK, run.name).set_index("metric")
-    assert set(stored.run_hash) == {run.hash} and set(stored.classifier) == {"linear_paper"}
+def test_the_papers_probe(run):
+    stored = pd.DataFrame(measure.measure_paper_probe(run)).set_index("metric")
+    assert set(stored.classifier) == {"linear_paper"}
     bank = run.embed(run.bank)
     test = run.embed(run.test())
     probe = probes.paper_probe(bank["features"], bank["label"])
     accuracy = np.mean(probe.predict(test["features"]) == test["label"])
     assert stored.value["accuracy"] == pytest.approx(accuracy, abs=1e-3)
     assert stored.value["accuracy"] <= stored.value["top5_accuracy"] <= 1
-    monkeypatch.setattr(measure, "paper_probe", lambda *_: pytest.fail("measured twice"))
-    measure.measure_paper_probe([run.settings], NOTEBOOK)
 
 
 def test_which_scores_and_encoders_a_run_leaves(run, monkeypatch):

@@ -36,10 +36,6 @@ def trained(*methods, **parameters):
     return runs
 
 
-def metrics_of(run, notebook):
-    return store.read_metrics("smoke", notebook, settings.run_name(run))
-
-
 def colour(count=6, size=16):
     return sources.generated("shapes", count, size)
 
@@ -109,36 +105,52 @@ def test_mce_is_the_mean_of_the_ratios_of_sums():
     reference = generator.random((40, 15, 5)) < 0.6
     ratios = (~correct).mean(0).sum(1) / (~reference).mean(0).sum(1)
     error = shift.mean_corruption_error(correct, reference)
-    assert error == pytest.approx(100 * ratios.mean())
-    assert shift.mean_corruption_error(correct, correct) == pytest.approx(100)
+    assert error == pytest.approx(ratios.mean())
+    assert shift.mean_corruption_error(correct, correct) == pytest.approx(1)
     with pytest.raises(ValueError, match=r"\[40, 14, 5\]"):
         shift.mean_corruption_error(correct[:, 1:], reference)
     with pytest.raises(uncertainty.UndefinedStatistic, match="gaussian_noise"):
         shift.mean_corruption_error(correct, np.ones((40, 15, 5), bool))
 
 
-def test_corruption_errors_have_intervals_over_images():
+def store_correct(chances, seeds=(0,)):
+    """Settings of runs with stored correctness on corrupted images [400, 15, 5], and the arrays."""
     generator = np.random.default_rng(0)
-    correct = {
-        "a": generator.random((400, 15, 5)) < 0.7,
-        "b": generator.random((400, 15, 5)) < 0.5,
-    }
-    runs = {"a": {"method": "prosmin", "seed": 1}, "b": {"method": "random", "seed": 0}}
-    errors = shift.corruption_errors(runs, correct, "b", draws=100)
-    expected = shift.mean_corruption_error(correct["a"], correct["b"])
-    assert errors.mce.tolist() == pytest.approx([expected, 100])
-    assert errors.mce_low[0] < 60 < errors.mce_high[0]
-    assert errors.corrupted.tolist() == pytest.approx([70, 50], abs=1)
-    perfect = correct | {"b": np.ones((400, 15, 5), bool)}
+    runs = []
+    correct = []
+    for method, chance in chances.items():
+        for seed in seeds:
+            run = settings.resolve(method, "smoke", seed=seed) | {"bootstrap_draws": 400}
+            correct.append(generator.random((400, 15, 5)) < chance)
+            scores = {"correct": correct[-1]}
+            store.write_scores("smoke", settings.run_name(run), "digits_corrupted", scores)
+            runs.append(run)
+    return runs, correct
+
+
+def test_corruption_errors_are_relative_to_the_untrained_network():
+    runs, correct = store_correct({"prosmin": 0.7, "random": 0.5}, seeds=(1, 0))
+    errors = shift.corruption_errors(runs)
+    assert errors.seed.tolist() == [1, 0, 1, 0]
+    expected = [shift.mean_corruption_error(right, correct[3]) for right in correct]
+    assert errors.value.tolist() == pytest.approx(expected)
+    assert errors.value[3] == pytest.approx(1)
+    assert errors.ci_low[0] < 0.6 < errors.ci_high[0]
+
+
+def test_corruption_errors_need_an_untrained_network_that_errs():
+    runs, _ = store_correct({"prosmin": 0.7})
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+        shift.corruption_errors(runs)
+    perfect, _ = store_correct({"random": 1.0})
     with pytest.raises(uncertainty.UndefinedStatistic):
-        shift.corruption_errors(runs, perfect, "b", 20)
+        shift.corruption_errors(runs + perfect)
 
 
-def test_rows_are_the_measures_on_corrupted_images(monkeypatch):
-    run, _ = runs = trained("prosmin", "random")
-    shift.measure_corruptions(runs, "50_test")
+def test_rows_are_the_measures_on_corrupted_images():
+    (run,) = trained("prosmin")
     ready = Run(run)
-    rows = metrics_of(run, "50_test")
+    rows = pd.DataFrame(shift.measure_corruptions(ready))
     assert rows.metric.value_counts().to_dict() == {
         "accuracy": 15 * 6,
         "mean": 15 * 6,
@@ -149,6 +161,9 @@ def test_rows_are_the_measures_on_corrupted_images(monkeypatch):
     fog_3 = correct[:, shift.CORRUPTIONS.index("fog"), 2]
     assert correct.shape == (20, 15, 5) and accuracy["fog_3"] == fog_3.mean()
     assert accuracy.filter(regex="_0$").nunique() == 1  # the clean images
+    graded = shift.graded_accuracy(rows).set_index(["family", "corruption", "severity"])
+    assert graded.value["weather", "fog", 3] == accuracy["fog_3"]
+    assert len(graded) == 15 * 6 and graded.index.is_unique
 
     few = ready.test().sample(20)
     uncertainties = [ready.embed_unstored(few)["uncertainty"]]
@@ -163,9 +178,6 @@ def test_rows_are_the_measures_on_corrupted_images(monkeypatch):
     correlation = rows[(rows.condition == "snow") & (rows.metric == "severity_spearman")]
     assert correlation.value.item() == pytest.approx(np.mean(per_image), abs=1e-4)
 
-    monkeypatch.setattr(shift, "corrupted", lambda *_, **__: pytest.fail("measured twice"))
-    shift.measure_corruptions(runs, "50_test")
-
 
 def test_severity_0_is_of_the_same_images_as_the_others(monkeypatch):
     (run,) = trained("random")
@@ -173,9 +185,9 @@ def test_severity_0_is_of_the_same_images_as_the_others(monkeypatch):
     by_class = test.subset(np.argsort(test.labels, kind="stable"))  # the first 20 have one class
     monkeypatch.setattr(Run, "test", lambda self: by_class)
     monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast",))
-    shift.measure_corruptions([run], "50_test")
-    clean = metrics_of(run, "50_test").query("condition == 'contrast_0'").set_index("metric").value
     ready = Run(run)
+    rows = pd.DataFrame(shift.measure_corruptions(ready))
+    clean = rows[rows.condition == "contrast_0"].set_index("metric").value
     few = by_class.sample(20)
     bank = ready.embed(ready.bank)
     embedded = ready.embed_unstored(few)
@@ -184,36 +196,11 @@ def test_severity_0_is_of_the_same_images_as_the_others(monkeypatch):
     assert clean["mean"] == pytest.approx(embedded["uncertainty"].mean(), rel=1e-4)
 
 
-def test_of_other_runs_only_the_rank_correlation_is_stored(monkeypatch):
-    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast", "pixelate"))
-    runs = trained("random", "simsiam")
-    shift.measure_corruptions(runs, "50_whole")
-    monkeypatch.setattr(shift, "linear_probe", lambda *_: pytest.fail("a probe is fitted"))
-    shift.measure_corruptions([], "50_test", runs)
-    for run in runs:
-        whole = metrics_of(run, "50_whole").query("metric == 'severity_spearman'")
-        brief = metrics_of(run, f"50_test-{shift.SEVERITY}")
-        columns = ["condition", "value", "ci_low", "ci_high"]
-        np.testing.assert_array_equal(brief[columns], whole[columns])
-        assert len(brief) == 2 and metrics_of(run, "50_test").empty
-
-
-def test_runs_measured_together_have_probes_of_their_own(monkeypatch):
-    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast", "pixelate"))
-    runs = [*trained("random", seed=0), *trained("random", seed=1)]
-    shift.measure_corruptions(runs, "50_together")
-    shift.measure_corruptions(runs[1:], "50_alone")
-    together = metrics_of(runs[1], "50_together").drop(columns="part")
-    alone = metrics_of(runs[1], "50_alone").drop(columns="part")
-    pd.testing.assert_frame_equal(together, alone)
-
-
 # -------------------------------------------------------------------------------------- other sets
 def test_other_sets_are_detected_by_the_methods_scores():
     (run,) = trained("prosmin")
     ready = Run(run)
-    shift.measure_other_scores(ready, "50_test")
-    rows = metrics_of(run, "50_test-ood")
+    rows = pd.DataFrame(shift.measure_own_scores(ready))
     assert {"log_sigma", "mean_sigma", "target_energy", "mahalanobis"} <= set(rows.score)
     auroc = rows[rows.metric == "ood_auroc"].set_index("score").value
 
@@ -221,20 +208,9 @@ def test_other_sets_are_detected_by_the_methods_scores():
     other = ready.embed(ready.other("generated"))
     outside = np.repeat([False, True], [len(test["label"]), len(other["label"])])
     values = np.append(test["log_sigma"], other["log_sigma"])
-    expected = uncertainty.auroc(values, outside)
-    assert auroc["log_sigma"] == pytest.approx(expected, abs=1e-4)
+    assert auroc["log_sigma"] == pytest.approx(uncertainty.auroc(values, outside), abs=1e-4)
 
     gaussian = LedoitWolf().fit(ready.embed(ready.bank)["features"].astype(float))
     features = np.concatenate([test["features"], other["features"]]).astype(float)
     distance = uncertainty.auroc(gaussian.mahalanobis(features), outside)
     assert auroc["mahalanobis"] == pytest.approx(distance, abs=1e-4)
-
-    shift.store_outside_scores(ready)
-    scores = store.read_scores("smoke", ready.name, "generated_outside")
-    stored = uncertainty.auroc(scores["uncertainty"], scores["outside"])
-    assert stored == pytest.approx(expected, abs=1e-4)
-
-
-def test_runs_are_compared_on_the_first_near_set_or_else_the_first_far_one():
-    assert shift.outside({"ood_near": ["a"], "ood_far": ["b"]}) == "a"
-    assert shift.outside({"ood_near": [], "ood_far": ["b"]}) == "b"

@@ -253,11 +253,3 @@ def test_conditions_need_a_severity_and_the_same_images(clusters):
     with pytest.raises(ValueError, match="same images"):
         suite._families({"blur_1": step, "blur_2": clusters(20, 5)})
     assert suite._families({"blur_1": step}) == {}
-
-
-def test_percent_has_its_interval():
-    rows = pd.DataFrame({"value": [0.5], "ci_low": [0.4], "ci_high": [0.7]})
-    percent = suite.in_percent(rows).iloc[0]
-    assert percent[["percent", "percent_low", "percent_high"]].tolist() == pytest.approx(
-        [50, 40, 70]
-    )

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from scipy import stats
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from lib import losses, methods, training
 from lib.data.views import augment, make_views, recipe
-from lib.distributions import VonMisesFisher
+from lib.distributions import PowerSpherical, VonMisesFisher
 from lib.evaluation import measure, theory
 from lib.methods.base import forward_by_size
 from lib.runs import settings, store
@@ -183,6 +184,20 @@ def test_the_ratio_of_the_ignored_gradient_has_its_closed_form(kappa):
     torch.testing.assert_close(ratio, -2 * resultant / root, rtol=1e-8, atol=0)
 
 
+def test_vectors_have_the_cosine_that_is_asked_for():
+    cosine = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
+    first, second = theory.at_cosine(cosine, 6)
+    assert_equal((first * second).sum(1), cosine)
+    assert_equal(second.norm(dim=1), torch.ones(5, dtype=torch.float64))
+
+
+def test_the_beta_law_of_the_cosine_is_the_power_spherical_density(outputs):
+    f, g, kappa = outputs
+    mu = F.normalize(g[0], dim=1)
+    z = F.normalize(f[0], dim=1)
+    assert_equal(theory.log_prob_by_beta(mu, kappa[0], z), PowerSpherical(mu, kappa[0]).log_prob(z))
+
+
 # ------------------------------------------------------------------ measures of a network's outputs
 def test_uniformity():
     z = draw(6, 4)
@@ -217,13 +232,6 @@ def test_measures_are_those_of_the_projections():
     assert measures["uniformity"] == pytest.approx(theory.uniformity(first).item(), abs=1e-4)
 
 
-def test_a_network_that_is_one_point_up_to_rounding_has_no_rank():
-    method, views = build()
-    point = draw(1, 16).float() * (1 + 1e-7 * draw(len(views[0]), 16, seed=1)).float()
-    method.forward = lambda x: (point, point)
-    assert math.isnan(theory.measure_outputs(method, views)["effective_rank"])
-
-
 def test_dinos_measures_are_of_its_centred_teacher():
     method, views = build("dino_two_views")
     method.centre.normal_(generator=torch.Generator().manual_seed(0)).div_(20)
@@ -253,27 +261,6 @@ def test_the_gap_to_an_e_step_is_that_of_the_targets(name):
     gap = (at_mode - sum(at_points) / 2).mean().item()
     measured = theory.measure_outputs(method, views)["e_step_gap"]
     assert measured == pytest.approx(gap, rel=1e-3)
-
-
-def test_gains_of_a_predictor_set_by_eq_23_go_with_the_root():
-    method, views = build("directpred", eigenvalue_boost=0.0, correlation_memory=0.0)
-    method.loss(views)
-    gains = theory.predictor_gains(method, views)
-    assert gains.eigenvalue.is_monotonic_decreasing
-    assert gains.eigenvalue.sum() == pytest.approx(1, abs=1e-2)
-    relative = gains.gain / gains.gain[0]
-    root = (gains.eigenvalue / gains.eigenvalue[0]) ** 0.5
-    assert (relative - root).abs().max() < 0.15, "normalising predictions blurs the law a little"
-    assert relative.corr(root) > 0.95
-
-
-def test_directions_without_variance_have_no_gain():
-    method, views = build("directpred", eigenvalue_boost=0.0, correlation_memory=0.0)
-    few = [view[:4] for view in views]
-    method.loss(few)
-    gains = theory.predictor_gains(method, few)
-    assert len(gains) <= 8
-    assert gains.eigenvalue.min() > 1e-3 * gains.eigenvalue.max()
 
 
 def test_view_cosines_are_of_the_views_that_kappa_is_of():
@@ -318,6 +305,58 @@ def test_a_short_training_is_measured_before_and_along_the_way():
         assert training.measures.loc[row, list(measures)].to_dict() == expected
 
 
+def test_correspondences_compare_the_ends_of_two_runs():
+    rows = []
+    for name in theory.SHORT_RUNS:
+        for step, value in ((0, 0.0), (5, -1.0 if name == "SimSiam" else -0.5)):
+            row = {"run": name, "step": step, "uniformity": value, "spread": 1.0}
+            row |= {"e_step_gap": value, "entropy": 1.0 + value, "entropy_of_mean": 2.0}
+            rows.append(row)
+    short_runs = pd.DataFrame(rows)
+    short_runs.loc[short_runs.run == "without predictor", "spread"] = 0.1
+    table = theory.correspondences(short_runs)
+    predictor = table.iloc[0]
+    assert (predictor.with_part, predictor.without_part) == (-1.0, -0.5)
+    assert predictor.as_claimed
+    assert predictor.collapsed
+    centring = table[table.part == "centring"].iloc[0]
+    assert not centring.as_claimed, "the two runs are equal"
+    assert not centring.collapsed
+
+
+def test_short_runs_resolve_and_differ_by_one_part(monkeypatch):
+    trained = []
+
+    def short_training(resolved, steps, without):
+        trained.append((resolved, without))
+        return theory.ShortTraining(None, [], pd.DataFrame({"step": [0, steps]}))
+
+    monkeypatch.setattr(theory, "short_training", short_training)
+    table = theory.train_short_runs("smoke")
+    assert table.run.unique().tolist() == list(theory.SHORT_RUNS)
+    runs = dict(zip(theory.SHORT_RUNS, trained, strict=True))
+    whole, _ = runs["SimSiam"]
+    assert runs["without predictor"] == (whole, "predictor")
+    changed = {
+        key for key, value in runs["DINO"][0].items() if runs["without centring"][0][key] != value
+    }
+    assert changed == {"centre_momentum"}
+    assert runs["DirectPred"][0]["dimension"] == whole["dimension"]
+
+
+def test_a_stored_table_is_read_and_not_computed_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "RESULTS", tmp_path)
+    computed = []
+
+    def compute():
+        computed.append(1)
+        return pd.DataFrame({"value": [len(computed)]})
+
+    for again, value in ((False, 1), (False, 1), (True, 2)):
+        table = theory.stored_table("smoke", "01_example", compute, again=again)
+        assert table.value.tolist() == [value]
+
+
 def test_without_predictor_the_projection_predicts():
     method, views = build()
     theory.remove_part(method, "predictor")
@@ -350,10 +389,8 @@ def test_variances_are_compared_with_the_residual_of_the_other_view(tmp_path, mo
     run = measure.Run(resolved)
     with torch.no_grad():  # one epoch leaves the variances nearly equal
         torch.nn.init.normal_(run.method.inference[-1].weight, std=0.3)
-    theory.measure_variances(run, "60_test")
+    metrics = pd.DataFrame(theory.measure_variances(run)).set_index(["condition", "metric"])
     stored = store.read_scores("smoke", run.name, "digits_variances")
-    metrics = store.read_metrics("smoke", "60_test-variances", run.name)
-    metrics = metrics.set_index(["condition", "metric"])
     _, (first, second) = measure.embed_views(run, 2)
     with torch.no_grad():
         mean, log_variance = run.method.posterior(torch.from_numpy(first["features"]))

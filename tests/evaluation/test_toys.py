@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, optimize, special, stats
+from scipy import integrate, stats
 
 from lib import losses
 from lib.distributions import PowerSpherical, best_concentration, concentration_of
-from lib.evaluation import toys
+from lib.evaluation import theory, toys
 
 
 # --------------------------------------------------------------- posteriors of known concentration
@@ -90,15 +90,22 @@ def test_a_loss_without_a_spread_is_refused():
 )
 @pytest.mark.parametrize("cosine", [0.05, 0.3, 0.6, 0.9])
 def test_the_closed_form_of_kappa_is_near_the_root_of_the_gradient(dimension, tolerance, cosine):
-    beta = (dimension - 1) / 2
-
-    def gradient(kappa):
-        digammas = special.digamma(2 * beta + kappa) - special.digamma(beta + kappa)
-        return digammas + np.log((1 + cosine) / 2)
-
-    root = optimize.brentq(gradient, 1e-9, 1e7)
+    exact = theory.exact_concentration(cosine, dimension)
+    mu, z = theory.at_cosine(torch.tensor([cosine], dtype=torch.float64), dimension)
+    kappas = [torch.tensor([factor * exact], dtype=torch.float64) for factor in (0.99, 1, 1.01)]
+    densities = [PowerSpherical(mu, kappa).log_prob(z).item() for kappa in kappas]
+    assert densities[1] == max(densities)
     closed_form = best_concentration(torch.tensor(cosine, dtype=torch.float64), dimension).item()
-    assert closed_form == pytest.approx(root, rel=tolerance)
+    assert closed_form == pytest.approx(exact, rel=tolerance)
+
+
+def test_estimates_of_known_concentrations_rise_with_them():
+    table = toys.recover_concentrations(500, dimensions=(16,), tested=200)
+    assert len(table) == 200
+    for column in ("bayes", "vi_simsiam", "prosmin", "vje"):
+        assert stats.spearmanr(table[column], table.kappa).statistic > 0.5
+    low, high = (concentration_of(cosine, 16) for cosine in toys.COSINES)
+    assert table.bayes.between(low, high).all()
 
 
 # -------------------------------------------------------------------- the energy score's deviation
@@ -167,3 +174,40 @@ def test_an_unknown_objective_is_refused():
     model = toys.LinearGaussian(2)
     with pytest.raises(ValueError, match="Unknown objective 'entropy'"):
         model.gradient_ascent("entropy", model.z, 1, 0.01)
+
+
+def test_the_prior_pulls_views_together_and_reconstruction_keeps_them_apart():
+    latents = toys.pulled_latents(draws=1, steps=300)
+    assert len(latents) == 4 * 3 * 8
+    spread = toys.pulls(latents).set_index("objective")
+    drawn = toys.LinearGaussian(8, seed=0).z
+    within = (drawn - drawn.mean(0)).square().mean().item()
+    assert spread.within["drawn"] == pytest.approx(within)
+    centres = drawn.mean(0)
+    between = (centres - centres.mean(0)).square().mean().item()
+    assert spread.between["drawn"] == pytest.approx(between)
+    assert spread.within["prior"] < 1e-6 < spread.within["prior + reconstruction"]
+    assert spread.between["prior + entropy"] > spread.between["drawn"]
+
+
+# ------------------------------------------------------------------- discrimination and similarity
+def test_instance_discrimination_is_bounded_by_prior_and_entropy():
+    clear = toys.instance_discrimination(0.05)
+    noisy = toys.instance_discrimination(0.5)
+    for row in (clear, noisy):
+        assert row["terms"] == pytest.approx(row["bound"], abs=1e-6)
+        assert row["bound"] < row["exact"] < 0
+    assert clear["exact"] - clear["bound"] < 0.01 < noisy["exact"] - noisy["bound"]
+
+
+def test_the_exact_ratio_is_the_best_similarity_and_below_the_information():
+    table = toys.info_nce_by_similarity(pairs=1000, most_negatives=63)
+    nats = table.pivot(index="negatives", columns="similarity", values="nats")
+    assert nats.index.tolist() == [1, 3, 7, 15, 31, 63]
+    assert (nats["exact ratio"].diff().dropna() > 0).all()
+    for other in ("dot product", "cosine"):
+        assert (nats["exact ratio"] > nats[other]).all()
+    covariance = np.array([[1.0, 1 / 1.15], [1 / 1.15, 1.0]])
+    information = -4 / 2 * np.log(np.linalg.det(covariance))
+    assert toys.information_between_views() == pytest.approx(information)
+    assert nats["exact ratio"].max() < information

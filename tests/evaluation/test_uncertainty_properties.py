@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lib.evaluation import intervals, uncertainty
+from lib.evaluation import uncertainty
 
 drawn = settings(derandomize=True, deadline=None, max_examples=40)
 
@@ -239,12 +239,3 @@ def test_bootstrap_intervals_hold_a_constant_and_lie_within_the_data(count, cons
     assert values.min() <= low <= high <= values.max()
     interval = uncertainty.bootstrap_interval(np.mean, np.full(count, constant), draws=20)
     assert interval == pytest.approx((constant, constant), rel=1e-12, abs=1e-9)
-
-
-@drawn
-@given(count=st.integers(2, 40), seed=seeds)
-def test_holm_raises_p_values_to_one_at_most(count, seed):
-    p_values = np.random.default_rng(seed).uniform(size=count)
-    adjusted = intervals.holm(p_values)
-    assert (adjusted >= p_values - 1e-15).all()
-    assert (adjusted <= 1).all()

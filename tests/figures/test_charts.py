@@ -131,6 +131,7 @@ def test_stored_data_are_those_of_the_same_inputs(tmp_path):
     save_figure(figure, data, inputs=[source])
     pd.testing.assert_frame_equal(figures.stored_data("30_points", "standard", [source]), data)
     assert figures.stored_data("30_other", "standard", [source]) is None
+    assert figures.stored_ids("30_", "standard") == ["30_points"]
     source.write_text("changed")
     assert figures.stored_data("30_points", "standard", [source]) is None
 
@@ -160,6 +161,13 @@ def test_names_of_data_sets():
     assert figures.dataset_label("styled_fashion_mnist") == "Styled Fashion-MNIST"
     assert figures.dataset_label("cifar10_class_3") == "CIFAR-10, class 3"
     assert figures.dataset_label("my_photos") == "my photos"
+
+
+def test_a_table_is_shown_with_display_names():
+    table = pd.DataFrame({"method": ["vje"], "minus": ["simsiam"], "dataset": ["cifar10"]})
+    shown = figures.labelled(table.assign(seeds=3))
+    assert shown.values.tolist() == [["VJE", "SimSiam", "CIFAR-10", 3]]
+    assert table.method[0] == "vje"
 
 
 def test_methods_keep_their_order_and_unknown_ones_come_last():
@@ -208,13 +216,19 @@ def test_boxes_are_the_quartiles_and_the_summary_says_so():
         assert whiskers == pytest.approx((inside.min(), inside.max()))
 
 
+SCALES = {"a": 9, "b": 1, "c": 3}  # of κ, far enough for the medians to lie in this order
+
+
 def test_histograms_share_bins_and_integrate_to_one():
     bins = figures.log_histogram(kappas(), "group", bins=20)
     width = np.log10(bins["bin_high"] / bins["bin_low"])
     assert np.allclose((bins["density"] * width).groupby(bins["group"]).sum(), 1)
     counts = bins.groupby("group")["count"].sum()
     assert counts.to_dict() == kappas()["group"].value_counts().to_dict()
-    assert figures.kappa_histogram(bins, "group").get_xscale() == "log"
+    data = kappas().assign(kappa=lambda frame: frame["kappa"] * frame["group"].map(SCALES))
+    ax = figures.kappa_histogram(figures.log_histogram(data, "group"), "group")
+    assert ax.get_xscale() == "log"
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["b", "c", "a"]
 
 
 def test_a_roc_curve_encloses_its_auroc():
@@ -265,11 +279,8 @@ def test_tsne_draws_each_point_once_with_the_names_of_the_classes():
 
 def test_intervals_over_seeds_begin_with_three():
     data = by_seed(vi_simsiam=[60.0, 61.0, 62.0, 63.0, 64.0], simsiam=[58.0, 60.0])
-    means = figures.seed_means(data, "accuracy").set_index("method")
-    assert means.loc["simsiam", "ci_low"].isna().all()
     # t(0.975, 4) = 2.776445, s = sqrt(2.5), n = 5
     high = 62 + 2.7764451 * np.sqrt(2.5 / 5)
-    assert means.loc["vi_simsiam", "ci_high"].iloc[0] == pytest.approx(high)
     ax = figures.dot_plot(data, "accuracy")
     assert [label.get_text() for label in ax.get_yticklabels()] == ["VI-SimSiam", "SimSiam"]
     ends = [line.get_xdata() for line in ax.lines if len(line.get_xdata()) == 2]
@@ -283,6 +294,13 @@ def test_bars_are_the_means_over_seeds():
     assert [label.get_text() for label in ax.get_yticklabels()] == ["hair", "hat"]
     widths = [bar.get_width() for container in ax.containers for bar in container]
     assert sorted(widths) == [10, 10, 42, 52]
+
+
+def test_a_scatter_has_every_seed_and_the_means():
+    data = by_seed(simvae=[50.0, 54.0], simclr=[40.0, 44.0])
+    ax = figures.method_scatter(data.assign(style=data.accuracy / 100), "accuracy", "style")
+    assert [line.get_xdata().tolist() for line in ax.lines] == [[50, 54], [52], [40, 44], [42]]
+    assert [text.get_text().strip() for text in ax.texts] == ["SimVAE", "SimCLR"]
 
 
 def test_a_dumbbell_joins_the_published_number_and_ours():
@@ -341,19 +359,15 @@ def test_images_of_high_and_low_kappa():
     grid = figures.images_by_kappa(images, kappa, columns=3)
     shown = [ax.images[0].get_array()[0, 0] for ax in grid.axes]
     assert kappa[shown].tolist() == [19, 18, 17, 0, 1, 2]
-    errors = {"vae": kappa[:3]}
-    grid = figures.reconstruction_grid(images[:3], {"vae": images[3:6]}, errors)
-    assert [ax.get_xlabel() for ax in grid.axes[3:]] == [f"{error:.3f}" for error in kappa[:3]]
 
 
-def test_a_flow_chart_draws_every_box_and_arrow():
-    nodes = {"x": (0, 0), "z": (1, 1), "p": (2, 0)}
-    ax = figures.flow_chart(nodes, [("x", "z"), ("z", "p")], dashed=[("z", "p")])
-    assert {text.get_text() for text in ax.texts if text.get_text()} == set(nodes)
-    arrows = [text.arrow_patch for text in ax.texts if not text.get_text()]
-    assert [arrow.get_linestyle() for arrow in arrows] == ["solid", "--"]
-    with pytest.raises(KeyError):
-        figures.flow_chart(nodes, [("x", "y")])
+def test_reconstructions_are_sorted_by_their_error():
+    images = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((9, 4, 4), np.uint8)
+    drawn = {"vae": images[3:6], "simvae": images[6:]}
+    grid = figures.reconstruction_grid(images[:3], drawn, {"vae": 0.5, "simvae": 0.25})
+    names = [ax.get_ylabel() for ax in grid.axes[::3]]
+    assert names == ["Input", "SimVAE\n0.2500", "VAE\n0.5000"]
+    assert grid.axes[3].images[0].get_array()[0, 0] == 6
 
 
 def test_labels_move_apart_and_keep_their_order():

@@ -11,7 +11,7 @@ from lib.runs import settings, store
 
 def trained_by(listed):
     return " ".join(
-        job.parameters["runs"] for job in listed if job.notebook == jobs.TRAINING
+        job.parameters["runs"] for job in listed if job.notebook == settings.pipeline()["training"]
     ).split()
 
 
@@ -44,7 +44,9 @@ def test_runs_on_a_set_that_is_not_available_are_left_out(monkeypatch):
 
 
 def test_profile_quick_has_few_trainings():
-    trainings = [job for job in jobs.jobs("quick") if job.notebook == jobs.TRAINING]
+    trainings = [
+        job for job in jobs.jobs("quick") if job.notebook == settings.pipeline()["training"]
+    ]
     assert len(trainings) <= 4
 
 
@@ -81,7 +83,7 @@ def test_a_stamp_follows_parameters_sources_and_needs(monkeypatch):
 @pytest.mark.parametrize(
     ("edited", "rerun"),
     [
-        ("claims.toml", {"90_claims_ledger"}),
+        ("claims.toml", {"33_kappa_closed_form", "90_claims_ledger"}),
         ("profiles.toml", {"10_pretraining", "33_kappa_closed_form", "90_claims_ledger"}),
         ("style.mplstyle", {"10_pretraining", "33_kappa_closed_form", "90_claims_ledger"}),
     ],

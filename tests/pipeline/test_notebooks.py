@@ -8,7 +8,7 @@ import pytest
 
 from lib.pipeline import notebooks
 from lib.runs import settings, store
-from tests.pipeline import faults
+from tests.pipeline import browser, faults
 
 PATHS = sorted(notebooks.NOTEBOOKS.glob("*.ipynb"))
 FORBIDDEN = {
@@ -24,7 +24,9 @@ def code_cells(path):
 
 
 def test_settings_list_every_notebook():
-    listed = ["10_pretraining", *(entry["name"] for entry in settings.notebooks())]
+    pipeline = settings.pipeline()
+    listed = [pipeline["training"], pipeline["evaluation"]]
+    listed += [entry["name"] for entry in settings.notebooks()]
     assert sorted(listed) == [path.stem for path in PATHS]
 
 
@@ -44,9 +46,8 @@ def test_lint_of_notebook(path):
         assert not found, f"{found.group()!r}: {reason}"
     assert notebook.cells[0].source.startswith("#"), "a notebook opens with its title"
     declared = notebooks.declared_parameters(path.stem)
-    assert declared["profile"] == "quick" and declared["train_missing"] is False, (
-        "Run All shows stored results of profile quick"
-    )
+    settings.profile_settings(declared["profile"])
+    assert not declared.get("train_missing", False), "Run All shows stored results"
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,85 @@ def test_tracked_files_stay_small():
     assert sum(path.stat().st_size for path in paths) <= 75_000_000
     ignored = ("results/quick/", "results/smoke/", "results/paper/", "results/own/")
     assert not [name for name in done.stdout.split("\0") if name.startswith(ignored)]
+
+
+# ----------------------------------------------------------------------------------- the site
+# What a visitor asks, and words of the page that answers it.
+QUESTIONS = {
+    "How do I run it?": "make reproduce",
+    "Where are the images of CIFAR-10 from?": "DATA_DIR",
+    "Which claims hold?": "same direction",
+    "What is κ?": "concentration of the Power Spherical distribution",
+    "What is the loss of VI-SimSiam?": "mean over the batch",
+    "How does it differ from the paper?": "Eq. 12 of 2022 is used with its second sign corrected",
+    "How certain is it of my own images?": "make score IMAGES=folder",
+    "How do I add my method?": "Write a class with a",
+    "How do I use a cluster?": "EXECUTOR=slurm",
+    "Which uncertainty should I use?": "Uncertainty benchmark",
+}
+
+
+def site_of(smoke):
+    results, _ = smoke
+    return results / "smoke" / "site"
+
+
+def test_the_site_has_a_page_for_every_notebook(smoke):
+    pages = {path.stem for path in site_of(smoke).glob("*.html")}
+    assert {path.stem for path in PATHS} <= pages
+
+
+def test_every_link_of_the_site_leads_somewhere(smoke):
+    for page in site_of(smoke).glob("*.html"):
+        broken = [path for path in browser.local_targets(page) if not path.exists()]
+        assert not broken, f"{page.name}: {broken}"
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_answered_within_three_clicks(smoke, question):
+    reached = browser.pages_within(site_of(smoke) / "index.html", clicks=3)
+    assert any(QUESTIONS[question] in browser.text_of(page) for page in reached)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_pages_in_a_browser(smoke, width):
+    """Nothing overflows, pictures load, formulas are rendered."""
+    chromium = browser.open_browser(width)
+    try:
+        for page in sorted(site_of(smoke).glob("[0-9i]*.html")):
+            chromium.get(page.as_uri())
+            chromium.execute_async_script(
+                "const done = arguments[0];"
+                "window.MathJax?.startup ? MathJax.startup.promise.then(done) : done();"
+            )
+            overflow = chromium.execute_script(
+                "return document.documentElement.scrollWidth - window.innerWidth"
+            )
+            assert overflow <= 1, f"{page.name} is {overflow} px too wide at {width} px"
+            broken = chromium.execute_script(
+                "return [...document.images].filter(i => i.complete && !i.naturalWidth)"
+                ".map(i => i.src)"
+            )
+            assert not broken, f"{page.name}: {broken}"
+            raw = chromium.execute_script(
+                "return [...document.querySelectorAll('.math')]"
+                ".filter(m => !m.querySelector('mjx-container')).length"
+            )
+            assert raw == 0, f"{page.name} has {raw} formulas that are not rendered"
+    finally:
+        chromium.quit()
+
+
+def test_search_and_dark_mode(smoke):
+    chromium = browser.open_browser(1280)
+    try:
+        chromium.get((site_of(smoke) / "search.html").as_uri() + "?q=κ")
+        chromium.implicitly_wait(20)
+        assert chromium.find_elements("css selector", "ul.search li a"), "κ is not found"
+        chromium.get((site_of(smoke) / "10_pretraining.html").as_uri())
+        chromium.execute_script("document.documentElement.dataset.theme = 'dark'")
+        picture = chromium.find_element("css selector", ".cell_output img")
+        colour = picture.value_of_css_property("background-color")
+        assert colour.startswith(("rgb(255, 255, 255", "rgba(255, 255, 255, 1"))
+    finally:
+        chromium.quit()

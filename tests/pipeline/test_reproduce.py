@@ -83,10 +83,11 @@ def test_snakemake_plans_every_job_with_the_resources_of_the_profile(tmp_path, m
     resources = re.findall(r"resources: (.+)", done.stdout)
     planned = dict(zip(wildcards, resources, strict=False))
     assert set(planned) == set(listed)
+    pipeline = settings.pipeline()
     for name, job in listed.items():
-        is_training = job.notebook == jobs.TRAINING
+        on_gpu = job.notebook in (pipeline["training"], pipeline["evaluation"])
         memory = 24000 if name == "01_ssl_as_inference" else 6000
-        assert ("gpu=2" in planned[name]) == is_training
+        assert ("gpu=2" in planned[name]) == on_gpu
         assert {f"mem_mb={memory}", "runtime=600"} <= set(planned[name].split(", "))
 
     shell = re.findall(r"(?m)^Shell command: (?!None$)(.+)", done.stdout)
@@ -102,7 +103,7 @@ def test_missing_sets_are_those_of_waiting_jobs(monkeypatch, capsys):
     monkeypatch.setattr(measure, "missing_sets", lambda runs: [run["method"] for run in runs])
     names = [settings.run_name(run) for run in settings.runs("smoke")[:2]]
     waiting = [
-        Job("one", jobs.TRAINING, {"profile": "smoke", "runs": " ".join(names)}),
+        Job("one", settings.pipeline()["training"], {"profile": "smoke", "runs": " ".join(names)}),
         Job("two", "00_start_here", {"profile": "smoke"}),
     ]
     reproduce.print_missing_sets("smoke", waiting)
@@ -150,7 +151,8 @@ def test_a_request_to_end_ends_what_was_started(tmp_path, number):
     process.send_signal(number)
     said = process.communicate()[0]
     assert said.splitlines() == [reproduce.TO_CONTINUE, "None"]
-    assert not psutil.pid_exists(int(log.read_text().split()[0]))
+    pid = re.match(r"\d+", log.read_text())[0]
+    assert not psutil.pid_exists(int(pid))
 
 
 def test_a_held_lock_is_refused(tmp_path):

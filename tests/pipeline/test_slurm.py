@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib.pipeline import jobs
-from lib.runs import store
+from lib.runs import settings, store
 
 pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).with_name("one_node_slurm.sh")
@@ -69,7 +69,8 @@ def test_a_failed_job_is_named_then_continued_then_there_is_nothing_to_do(cluste
     after = submitted(cluster)
     expected = []
     for job in listed.values():
-        gpus = "gres:gpu:1" if job.notebook == jobs.TRAINING else "N/A"
+        on_gpu = job.notebook.startswith(("10", "11"))
+        gpus = "gres:gpu:1" if on_gpu else "N/A"
         expected.append(("COMPLETED", gpus, "6000M"))
     assert sorted(after) == sorted(failures + expected)
 

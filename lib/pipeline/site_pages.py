@@ -1,0 +1,165 @@
+"""The pages of the site that are made of stored results: verdicts, pictures, the ledger."""
+
+from html import escape
+from pathlib import Path
+
+import pandas as pd
+
+from lib.claims import ledger
+from lib.runs import settings, store
+
+
+def write_fragments(profile: str, notebooks: list[str], source: Path) -> None:
+    """Write the ledger's page, and the fragments that the front page includes."""
+    figures = stored_figures(profile)
+    rows = ledger.ledger(profile)
+    fragments = source / "_fragments"
+    fragments.mkdir()
+    (fragments / "verdicts.md").write_text(verdict_bars(rows))
+    (fragments / "wall.md").write_text(wall(figures, notebooks, source))
+    (source / "ledger.md").write_text(ledger_page(rows, figures, notebooks))
+
+
+def stored_figures(profile: str) -> dict[str, dict]:
+    """The records of all stored figures by id, each with the path of its picture."""
+    figures = {}
+    for path in sorted((store.results_dir(profile) / "figures").glob("*.json")):
+        record = store.read_json(path, ("id", "caption", "alt", "claims", "notebook"))
+        figures[record["id"]] = record | {"picture": path.with_suffix(".png")}
+    return figures
+
+
+# ------------------------------------------------------------------------------------ front page
+def verdict_bars(rows: pd.DataFrame) -> str:
+    """A bar of verdicts for each paper, and what the colours mean with their counts."""
+    verdicts = ledger.verdicts(rows)
+    lines = ["```{raw} html"]
+    for paper, title in settings.PAPERS.items():
+        counts = verdicts[verdicts.paper == paper].verdict.value_counts()
+        segments = []
+        for verdict, colour in ledger.COLOURS.items():
+            count = counts.get(verdict, 0)
+            if count:
+                style = f"flex: {count}; background: {colour}"
+                segments.append(f'<span style="{style}" title="{count} {verdict}"></span>')
+        lines.append(f"<p>{escape(title)}: {counts.sum()} claims</p>")
+        lines.append(f'<div class="verdicts">{"".join(segments)}</div>')
+    counts = verdicts.verdict.value_counts()
+    keys = []
+    for verdict, colour in ledger.COLOURS.items():
+        swatch = f'<span class="swatch" style="background: {colour}"></span>'
+        keys.append(f"{swatch}{counts.get(verdict, 0)} {verdict}")
+    lines += [f"<p>{' &ensp; '.join(keys)}</p>", "```"]
+    return "\n".join(lines) + "\n"
+
+
+def wall(figures: dict[str, dict], notebooks: list[str], source: Path) -> str:
+    """Cards with the pictures that people come for, each linked to its notebook."""
+    lines = ["::::{grid} 2 2 3 3", ":gutter: 2", ""]
+    for name in settings.pipeline()["front_page"]:
+        figure = figures.get(name)
+        if figure is None or figure["notebook"] not in notebooks:
+            continue
+        picture = source / f"{figure['id']}.png"
+        picture.write_bytes(figure["picture"].read_bytes())
+        lines += [
+            ":::{grid-item-card}",
+            f":img-top: {picture.name}",
+            f":img-alt: {figure['alt']}",
+            f":link: {figure['notebook']}",
+            ":link-type: doc",
+            first_sentence(figure["caption"]),
+            ":::",
+        ]
+    lines.append("::::")
+    return "\n".join(lines) + "\n"
+
+
+def first_sentence(caption: str) -> str:
+    """What is to be seen: the first sentence of a caption, without the dot."""
+    from lib.figures.save import split_caption  # slow to import: matplotlib
+
+    return split_caption(caption)[0].rstrip(".")
+
+
+# ---------------------------------------------------------------------------------------- ledger
+def ledger_page(rows: pd.DataFrame, figures: dict[str, dict], notebooks: list[str]) -> str:
+    """Every claim: what is printed, ours with its interval, the verdict, and where it is shown."""
+    verdicts = ledger.verdicts(rows).set_index("claim")
+    lines = [
+        "# Ledger of claims",
+        "",
+        "A claim of a paper has one or a few parts. Each part has the published number, ours with "
+        "its 95 % interval, and a verdict. The claim has the verdict of its worst tested part. "
+        f"[Its notebook]({settings.pipeline()['ledger']}.ipynb) explains the rule.",
+        "",
+    ]
+    for paper, title in settings.PAPERS.items():
+        lines += [f"## {title}", ""]
+        of_paper = verdicts[verdicts.paper == paper]
+        for claim, summary in of_paper[of_paper.verdict != ledger.NOT_TESTED].iterrows():
+            parts = rows[rows.claim == claim]
+            lines += _claim(claim, summary, parts, figures, notebooks)
+        lines += _untested(title, of_paper[of_paper.verdict == ledger.NOT_TESTED])
+    return "\n".join(lines) + "\n"
+
+
+def _claim(
+    claim: str,
+    summary: pd.Series,
+    parts: pd.DataFrame,
+    figures: dict[str, dict],
+    notebooks: list[str],
+) -> list[str]:
+    lines = [f"### {claim}: {summary.verdict}", "", f"{summary.text} ({summary['where']})", ""]
+    table = [["part", "published", "ours", "95 % interval", "seeds", "verdict"]]
+    for part in parts.itertuples():
+        table.append(
+            [
+                _cell(part.part),
+                _number(part.published, part.unit),
+                _number(part.ours, part.unit),
+                _interval(part.low, part.high),
+                "" if pd.isna(part.seeds) else int(part.seeds),
+                part.verdict,
+            ]
+        )
+    lines += [store.markdown_table(table), ""]
+    links = []
+    for figure in figures.values():
+        if claim in figure["claims"] and figure["notebook"] in notebooks:
+            links.append(f"[{figure['id']}]({figure['notebook']}.ipynb)")
+    if links:
+        lines += [f"Shown in {', '.join(links)}.", ""]
+    runs = sorted({name for text in parts.runs.dropna() for name in text.split()})
+    if runs:
+        names = ", ".join(f"`{name}`" for name in runs)
+        lines += [":::{dropdown} Runs behind it", names, ":::", ""]
+    return lines
+
+
+def _untested(title: str, claims: pd.DataFrame) -> list[str]:
+    """A table of the claims that no stored run can decide, and what a test would take."""
+    if claims.empty:
+        return []
+    table = [["claim", "what the paper says", "what a test would take"]]
+    for claim, summary in claims.iterrows():
+        said = f"{_cell(summary.text)} ({_cell(summary['where'])})"
+        table.append([claim, said, _cell(summary.needs)])
+    return [f"### Not tested of {title}", "", store.markdown_table(table), ""]
+
+
+def _cell(text: str) -> str:
+    return str(text).replace("|", "\\|")
+
+
+def _number(value: float, unit: str) -> str:
+    if pd.isna(value):
+        return ""
+    return f"{value:.4g} {unit}".strip()
+
+
+def _interval(low: float, high: float) -> str:
+    if pd.isna(low) or pd.isna(high):
+        return ""
+    return f"{low:.4g} to {high:.4g}"

@@ -1,0 +1,188 @@
+"""lib.evaluation.kappa: which runs are shown, κ of other sets, augmented κ, chosen images."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from lib.data import sources
+from lib.evaluation import kappa
+from lib.runs import settings, store
+
+KAPPA = np.array([3.0, 9.0, 1.0, 7.0, 5.0, 8.0, 2.0, 6.0])
+LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1])
+
+
+# --------------------------------------------------------------------------- which runs are shown
+@pytest.fixture
+def stored(store_metrics):
+    """Store one metrics row of a run of profile standard, as if it had been measured."""
+
+    def measured(method, **changes):
+        run = settings.resolve(method, "standard", **changes)
+        row = {"metric": "accuracy", "value": 0.5, "method": method, "seed": run["seed"]}
+        row["trained_on"] = run["dataset"]
+        store_metrics("standard", store.SUITE, settings.run_name(run), [row])
+        return run
+
+    return measured
+
+
+def names(runs):
+    return [settings.run_name(run) for run in runs]
+
+
+def test_of_each_set_one_form_at_its_longest_training_is_shown(stored):
+    expected = [stored("vi_simsiam", seed=seed) for seed in (0, 1)]
+    stored("vi_simsiam", epochs=5)
+    stored("simsiam")
+    stored("vi_simsiam", dataset="imagenette", epochs=50)
+    stored("vi_simsiam_2022", dataset="imagenette", epochs=50)
+    expected.append(stored("vi_simsiam_2022", dataset="imagenette", epochs=100))
+    other_rate = {"learning_rate": 1e-3, "batch_size": 64, "divide_loss": False}
+    stored("vi_simsiam_2022", dataset="imagenette", epochs=100, **other_rate)
+    assert names(kappa.shown_runs("standard")) == names(expected)
+
+
+def test_without_its_own_form_a_set_is_shown_by_the_other(stored):
+    run = stored("vi_simsiam", dataset="imagenette", epochs=50)
+    assert names(kappa.shown_runs("standard")) == names([run])
+
+
+def test_no_measured_run_is_an_error():
+    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=standard"):
+        kappa.shown_runs("standard")
+
+
+def test_simsiam_beside_a_run_has_its_data_length_views_and_rate(stored):
+    shown = [stored("vi_simsiam"), stored("vi_simsiam_2022", dataset="imagenette", epochs=50)]
+    stored("simsiam", epochs=5)
+    expected = [stored("simsiam", seed=seed) for seed in (0, 1)]
+    expected.append(stored("simsiam", dataset="imagenette", epochs=50, local_views=6))
+    rate = {"learning_rate": 1e-3, "batch_size": 64}
+    stored("simsiam", dataset="imagenette", epochs=100, local_views=6, **rate)
+    assert names(kappa.simsiam_beside(shown)) == names(expected)
+
+
+# -------------------------------------------------------------------------------------- other sets
+def test_kappa_of_other_sets_is_that_of_the_network(run, frame):
+    rows = pd.DataFrame(kappa.measure_distribution(run))
+    generated = run.embed(run.other("generated"))["kappa"]
+    stored = store.read_scores("smoke", run.name, "digits_other_sets")
+    assert list(stored) == ["kappa_generated"]
+    np.testing.assert_array_equal(stored["kappa_generated"], generated.astype(np.float32))
+    rows = rows[rows.condition == "other set"].set_index("metric")
+    assert set(rows.evaluated_on) == {"generated"}
+    assert rows.value["mean"] == pytest.approx(generated.mean())
+    digits = run.embed(run.test())["kappa"]
+    ahead = (digits[:, None] > generated).mean() + (digits[:, None] == generated).mean() / 2
+    assert rows.value["ood_auroc"] == pytest.approx(ahead)
+
+
+def test_kappa_is_read_by_the_set_of_the_image(run, frame):
+    with pytest.raises(FileNotFoundError, match="PROFILE=smoke"):
+        kappa.read_by_set([run.settings | {"seed": 5}])
+    kappa.measure_distribution(run)
+    images = kappa.read_by_set([run.settings])
+    counts = images.groupby("evaluated_on", sort=False).size().to_dict()
+    assert counts == {"digits": len(run.test()), "generated": len(run.other("generated"))}
+    assert set(images.dataset) == {"digits"}
+    np.testing.assert_allclose(
+        images.kappa[images.evaluated_on == "digits"], run.embed(run.test())["kappa"], rtol=1e-6
+    )
+
+
+def test_a_set_that_is_not_available_has_no_kappa(run, frame, monkeypatch):
+    digits = run.embed(run.test())["kappa"]
+
+    def load(name):
+        raise FileNotFoundError("not here")
+
+    monkeypatch.setattr(run, "other", load)
+    assert kappa.other_set_rows(run, digits) == []
+
+
+# ----------------------------------------------------------------------------------- augmentations
+def test_a_flipped_view_is_the_mirror_image():
+    images = sources.load("digits", "test").batch([0, 1]).float() / 255
+    mirrored = kappa.random_view("flip", seed=0)(images)
+    np.testing.assert_allclose(mirrored, images.flip(-1), atol=1e-6)
+
+
+def test_kappa_under_augmentations_is_that_of_the_same_images(run, frame):
+    rows = pd.DataFrame(kappa.measure_augmentation(run)).set_index(["condition", "metric"]).value
+    stored = store.read_scores("smoke", run.name, "digits_augmented")
+    plain = run.embed(run.test())["kappa"][stored["index"]]
+    np.testing.assert_allclose(stored["plain"], plain, rtol=1e-5)
+    difference = (stored["blur"].astype(float) - stored["plain"]).mean()
+    assert rows["blur", "mean_difference"] == pytest.approx(difference)
+    higher = stored["centre square"] > stored["right square"]
+    assert rows["centre against right", "share_higher"] == higher.mean()
+
+
+def test_changes_are_relative_to_the_plain_images_of_the_same_run():
+    rows = pd.DataFrame(
+        [
+            ("cifar10", 0, "plain", "mean", 200.0, np.nan, np.nan),
+            ("cifar10", 0, "blur", "mean_difference", -50.0, -60.0, -40.0),
+            ("cifar10", 0, "random crop against the others", "mean_difference", 1.0, 0.0, 2.0),
+            ("cifar10", 1, "plain", "mean", 400.0, np.nan, np.nan),
+            ("cifar10", 1, "blur", "mean_difference", 40.0, 20.0, 60.0),
+        ],
+        columns=["dataset", "seed", "condition", "metric", "value", "ci_low", "ci_high"],
+    )
+    change = kappa.relative_change(rows)
+    assert change.condition.tolist() == ["blur", "blur"]
+    ours = change[["seed", "value", "ci_low", "ci_high"]].to_numpy().tolist()
+    assert ours == [[0, -0.25, -0.3, -0.2], [1, 0.1, 0.05, 0.15]]
+
+
+# ---------------------------------------------------------------------------------- data selection
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("highest κ", [1, 5, 3, 7]),
+        ("lowest κ", [2, 6, 0, 4]),
+        ("highest κ in each class", [1, 5, 3, 7]),
+        ("lowest κ in each class", [2, 0, 4, 6]),
+    ],
+)
+def test_a_rule_chooses_by_kappa(rule, expected):
+    assert kappa.select(KAPPA, LABELS, 0.5, rule, seed=0).tolist() == expected
+
+
+def test_images_of_equal_kappa_keep_their_order():
+    assert kappa.select(np.ones(4), np.zeros(4, int), 0.5, "highest κ", seed=0).tolist() == [0, 1]
+
+
+def test_a_random_choice_depends_on_the_seed_only():
+    first = kappa.select(KAPPA, LABELS, 0.5, "random", seed=0)
+    assert len(set(first)) == 4
+    assert first.tolist() == kappa.select(-KAPPA, LABELS, 0.5, "random", seed=0).tolist()
+    others = [kappa.select(KAPPA, LABELS, 0.5, "random", seed=seed).tolist() for seed in range(9)]
+    assert len(set(map(tuple, others))) > 1
+
+
+def test_a_random_choice_can_have_the_classes_of_the_highest_kappa():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(3, size=300)
+    values = generator.random(300) + labels
+    highest = kappa.select(values, labels, 0.4, "highest κ", seed=1)
+    alike = kappa.select(values, labels, 0.4, "random, classes as highest κ", seed=1)
+    assert (
+        np.bincount(labels[alike], minlength=3).tolist()
+        == np.bincount(labels[highest], minlength=3).tolist()
+    )
+    assert set(alike) != set(highest)
+
+
+def test_selected_probes_are_measured_beside_random_ones(run, frame):
+    rows = pd.DataFrame(kappa.measure_selection(run))
+    chosen = itertools.product(kappa.SELECTION_RULES, kappa.SHARES)
+    conditions = {f"{rule} {share:g}" for rule, share in chosen}
+    assert set(rows.condition) == conditions
+    correct = store.read_scores("smoke", run.name, "digits_selection")
+    accuracy = rows[rows.metric == "accuracy"].set_index("condition").value
+    for condition in conditions:
+        assert accuracy[condition] == pytest.approx(correct[condition].mean())

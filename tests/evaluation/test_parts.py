@@ -1,0 +1,33 @@
+"""lib.evaluation.parts: what is measured of which runs, and how it is read."""
+
+from lib.evaluation import measure, parts, style
+from lib.runs import settings, store
+
+
+def store_rows(run, part):
+    name = settings.run_name(run)
+    config = {"settings": run, "data": {"title": run["dataset"]}}
+    store.write_json(store.config_path(run["profile"], name), config)
+    row = {"condition": "colour", "metric": "accuracy", "value": 0.5, "n": 10}
+    store.write_metrics(run["profile"], part, name, [row])
+
+
+def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
+    probed = settings.resolve("simvae", "smoke", dataset="digits")
+    other = settings.resolve("vae", "smoke", dataset="digits")
+    assert parts.read_factors([probed, other]).empty
+    store_rows(probed, f"{style.FACTORS}-styled_digits")
+    store_rows(probed, f"{style.FACTORS}-celeba")
+    store_rows(other, "content")
+    rows = parts.read_factors([probed, other])
+    assert sorted(rows.set) == ["celeba", "styled_digits"]
+    assert set(rows.run) == {settings.run_name(probed)}
+    assert len(parts.read("content", [probed, other])) == 1
+
+
+def test_styles_that_nothing_is_trained_on_are_probed_in_networks_of_the_plain_images(monkeypatch):
+    monkeypatch.setattr(measure, "measured", lambda runs: runs)
+    for profile, dataset in (("standard", "fashion_mnist"), ("quick", "styled_fashion_mnist")):
+        named = {part.name: part for part in parts.parts(profile)}
+        runs = named[f"{style.FACTORS}-styled_fashion_mnist"].runs
+        assert {run["dataset"] for run in runs if run["method"] == "simvae"} == {dataset}

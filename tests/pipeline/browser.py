@@ -1,0 +1,73 @@
+"""A real browser on the pages of a site, and the graph of its links."""
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+
+def open_browser(width: int, height: int = 900):
+    """Chromium without a window; the test is skipped where it is not installed."""
+    selenium = pytest.importorskip("selenium.webdriver")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    driver = shutil.which("chromedriver")
+    if not chromium or not driver:
+        pytest.skip("no Chromium with its driver: install Debian's chromium and chromium-driver")
+    options = selenium.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    options.add_argument(f"--window-size={width},{height}")
+    # A headless window is at least 500 pixels wide; a phone is narrower.
+    options.add_experimental_option(
+        "mobileEmulation", {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1}}
+    )
+    browser = selenium.Chrome(options, selenium.ChromeService(driver))
+    browser.set_page_load_timeout(60)
+    return browser
+
+
+class Links(HTMLParser):
+    """The targets of a page's links and pictures, and its text."""
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.targets: list[str] = []
+        self.text: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag, attributes):
+        for name, value in attributes:
+            if name in ("href", "src") and value:
+                self.targets.append(value)
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def local_targets(page: Path) -> set[Path]:
+    """The files of the same site that a page links to."""
+    targets = set()
+    for target in Links(page).targets:
+        path = target.split("#")[0].split("?")[0]
+        if path and ":" not in path:
+            targets.add((page.parent / path).resolve())
+    return targets
+
+
+def pages_within(front: Path, clicks: int) -> set[Path]:
+    """The pages that so many clicks reach from the front page."""
+    reached = {front.resolve()}
+    latest = set(reached)
+    for _ in range(clicks):
+        found = set()
+        for page in latest:
+            found |= {path for path in local_targets(page) if path.suffix == ".html"}
+        latest = {path for path in found - reached if path.exists()}
+        reached |= latest
+    return reached
+
+
+def text_of(page: Path) -> str:
+    return " ".join("".join(Links(page).text).split())
