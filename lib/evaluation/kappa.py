@@ -317,6 +317,14 @@ def random_view(augmentation: str, seed: int, draw: int = 0) -> Transform:
     return view
 
 
+def fixed_crops(images: Tensor) -> dict[str, Tensor]:
+    """Images [B, C, S, S] plain and cropped at each of PLACES, by the names of their stored κ."""
+    crops = {"plain": images}
+    for place, corner in PLACES.items():
+        crops[f"{place} square"] = square_crop(*corner)(images)
+    return crops
+
+
 def kappa_of(run: Run, images: ImageSet, view: Transform | None = None) -> np.ndarray:
     """κ of every image [N] as the run sees it, through a view if one is given."""
     fitted = input_transform(run.settings, run.channels)

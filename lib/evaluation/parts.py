@@ -88,8 +88,8 @@ def _parts_of_simvae(profile: str) -> list[Part]:
     simvae = ("simvae",)
     compared = measure.compared_runs(profile)
     generative = [run for run in compared if run["method"] in methods.GENERATIVE]
-    own = [*_measured(profile, "simvae"), *generative]
-    networks = [run for run in own if run["method"] != "raw_pixels"]
+    simvae_runs = [*_measured(profile, "simvae"), *generative]
+    networks = [run for run in simvae_runs if run["method"] != "raw_pixels"]
     more = _measured(profile, "views", "ablations")
     pictures = [run for run in networks if not run["dataset"].startswith("styled_")]
     others = [
@@ -98,12 +98,12 @@ def _parts_of_simvae(profile: str) -> list[Part]:
         if run["method"] not in methods.GENERATIVE and run["method"] != "raw_pixels"
     ]
     styled: dict[str, list[dict]] = {}
-    for run in own + more:
+    for run in simvae_runs + more:
         if sources.has_styles(run["dataset"]):
             styled.setdefault(run["dataset"], []).append(run)
     for name in settings.profile_settings(profile)["factor_sets"]:
         if name not in styled:  # nothing is trained on these styles: networks of the plain images
-            styled[name] = [run for run in own if name == f"styled_{run['dataset']}"]
+            styled[name] = [run for run in simvae_runs if name == f"styled_{run['dataset']}"]
         styled[name].extend(compared)
     factors = []
     for name, runs in styled.items():
@@ -130,9 +130,9 @@ def _measure_generation(profile: str, run: Run) -> list[dict]:
 def _parts_of_prosmin(profile: str) -> list[Part]:
     prosmin = ("prosmin",)
     compared = measure.compared_runs(profile)
-    own = measure.compared_runs(profile, "prosmin")
-    networks = [run for run in own if run["method"] != "raw_pixels"]
-    several_scores = [run for run in own if "trade_off" in run]
+    listed = measure.compared_runs(profile, "prosmin")
+    networks = [run for run in listed if run["method"] != "raw_pixels"]
+    several_scores = [run for run in listed if "trade_off" in run]
     transfer = []
     for name in settings.profile_settings(profile)["transfer_sets"]:
         measure_transfer = partial(finetune.measure_transfer, dataset=name)

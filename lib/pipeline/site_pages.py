@@ -144,8 +144,8 @@ def _untested(title: str, claims: pd.DataFrame) -> list[str]:
         return []
     table = [["claim", "what the paper says", "what a test would take"]]
     for claim, summary in claims.iterrows():
-        said = f"{_cell(summary.text)} ({_cell(summary['where'])})"
-        table.append([claim, said, _cell(summary.needs)])
+        claimed = f"{_cell(summary.text)} ({_cell(summary['where'])})"
+        table.append([claim, claimed, _cell(summary.needs)])
     return [f"### Not tested of {title}", "", store.markdown_table(table), ""]
 
 

@@ -43,7 +43,8 @@ class Case:
             epochs=1,
         )
         self.images = pretraining.load(dataset, self.settings["image_size"])
-        self.channels, self.device = self.images.images.shape[3], training.best_device()
+        self.channels = self.images.images.shape[3]
+        self.device = training.best_device()
         self.precision = training.precision_of(self.settings, self.device)
         self.views = batch * views
 

@@ -35,10 +35,8 @@ def span(table: pd.DataFrame, arm: str) -> str:
 
 
 def pretraining() -> None:
-    table, shares = (
-        in_order(measuring.read_table("pretraining")),
-        measuring.read_table("pretraining_shares"),
-    )
+    table = in_order(measuring.read_table("pretraining"))
+    shares = measuring.read_table("pretraining_shares")
     cases = list(dict.fromkeys(table.case))
     names = [title(table[table.case == case].iloc[0]) for case in cases]
     figure, (left, right) = plt.subplots(
@@ -161,7 +159,8 @@ def pretraining() -> None:
 
 def proportional(ax, middle: pd.DataFrame, power: int) -> None:
     """A thin line through the last point and, were there no fixed cost, through all others."""
-    at, value = middle["at"], middle["median"]
+    at = middle["at"]
+    value = middle["median"]
     ax.plot(
         at,
         value.iloc[-1] * (at / at.iloc[-1]) ** power,
@@ -235,8 +234,10 @@ def autoencoders() -> list[str]:
     header = ["SimVAE", "batch", "precision", "our views/s", "a / b", "aim"]
     lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
     for _, rows in measuring.read_table("autoencoders").groupby("case", sort=False):
-        case, by = rows.iloc[0], rows.set_index(["quantity", "arm"])
-        speed, ratio = by.loc[("views/s", "a")], by.loc[("ratio a / b", "b")]
+        case = rows.iloc[0]
+        by = rows.set_index(["quantity", "arm"])
+        speed = by.loc[("views/s", "a")]
+        ratio = by.loc[("ratio a / b", "b")]
         cells = [
             f"{case.data}, {case.network}",
             f"{case.images} images of {case.views} views",
@@ -266,10 +267,8 @@ def aim(ratio: pd.Series) -> str:
 
 def page() -> None:
     """results/benchmarks/README.md: tables and figures on one page, with what they say."""
-    table, evaluation = (
-        in_order(measuring.read_table("pretraining")),
-        measuring.read_table("evaluation"),
-    )
+    table = in_order(measuring.read_table("pretraining"))
+    evaluation = measuring.read_table("evaluation")
     lines = [
         "# Benchmarks",
         "",
@@ -355,7 +354,8 @@ def page() -> None:
         "| --- | --- | --- |",
     ]
     for row in evaluation.itertuples():
-        digits, note = 0 if row.median > 50 else 2, "" if pd.isna(row.note) else row.note
+        digits = 0 if row.median > 50 else 2
+        note = "" if pd.isna(row.note) else row.note
         lines.append(
             f"| {row.what} | {row.median:,.{digits}f} {row.unit} [{row.low:,.{digits}f},"
             f" {row.high:,.{digits}f}] | {note} |"

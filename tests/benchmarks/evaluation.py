@@ -17,7 +17,11 @@ from lib.runs import settings as resolution
 from tests.benchmarks import measuring
 from tests.benchmarks.pretraining import load
 
-BANK, QUERIES, DIMENSION, CLASSES, RUNS = 60_000, 10_000, 512, 10, 3
+BANK = 60_000
+QUERIES = 10_000
+DIMENSION = 512
+CLASSES = 10
+RUNS = 3
 TSNE_POINTS = 2000  # what notebook 32 draws at most
 
 
@@ -31,10 +35,8 @@ def clustered(count: int, dimension: int, seed: int) -> tuple[np.ndarray, np.nda
 
 def embedding() -> dict:
     settings = resolution.resolve("simsiam", "standard")
-    network, images = (
-        methods.build(settings, 3).eval(),
-        load("cifar10", 32).subset(np.arange(10_000) % 3000),
-    )
+    network = methods.build(settings, 3).eval()
+    images = load("cifar10", 32).subset(np.arange(10_000) % 3000)
     batch = torch.rand(512, 3, 32, 32).contiguous(memory_format=torch.channels_last)
 
     def ours() -> float:
@@ -50,7 +52,8 @@ def embedding() -> dict:
 
 
 def neighbours() -> dict:
-    (bank, labels), (queries, _) = clustered(BANK, DIMENSION, 1), clustered(QUERIES, DIMENSION, 2)
+    (bank, labels) = clustered(BANK, DIMENSION, 1)
+    (queries, _) = clustered(QUERIES, DIMENSION, 2)
 
     def ours() -> float:
         return measuring.seconds_per_call(
@@ -83,10 +86,8 @@ def probes() -> dict:
             linear._logistic_regression(features, labels, CLASSES, 1e-3)
 
     def together() -> None:
-        weight, bias = (
-            torch.zeros(RUNS, CLASSES, x.shape[1], requires_grad=True),
-            torch.zeros(RUNS, CLASSES, 1, requires_grad=True),
-        )
+        weight = torch.zeros(RUNS, CLASSES, x.shape[1], requires_grad=True)
+        bias = torch.zeros(RUNS, CLASSES, 1, requires_grad=True)
         optimizer = torch.optim.LBFGS(
             [weight, bias],
             max_iter=200,

@@ -17,7 +17,8 @@ from tests.benchmarks import measuring
 IMAGES = (2_560, 5_120, 10_240, 20_480)
 VIEWS = (2, 3, 4, 6, 8)
 SIZES = (16, 24, 32, 48, 64, 96)
-EPOCHS, RUNS = 8, 4
+EPOCHS = 8
+RUNS = 4
 STEPS = 10  # of 256 images, where one step's time is the question
 
 
@@ -27,7 +28,8 @@ def seconds_of(images: data.ImageSet, **parameters) -> tuple[float, pd.DataFrame
         "simsiam", "standard", dataset=images.name, image_size=images.images.shape[1], **parameters
     )
     log = pd.read_csv(training.train(settings, images) / "log.csv")
-    first, last = log.iloc[0], log.iloc[-1]
+    first = log.iloc[0]
+    last = log.iloc[-1]
     return (last.seconds - first.seconds) / (last.epoch - first.epoch), log
 
 

@@ -30,7 +30,8 @@ def interleaved(arms: dict[str, Callable[[], float]], repeats: int, title: str) 
     An arm returns its own number (seconds a step, images a second): what it does before it starts
     its clock does not count.
     """
-    names, rows = list(arms), []
+    names = list(arms)
+    rows = []
     with tqdm(total=repeats * len(names), desc=title, unit="timing") as bar:
         for turn in range(repeats):
             for place in range(len(names)):
@@ -44,7 +45,8 @@ def interleaved(arms: dict[str, Callable[[], float]], repeats: int, title: str) 
 def scratch_results():
     """What is trained in the block goes to a folder that is removed behind it."""
     with tempfile.TemporaryDirectory() as folder:
-        results, artifacts.RESULTS = artifacts.RESULTS, Path(folder)
+        results = artifacts.RESULTS
+        artifacts.RESULTS = Path(folder)
         try:
             yield
         finally:
@@ -90,7 +92,9 @@ def megabytes() -> float:
 
 def peak_megabytes(call: Callable[[], object]) -> float:
     """The most memory held while ``call`` runs, above what was held before, sampled every 5 ms."""
-    before, peak, done = megabytes(), [0.0], threading.Event()
+    before = megabytes()
+    peak = [0.0]
+    done = threading.Event()
 
     def sample() -> None:
         while not done.wait(0.005):

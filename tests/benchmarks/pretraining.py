@@ -67,7 +67,9 @@ class Case:
 
     def __init__(self, name: str):
         dataset, size, width, stem, augmentation, self.steps, self.bar_b, self.bar_c = CASES[name]
-        self.name, self.size, self.recipe = name, size, augmentations.RECIPES[augmentation]
+        self.name = name
+        self.size = size
+        self.recipe = augmentations.RECIPES[augmentation]
         self.images = load(dataset, size)
         self.settings = resolution.resolve(
             "simsiam",
@@ -188,7 +190,8 @@ class Case:
     # --------------------------------------------------------------- beside the arms
     def flops_per_image(self) -> float:
         """Floating-point operations of forward and backward pass for the two views of one image."""
-        network, stacked = self.network(), torch.cat([view[:8] for view in self.views()])
+        network = self.network()
+        stacked = torch.cat([view[:8] for view in self.views()])
         with FlopCounterMode(display=False) as counter:
             z, p = network(stacked)
             losses.simsiam_loss(p, z).backward()
@@ -196,11 +199,11 @@ class Case:
 
     def shares(self) -> dict[str, float]:
         """Seconds of one step by what is done, each timed alone."""
-        network, views, generator = self.network(), self.views(), torch.Generator()
-        optimizer, batch = (
-            optim.make_optimizer(network, self.settings),
-            self.images.batch(np.arange(BATCH)),
-        )
+        network = self.network()
+        views = self.views()
+        generator = torch.Generator()
+        optimizer = optim.make_optimizer(network, self.settings)
+        batch = self.images.batch(np.arange(BATCH))
         rows = np.random.default_rng(0).integers(0, len(self.images), BATCH)
         draws = augmentations.draw(2 * BATCH, self.size, self.size, self.recipe, generator)
         chosen = torch.arange(BATCH).repeat(2)
@@ -233,7 +236,8 @@ def end_to_end(settings: dict, images: data.ImageSet, steps: int) -> float:
 
     Start, compilation and the writing of weights do not count.
     """
-    batch, steps = settings["batch_size"], steps + max(1, (steps + 1) // loop.LOGS_PER_EPOCH)
+    batch = settings["batch_size"]
+    steps = steps + max(1, (steps + 1) // loop.LOGS_PER_EPOCH)
     few = dataclasses.replace(
         images.subset(np.arange(steps * batch) % len(images)),
         name=f"{images.name}_{time.time_ns()}",
@@ -241,7 +245,8 @@ def end_to_end(settings: dict, images: data.ImageSet, steps: int) -> float:
     folder = training.train(settings | {"dataset": few.name}, few)
     log = pd.read_csv(folder / "log.csv")
     shutil.rmtree(folder)
-    first, last = log.iloc[0], log.iloc[-1]
+    first = log.iloc[0]
+    last = log.iloc[-1]
     return (last.step - first.step) * batch / (last.seconds - first.seconds)
 
 
@@ -249,7 +254,8 @@ class Pictures(Dataset):
     """PIL images, as torchvision's data sets hand them to a transform."""
 
     def __init__(self, images: data.ImageSet, transform: Callable):
-        self.images, self.transform = images, transform
+        self.images = images
+        self.transform = transform
 
     def __len__(self) -> int:
         return len(self.images)

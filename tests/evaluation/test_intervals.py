@@ -56,7 +56,8 @@ def test_a_statistic_of_three_seeds_has_students_interval_of_its_values():
 
 
 def test_a_statistic_of_one_or_two_seeds_has_the_bootstrap_over_images():
-    (first, positive), (second, _) = scores(100), scores(100, seed=1)
+    (first, positive) = scores(100)
+    (second, _) = scores(100, seed=1)
     one = intervals.statistic_over_seeds(auroc, [first], [positive], draws=60)
     assert (one["ci_low"], one["ci_high"]) == bootstrap_interval(auroc, first, positive, draws=60)
 
@@ -133,7 +134,8 @@ def test_metrics_over_seeds():
 
 
 def test_a_difference_of_metrics_is_paired_by_seed():
-    first, second = metrics([0.5, 0.6, 0.8]), metrics([0.4, 0.4, 0.4, 9.0])
+    first = metrics([0.5, 0.6, 0.8])
+    second = metrics([0.4, 0.4, 0.4, 9.0])
     three = intervals.metric_difference(first, second, scale=100)
     low, high = stats.t.interval(0.95, 2, 100 * 0.7 / 3, stats.sem([10.0, 20.0, 40.0]))
     assert three["difference"] == pytest.approx(100 * 0.7 / 3)
@@ -180,7 +182,8 @@ def test_means_over_seeds_have_a_row_a_key():
 # ------------------------------------------------------------------------------ tests over images
 def test_t_tests_agree_with_scipy():
     generator = np.random.default_rng(0)
-    first, second = generator.normal(1, 2, size=30), generator.normal(0, 1, size=30)
+    first = generator.normal(1, 2, size=30)
+    second = generator.normal(0, 1, size=30)
     welch = intervals.welch_test(first, second)
     reference = stats.ttest_ind(first, second, equal_var=False)
     assert welch[:2] == pytest.approx((reference.statistic, reference.pvalue))

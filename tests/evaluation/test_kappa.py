@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from lib.data import sources
 from lib.evaluation import kappa
@@ -113,8 +114,13 @@ def test_a_flipped_view_is_the_mirror_image():
 def test_kappa_under_augmentations_is_that_of_the_same_images(run, frame):
     rows = pd.DataFrame(kappa.measure_augmentation(run)).set_index(["condition", "metric"]).value
     stored = store.read_scores("smoke", run.name, "digits_augmented")
-    plain = run.embed(run.test())["kappa"][stored["index"]]
-    np.testing.assert_allclose(stored["plain"], plain, rtol=1e-5)
+    few = run.test().sample(run.settings["condition_images"])
+    crops = kappa.fixed_crops(few.batch(range(len(few))).float() / 255)
+    assert set(crops) == {"plain", *(f"{place} square" for place in kappa.PLACES)}
+    for name, images in crops.items():
+        with torch.no_grad():
+            expected = run.method.embed(images).native["kappa"]
+        np.testing.assert_allclose(stored[name], expected, rtol=1e-5)
     difference = (stored["blur"].astype(float) - stored["plain"]).mean()
     assert rows["blur", "mean_difference"] == pytest.approx(difference)
     higher = stored["centre square"] > stored["right square"]

@@ -31,7 +31,8 @@ def draw(batch=6, dimension=12, seed=0, similar=True):
 
 def log_density(direction, kappa, target):
     """log C(κ) + κ log(1 + μ.z) of the Power Spherical in float64, written out."""
-    d, kappa = direction.shape[1], kappa.double()
+    d = direction.shape[1]
+    kappa = kappa.double()
     mu = direction.double() / direction.double().pow(2).sum(1, keepdim=True).sqrt()
     z = target.double() / target.double().pow(2).sum(1, keepdim=True).sqrt()
     beta = torch.tensor((d - 1) / 2, dtype=torch.float64)
@@ -84,12 +85,11 @@ def test_gradients_have_their_closed_form(dimension):
     direction, kappa, target = draw(5, dimension)
     direction.requires_grad_(), kappa.requires_grad_()
     vi_simsiam_loss(direction, kappa, target).backward()
-    mu, z, k = (
-        F.normalize(direction.detach().double(), dim=1),
-        F.normalize(target.double(), dim=1),
-        kappa.detach().double(),
-    )
-    s, beta = (mu * z).sum(1), (dimension - 1) / 2
+    mu = F.normalize(direction.detach().double(), dim=1)
+    z = F.normalize(target.double(), dim=1)
+    k = kappa.detach().double()
+    s = (mu * z).sum(1)
+    beta = (dimension - 1) / 2
     by_kappa = -(torch.digamma(2 * beta + k) - torch.digamma(beta + k) + torch.log((1 + s) / 2)) / 5
     torch.testing.assert_close(kappa.grad.double(), by_kappa, rtol=1e-4, atol=1e-7)
     tangent = (z - s[:, None] * mu) / direction.detach().double().norm(
@@ -103,8 +103,11 @@ def test_the_gradient_in_kappa_vanishes_at_the_best_kappa():
     """κ*(s) is close to (D - 1) s / (1 - s) + 1/2."""
     dimension = 256
     for s in (0.1, 0.5, 0.9):
-        direction, target = torch.zeros(1, dimension), torch.zeros(1, dimension)
-        direction[0, 0], target[0, 0], target[0, 1] = 1, s, math.sqrt(1 - s**2)
+        direction = torch.zeros(1, dimension)
+        target = torch.zeros(1, dimension)
+        direction[0, 0] = 1
+        target[0, 0] = s
+        target[0, 1] = math.sqrt(1 - s**2)
         best = (dimension - 1) * s / (1 - s) + 0.5
         slopes = []
         for factor in (0.98, 1.02):
@@ -219,7 +222,8 @@ def test_info_nce_is_lightlys_nt_xent(temperature):
 
 def test_info_nce_without_negatives_of_the_same_view_is_a_classification_across_views():
     a, _, b = draw()
-    z, w = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    z = F.normalize(a, dim=1)
+    w = F.normalize(b, dim=1)
     expected = 0.0
     for own, other in ((z, w), (w, z)):
         for i in range(len(z)):
@@ -292,10 +296,8 @@ def test_moco_is_lightlys_nt_xent_with_a_memory_bank():
     q, _, k = draw()
     queue = F.normalize(torch.randn(16, 12, generator=torch.Generator().manual_seed(3)), dim=1)
     theirs = NTXentLoss(0.2, memory_bank_size=(16, 12))
-    theirs.memory_bank.bank, theirs.memory_bank.bank_ptr = (
-        queue.clone(),
-        torch.zeros(1, dtype=torch.long),
-    )
+    theirs.memory_bank.bank = queue.clone()
+    theirs.memory_bank.bank_ptr = torch.zeros(1, dtype=torch.long)
     assert losses.moco_loss(q, k, queue, 0.2).item() == pytest.approx(theirs(q, k).item(), rel=1e-5)
 
 
@@ -350,7 +352,8 @@ def test_targets_of_byol_moco_and_dino_are_constants():
         losses.moco_v3_loss,
         lambda a, b: losses.scoring_rule(a[None] + torch.randn(2, 1, 12), b).mean(),
     ):
-        first, second = p.clone().requires_grad_(), z.clone().requires_grad_()
+        first = p.clone().requires_grad_()
+        second = z.clone().requires_grad_()
         loss(first, second).backward()
         assert first.grad.abs().sum() > 0 and second.grad is None
 
@@ -423,7 +426,8 @@ def draw_scored(samples=5, batch=4, dimension=3, seed=0):
 @pytest.mark.parametrize("trade_off", [0.3, 0.5, 0.8, 1.0])
 def test_the_scoring_rule_is_the_double_sum_of_the_paper(kernel, trade_off):
     z, t = draw_scored()
-    r, total = len(z), 0.0
+    r = len(z)
+    total = 0.0
 
     def measure(first, second):
         d = [abs(float(a) - float(b)) for a, b in zip(first, second, strict=True)]
@@ -485,9 +489,12 @@ def best_deviation(trade_off, beta, kernel, dimension, true=0.7, bandwidth=None)
             .item()
         )
 
-    low, high, golden = 0.05, 6.0, (5**0.5 - 1) / 2
+    low = 0.05
+    high = 6.0
+    golden = (5**0.5 - 1) / 2
     for _ in range(24):
-        a, b = high - golden * (high - low), low + golden * (high - low)
+        a = high - golden * (high - low)
+        b = low + golden * (high - low)
         low, high = (low, b) if score(a) < score(b) else (a, high)
     return (low + high) / 2
 
@@ -543,10 +550,8 @@ def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
         0.2 + torch.rand(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     ).requires_grad_()
     losses.scoring_rule(mean + sigma * noise, target, 0.4, beta).mean().backward()
-    to_mean, to_sigma = (
-        torch.zeros(3, 5, dtype=torch.float64),
-        torch.zeros(3, 5, dtype=torch.float64),
-    )
+    to_mean = torch.zeros(3, 5, dtype=torch.float64)
+    to_sigma = torch.zeros(3, 5, dtype=torch.float64)
     for i in range(3):
         for j in range(4):
             d = (mean + sigma * noise[j] - target)[i].detach()

@@ -127,7 +127,8 @@ def same_losses(values, stored):
 
 @pytest.mark.parametrize("method", LEARNED)
 def test_first_losses_are_those_of_the_methods_version(method):
-    stored, version = json.loads(GOLDEN.read_text()).get(method), settings.recipe(method)["version"]
+    stored = json.loads(GOLDEN.read_text()).get(method)
+    version = settings.recipe(method)["version"]
     assert stored and stored["version"] == version, (
         f"golden.json has no losses of {method} version {version}: write them with `python -m"
         " tests.methods.test_methods`."
@@ -191,11 +192,9 @@ def test_embedding_is_deterministic_and_does_not_depend_on_the_batch(method):
     network = methods.build(small(method)).eval()
     images = draw_views()[0]
     with torch.no_grad():
-        whole, again, alone = (
-            network.embed(images),
-            network.embed(images),
-            network.embed(images[2:3]),
-        )
+        whole = network.embed(images)
+        again = network.embed(images)
+        alone = network.embed(images[2:3])
     assert (
         whole.uncertainty.shape == (8,)
         and whole.features.ndim == 2
@@ -305,12 +304,14 @@ def test_forward_by_size_equals_a_loop_over_sizes(mode):
 
 
 def test_running_statistics_are_those_of_the_standard_views():
-    network, views = methods.build(small("vi_simsiam")).train(), draw_views(local=2)
+    network = methods.build(small("vi_simsiam")).train()
+    views = draw_views(local=2)
     alone = deepcopy(network)
     with torch.no_grad():
         forward_by_size(network, [views[2], views[0], views[3], views[1]])
         alone(torch.cat(views[:2]))
-    found, wanted = dict(network.named_buffers()), dict(alone.named_buffers())
+    found = dict(network.named_buffers())
+    wanted = dict(alone.named_buffers())
     assert any(name.endswith("num_batches_tracked") and value == 1 for name, value in found.items())
     for name, value in found.items():
         torch.testing.assert_close(value, wanted[name])
@@ -323,7 +324,8 @@ def test_running_statistics_are_those_of_the_standard_views():
 
 @pytest.mark.parametrize("local", [0, 2])
 def test_simsiam_is_its_algorithm_1(local):
-    network, views = methods.build(small("simsiam")).eval(), draw_views(local)
+    network = methods.build(small("simsiam")).eval()
+    views = draw_views(local)
     z, p = zip(*(network(view) for view in views), strict=True)
     expected = [
         -F.cosine_similarity(p[i], z[j]).mean() for i in range(len(views)) for j in (0, 1) if i != j
@@ -341,7 +343,8 @@ def test_vi_simsiam_is_its_algorithm_1(method, local):
 
     more pairs are averaged and counted twice.
     """
-    network, views = methods.build(small(method)).eval(), draw_views(local)
+    network = methods.build(small(method)).eval()
+    views = draw_views(local)
     nn.init.normal_(
         network.get_parameter(
             "concentration_head.3.weight" if network.concentration_head else "predictor.3.weight"
@@ -372,10 +375,8 @@ def test_vi_simsiam_is_its_algorithm_1(method, local):
 
 
 def test_the_two_published_forms_read_kappa_off_different_places():
-    features, predictor = (
-        methods.build(small("vi_simsiam")),
-        methods.build(small("vi_simsiam_2022")),
-    )
+    features = methods.build(small("vi_simsiam"))
+    predictor = methods.build(small("vi_simsiam_2022"))
     assert predictor.predictor[-1].out_features == 17 and features.predictor[-1].out_features == 16
     assert (
         predictor.concentration_head is None and features.concentration_head[-1].out_features == 1
@@ -392,7 +393,8 @@ def test_the_two_published_forms_read_kappa_off_different_places():
 
 @pytest.mark.parametrize("method", PROBABILISTIC)
 def test_kappa_starts_where_the_recipe_says(method):
-    network, views = methods.build(small(method)), draw_views()
+    network = methods.build(small(method))
+    views = draw_views()
     for mode in (network.train(), network.eval()):
         expected = kappa_of(settings.recipe(method)["initial_cosine"])
         torch.testing.assert_close(mode(views[0])[2], torch.full((8,), expected), rtol=0.02, atol=0)
@@ -400,10 +402,8 @@ def test_kappa_starts_where_the_recipe_says(method):
 
 @pytest.mark.parametrize("method", PROBABILISTIC)
 def test_kappa_learns_nothing_while_it_warms_up(method):
-    network, views = (
-        methods.build(small(method, concentration_warmup_epochs=1.5)).train(),
-        draw_views(),
-    )
+    network = methods.build(small(method, concentration_warmup_epochs=1.5)).train()
+    views = draw_views()
     last = network.concentration_head[-1] if network.concentration_head else network.predictor[-1]
     for epoch, learns in ((0.0, False), (1.49, False), (1.5, True), (7.0, True)):
         network.zero_grad()
@@ -486,7 +486,8 @@ def test_targets_are_constants(method):
 
     With the prediction cut off, nothing reaches the projector's last layer from a target.
     """
-    network, views = methods.build(small(method)).train(), draw_views()
+    network = methods.build(small(method)).train()
+    views = draw_views()
     for parameter in network.predictor.parameters():
         nn.init.zeros_(parameter)
     nn.init.ones_(network.predictor[-1].bias)
@@ -520,7 +521,8 @@ def after_a_step(method, **other):
 )
 def test_two_view_methods_compare_the_projections_of_the_two_views(method, expected):
     name, other = method
-    network, views = methods.build(small(name, **other)).eval(), draw_views()
+    network = methods.build(small(name, **other)).eval()
+    views = draw_views()
     projections = [network.projector(network.backbone(view)) for view in views]
     assert network.loss(views)["loss"].item() == pytest.approx(
         expected(*projections).item(), rel=1e-3
@@ -528,7 +530,8 @@ def test_two_view_methods_compare_the_projections_of_the_two_views(method, expec
 
 
 def test_byol_predicts_the_targets_projection_of_the_other_view():
-    network, views = methods.build(small("byol")).eval(), draw_views()
+    network = methods.build(small("byol")).eval()
+    views = draw_views()
     nn.init.normal_(network.target[0][0].weight)  # unlike the trained network
     p1, p2 = (network.predictor(network.projector(network.backbone(view))) for view in views)
     t1, t2 = (network.target(view) for view in views)
@@ -544,7 +547,8 @@ def test_byol_predicts_the_targets_projection_of_the_other_view():
 def test_the_target_follows_and_comes_to_rest(method, trained, averaged):
     network, before = after_a_step(method, local_views=0)
     target = network.teacher if method == "dino" else network.target
-    online, old = getattr(network, trained)[0].weight, getattr(before, trained)[0].weight
+    online = getattr(network, trained)[0].weight
+    old = getattr(before, trained)[0].weight
     m = network.settings["target_momentum"]
     network.update_target(0.0)
     torch.testing.assert_close(target[averaged][0].weight, m * old + (1 - m) * online)
@@ -559,10 +563,8 @@ def test_the_target_follows_and_comes_to_rest(method, trained, averaged):
 def test_byol_without_average_is_its_own_target():
     network, _ = after_a_step("byol_without_average")
     network.update_target(0.3)
-    own, target = (
-        nn.Sequential(network.backbone, network.projector).state_dict(),
-        network.target.state_dict(),
-    )
+    own = nn.Sequential(network.backbone, network.projector).state_dict()
+    target = network.target.state_dict()
     assert all(torch.equal(own[name], target[name]) for name in own)
 
 
@@ -587,7 +589,8 @@ def test_directpred_has_the_eigenvectors_of_the_correlation_and_the_root_of_its_
 
 
 def test_moco_keeps_the_newest_keys():
-    network, views = methods.build(small("moco_v2")).eval(), draw_views()
+    network = methods.build(small("moco_v2")).eval()
+    views = draw_views()
     before = network.queue.clone()
     network.loss(views)
     keys = F.normalize(network.target(views[0]), dim=1)
@@ -596,7 +599,8 @@ def test_moco_keeps_the_newest_keys():
 
 
 def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
-    network, views = methods.build(small("dino", local_views=2)).eval(), draw_views(2)
+    network = methods.build(small("dino", local_views=2)).eval()
+    views = draw_views(2)
     network.set_epoch(15.0)  # half of the temperature's warm-up
     assert network.teacher_temperature.item() == pytest.approx(0.055)
     outputs = [network.head(network.backbone(view)) for view in views]
@@ -620,7 +624,8 @@ def test_dinos_entropy_is_that_of_its_sharpened_and_centred_teacher():
 
     Of the softmax that the loss takes its targets from, here with a centre that is not zero.
     """
-    network, images = methods.build(small("dino", local_views=0)).eval(), draw_views()[0]
+    network = methods.build(small("dino", local_views=0)).eval()
+    images = draw_views()[0]
     network.centre += (
         torch.randn(network.centre.shape, generator=torch.Generator().manual_seed(0)) / 20
     )
@@ -642,11 +647,9 @@ def test_dinos_prototypes_learn_nothing_in_the_first_epoch(epoch, learns):
 
 
 def test_the_supervised_loss_is_the_mean_cross_entropy_of_both_views():
-    network, views, labels = (
-        methods.build(small("supervised")).eval(),
-        draw_views(),
-        torch.arange(8) % 10,
-    )
+    network = methods.build(small("supervised")).eval()
+    views = draw_views()
+    labels = torch.arange(8) % 10
     logits = [network.projector(network.backbone(view)) for view in views]
     first, second = (F.cross_entropy(of, labels).item() for of in logits)
     assert abs(first - second) > 1e-4 and network.loss(views, labels)[
@@ -656,7 +659,8 @@ def test_the_supervised_loss_is_the_mean_cross_entropy_of_both_views():
 
 def test_supervised_learns_its_labels():
     network = methods.build(small("supervised")).train()
-    optimizer, accuracy = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9), []
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    accuracy = []
     for _ in range(60):
         terms = loss_of(network, [draw_views()[0]] * 2)
         optimizer.zero_grad()
@@ -678,7 +682,8 @@ def test_raw_pixels_are_the_images():
 
 # ----------------------------------------------------------------------- ProSMin and its baselines
 def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of_another():
-    network, views = methods.build(small("prosmin", samples=3)).eval(), draw_views(local=1)
+    network = methods.build(small("prosmin", samples=3)).eval()
+    views = draw_views(local=1)
     network.centre.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
     outputs = [network.predictor(network.projector(network.backbone(view))) for view in views]
     raw = [network.target(view) for view in views[:2]]
@@ -708,10 +713,8 @@ def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of
 
 def test_prosmins_target_network_is_another_one_and_follows_the_online_network():
     network = methods.build(small("prosmin"))
-    online, target = (
-        list(network.backbone.parameters()) + list(network.projector.parameters()),
-        list(network.target.parameters()),
-    )
+    online = list(network.backbone.parameters()) + list(network.projector.parameters())
+    target = list(network.target.parameters())
     matrices = [
         (a, b) for a, b in zip(online, target, strict=True) if a.ndim > 1 and a.requires_grad
     ]
@@ -728,17 +731,16 @@ def test_prosmins_target_network_is_another_one_and_follows_the_online_network()
 
 
 def test_prosmins_deviation_starts_at_that_of_a_targets_coordinates():
-    network, images = (
-        methods.build(small("prosmin", dimension=400, bottleneck=25)).eval(),
-        draw_views()[0],
-    )
+    network = methods.build(small("prosmin", dimension=400, bottleneck=25)).eval()
+    images = draw_views()[0]
     _, log_sigma = network(images)
     torch.testing.assert_close(log_sigma.exp(), torch.full_like(log_sigma, 0.2))
     assert network.target(images).std(1).mean().item() == pytest.approx(0.2, rel=0.1)
 
 
 def test_prosmins_predictor_without_a_hidden_layer_is_one_linear_layer_each():
-    network, images = methods.build(small("prosmin", predictor_hidden=0)).eval(), draw_views()[0]
+    network = methods.build(small("prosmin", predictor_hidden=0)).eval()
+    images = draw_views()[0]
     mean, log_sigma = network.predictor(projection := network.projector(network.backbone(images)))
     torch.testing.assert_close(mean, projection @ network.predictor.mean.weight.T)
     start = methods.build(small("prosmin")).predictor.log_sigma.bias[0]
@@ -782,10 +784,8 @@ def test_samples_of_several_views_have_a_score_with_a_minimum_from_one_half_on_a
     noise = torch.randn(
         10, 4, 200, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0)
     )  # [V, R, B, D]
-    target, far = (
-        torch.zeros(200, 5, dtype=torch.float64),
-        torch.zeros(10, 1, 1, 1, dtype=torch.float64),
-    )
+    target = torch.zeros(200, 5, dtype=torch.float64)
+    far = torch.zeros(10, 1, 1, 1, dtype=torch.float64)
     for trade_off, falls in ((0.4545, True), (0.5, False)):
         scores = []
         for distance in (0.0, 1e3, 1e4):
@@ -811,14 +811,16 @@ def test_prosmin_without_a_deviation_is_a_distance_of_the_mean(kernel, beta):
         small("prosmin", learned_deviation=False, trade_off=1.0, kernel=kernel, beta=beta)
     ).eval()
     views = draw_views()
-    means, targets = [network(view)[0] for view in views], [network.target(view) for view in views]
+    means = [network(view)[0] for view in views]
+    targets = [network.target(view) for view in views]
     distance = {"crps": lambda d: d.abs().mean(1), "energy": lambda d: d.square().sum(1)}[kernel]
     expected = sum(2 * distance(means[i] - targets[1 - i]).mean() for i in range(2)) / 2
     assert network.loss(views)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_prosmins_other_uncertainties_are_what_they_say():
-    network, images = methods.build(small("prosmin")).eval(), draw_views()[0]
+    network = methods.build(small("prosmin")).eval()
+    images = draw_views()[0]
     nn.init.normal_(network.predictor.log_sigma.weight, generator=torch.Generator().manual_seed(0))
     found = network.uncertainties(images).native
     mean, log_sigma = network(images)
@@ -838,20 +840,23 @@ def test_prosmins_other_uncertainties_are_what_they_say():
         rtol=0.1,
         atol=0.02,
     )
-    found, alone = network.uncertainties(images).native, network.uncertainties(images[2:3]).native
+    found = network.uncertainties(images).native
+    alone = network.uncertainties(images[2:3]).native
     assert torch.equal(found["log_sigma"], network.embed(images).uncertainty)
     assert all(value.shape == (8,) for value in found.values())
     torch.testing.assert_close(found["target_energy"][2:3], alone["target_energy"])
 
 
 def test_moco_v2_finds_the_other_views_key_among_the_queue():
-    network, views = methods.build(small("moco_v2")).eval(), draw_views()
+    network = methods.build(small("moco_v2")).eval()
+    views = draw_views()
     nn.init.normal_(network.target[0][0].weight)  # unlike the trained network
     (q1, q2), (k1, k2) = (
         [of(view) for view in views]
         for of in (nn.Sequential(network.backbone, network.projector), network.target)
     )
-    queue, temperature = network.queue.clone(), network.settings["temperature"]
+    queue = network.queue.clone()
+    temperature = network.settings["temperature"]
     expected = (
         losses.moco_loss(q1, k2, queue, temperature) + losses.moco_loss(q2, k1, queue, temperature)
     ) / 2
@@ -859,7 +864,8 @@ def test_moco_v2_finds_the_other_views_key_among_the_queue():
 
 
 def test_moco_v3_finds_each_views_key_among_those_of_the_batch():
-    network, views = methods.build(small("moco_v3", temperature=0.3)).eval(), draw_views(local=1)
+    network = methods.build(small("moco_v3", temperature=0.3)).eval()
+    views = draw_views(local=1)
     queries = [network.predictor(network.projector(network.backbone(view))) for view in views]
     keys = [network.target(view) for view in views[:2]]
     expected = [
@@ -871,7 +877,8 @@ def test_moco_v3_finds_each_views_key_among_those_of_the_batch():
 
 
 def test_ibot_hides_patches_from_the_student_alone():
-    network, images = methods.build(small("ibot")).eval(), draw_views(batch=4)[0]
+    network = methods.build(small("ibot")).eval()
+    images = draw_views(batch=4)[0]
     mask = torch.zeros(4, 1 + 64, dtype=torch.bool)
     mask[:, 1 + 9] = True  # the second patch of the second row: pixels 2, 3 of both sides
     changed = images.clone()
@@ -898,7 +905,8 @@ def test_hidden_patches_are_rectangles_of_a_tenth_to_half_of_every_other_image()
         and share.mean().item() == pytest.approx(0.3, abs=0.02)
     )
     for mask in masks[1:40:2]:
-        rows, columns = mask.any(1).nonzero()[:, 0], mask.any(0).nonzero()[:, 0]
+        rows = mask.any(1).nonzero()[:, 0]
+        columns = mask.any(0).nonzero()[:, 0]
         assert mask[
             rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1
         ].all() and mask.sum() == len(rows) * len(columns)
@@ -908,7 +916,8 @@ def test_hidden_patches_are_rectangles_of_a_tenth_to_half_of_every_other_image()
 def test_batch_norm_of_a_head_is_over_all_tokens():
     """Of iBOT's patches as of images."""
     torch.manual_seed(0)
-    head, tokens = networks.PrototypeHead(8, 16, 4, 12, batch_norm=True), torch.randn(5, 3, 8)
+    head = networks.PrototypeHead(8, 16, 4, 12, batch_norm=True)
+    tokens = torch.randn(5, 3, 8)
     torch.testing.assert_close(head(tokens).flatten(0, 1), head(tokens.flatten(0, 1)))
     normed = methods.build(small("ibot", head_batch_norm=True))
     normed.train().loss(draw_views(local=1))
@@ -929,18 +938,22 @@ def test_batch_norm_of_a_head_is_over_all_tokens():
 
 
 def test_ibots_loss_is_dinos_on_class_tokens_and_the_patch_loss():
-    network, views = methods.build(small("ibot")).eval(), draw_views(local=1)
+    network = methods.build(small("ibot")).eval()
+    views = draw_views(local=1)
     network.set_epoch(100.0)
     for centre in (network.centre, network.patch_centre):  # unlike, as after many steps
         centre.copy_(torch.randn(16))
-    of_classes, of_patches = network.centre.clone(), network.patch_centre.clone()
+    of_classes = network.centre.clone()
+    of_patches = network.patch_centre.clone()
     torch.manual_seed(3)
     mask = distillation.hidden_patches(16, 8)
     seen = torch.cat([torch.zeros(16, 1, dtype=torch.bool), mask], 1)
     student = network.head(network.backbone.encode(torch.cat(views[:2]), mask=seen))
     teacher = network.teacher[1](network.teacher[0].encode(torch.cat(views[:2])))
-    own, local = student[:, 0].chunk(2), network.head(network.backbone(views[2]))
-    classes, options = teacher[:, 0].chunk(2), (0.1, 0.07)
+    own = student[:, 0].chunk(2)
+    local = network.head(network.backbone(views[2]))
+    classes = teacher[:, 0].chunk(2)
+    options = (0.1, 0.07)
     pairs = [(own[0], classes[1]), (own[1], classes[0]), (local, classes[0]), (local, classes[1])]
     expected = torch.stack([losses.dino_loss(s, t, of_classes, *options) for s, t in pairs]).mean()
     expected = expected + losses.ibot_patch_loss(
@@ -964,7 +977,8 @@ if __name__ == "__main__":
 
 
 def test_the_cosine_of_byols_log_is_that_of_predictions_and_targets():
-    network, views = methods.build(small("byol")).eval(), draw_views()
+    network = methods.build(small("byol")).eval()
+    views = draw_views()
     (_, p1), (_, p2) = forward_by_size(network, views)
     t1, t2 = network.targets(views)
     expected = (F.cosine_similarity(p1, t2).mean() + F.cosine_similarity(p2, t1).mean()) / 2
@@ -972,7 +986,8 @@ def test_the_cosine_of_byols_log_is_that_of_predictions_and_targets():
 
 
 def test_dinos_log_has_the_entropies_of_its_centred_teacher():
-    network, views = methods.build(small("dino", local_views=0)).eval(), draw_views()
+    network = methods.build(small("dino", local_views=0)).eval()
+    views = draw_views()
     network.centre += (
         torch.randn(network.centre.shape, generator=torch.Generator().manual_seed(0)) / 20
     )
@@ -1017,10 +1032,12 @@ def test_what_a_method_remembers_of_earlier_steps_is_in_its_state(method, buffer
 
 
 def test_directpred_averages_the_correlation_of_both_views_and_predicts_the_other_views_target():
-    network, views = methods.build(small("directpred", correlation_memory=0.3)).eval(), draw_views()
+    network = methods.build(small("directpred", correlation_memory=0.3)).eval()
+    views = draw_views()
     nn.init.normal_(network.target[0][0].weight)  # unlike the trained network
     z1, z2 = (network.projector(network.backbone(view)) for view in views)
-    before, terms = network.correlation.clone(), network.loss(views)
+    before = network.correlation.clone()
+    terms = network.loss(views)
     f = F.normalize(torch.cat([z1, z2]), dim=1)
     torch.testing.assert_close(
         network.correlation, 0.3 * before + 0.7 * f.T @ f / len(f), rtol=1e-4, atol=1e-6
@@ -1041,11 +1058,13 @@ def test_directpred_takes_the_root_of_no_negative_eigenvalue():
 
 
 def test_the_log_of_prosmin_is_of_the_first_views_prediction_and_the_other_views_target():
-    network, views = methods.build(small("prosmin")).eval(), draw_views()
+    network = methods.build(small("prosmin")).eval()
+    views = draw_views()
     nn.init.normal_(network.predictor.log_sigma.weight, generator=torch.Generator().manual_seed(0))
     network.centre.normal_(generator=torch.Generator().manual_seed(1)).mul_(0.1)
     mean, log_sigma = network(views[0])
-    raw, centre = [network.target(view) for view in views], network.centre.clone()
+    raw = [network.target(view) for view in views]
+    centre = network.centre.clone()
     terms = network.loss(views)
     assert terms["sigma"].item() == pytest.approx(log_sigma.exp().mean().item(), rel=1e-4)
     assert terms["target_std"].item() == pytest.approx(
@@ -1057,15 +1076,18 @@ def test_the_log_of_prosmin_is_of_the_first_views_prediction_and_the_other_views
 
 
 def test_the_log_of_moco_is_of_a_query_and_the_other_views_key():
-    network, views = methods.build(small("moco_v2")).eval(), draw_views()
-    query, keys = network.projector(network.backbone(views[0])), network.targets(views)
+    network = methods.build(small("moco_v2")).eval()
+    views = draw_views()
+    query = network.projector(network.backbone(views[0]))
+    keys = network.targets(views)
     assert network.loss(views)["cosine"].item() == pytest.approx(
         F.cosine_similarity(query, keys[1]).mean().item(), abs=1e-5
     )
 
 
 def test_the_log_says_by_how_much_kappa_exceeds_the_best():
-    network, views = methods.build(small("vi_simsiam")).eval(), draw_views(2)
+    network = methods.build(small("vi_simsiam")).eval()
+    views = draw_views(2)
     nn.init.normal_(network.concentration_head[-1].weight)
     z, mu, kappa = zip(*(network(view) for view in views), strict=True)
     over = [

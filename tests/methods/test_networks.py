@@ -20,7 +20,8 @@ def parameters(module):
 
 # --------------------------------------------------------------------------------------- backbones
 def test_resnet18_of_width_64_is_torchvisions_without_its_classifier():
-    ours, theirs = networks.resnet18(64, "imagenet").eval(), torchvision.models.resnet18().eval()
+    ours = networks.resnet18(64, "imagenet").eval()
+    theirs = torchvision.models.resnet18().eval()
     theirs.fc = nn.Identity()
     assert parameters(ours) == parameters(theirs) == 11_176_512
     # The names differ, the order is the same.
@@ -120,13 +121,18 @@ def test_gradient_of_the_divided_loss_in_the_raw_output_is_of_order_one(dimensio
 
     with softplus it falls like 1/D.
     """
-    s, start = 0.6, 0.15
-    direction, target = torch.zeros(1, dimension), torch.zeros(1, dimension)
-    direction[0, 0], target[0, 0], target[0, 1] = 1, s, math.sqrt(1 - s**2)
+    s = 0.6
+    start = 0.15
+    direction = torch.zeros(1, dimension)
+    target = torch.zeros(1, dimension)
+    direction[0, 0] = 1
+    target[0, 0] = s
+    target[0, 1] = math.sqrt(1 - s**2)
     raw = torch.tensor([math.log(start / (1 - start))], requires_grad=True)
     kappa = networks.to_concentration(raw, dimension)
     (vi_simsiam_loss(direction, kappa, target) / (dimension - 1)).backward()
-    n, k = dimension - 1, kappa.item()
+    n = dimension - 1
+    k = kappa.item()
     expected = -k / n * math.log((1 + s) / 2 * (n + k) / (n / 2 + k))
     assert raw.grad.item() == pytest.approx(expected, rel=0.1)
     assert 0.02 < abs(raw.grad.item()) < 1
@@ -172,10 +178,8 @@ def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, smalles
 
 # --------------------------------------------------------------------------------- target networks
 def test_update_average_is_the_moving_average():
-    online, target = (
-        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
-        nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2)),
-    )
+    online = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    target = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
     online(torch.randn(5, 3))
     before = {name: value.clone() for name, value in target.state_dict().items()}
     kept = {name: value.clone() for name, value in online.state_dict().items()}
@@ -207,11 +211,9 @@ def test_layer_outputs_are_those_of_the_main_parts():
 
 # ------------------------------------------------------------------------------ vision transformer
 def test_attention_is_plain_where_patches_are_few_and_gives_what_fused_attention_gives():
-    network, many, images = (
-        networks.vit(16, 2, 2, 4, 16).eval(),
-        networks.vit(16, 1, 2, 2, 32),
-        torch.rand(3, 3, 16, 16),
-    )
+    network = networks.vit(16, 2, 2, 4, 16).eval()
+    many = networks.vit(16, 1, 2, 2, 32)
+    images = torch.rand(3, 3, 16, 16)
     blocks = network.vit.blocks
     assert not any(block.attn.fused_attn for block in blocks) and all(
         block.attn.fused_attn for block in many.vit.blocks
@@ -247,7 +249,8 @@ def test_a_vit_takes_views_of_any_side_that_patches_divide():
 
 
 def test_positions_tell_patches_apart():
-    network, images = networks.vit(16, 1, 2, 4, 16).eval(), torch.rand(1, 3, 16, 16)
+    network = networks.vit(16, 1, 2, 4, 16).eval()
+    images = torch.rand(1, 3, 16, 16)
     moved = torch.roll(images, 4, 3)
     with torch.no_grad():
         assert not torch.allclose(network(images), network(moved), atol=1e-4)

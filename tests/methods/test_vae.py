@@ -15,7 +15,8 @@ from lib import losses, methods, networks
 from lib.evaluation.toys import LinearGaussian
 from lib.runs import settings
 
-SIGMA2, GAMMA2 = 0.15, 0.7
+SIGMA2 = 0.15
+GAMMA2 = 0.7
 FAMILY = ["vae", "beta_vae", "cr_vae", "simvae", "simvae_public_code"]
 
 
@@ -54,7 +55,8 @@ def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(views):
 @pytest.mark.parametrize("views", [2, 4])
 def test_a_flat_mean_is_the_limit_of_a_wide_one(views):
     wide = 1e9
-    toy, near = LinearGaussian(views, gamma2=wide), LinearGaussian(views)
+    toy = LinearGaussian(views, gamma2=wide)
+    near = LinearGaussian(views)
     toy.x, toy.stacked_x = (
         near.x,
         near.stacked_x,
@@ -69,7 +71,8 @@ def test_a_flat_mean_is_the_limit_of_a_wide_one(views):
 
 
 def test_the_public_codes_prior_on_the_mean_is_a_marginal_at_one_width_alone():
-    toy, width = LinearGaussian(3), 1 - SIGMA2 / 3
+    toy = LinearGaussian(3)
+    width = 1 - SIGMA2 / 3
     assert toy.expected_loss(mean_prior="public_code")["loss"].item() == pytest.approx(
         toy.expected_loss(mean_prior="normal", mean_prior_variance=width)["loss"].item(), rel=1e-12
     )
@@ -217,7 +220,8 @@ def test_kl_of_gaussians_is_torchs():
 
 def test_order_of_views_and_rotation_of_the_latents_change_nothing():
     toy = LinearGaussian(3)
-    z, turned = toy.mean + 0.1, torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0]
+    z = toy.mean + 0.1
+    turned = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0]
     zero = torch.zeros_like(toy.mean)
 
     def loss(z, x, r):
@@ -266,7 +270,8 @@ def test_what_cannot_be_is_refused(change, message):
 
 # ---------------------------------------------------------------------------------------- networks
 def test_fully_connected_networks_are_those_of_table_3():
-    encoder, decoder = networks.mlp(1, 28), networks.decoder(10, 1, 28, "mlp")
+    encoder = networks.mlp(1, 28)
+    decoder = networks.decoder(10, 1, 28, "mlp")
 
     def shapes(network):
         layers = [layer for layer in network if isinstance(layer, torch.nn.Linear)]
@@ -378,7 +383,8 @@ def terms_of(network, views, seed=0):
 
 @pytest.mark.parametrize("method", FAMILY)
 def test_a_loss_is_its_function_of_one_sample_of_the_posterior(method):
-    network, views = small(method), draw_views()
+    network = small(method)
+    views = draw_views()
     x = torch.cat(views)
     mean, log_variance = network.posterior(network.backbone(x)).chunk(2, 1)
     torch.manual_seed(0)
@@ -397,7 +403,8 @@ def test_a_loss_is_its_function_of_one_sample_of_the_posterior(method):
             "loss"
         ]
         if method == "cr_vae":
-            (m1, m2), (v1, v2) = group(mean), group(log_variance)
+            (m1, m2) = group(mean)
+            (v1, v2) = group(log_variance)
             expected = 2 * expected + 0.1 * losses.gaussian_kl(m2, v2, m1, v1).mean()
     terms = terms_of(network, views)
     assert terms["loss"] == pytest.approx(expected.item(), rel=1e-5)
@@ -406,10 +413,12 @@ def test_a_loss_is_its_function_of_one_sample_of_the_posterior(method):
 
 
 def test_views_of_one_image_are_drawn_together():
-    network, (first, second) = small("simvae"), draw_views()
+    network = small("simvae")
+    (first, second) = draw_views()
     network.posterior.weight.data *= 30
     apart = [1, 2, 3, 4, 0]
-    own, others = terms_of(network, [first, second]), terms_of(network, [first, first])
+    own = terms_of(network, [first, second])
+    others = terms_of(network, [first, first])
     assert others["prior"] < own["prior"]  # equal views differ by their noise alone
     mixed = terms_of(network, [first, first[apart]])
     assert mixed["prior"] > others["prior"] + 0.1 and mixed["reconstruction"] == pytest.approx(
@@ -422,7 +431,8 @@ def test_cr_vae_measures_the_second_view_from_the_first():
 
     5: KL( q(z | x') || q(z | x) ), whose two directions differ once posteriors do.
     """
-    network, views = small("cr_vae"), draw_views()
+    network = small("cr_vae")
+    views = draw_views()
     network.posterior.weight.data *= 200
     (m1, v1), (m2, v2) = (network.posterior(network.backbone(view)).chunk(2, 1) for view in views)
     forward, backward = (
@@ -434,7 +444,8 @@ def test_cr_vae_measures_the_second_view_from_the_first():
 
 
 def test_cr_vae_asks_for_consistency_between_exactly_two_views():
-    network, (first, second) = small("cr_vae"), draw_views()
+    network = small("cr_vae")
+    (first, second) = draw_views()
     assert (
         terms_of(network, [first, first])["consistency"]
         == 0
@@ -446,7 +457,8 @@ def test_cr_vae_asks_for_consistency_between_exactly_two_views():
 
 @pytest.mark.parametrize("method", ["vae", "simvae"])
 def test_an_image_is_embedded_as_it_was_trained_on_binarised(method):
-    network, images = small(method, binarise=0.5).eval(), draw_views()[0]
+    network = small(method, binarise=0.5).eval()
+    images = draw_views()[0]
     assert torch.equal(
         network.embed(images).features, network.embed((images > 0.5).float()).features
     )
@@ -457,7 +469,8 @@ def test_an_image_is_embedded_as_it_was_trained_on_binarised(method):
 
 @pytest.mark.parametrize("method", FAMILY)
 def test_a_bernoulli_likelihood_takes_logits_and_binarised_images_are_what_is_explained(method):
-    network, views = small(method, likelihood="bernoulli", binarise=0.5), draw_views()
+    network = small(method, likelihood="bernoulli", binarise=0.5)
+    views = draw_views()
     thresholded = [(view > 0.5).float() for view in views]
     assert terms_of(network, views) == terms_of(network, thresholded)
     z = torch.randn(3, 4)
@@ -466,11 +479,13 @@ def test_a_bernoulli_likelihood_takes_logits_and_binarised_images_are_what_is_ex
 
 
 def test_the_public_codes_weight_counts_reconstruction_more():
-    network, views = small("simvae_public_code", likelihood="bernoulli", binarise=0.5), draw_views()
+    network = small("simvae_public_code", likelihood="bernoulli", binarise=0.5)
+    views = draw_views()
     weighted = small(
         "simvae_public_code", likelihood="bernoulli", binarise=0.5, reconstruction_weight=99.5
     )
-    plain, heavy = terms_of(network, views), terms_of(weighted, views)
+    plain = terms_of(network, views)
+    heavy = terms_of(weighted, views)
     assert heavy["loss"] - plain["loss"] == pytest.approx(98.5 * plain["reconstruction"], rel=1e-4)
     assert settings.resolve("simvae_public_code", "paper", dataset="mnist")[
         "reconstruction_weight"
@@ -482,7 +497,8 @@ def test_the_public_codes_weight_counts_reconstruction_more():
 
 
 def test_a_vae_learns_to_reconstruct():
-    network, views = small("vae"), draw_views(1)
+    network = small("vae")
+    views = draw_views(1)
     optimizer = torch.optim.Adam(network.parameters(), lr=1e-3)
     before = terms_of(network, views)
     for _ in range(60):
@@ -498,7 +514,8 @@ def test_a_vae_learns_to_reconstruct():
 
 
 def test_the_log_of_a_vae_counts_the_latents_whose_means_differ_between_images():
-    network, views = small("vae"), draw_views(2, 20)
+    network = small("vae")
+    views = draw_views(2, 20)
     network.posterior.weight.data[:2] *= 50
     network.posterior.weight.data[2:4] = 0
     network.posterior.weight.data[4:] *= 30
@@ -511,7 +528,8 @@ def test_the_log_of_a_vae_counts_the_latents_whose_means_differ_between_images()
 
 
 def test_the_squared_error_of_a_bernoulli_vae_is_of_its_mean_image():
-    network, views = small("vae", likelihood="bernoulli", binarise=0.5), draw_views()
+    network = small("vae", likelihood="bernoulli", binarise=0.5)
+    views = draw_views()
     x = (torch.cat(views) > 0.5).float()
     mean, log_variance = network.encode(x)
     torch.manual_seed(0)

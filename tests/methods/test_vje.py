@@ -16,7 +16,8 @@ from lib.evaluation.theory import mass_over_sphere
 from lib.methods.vje import VJE
 from lib.runs import settings
 
-SCALES, FREEDOMS = (0.01, 0.1, 0.5, 2.0), (1.0, 4.0, 1e6)
+SCALES = (0.01, 0.1, 0.5, 2.0)
+FREEDOMS = (1.0, 4.0, 1e6)
 
 
 # ------------------------------------------------------------------------ the mass over the sphere
@@ -78,12 +79,15 @@ def log_projected_normal(u: np.ndarray, mean: np.ndarray, variance: np.ndarray) 
     The Gaussian integrated along the ray.
     """
     dim = u.shape[1]
-    a, b, c = (u**2 / variance).sum(1), (u * mean / variance).sum(1), (mean**2 / variance).sum()
+    a = (u**2 / variance).sum(1)
+    b = (u * mean / variance).sum(1)
+    c = (mean**2 / variance).sum()
     t = b / np.sqrt(a)  # log ∫_0^∞ x^{D-1} exp(-x²/2 + t x) dx around its mode
     mode = (t + np.sqrt(t**2 + 4 * (dim - 1))) / 2
     width = 1 / np.sqrt(1 + (dim - 1) / mode**2)
     nodes, weights = np.polynomial.legendre.leggauss(80)
-    low, high = np.maximum(mode - 12 * width, 0), mode + 12 * width
+    low = np.maximum(mode - 12 * width, 0)
+    high = mode + 12 * width
     half = (high - low)[:, None] / 2
     x = low[:, None] + half * (nodes + 1)
     log_integral = special.logsumexp(
@@ -112,7 +116,8 @@ def test_the_mass_with_unequal_scales_is_at_most_one(dim):
     loc = generator.normal(size=dim)
     loc /= np.linalg.norm(loc)
     squared = np.exp(generator.normal(size=dim)) * 0.02 / dim  # scales e times apart
-    count, proposals = 40_000, [factor * squared for factor in (0.5, 1, 2, 5, 20)]
+    count = 40_000
+    proposals = [factor * squared for factor in (0.5, 1, 2, 5, 20)]
     draws = [
         loc + np.sqrt(v) * generator.normal(size=(count // len(proposals), dim)) for v in proposals
     ]
@@ -121,11 +126,14 @@ def test_the_mass_with_unequal_scales_is_at_most_one(dim):
     log_proposal = special.logsumexp(
         [log_projected_normal(u, loc, v) for v in proposals], axis=0
     ) - math.log(len(proposals))
-    loc, squared, u = torch.tensor(loc), torch.tensor(squared), torch.tensor(u)
+    loc = torch.tensor(loc)
+    squared = torch.tensor(squared)
+    u = torch.tensor(u)
     for freedom in (4.0, 1e6):
         target = DirectionalStudentT(loc, squared, freedom, validate_args=False).log_prob(u).numpy()
         weights = np.exp(target - log_proposal)
-        effective, mass = weights.sum() ** 2 / (weights**2).sum(), weights.mean()
+        effective = weights.sum() ** 2 / (weights**2).sum()
+        mass = weights.mean()
         error = weights.std() / math.sqrt(count)
         assert effective >= 1000
         assert 0.3 < mass <= 1 + 3 * error and error < 0.02
@@ -174,7 +182,8 @@ def test_the_antipode_is_as_unlikely_as_what_lies_beside_it(dtype):
 
 
 def test_the_radial_factor_is_exact_in_float32_for_many_degrees_of_freedom():
-    target, latent = torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 4.5]])
+    target = torch.tensor([[3.0, 4.0]])
+    latent = torch.tensor([[0.0, 4.5]])
     for freedom in (4.0, 1e3, 1e6):
         _, radial = losses.vje_likelihood(target, latent, torch.zeros(1, 2), 4.0, freedom, 0.7)
         assert radial.item() == pytest.approx(
@@ -280,7 +289,8 @@ class Toy:
 )
 @pytest.mark.parametrize("mean", [(0.0, 0.0), (0.9, 0.7), (-1.0, 0.5)])
 def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(options, mean):
-    toy, mean = Toy(**options), torch.tensor(mean, dtype=torch.float64)
+    toy = Toy(**options)
+    mean = torch.tensor(mean, dtype=torch.float64)
     loss, q = toy.expected_loss(mean)
     assert q.sum().item() == pytest.approx(1, abs=1e-6)
     assert loss.item() == pytest.approx((toy.gap(mean) - toy.evidence()).item(), abs=1e-4)
@@ -288,7 +298,9 @@ def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(options, m
 
 
 def test_the_sampled_loss_is_the_expected_one():
-    toy, mean, count = Toy(), torch.tensor([0.4, 0.8], dtype=torch.float64), 200_000
+    toy = Toy()
+    mean = torch.tensor([0.4, 0.8], dtype=torch.float64)
+    count = 200_000
     noise = torch.randn(count, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     rows = [part.expand(count, 2) for part in (toy.target, mean, toy.log_v)]
     sampled = losses.vje_loss(*rows, mean + (toy.log_v / 2).exp() * noise, **toy.options)["loss"]
@@ -300,16 +312,15 @@ def test_the_evidence_of_the_polar_model_sums_to_at_most_one_and_the_ambient_one
 
     So only "polar" bounds the evidence of a density.
     """
-    angles, radii = np.linspace(0, 2 * np.pi, 1501)[:-1], np.linspace(0.01, 8, 800)
+    angles = np.linspace(0, 2 * np.pi, 1501)[:-1]
+    radii = np.linspace(0.01, 8, 800)
     target = torch.tensor(
         np.stack([np.outer(np.cos(angles), radii), np.outer(np.sin(angles), radii)], -1).reshape(
             -1, 2
         )
     )
-    z, log_v = (
-        torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand_as(target),
-        torch.full_like(target, math.log(0.02)),
-    )
+    z = torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand_as(target)
+    log_v = torch.full_like(target, math.log(0.02))
     masses = {}
     for likelihood in ("polar", "ambient"):
         parts = losses.vje_likelihood(
@@ -335,10 +346,8 @@ def test_the_radial_factor_of_a_logarithm_is_a_density_of_the_length():
     radii = torch.linspace(
         -40, 40, 160_001, dtype=torch.float64
     ).exp()  # far tails: Student-t in log r
-    target, z = (
-        radii[:, None] * torch.tensor([[0.6, 0.8]]),
-        torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand(len(radii), 2),
-    )
+    target = radii[:, None] * torch.tensor([[0.6, 0.8]])
+    z = torch.tensor([[1.5, -0.4]], dtype=torch.float64).expand(len(radii), 2)
     radial = losses.vje_likelihood(target, z, torch.zeros_like(z), 4.0, 4.0, 0.2, log_radius=True)[
         1
     ]
@@ -405,7 +414,9 @@ def test_equal_views_leave_the_variance_that_quadrature_finds():
 
     The best v is where the cost of the prior and the gain in the likelihood meet.
     """
-    dim, length, freedom = 3, 2.0, 4.0
+    dim = 3
+    length = 2.0
+    freedom = 4.0
     target = torch.tensor([length, 0.0, 0.0], dtype=torch.float64)
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(20_000, dim, dtype=torch.float64, generator=generator)
@@ -445,7 +456,8 @@ def test_equal_views_leave_the_variance_that_quadrature_finds():
 
     def expected(value):
         v = math.exp(value)
-        x, across = length + math.sqrt(v) * along, math.sqrt(v) * np.hypot(first, second)
+        x = length + math.sqrt(v) * along
+        across = math.sqrt(v) * np.hypot(first, second)
         angle = np.arctan2(across, x)
         log_p = stats.multivariate_t(np.zeros(2), v * np.eye(2), df=freedom).logpdf(
             np.stack([angle, 0 * angle], -1)
@@ -549,7 +561,8 @@ def test_the_target_is_a_constant_unless_asked():
 
 
 def test_a_fresh_posterior_has_the_variance_that_the_recipe_says_and_one_variance_an_image_is_one():
-    network, image = small(initial_variance=0.3).eval(), views()[0]
+    network = small(initial_variance=0.3).eval()
+    image = views()[0]
     assert torch.allclose(
         network.forward(image)[2], torch.full((16, network.dimension), math.log(0.3)), atol=1e-5
     )
@@ -567,9 +580,11 @@ def test_the_variance_stays_within_its_bounds():
 
 
 def test_embeddings_say_what_the_likelihood_says():
-    network, image = small().eval(), views()[0]
+    network = small().eval()
+    image = views()[0]
     torch.nn.init.normal_(network.inference[-1].weight)
-    embedding, more = network.embed(image), network.uncertainties(image)
+    embedding = network.embed(image)
+    more = network.uncertainties(image)
     s, mean, log_v = network(image)
     assert torch.allclose(embedding.features, s) and torch.allclose(
         embedding.uncertainty, log_v.mean(1)
@@ -596,10 +611,8 @@ def test_embeddings_say_what_the_likelihood_says():
         atol=1e-5,
     )
     same = (image + image.flip(-1)) / 2
-    alone, many = (
-        network.uncertainties(image[3:4]).native,
-        network.uncertainties(image, samples=4000).native,
-    )
+    alone = network.uncertainties(image[3:4]).native
+    many = network.uncertainties(image, samples=4000).native
     assert torch.allclose(
         alone["averaged_likelihood"], more.native["averaged_likelihood"][3], rtol=1e-4
     )
@@ -643,7 +656,8 @@ def test_settings_that_make_no_sense_are_refused(name, value):
 
 
 def test_the_log_of_vje_is_of_the_first_views_variances_and_lengths():
-    network, (first, second) = small().eval(), views()
+    network = small().eval()
+    (first, second) = views()
     torch.nn.init.normal_(network.inference[-1].weight)
     s, mean, log_v = network(first)
     terms = network.loss([first, second])
@@ -660,9 +674,11 @@ def test_the_log_of_vje_is_of_the_first_views_variances_and_lengths():
 
 
 def test_the_other_view_is_the_mirrored_image():
-    network, image = small().eval(), views()[0]
+    network = small().eval()
+    image = views()[0]
     torch.nn.init.normal_(network.inference[-1].weight)
-    (_, mean, log_v), (mirrored, *_) = network(image), network(image.flip(-1))
+    (_, mean, log_v) = network(image)
+    (mirrored, *_) = network(image.flip(-1))
     likelihood = losses.vje_likelihood(
         mirrored, mean, log_v, 4.0, 4.0, network.log_radial_scale.exp()
     )
@@ -702,7 +718,8 @@ def test_a_standardised_embedding_has_no_scale_and_no_shift_to_learn():
 
 
 def test_the_kl_of_an_image_is_to_the_prior_of_the_settings():
-    network, image = small(prior_variance=2.5).eval(), views()[0]
+    network = small(prior_variance=2.5).eval()
+    image = views()[0]
     _, mean, log_v = network(image)
     prior = torch.distributions.Normal(torch.zeros_like(mean), 2.5**0.5)
     expected = torch.distributions.kl_divergence(

@@ -131,7 +131,8 @@ def write_special(folder, images):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """More than 500 files in nested folders: crops, six copies, and files that need care."""
-    root, images = tmp_path_factory.mktemp("own") / "my own images", crops()
+    root = tmp_path_factory.mktemp("own") / "my own images"
+    images = crops()
     kinds = [
         ("jpg", {"quality": 92}),
         ("png", {}),

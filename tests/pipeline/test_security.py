@@ -64,7 +64,9 @@ class Tags(HTMLParser):
 
     def __init__(self, page: str):
         super().__init__()
-        self.tags, self.active, self.text = [], [], ""
+        self.tags = []
+        self.active = []
+        self.text = ""
         self.feed(page)
         self.close()
 
@@ -83,7 +85,8 @@ class Tags(HTMLParser):
 
 
 def test_no_string_becomes_a_tag_in_the_page_of_own_images(tmp_path):
-    images, kappa = np.zeros((64, 16, 16, 3), np.uint8), np.linspace(1, 2, 64)
+    images = np.zeros((64, 16, 16, 3), np.uint8)
+    kappa = np.linspace(1, 2, 64)
     hostile = f"{NAME.replace('/', '')}<img src=x onerror=alert(2)>"
     files = pd.DataFrame(
         {

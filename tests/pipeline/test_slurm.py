@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib.pipeline import jobs
-from lib.runs import settings, store
+from lib.runs import store
 
 pytestmark = pytest.mark.long
 SCRIPT = Path(__file__).with_name("one_node_slurm.sh")

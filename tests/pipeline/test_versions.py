@@ -28,7 +28,8 @@ def uv(*arguments: str) -> None:
 def test_the_tests_pass_with_other_versions(resolution):
     """lowest-direct: every package that pyproject.toml names, at the oldest version it allows."""
     folder = ROOT / ".versions" / resolution
-    listed, python = folder.with_suffix(".txt"), folder / "bin" / "python"
+    listed = folder.with_suffix(".txt")
+    python = folder / "bin" / "python"
     folder.parent.mkdir(exist_ok=True)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     uv(
