@@ -17,7 +17,7 @@ IN_METRICS = {"condition": "clean", "classifier": "", "score": ""}  # where ``ou
 VALUES = ["value", "ci_low", "ci_high", "n"]
 OF_A_METRIC = {*KEY, "method", "dataset", "epochs", "evaluated_on", "minus", "over"}
 KNN = {"metric": "accuracy", "classifier": "knn"}
-# Settings that may differ from the usual ones: SimSiam beside VI-SimSiam 2022 has that paper's views.
+# Settings that may differ from the usual ones: on its sets SimSiam has VI-SimSiam 2022's views.
 MAY_DIFFER = {"simsiam": {"local_views"}}
 PER_CENT = ("%", "points")  # units in which stored fractions are multiplied by 100
 

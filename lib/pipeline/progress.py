@@ -1,6 +1,8 @@
-"""results/<profile>/README.md: what is done, running and to come, then links to what is stored."""
+"""results/<profile>/README.md: what is done and to come, verdicts, and a wall of figures."""
 
+import re
 import time
+from html import escape
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +10,8 @@ import pandas as pd
 from lib.runs import settings, store
 
 RECENT_SECONDS = 600  # a training that is running writes its progress every second
+WALL = "## Notebooks and figures"
+CAPTION_START = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)  # the first sentence: what is to be seen
 STATES = ("done", "running", "to come", "left out")
 
 
@@ -98,7 +102,9 @@ def write_readme(profile: str) -> Path:
         _summary(runs),
         _progress_table(runs),
         *_running(profile, runs),
+        *_verdicts(profile),
         *_links(folder),
+        *_wall(folder),
     ]
     path = folder / "README.md"
     store.write_text(path, "\n\n".join(parts) + "\n")
@@ -154,18 +160,48 @@ def _running(profile: str, runs: pd.DataFrame) -> list[str]:
     return ["Running now:", "\n".join(lines)]
 
 
-def _links(folder: Path) -> list[str]:
-    """Sections that link what is stored: ledger, executed notebooks, encoders, figures, tables."""
+def _verdicts(profile: str) -> list[str]:
+    """How many claims of each paper have which verdict, as the stored ledger says."""
+    path = store.results_dir(profile) / "tables" / "90_verdicts.csv"
+    if not path.exists():
+        return []
+    from lib.claims.ledger import COLOURS  # slow to import
+
+    counts = store.read_csv(path).value_counts(["paper", "verdict"])
+    rows = [["paper", *COLOURS]]
+    for paper, title in settings.PAPERS.items():
+        rows.append([title, *(counts.get((paper, verdict), 0) for verdict in COLOURS)])
+    return ["## Verdicts of claims", store.markdown_table(rows)]
+
+
+def _wall(folder: Path) -> list[str]:
+    """Every executed notebook with its figures as thumbnails, each with what is to be seen."""
+    figures: dict[str, list[dict]] = {}
+    for path in sorted((folder / "figures").glob("*.json")):
+        record = store.read_json(path, ("id", "caption", "alt", "notebook"))
+        figures.setdefault(record["notebook"], []).append(record)
     sections = []
-    for title, pattern in (
-        ("Ledger of claims", "*/*_claims*"),
-        ("Executed notebooks", "notebooks/*.ipynb"),
-        ("Encoders", "encoders/*.md"),
-        ("Figures", "figures/*.png"),
-        ("Tables", "tables/*.csv"),
-    ):
-        paths = sorted(folder.glob(pattern))
-        if paths:
-            links = [f"- [{path.name}]({path.relative_to(folder).as_posix()})" for path in paths]
-            sections += [f"## {title}", "\n".join(links)]
-    return sections
+    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+        name = path.stem.split("--")[0]
+        sections.append(f"### [{path.stem}](notebooks/{path.name})")
+        pictures = []
+        sentences = []
+        for record in figures.pop(name, []):
+            file = f"figures/{record['id']}.png"
+            alt = escape(record["alt"], quote=True)
+            pictures.append(f'<a href="{file}"><img src="{file}" alt="{alt}" height="140"></a>')
+            sentences.append(CAPTION_START.match(record["caption"])[0])
+        if pictures:
+            sections += ["\n".join(pictures), " ".join(sentences)]
+    if not sections:
+        return []
+    return [WALL, *sections]
+
+
+def _links(folder: Path) -> list[str]:
+    """What else is stored, in a line."""
+    links = []
+    for name, words in (("tables", "tables"), ("runs", "runs"), ("encoders", "encoders")):
+        if (folder / name).is_dir():
+            links.append(f"[{words}]({name})")
+    return [f"Stored beside this page: {', '.join(links)}."] if links else []

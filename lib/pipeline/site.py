@@ -14,18 +14,12 @@ from pathlib import Path
 
 from lib.pipeline import site_pages
 from lib.pipeline.notebooks import NOTEBOOKS
+from lib.pipeline.progress import WALL
 from lib.runs import settings, store
 
 TITLE = "Probabilistic SSL companion"
 # The pages that people write, in the order of the menu.
-PAGES = {
-    "use_it": "How to use it",
-    "findings": "Findings",
-    "deviations": "Deviations",
-    "methods": "Methods",
-    "data": "Data",
-    "glossary": "Glossary",
-}
+PAGES = ("use_it", "findings", "methods", "deviations", "data", "reference", "glossary")
 CONFIGURATION = {
     "project": TITLE,
     "author": "",
@@ -127,7 +121,8 @@ def write_source(profile: str, executed: dict[str, Path], source: Path) -> None:
         pages[name] = (NOTEBOOKS / f"{name}.md").read_text()
     progress = store.results_dir(profile) / "README.md"
     if progress.exists():
-        pages["progress"] = progress.read_text()
+        # The wall of figures is on the front page.
+        pages["progress"] = progress.read_text().split(WALL)[0]
     known = {*pages, *notebooks, "ledger"}
     for name, text in pages.items():
         (source / f"{name}.md").write_text(mend_links(text, known))

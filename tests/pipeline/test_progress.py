@@ -54,10 +54,18 @@ def test_hours_to_come_are_estimated_by_epochs():
     assert math.isnan(progress.estimated_hours(longer, {}))
 
 
-def test_the_page_links_what_is_stored():
-    for name in ("figures/32_roc.png", "tables/90_claims.csv", "notebooks/90_claims_ledger.ipynb"):
-        store.write_text(store.results_dir("smoke") / name, "")
-        assert f"({name})" in progress.write_readme("smoke").read_text()
+def test_the_page_shows_what_is_stored():
+    folder = store.results_dir("smoke")
+    store.write_text(folder / "notebooks" / "32_kappa_as_confidence.ipynb", "")
+    store.write_text(folder / "tables" / "90_verdicts.csv", "paper,verdict\nvs2,reproduced\n")
+    record = {"id": "32_roc", "caption": "κ detects errors. One seed.", "alt": 'a "curve"'}
+    record["notebook"] = "32_kappa_as_confidence"
+    store.write_json(folder / "figures" / "32_roc.json", record)
+    page = progress.write_readme("smoke").read_text()
+    assert "(notebooks/32_kappa_as_confidence.ipynb)" in page
+    assert '<img src="figures/32_roc.png" alt="a &quot;curve&quot;"' in page
+    assert "κ detects errors." in page and "One seed" not in page
+    assert "| VI-SimSiam 2023 | 1 |" in page and "[tables](tables)" in page
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         progress.write_readme("paper")
 
