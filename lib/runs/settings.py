@@ -46,6 +46,8 @@ GROUPS = {  # what the runs of a group are compared in
     "likelihood": "what VJE depends on",
     "one_class": "trained on the images of one class",
 }
+# Settings that belong together: a learning rate is that of an optimiser.
+OPTIMISATION = ("optimizer", "learning_rate", "weight_decay", "momentum", "warmup_epochs")
 ILLUSTRATIONS = ("smoke", "quick")  # profiles that are no evidence
 
 # One class of another set: cifar10_class_3.
@@ -257,11 +259,19 @@ def profile_settings(profile: str) -> dict:
 
 
 def _profile_part(profile: str, kind: str, name: str) -> dict:
-    """The profile's table for one of its ``methods`` or ``datasets``; empty where it has none."""
+    """The profile's table for one of its ``methods`` or ``datasets``; empty where it has none.
+
+    A method without a table has what belongs to the optimiser from the method that its recipe
+    inherits: a learning rate is no use with an optimiser that it was not chosen for.
+    """
     tables = _profile(profile).get(kind, {})
-    if name not in tables:
+    if name in tables:
+        return _merged(_with_parent(tables, name, f"{kind} of profile {profile!r}"))
+    parent = read("recipes").get(name, {}).get("inherits") if kind == "methods" else None
+    if not parent:
         return {}
-    return _merged(_with_parent(tables, name, f"{kind} of profile {profile!r}"))
+    inherited = _profile_part(profile, kind, parent)
+    return {key: value for key, value in inherited.items() if key in OPTIMISATION}
 
 
 def absent_sets(profile: str) -> list[str]:

@@ -455,3 +455,19 @@ def test_sets_that_nothing_can_fetch_are_absent_until_they_are_there(data_dir):
     assert settings.absent_sets("standard") == own_sets
     (data_dir / own_sets[0]).mkdir(parents=True)
     assert settings.absent_sets("standard") == own_sets[1:]
+
+
+TOGETHER = ("optimizer", "learning_rate", "weight_decay", "momentum")
+PARENTS = [name for name, recipe in settings.read("recipes").items() if "inherits" not in recipe]
+
+
+@pytest.mark.parametrize("profile", ["quick", "standard"])
+@pytest.mark.parametrize("parent", PARENTS)
+def test_a_method_that_inherits_has_optimiser_and_rate_that_belong_together(
+    parent, profile, monkeypatch
+):
+    monkeypatch.setitem(settings.read("recipes"), "mine", {"inherits": parent})
+    ours = settings.resolve("mine", profile)
+    theirs = settings.resolve(parent, profile)
+    for name in TOGETHER:
+        assert ours.get(name) == theirs.get(name), name
