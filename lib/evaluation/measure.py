@@ -197,34 +197,45 @@ def check_several(images: ImageSet) -> None:
 
 
 def missing_sets(runs: Sequence[dict]) -> list[str]:
-    """Why data sets of these runs cannot be loaded, each reason once. What can be fetched is.
+    """Why data sets that these runs are trained on cannot be loaded, each reason once.
 
-    Checked are the sets that runs are trained on, and those that they are measured on.
+    What can be fetched is fetched. A set of one's own must also be one that can be measured.
     """
-    trained = {run["dataset"] for run in runs}
     reasons = []
-    for name in sorted({_plain_set(name) for name in _needed_sets(runs)}):
-        is_own = name not in sources.DATASETS and name in trained
+    for name in sorted({_plain_set(run["dataset"]) for run in runs}):
         try:
             test = sources.load(name, "test", image_size=8)  # any size: it is not kept
-            if is_own:
+            if name not in sources.DATASETS:
                 _check_own_set(name, test)
         except (FileNotFoundError, ValueError) as error:
             reasons.append(str(error))
     return reasons
 
 
-def _needed_sets(runs: Sequence[dict]) -> set[str]:
-    needed = set()
+def missing_other_sets(runs: Sequence[dict]) -> list[str]:
+    """Why other sets, on which these runs detect OOD images, cannot be loaded, each reason once.
+
+    A run goes without the measures on such a set.
+    """
+    reasons = []
+    for name in sorted({_plain_set(name) for name in _other_sets(runs)}):
+        try:
+            sources.load(name, "test", image_size=8)
+        except (FileNotFoundError, ValueError) as error:
+            reasons.append(str(error))
+    return reasons
+
+
+def _other_sets(runs: Sequence[dict]) -> set[str]:
+    needed: set[str] = set()
     for run in runs:
-        needed.add(run["dataset"])
         others = {*run["ood_near"], *run["ood_far"]} - needed
         is_tuning = run["split"] == "fit"
         is_one_class = run_settings.ONE_CLASS.fullmatch(run["dataset"])
         # _is_graded reads all runs of a profile, so it is called only where it matters.
         if others and not is_tuning and not is_one_class and _is_graded(run):
             needed |= others
-    return needed
+    return needed - {run["dataset"] for run in runs}
 
 
 def _plain_set(name: str) -> str:
@@ -433,8 +444,8 @@ def _suite(run: Run, graded: bool) -> tuple[list[dict], Embedded]:
     far_ood = {}
     changed = {}
     if graded:
-        near_ood = {name: run.embed(run.other(name)) for name in run.settings["ood_near"]}
-        far_ood = {name: run.embed(run.other(name)) for name in run.settings["ood_far"]}
+        near_ood = _embed_others(run, run.settings["ood_near"])
+        far_ood = _embed_others(run, run.settings["ood_far"])
         few = test.sample(run.settings["condition_images"])
         for name, transform in conditions().items():
             changed[name] = run.embed(few, name, transform)
@@ -447,6 +458,19 @@ def _suite(run: Run, graded: bool) -> tuple[list[dict], Embedded]:
         conditions=changed,
         draws=run.settings["bootstrap_draws"],
     )
+
+
+def _embed_others(run: Run, names: Sequence[str]) -> dict[str, Embedded]:
+    """Embeddings of other test sets by name; one that cannot be loaded is a warning."""
+    embedded = {}
+    for name in names:
+        try:
+            images = run.other(name)
+        except FileNotFoundError as error:
+            warnings.warn(f"{name} is left out of the OOD measures: {error}", stacklevel=2)
+        else:
+            embedded[name] = run.embed(images)
+    return embedded
 
 
 def _kept_scores(settings: dict, scores: Embedded) -> Embedded:

@@ -194,8 +194,11 @@ def print_missing_sets(profile: str, waiting: Iterable[Job]) -> None:
     names = []
     for job in waiting:
         names += job.parameters.get("runs", "").split()
-    for reason in measure.missing_sets(settings.find_runs(names, profile)):
+    runs = settings.find_runs(names, profile)
+    for reason in measure.missing_sets(runs):
         print(f"Jobs that need this set will fail, the others go on: {reason}")
+    for reason in measure.missing_other_sets(runs):
+        print(f"OOD measures on this set are left out: {reason}")
 
 
 def report_failure(missing: list[str], log_path: Path, folder: Path) -> None:

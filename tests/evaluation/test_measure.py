@@ -1,6 +1,7 @@
 """lib.evaluation.measure: one run, its data sets, the files it leaves, and stored runs."""
 
 import dataclasses
+from copy import copy
 
 import numpy as np
 import pandas as pd
@@ -323,17 +324,27 @@ def write_set(folder, split, labels):
 
 
 def test_missing_sets_are_named_once(data_dir, smoke_run, monkeypatch):
-    """Also those that a network is only measured on; not where it is not measured on them."""
+    """Those that a network is only measured on apart from those that it is trained on."""
     others = {"ood_near": ["own", "styled_own"], "ood_far": ["digits_class_3", "own_class_2"]}
     run = smoke_run | {"dataset": "styled_digits"} | others
-    (reason,) = measure.missing_sets([run, run])
+    assert measure.missing_sets([run, run]) == []
+    (reason,) = measure.missing_other_sets([run, run])
     assert "'own'" in reason
-    assert measure.missing_sets([]) == []
-    assert measure.missing_sets([run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]) == []
+    not_measured = [run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]
+    assert measure.missing_other_sets(not_measured) == []
     monkeypatch.setattr(measure, "_is_graded", lambda _: False)
-    assert measure.missing_sets([run]) == []
+    assert measure.missing_other_sets([run]) == []
     (reason,) = measure.missing_sets([run | {"dataset": "other", "split": "fit"}])
     assert "'other'" in reason
+
+
+def test_a_set_that_is_missing_leaves_out_its_measures_only(run, monkeypatch):
+    changed = copy(run)
+    changed.settings = run.settings | {"ood_near": ["generated"], "ood_far": ["cars"]}
+    with pytest.warns(UserWarning, match="cars is left out"):
+        rows, _ = measure._suite(changed, graded=True)
+    ood = {row["evaluated_on"] for row in rows if row["condition"].endswith("_ood")}
+    assert ood == {"generated"}
 
 
 def test_a_set_of_ones_own_is_checked_before_training(data_dir, smoke_run):
