@@ -200,6 +200,20 @@ def test_extreme_concentrations_stay_finite(kappa, dimension):
         assert loss.item() == pytest.approx(area, rel=1e-6)
 
 
+def test_a_negative_concentration_is_refused():
+    direction, _, target = draw(4, 16)
+    concentration = torch.tensor([3.0, -9.0, 1.0, 2.0])
+    with pytest.raises(ValueError, match="concentration is -9"):
+        vi_simsiam_loss(direction, concentration, target)
+    # A compiled step asks nothing: the loss is NaN, and the training stops.
+    compiled = torch.compile(vi_simsiam_loss, backend="eager", fullgraph=True)
+    assert compiled(direction, concentration, target).isnan()
+    valid = concentration.abs()
+    assert compiled(direction, valid, target) == vi_simsiam_loss(direction, valid, target)
+    # A NaN is left to the guard of the training loop, which names run and step.
+    assert vi_simsiam_loss(direction, valid * math.nan, target).isnan()
+
+
 # --------------------------------------------------------------------------------------- baselines
 def same_with_gradients(ours, theirs, *inputs, tolerance=1e-5):
     """Equal values, and equal gradients in every input."""
@@ -627,7 +641,7 @@ def test_losses_without_rows_or_of_impossible_numbers_are_refused():
         {"directional_freedom": 1e15, "likelihood": "euclidean"},
     ):
         with pytest.raises(
-            ValueError, match=r"1e9 at most, got .*1e\+15"
+            ValueError, match=r"Degrees of freedom .*1e\+15"
         ):  # where the constants cancel
             losses.vje_loss(one, one, one, one, **freedom)
     with pytest.raises(ValueError, match="beta 2.0 in"):
@@ -641,3 +655,12 @@ def test_vicreg_of_a_collapse_has_the_deviation_of_its_constant_and_finite_gradi
     assert (
         terms["variance"].item() == pytest.approx(1 - 1e-2, rel=1e-6) and same.grad.isfinite().all()
     )
+
+
+def test_the_kl_of_gaussians_with_tiny_variances_is_finite():
+    mean = torch.tensor([[1e-20, 0.0]])
+    tiny = torch.full((1, 2), -110.0)
+    zero = torch.zeros(1, 2)
+    kl = losses.gaussian_kl(mean, tiny, zero, tiny)
+    assert kl.item() == pytest.approx(1e-40 * math.exp(110) / 2, rel=1e-5)
+    assert losses.gaussian_kl(zero, tiny, zero, tiny).item() == 0

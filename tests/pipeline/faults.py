@@ -20,7 +20,7 @@ import pandas as pd
 import psutil
 from PIL import Image
 
-from lib.pipeline import reproduce
+from lib.pipeline import notebooks, reproduce
 from lib.runs import store
 
 # One job more than there are cores: each waits for its kernel to start and to end.
@@ -244,8 +244,10 @@ def not_shown(results: Path, names: list[str]) -> list[str]:
 
     def show(name: str) -> str:
         command = [sys.executable, "-m", "lib", "notebook", name, "--profile", "smoke"]
+        if "train_missing" in notebooks.declared_parameters(name):
+            command += ["--params", "train_missing=False"]
         done = subprocess.run(
-            [*command, "--params", "train_missing=False"],
+            command,
             cwd=store.ROOT,
             env=environment(results),
             capture_output=True,

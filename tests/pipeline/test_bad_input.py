@@ -167,7 +167,7 @@ def test_every_door_lets_good_input_in(place):
         ("score {root}/data --encoder vi_simsiam --epochs 3", "EPOCHS=3"),
         ("score {root}/data --encoder dinoo", "dinoo.*vi_simsiam"),
         ("score {root}/data --profile quik", "quik"),
-        ("notebook 11", "11"),
+        ("notebook 12", "12"),
         ("notebook ../10_pretraining", "../10_pretraining"),
         ("unknown", "unknown"),
     ],

@@ -180,7 +180,7 @@ def test_search_and_dark_mode(smoke):
         chromium.get((site_of(smoke) / "search.html").as_uri() + "?q=κ")
         chromium.implicitly_wait(20)
         assert chromium.find_elements("css selector", "ul.search li a"), "κ is not found"
-        chromium.get((site_of(smoke) / "10_pretraining.html").as_uri())
+        chromium.get((site_of(smoke) / "32_kappa_as_confidence.html").as_uri())
         chromium.execute_script("document.documentElement.dataset.theme = 'dark'")
         picture = chromium.find_element("css selector", ".cell_output img")
         colour = picture.value_of_css_property("background-color")

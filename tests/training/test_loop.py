@@ -338,7 +338,8 @@ def test_a_long_run_logs_fewer_rows_with_the_same_means(fresh_results, monkeypat
     few = log_of(settings)
     assert few.step.tolist() == [10, 20]
     means = every_second.loss.groupby(np.arange(10) // 5).mean()
-    assert few.loss.tolist() == pytest.approx(means.tolist(), rel=1e-4)
+    # The log has five digits of each row, and the rows of one mean may cancel.
+    assert few.loss.tolist() == pytest.approx(means.tolist(), rel=1e-4, abs=1e-6)
 
 
 def test_what_a_run_leaves(tmp_path, monkeypatch):
