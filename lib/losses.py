@@ -11,7 +11,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from lib.distributions import DirectionalStudentT, PowerSpherical, student_t_log_prob
+from lib.distributions import (
+    PowerSpherical,
+    directional_student_t_log_prob,
+    log_sum_of_squares,
+    student_t_log_prob,
+)
 
 LOG_2PI = math.log(2 * math.pi)
 TINY = 1e-24  # of a squared distance: below it two points are one
@@ -44,6 +49,17 @@ def _positive(**numbers: Tensor | float) -> None:
             raise ValueError(f"{name} is {value}; it must be positive and finite.")
 
 
+def _non_negative(concentration: Tensor) -> Tensor:
+    """The concentration, with NaN where it is negative; on a CPU that is a ValueError."""
+    negative = concentration < 0
+    if concentration.device.type == "cpu" and not torch.compiler.is_compiling() and negative.any():
+        raise ValueError(
+            f"A concentration is {concentration[negative][0].item():g}; it must be at least 0: map "
+            "the network's output to a positive number."
+        )
+    return torch.where(negative, math.nan, concentration)
+
+
 # ------------------------------------------------------------------------- SimSiam and VI-SimSiam
 def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean negative cosine similarity, the target a constant (SimSiam, Eq. 1 and 3).
@@ -68,8 +84,10 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
     z = target / |target|, the target a constant (VI-SimSiam 2023, Eq. 33; 2022, Eq. 12, whose
     second sign is misprinted).
 
-    direction, target: [B, D]; concentration κ: [B], at least 0. Returns a scalar. ValueError for
-    other shapes, [B, 1] included.
+    direction, target: [B, D]; concentration κ: [B], at least 0; above 4e6 the loss is finite, but
+    right to a few κ 1e-16 nats only. Returns a scalar. ValueError for other shapes, [B, 1]
+    included, and for a negative κ; on a GPU and in a compiled step, where asking would wait for
+    the device, a negative κ makes the loss NaN.
 
     Example:
         >>> mu, z = torch.randn(2, 8, 128)
@@ -82,6 +100,7 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
             f"{list(concentration.shape)}; a trailing dimension of one would broadcast to [B, B]: "
             "squeeze it."
         )
+    concentration = _non_negative(concentration)
     with torch.autocast(direction.device.type, enabled=False):
         mu = F.normalize(_precise(direction), dim=1)
         z = F.normalize(_precise(target.detach()), dim=1)
@@ -546,9 +565,9 @@ def gaussian_kl(
         other_log_variance=other_log_variance,
     )
     log_ratio = _precise(log_variance) - _precise(other_log_variance)
-    distance = (_precise(mean) - _precise(other_mean)).square()
-    precision = (-_precise(other_log_variance)).exp()
-    return (torch.expm1(log_ratio) - log_ratio + distance * precision).sum(1) / 2
+    # The root of the precision, as the precision itself overflows float32 at a log-variance of -89.
+    deviations = (_precise(mean) - _precise(other_mean)) * (-_precise(other_log_variance) / 2).exp()
+    return (torch.expm1(log_ratio) - log_ratio + deviations.square()).sum(1) / 2
 
 
 def kl_to_prior(mean: Tensor, log_variance: Tensor, prior_variance: float = 1.0) -> Tensor:
@@ -684,35 +703,36 @@ def vje_likelihood(
     radius = target.norm(dim=1)
     expected_radius = latent.norm(dim=1)
     if likelihood == "euclidean":
-        distance = ((target - latent).square() / log_variance.exp()).sum(1)
+        log_distance = log_sum_of_squares(target - latent, -log_variance)
         log_determinant = log_variance.sum(1)
-        log_p = student_t_log_prob(distance, log_determinant, dimension, directional_freedom)
+        log_p = student_t_log_prob(log_distance, log_determinant, dimension, directional_freedom)
         return log_p, torch.zeros_like(radius)
 
-    squared_scale = log_variance.exp()
+    log_scale = log_variance
     if scale_directions:
-        squared_scale = squared_scale / dimension
+        log_scale = log_scale - math.log(dimension)
     direction = F.normalize(target, dim=1)
     expected_direction = F.normalize(latent, dim=1)
     if likelihood == "product":
-        residual = (direction - expected_direction).square() / squared_scale  # [B, D]
-        log_scale = squared_scale.log()
-        log_directional = student_t_log_prob(residual, log_scale, 1, directional_freedom).sum(1)
+        residual = direction - expected_direction
+        log_distance = log_sum_of_squares(residual[..., None], -log_scale[..., None])  # [B, D]
+        log_directional = student_t_log_prob(log_distance, log_scale, 1, directional_freedom).sum(1)
     else:
-        density = DirectionalStudentT(
+        log_directional = directional_student_t_log_prob(
+            direction,
             expected_direction,
-            squared_scale,
+            log_scale,
             directional_freedom,
             intrinsic=likelihood == "polar",
-            validate_args=False,
         )
-        log_directional = density.log_prob(direction)
 
     value = radius.log() if log_radius else radius
     centre = expected_radius.log() if log_radius else expected_radius
     scale = torch.as_tensor(radial_scale, dtype=value.dtype, device=value.device)
-    distance = ((value - centre) / scale).square()
-    log_radial = student_t_log_prob(distance, 2 * scale.log(), 1, radial_freedom)
+    log_radial_scale = 2 * scale.log()
+    difference = (value - centre)[:, None]
+    log_distance = log_sum_of_squares(difference, -log_radial_scale)
+    log_radial = student_t_log_prob(log_distance, log_radial_scale, 1, radial_freedom)
     if log_radius:
         log_radial = log_radial - value  # of r', not of log r'
     return log_directional, log_radial

@@ -359,11 +359,23 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(claims_of)
 
 
+def claimed(side: str, bound: float, unit: str = "") -> str:
+    """What is claimed of our number, as a reader compares it: "above 0", "within 1 of published"."""
+    if not side:
+        return ""
+    if side == "within":
+        return f"within {bound:g} {unit} of published".replace("  ", " ")
+    return f"{side.replace('_', ' ')} {bound:g}"
+
+
 def show(names: Sequence[str], profile: str) -> pd.DataFrame:
     """The rows of these claims with what a reader compares: the printed number, ours, the verdict.
 
     Example:
         ledger.show(["VS2-3", "VS2-4"], "standard")
     """
-    shown = ["claim", "part", "unit", "published", "ours", "low", "high", "seeds", "verdict"]
-    return ledger(profile, names)[shown]
+    rows = ledger(profile, names)
+    claims_of = [claimed(row.side, row.bound) for row in rows.itertuples()]
+    rows.insert(rows.columns.get_loc("ours"), "claimed", claims_of)
+    shown = ["claim", "part", "unit", "published", "claimed", "ours", "low", "high", "seeds"]
+    return rows[[*shown, "verdict"]]

@@ -427,11 +427,13 @@ def top5_correct(
 ) -> np.ndarray:
     """Whether the label is one of the five most probable classes of its image: bool [N].
 
-    Of equally probable classes the first come first. Inputs: see nll_per_image.
+    Of equally probable classes the first come first. A class of probability 0 does not count, as
+    one that none of the k nearest neighbours voted for. Inputs: see nll_per_image.
     """
     probabilities, columns = _checked_probabilities(probabilities, labels, classes)
     first_five = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
-    return (first_five == columns[:, None]).any(axis=1)
+    is_possible = np.take_along_axis(probabilities, first_five, axis=1) > 0
+    return ((first_five == columns[:, None]) & is_possible).any(axis=1)
 
 
 def brier_per_image(

@@ -23,7 +23,6 @@ from lib.figures.save import (
     Report,
     notebook_picture,
     save_figure,
-    save_table,
     show_note,
     show_stored,
     stored_data,

@@ -57,7 +57,18 @@ class Report:
 
     def table(self, id: str, table: pd.DataFrame, caption: str = "") -> None:
         """Save a table as CSV, all digits, and show it."""
-        save_table(table, id, profile=self.profile, caption=caption)
+        self.save(id, table)
+        self.show(table, caption)
+
+    def show(self, table: pd.DataFrame, caption: str = "") -> None:
+        """Show a table as people read it: four digits, nothing for what is missing."""
+        if table.empty:
+            _show(Markdown("*No stored run has this yet.*"))
+            return
+        shown = table.style.format(_readable, na_rep="")
+        if isinstance(table.index, pd.RangeIndex):
+            shown = shown.hide(axis="index")
+        _show(shown, *([_in_bold(caption)] if caption else []))
 
 
 def save_figure(
@@ -111,14 +122,15 @@ def save_figure(
     _show(notebook_picture(figure, alt), _in_bold(caption))
 
 
-def save_table(table: pd.DataFrame, id: str, *, profile: str, caption: str = "") -> None:
-    """Write results/<profile>/tables/<id>.csv; in a notebook, show the table."""
-    name = store.plain_name(id, "a table")
-    store.write_csv(store.results_dir(profile) / "tables" / f"{name}.csv", table)
-    if caption:
-        _show(table, _in_bold(caption))
-    else:
-        _show(table)
+def _readable(value) -> str:
+    """A cell of a table: numbers with four digits, thousands separated."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
+        return str(value)
+    if float(value).is_integer() and abs(value) < 1e9:
+        return f"{int(value):,}"
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.4g}"
 
 
 def show_stored(id: str, profile: str) -> None:

@@ -10,6 +10,7 @@ import json
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 from lib.pipeline import site_pages
@@ -59,7 +60,7 @@ CONFIGURATION = {
     "suppress_warnings": ["myst.header", "mystnb.unknown_mime_type", "docutils"],
 }
 STYLE = """\
-.verdicts { display: flex; height: 1.5rem; border-radius: .25rem; overflow: hidden; }
+.verdicts { display: flex; margin-bottom: 1.2rem; height: 1.5rem; border-radius: .25rem; overflow: hidden; }
 .verdicts span { min-width: 2px; }
 .cell_output { overflow-x: auto; }
 .cell_output table { font-size: .8rem; font-variant-numeric: tabular-nums; }
@@ -68,6 +69,10 @@ table.docutils td, table.docutils th { overflow-wrap: anywhere; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }
 html[data-theme="dark"] .bd-content img { background: white; border-radius: .25rem; }
 """
+NOT_RUN = (
+    "*These results are not stored yet. The page has the text and the code; "
+    "`make reproduce` fills it.*"
+)
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
 
@@ -87,11 +92,12 @@ def build(profile: str) -> Path:
             f"{folder} has no executed notebooks to make pages of: call make reproduce "
             f"PROFILE={profile} first."
         )
+    notebooks = notebooks_without_results(executed) | executed
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "source"
         output = Path(temporary) / "site"
         source.mkdir()
-        write_source(profile, executed, source)
+        write_source(profile, dict(sorted(notebooks.items())), source)
         run_sphinx(source, output)
         replace_folder(output, folder / "site")
     return folder / "site" / "index.html"
@@ -109,11 +115,17 @@ def executed_notebooks(profile: str) -> dict[str, Path]:
     return executed
 
 
+def notebooks_without_results(executed: Iterable[str]) -> dict[str, Path]:
+    """The notebooks that this profile has not run: their pages have text and code only."""
+    paths = {path.stem: path for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")}
+    return {name: path for name, path in paths.items() if name not in executed}
+
+
 # ----------------------------------------------------------------------------- Sphinx's source
-def write_source(profile: str, executed: dict[str, Path], source: Path) -> None:
-    """Write all pages of the site as MyST below ``source``."""
-    notebooks = list(executed)
-    for name, path in executed.items():
+def write_source(profile: str, paths: dict[str, Path], source: Path) -> None:
+    """Write all pages of the site as MyST below ``source``; paths: of the notebooks by name."""
+    notebooks = list(paths)
+    for name, path in paths.items():
         (source / f"{name}.ipynb").write_text(json.dumps(notebook_page(path)))
     site_pages.write_fragments(profile, notebooks, source)
     pages = {}
@@ -149,13 +161,18 @@ def menu(notebooks: list[str], has_progress: bool) -> str:
 def notebook_page(path: Path) -> dict:
     """An executed notebook with its code folded, and each picture's text for who cannot see it."""
     notebook = store.read_json(path, ("cells",))
+    if path.parent == NOTEBOOKS:
+        note = {"cell_type": "markdown", "metadata": {}, "source": NOT_RUN}
+        notebook["cells"].insert(1, note)
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
         tags = set(cell["metadata"].get("tags", []))
         if "injected-parameters" in tags:
             tags.add("remove-input")
-        cell["metadata"]["tags"] = sorted(tags | {"hide-input"})
+        if "parameters" not in tags:  # what a reader may change is open
+            tags.add("hide-input")
+        cell["metadata"]["tags"] = sorted(tags)
         for output in cell["outputs"]:
             alt = output.get("metadata", {}).get("image/png", {}).get("alt", "")
             if alt:

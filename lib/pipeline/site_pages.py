@@ -42,7 +42,7 @@ def verdict_bars(rows: pd.DataFrame) -> str:
             if count:
                 style = f"flex: {count}; background: {colour}"
                 segments.append(f'<span style="{style}" title="{count} {verdict}"></span>')
-        lines.append(f"<p>{escape(title)}: {counts.sum()} claims</p>")
+        lines.append(f"<div>{escape(title)}: {counts.sum()} claims</div>")
         lines.append(f'<div class="verdicts">{"".join(segments)}</div>')
     counts = verdicts.verdict.value_counts()
     keys = []
@@ -90,17 +90,21 @@ def ledger_page(rows: pd.DataFrame, figures: dict[str, dict], notebooks: list[st
         "# Ledger of claims",
         "",
         "A claim of a paper has one or a few parts. Each part has the published number, ours with "
-        "its 95 % interval, and a verdict. The claim has the verdict of its worst tested part. "
+        "its 95 % interval, what is claimed of our number, and a verdict. The claim has the verdict "
+        "of its worst tested part. "
         f"[Its notebook]({settings.pipeline()['ledger']}.ipynb) explains the rule.",
         "",
     ]
     for paper, title in settings.PAPERS.items():
         lines += [f"## {title}", ""]
         of_paper = verdicts[verdicts.paper == paper]
-        for claim, summary in of_paper[of_paper.verdict != ledger.NOT_TESTED].iterrows():
+        is_recipe = of_paper.verdict.isin([ledger.FOLLOWED, ledger.DEVIATES])
+        is_untested = of_paper.verdict == ledger.NOT_TESTED
+        for claim, summary in of_paper[~is_recipe & ~is_untested].iterrows():
             parts = rows[rows.claim == claim]
             lines += _claim(claim, summary, parts, figures, notebooks)
-        lines += _untested(title, of_paper[of_paper.verdict == ledger.NOT_TESTED])
+        lines += _recipes(title, of_paper[is_recipe])
+        lines += _untested(title, of_paper[is_untested])
     return "\n".join(lines) + "\n"
 
 
@@ -111,13 +115,16 @@ def _claim(
     figures: dict[str, dict],
     notebooks: list[str],
 ) -> list[str]:
-    lines = [f"### {claim}: {summary.verdict}", "", f"{summary.text} ({summary['where']})", ""]
-    table = [["part", "published", "ours", "95 % interval", "seeds", "verdict"]]
+    lines = [f"### {claim}: {summary.verdict}", "", f"{summary.text} ({summary['where']}).", ""]
+    if summary.tested < summary.parts:
+        lines += [f"Tested here: {summary.tested} of {summary.parts} parts.", ""]
+    table = [["part", "published", "claimed of ours", "ours", "95 % interval", "seeds", "verdict"]]
     for part in parts.itertuples():
         table.append(
             [
                 _cell(part.part),
                 _number(part.published, part.unit),
+                ledger.claimed(part.side, part.bound, part.unit),
                 _number(part.ours, part.unit),
                 _interval(part.low, part.high),
                 "" if pd.isna(part.seeds) else int(part.seeds),
@@ -131,11 +138,22 @@ def _claim(
             links.append(f"[{figure['id']}]({figure['notebook']}.ipynb)")
     if links:
         lines += [f"Shown in {', '.join(links)}.", ""]
-    runs = sorted({name for text in parts.runs.dropna() for name in text.split()})
+    runs = sorted(set(" ".join(parts.runs.dropna()).split()))
     if runs:
         names = ", ".join(f"`{name}`" for name in runs)
         lines += [":::{dropdown} Runs behind it", names, ":::", ""]
     return lines
+
+
+def _recipes(title: str, claims: pd.DataFrame) -> list[str]:
+    """A table of the claims about settings: whether our recipes have what the paper prints."""
+    if claims.empty:
+        return []
+    table = [["claim", "what the paper says", "our recipe"]]
+    for claim, summary in claims.iterrows():
+        text = f"{_cell(summary.text)} ({_cell(summary['where'])})"
+        table.append([claim, text, summary.verdict])
+    return [f"### Recipes of {title}", "", store.markdown_table(table), ""]
 
 
 def _untested(title: str, claims: pd.DataFrame) -> list[str]:

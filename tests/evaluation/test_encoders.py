@@ -58,6 +58,18 @@ def test_images_are_embedded_in_batches_and_any_precision(encoder):
     assert loaded.embed(images).features.requires_grad
 
 
+def test_an_encoder_can_be_exported_and_traced(encoder):
+    loaded = lib.load("vi_simsiam")
+    images = torch.rand(600, 1, 9, 9)
+    expected = loaded(images)
+    batch = {0: torch.export.Dim("batch", min=1)}
+    exported = torch.export.export(loaded, (images[:4],), dynamic_shapes=(batch,))
+    traced = torch.jit.trace(loaded, images[:4])
+    for function in (exported.module(), traced):
+        torch.testing.assert_close(function(images), expected)
+        torch.testing.assert_close(function(images[:1]), expected[:1])
+
+
 def test_images_and_files_are_prepared_alike(encoder, tmp_path):
     loaded = lib.load("vi_simsiam")
     pixels = np.random.default_rng(0).integers(256, size=(9, 15, 3), dtype=np.uint8)

@@ -283,6 +283,14 @@ def test_likelihood_brier_and_top_five_are_scikit_learns():
     assert u.negative_log_likelihood(np.eye(2), [1, 1]) == np.inf
 
 
+def test_classes_without_votes_are_not_among_the_first_five():
+    votes = np.zeros((3, 8))
+    votes[:, [2, 6]] = [0.25, 0.75]
+    assert u.top5_correct(votes, [2, 6, 0]).tolist() == [True, True, False]
+    three = np.array([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]])
+    assert u.top5_correct(three, [2, 0]).tolist() == [False, True]
+
+
 def test_a_calibrated_classifier_has_the_ece_that_chance_gives():
     # One bin: the mean absolute deviation of a binomial share is √(2/π) σ.
     expected = np.sqrt(2 / np.pi * 0.9 * 0.1 / 900)

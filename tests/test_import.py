@@ -1,0 +1,71 @@
+"""``import lib``: what it makes reachable, and what it does not import yet."""
+
+import json
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import lib
+
+ROOMS = (
+    "claims",
+    "data",
+    "distributions",
+    "evaluation",
+    "figures",
+    "losses",
+    "methods",
+    "networks",
+    "runs",
+    "training",
+)
+SLOW = ("torch", "torchvision", "sklearn", "matplotlib", "scipy", "pandas")
+
+
+def in_a_fresh_python(code: str):
+    """What the code prints, as JSON, in a Python that has imported nothing of ours."""
+    printed = subprocess.run(
+        [sys.executable, "-c", f"import json, sys\n{code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return json.loads(printed.stdout)
+
+
+def test_import_is_fast():
+    code = f"import lib\nprint(json.dumps([name for name in {SLOW} if name in sys.modules]))"
+    assert in_a_fresh_python(code) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *ROOMS,
+        "data.sets",
+        "evaluation.probes",
+        "runs.settings",
+        "claims.ledger",
+        "training.loop",
+        "methods.vje",
+        "distributions.PowerSpherical",
+        "losses.vi_simsiam_loss",
+        "evaluation.linear_probe",
+        "training.train",
+    ],
+)
+def test_every_module_is_reachable_after_import_lib(name):
+    code = f"import lib\nlib.{name}\n"
+    code += (
+        "print(json.dumps([name for name in ('torchvision', 'sklearn') if name in sys.modules]))"
+    )
+    assert in_a_fresh_python(code) == []
+
+
+def test_names_are_listed_and_others_are_refused():
+    assert {*ROOMS, "load"} <= set(dir(lib))
+    for module in (lib, import_module("lib.runs"), import_module("lib.claims")):
+        with pytest.raises(AttributeError, match="no_such_module"):
+            module.no_such_module  # noqa: B018
