@@ -360,7 +360,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def claimed(side: str, bound: float, unit: str = "") -> str:
-    """What is claimed of our number, as a reader compares it: "above 0", "within 1 of published"."""
+    """What is claimed of our number, in words: "above 0", "within 1 of published"."""
     if not side:
         return ""
     if side == "within":

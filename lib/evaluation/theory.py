@@ -4,7 +4,8 @@ A latent z of an image is inferred twice: q(z | x_i) is made from the target net
 view i, p(z | x_j) from the online network's output for view j. With a prior p(z) they give the
 three terms J_align, J_uniform and J_KL (Eq. 10 to 17). Table 1 says which distributions make which
 method: ``INTERPRETATIONS``. The terms are differentiable, detach nothing, and keep the floating
-type of their arguments.
+type of their arguments. What a part of a method does is measured in short trainings with and
+without it: ``SHORT_RUNS`` and ``CORRESPONDENCES``.
 """
 
 import math

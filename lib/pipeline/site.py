@@ -60,7 +60,7 @@ CONFIGURATION = {
     "suppress_warnings": ["myst.header", "mystnb.unknown_mime_type", "docutils"],
 }
 STYLE = """\
-.verdicts { display: flex; margin-bottom: 1.2rem; height: 1.5rem; border-radius: .25rem; overflow: hidden; }
+.verdicts { display: flex; margin-bottom: 1.2rem; height: 1.5rem; overflow: hidden; }
 .verdicts span { min-width: 2px; }
 .cell_output { overflow-x: auto; }
 .cell_output table { font-size: .8rem; font-variant-numeric: tabular-nums; }

@@ -89,9 +89,9 @@ def ledger_page(rows: pd.DataFrame, figures: dict[str, dict], notebooks: list[st
     lines = [
         "# Ledger of claims",
         "",
-        "A claim of a paper has one or a few parts. Each part has the published number, ours with "
-        "its 95 % interval, what is claimed of our number, and a verdict. The claim has the verdict "
-        "of its worst tested part. "
+        "A claim of a paper has one or a few parts. Each part has the published number, what is "
+        "claimed of ours, ours with its 95 % interval, and a verdict. The claim has the verdict of "
+        "its worst tested part. "
         f"[Its notebook]({settings.pipeline()['ledger']}.ipynb) explains the rule.",
         "",
     ]

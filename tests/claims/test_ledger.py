@@ -1,5 +1,6 @@
 """The rules of the ledger on small frames made by hand, and its entries in settings/claims.toml."""
 
+import math
 from dataclasses import replace
 from decimal import Decimal
 
@@ -303,3 +304,10 @@ def test_simvaes_networks_are_those_of_its_tables():
     rows = ledger.ledger("standard").set_index(["claim", "part"])
     assert rows.verdict["SV-20", "Table 3: fully connected networks"] == FOLLOWED
     assert rows.verdict["SV-20", "Table 4: convolutional networks at 64 px"] == FOLLOWED
+
+
+def test_what_is_claimed_in_words():
+    assert ledger.claimed("above", 0.0) == "above 0"
+    assert ledger.claimed("at_most", 1e-9) == "at most 1e-09"
+    assert ledger.claimed("within", 1.0, "points") == "within 1 points of published"
+    assert ledger.claimed("", math.nan) == ""
