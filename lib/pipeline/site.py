@@ -67,7 +67,6 @@ STYLE = """\
 table.docutils td, table.docutils th { overflow-wrap: anywhere; }
 .sd-card-img-top { background: white; aspect-ratio: 4 / 3; object-fit: contain; padding: .25rem; }
 .swatch { display: inline-block; width: .8rem; height: .8rem; margin-right: .3rem; }
-html[data-theme="dark"] .bd-content img { background: white; border-radius: .25rem; }
 """
 NOT_RUN = (
     "*These results are not stored yet. The page has the text and the code; "
