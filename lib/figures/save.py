@@ -66,7 +66,7 @@ class Report:
             _show(Markdown("*No stored run has this yet.*"))
             return
         shown = table.style.format(_readable, na_rep="")
-        if isinstance(table.index, pd.RangeIndex):
+        if pd.api.types.is_integer_dtype(table.index):  # numbers of rows
             shown = shown.hide(axis="index")
         _show(shown, *([_in_bold(caption)] if caption else []))
 

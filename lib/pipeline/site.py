@@ -161,7 +161,7 @@ def notebook_page(path: Path) -> dict:
     """An executed notebook with its code folded, and each picture's text for who cannot see it."""
     notebook = store.read_json(path, ("cells",))
     if path.parent == NOTEBOOKS:
-        note = {"cell_type": "markdown", "metadata": {}, "source": NOT_RUN}
+        note = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": NOT_RUN}
         notebook["cells"].insert(1, note)
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
