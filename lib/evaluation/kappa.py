@@ -17,9 +17,9 @@ from lib import training
 from lib.data import views
 from lib.data.sets import ImageSet
 from lib.evaluation import theory
-from lib.evaluation.embed import Embedded, Transform, embed_images, input_transform, square_crop
+from lib.evaluation.embed import Embedded, Transform, input_transform, square_crop
 from lib.evaluation.intervals import paired_test, welch_test
-from lib.evaluation.measure import Run, kappa_of_views, required
+from lib.evaluation.measure import Run, kappa_of_views, required, stacked
 from lib.evaluation.probes import linear_probe
 from lib.evaluation.suite import ood_rows
 from lib.evaluation.uncertainty import rank_correlation, with_interval
@@ -117,33 +117,26 @@ def _listed(profile: str, *methods: str) -> list[dict]:
 def read_by_set(runs: Iterable[dict]) -> pd.DataFrame:
     """Stored κ of test images of each run's own set and of other sets, a row a run and image.
 
-    Columns: run, method, seed, dataset (that the run is trained on), evaluated_on, kappa. Runs
-    without κ of other sets are left out; FileNotFoundError with the command that makes them where
-    none has it.
+    Columns: run, method, seed, dataset (that the run is trained on), epochs, kappa, evaluated_on.
+    Runs without κ of other sets are left out; FileNotFoundError with the command that makes them
+    where none has it.
     """
-    frames = []
-    profile = ""
-    for run in runs:
-        profile = run["profile"]
-        dataset = run["dataset"]
+
+    def of_run(run: dict) -> pd.DataFrame:
         name = run_settings.run_name(run)
-        others = store.stored_scores(profile, name, f"{dataset}_{OTHER_SETS}")
+        dataset = run["dataset"]
+        others = store.stored_scores(run["profile"], name, f"{dataset}_{OTHER_SETS}")
         if not others:
-            continue
-        test = store.read_scores(profile, name, dataset, ("kappa",))
-        for key, values in {f"kappa_{dataset}": test["kappa"], **others}.items():
+            return pd.DataFrame()
+        test = store.read_scores(run["profile"], name, dataset, ("kappa",))
+        by_set = {f"kappa_{dataset}": test["kappa"], **others}
+        frames = []
+        for key, values in by_set.items():
             frame = pd.DataFrame({"kappa": values.astype(float)})
-            frame.insert(0, "evaluated_on", key.removeprefix("kappa_"))
-            for place, column in enumerate(("method", "seed", "dataset")):
-                frame.insert(place, column, run[column])
-            frame.insert(0, "run", name)
-            frames.append(frame)
-    if not frames:
-        raise FileNotFoundError(
-            "None of these runs has κ of other data sets; make it with: make reproduce "
-            f"PROFILE={profile or 'standard'}"
-        )
-    return pd.concat(frames, ignore_index=True)
+            frames.append(frame.assign(evaluated_on=key.removeprefix("kappa_")))
+        return pd.concat(frames, ignore_index=True)
+
+    return stacked(runs, of_run, "κ of other data sets")
 
 
 # -------------------------------------------------------------------- training images, other sets
@@ -325,17 +318,6 @@ def fixed_crops(images: Tensor) -> dict[str, Tensor]:
     return crops
 
 
-def kappa_of(run: Run, images: ImageSet, view: Transform | None = None) -> np.ndarray:
-    """κ of every image [N] as the run sees it, through a view if one is given."""
-    fitted = input_transform(run.settings, run.channels)
-    whole = fitted if view is None else _in_turn(fitted, view)
-    return embed_images(run.method, images, transform=whole)["kappa"]
-
-
-def _in_turn(first: Transform, second: Transform) -> Transform:
-    return lambda batch: second(first(batch))
-
-
 def measure_augmentation(run: Run) -> list[dict]:
     """κ of test images under one augmentation at a time (VI-SimSiam 2022, Fig. 8; 2023, Table 3).
 
@@ -369,16 +351,18 @@ def _augmented_kappa(run: Run, images: ImageSet) -> Embedded:
     arrays = {
         "index": images.index.astype(np.int32),
         "label": images.labels.astype(np.int16),
-        "plain": kappa_of(run, images).astype(np.float32),
+        "plain": run.embed_unstored(images)["kappa"].astype(np.float32),
     }
     for augmentation in AUGMENTATIONS:
         draws = []
         for draw in range(DRAWS):
-            draws.append(kappa_of(run, images, random_view(augmentation, seed, draw)))
+            view = random_view(augmentation, seed, draw)
+            draws.append(run.embed_unstored(images, transform=view)["kappa"])
         arrays[augmentation] = np.mean(draws, axis=0).astype(np.float32)
         arrays[f"{augmentation} within"] = np.std(draws, axis=0).astype(np.float32)
     for place, corner in PLACES.items():
-        arrays[f"{place} square"] = kappa_of(run, images, square_crop(*corner)).astype(np.float32)
+        kappa = run.embed_unstored(images, transform=square_crop(*corner))["kappa"]
+        arrays[f"{place} square"] = kappa.astype(np.float32)
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_augmented", arrays)
     return {name: values.astype(float) for name, values in arrays.items()}
 

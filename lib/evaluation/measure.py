@@ -273,6 +273,35 @@ def metrics(runs: list[dict]) -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
+def stacked(
+    runs: Iterable[dict], read_run: Callable[[dict], pd.DataFrame], what: str
+) -> pd.DataFrame:
+    """What is stored of each of these runs, as one table: a row's run comes first.
+
+    read_run: from a run's settings to its rows, none where nothing is stored. Columns: run, method,
+    seed, dataset, epochs, and those that are read. FileNotFoundError with the command that makes
+    ``what`` where no run has any.
+    """
+    frames = []
+    profile = "standard"
+    for run in runs:
+        profile = run["profile"]
+        frame = read_run(run)
+        if frame.empty:
+            continue
+        place = {"run": run_settings.run_name(run)}
+        place |= {column: run[column] for column in ("method", "seed", "dataset", "epochs")}
+        frame = frame.drop(columns=[column for column in place if column in frame])
+        for position, (column, value) in enumerate(place.items()):
+            frame.insert(position, column, value)
+        frames.append(frame)
+    if not frames:
+        raise FileNotFoundError(
+            f"None of these runs has stored {what}; make it with: make reproduce PROFILE={profile}"
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
 def is_measured(run: Run, part: str) -> bool:
     """Whether a part of the suite is stored of exactly this run, measured as it is today.
 

@@ -204,21 +204,11 @@ def read(name: str, runs: Iterable[dict]) -> pd.DataFrame:
     Columns as lib.runs.store.read_metrics, with run, dataset and epochs of the run.
     FileNotFoundError with the command that makes them where no run has any.
     """
-    frames = []
-    profile = ""
-    for run in runs:
-        profile = run["profile"]
-        run_name = settings.run_name(run)
-        frame = store.read_metrics(profile, name, run_name)
-        if len(frame):
-            place = {"run": run_name, "dataset": run["dataset"], "epochs": run["epochs"]}
-            frames.append(frame.assign(**place))
-    if not frames:
-        raise FileNotFoundError(
-            f"The part {name!r} of the evaluation suite is not stored of any of these runs; make "
-            f"it with: make reproduce PROFILE={profile or 'standard'}"
-        )
-    return pd.concat(frames, ignore_index=True)
+
+    def of_run(run: dict) -> pd.DataFrame:
+        return store.read_metrics(run["profile"], name, settings.run_name(run))
+
+    return measure.stacked(runs, of_run, f"metrics of the part {name!r}")
 
 
 def read_factors(runs: Iterable[dict]) -> pd.DataFrame:
@@ -246,25 +236,13 @@ def read_scores(runs: Iterable[dict], suffix: str = "") -> pd.DataFrame:
     Columns: run, method, seed, dataset, epochs, and one for each stored array. FileNotFoundError
     as ``read``.
     """
-    frames = []
-    profile = ""
-    for run in runs:
-        profile = run["profile"]
-        name = settings.run_name(run)
-        arrays = store.stored_scores(profile, name, f"{run['dataset']}{suffix}")
-        if not arrays:
-            continue
-        frame = pd.DataFrame({key: values for key, values in arrays.items() if values.ndim == 1})
-        for place, column in enumerate(("method", "seed", "dataset", "epochs")):
-            frame.insert(place, column, run[column])
-        frame.insert(0, "run", name)
-        frames.append(frame)
-    if not frames:
-        raise FileNotFoundError(
-            f"None of these runs has stored scores{suffix}; make them with: make reproduce "
-            f"PROFILE={profile or 'standard'}"
-        )
-    return pd.concat(frames, ignore_index=True)
+
+    def of_run(run: dict) -> pd.DataFrame:
+        name = f"{run['dataset']}{suffix}"
+        arrays = store.stored_scores(run["profile"], settings.run_name(run), name)
+        return pd.DataFrame({key: values for key, values in arrays.items() if values.ndim == 1})
+
+    return measure.stacked(runs, of_run, f"scores{suffix}")
 
 
 def read_logs(runs: Iterable[dict]) -> pd.DataFrame:
@@ -272,21 +250,9 @@ def read_logs(runs: Iterable[dict]) -> pd.DataFrame:
 
     FileNotFoundError as ``read``, where none of them has one.
     """
-    frames = []
-    profile = ""
-    for run in runs:
-        profile = run["profile"]
-        name = settings.run_name(run)
-        path = store.run_dir(profile, name) / "log.csv"
-        if path.exists():
-            frame = store.read_csv(path)
-            for place, column in enumerate(("method", "seed", "dataset", "epochs")):
-                frame.insert(place, column, run[column])
-            frame.insert(0, "run", name)
-            frames.append(frame)
-    if not frames:
-        raise FileNotFoundError(
-            "None of these runs has a stored log; make them with: make reproduce "
-            f"PROFILE={profile or 'standard'}"
-        )
-    return pd.concat(frames, ignore_index=True)
+
+    def of_run(run: dict) -> pd.DataFrame:
+        path = store.run_dir(run["profile"], settings.run_name(run)) / "log.csv"
+        return store.read_csv(path) if path.exists() else pd.DataFrame()
+
+    return measure.stacked(runs, of_run, "log")
