@@ -8,7 +8,7 @@ Its modules are imported when they are used, as torch is slow to import:
     lib.distributions.PowerSpherical
 """
 
-from importlib import import_module
+from lib.lazy import lazily
 
 _MODULES = (
     "claims",
@@ -34,11 +34,4 @@ def load(name: str):
     return encoders.load(name)
 
 
-def __getattr__(name: str):
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES})
+__getattr__, __dir__ = lazily(__name__, _MODULES)

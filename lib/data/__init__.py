@@ -9,7 +9,7 @@ sources.py finds sets by name; sets.py says what a set is; files.py reads image 
 makes random views, which kernels.py compiles.
 """
 
-from importlib import import_module
+from lib.lazy import lazily
 
 # Names are imported when they are used, as torch is slow to import.
 _MODULE_OF = {
@@ -41,14 +41,4 @@ _MODULES = (
 )
 __all__ = sorted(_MODULE_OF)
 
-
-def __getattr__(name: str):
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    if name in _MODULE_OF:
-        return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *_MODULES, *__all__})
+__getattr__, __dir__ = lazily(__name__, _MODULES, _MODULE_OF)

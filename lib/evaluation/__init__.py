@@ -5,7 +5,7 @@ Example:
     >>> probe = evaluation.linear_probe(train["features"], train["label"])
 """
 
-from importlib import import_module
+from lib.lazy import lazily
 
 _NAMES = {
     "embed": (
@@ -53,15 +53,4 @@ _MODULES = (
     "toys",
 )
 __all__ = [*_HOMES, *_MODULES]
-
-
-def __getattr__(name: str):
-    if name in _HOMES:
-        return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
-    if name in _MODULES:
-        return import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazily(__name__, _MODULES, _HOMES)
