@@ -359,6 +359,13 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(claims_of)
 
 
+def counts(rows: pd.DataFrame) -> pd.DataFrame:
+    """How many claims of a ledger have which verdict: a row a paper, columns as COLOURS."""
+    of_claims = verdicts(rows)
+    table = pd.crosstab(of_claims.paper, of_claims.verdict)
+    return table.reindex(index=list(settings.PAPERS), columns=list(COLOURS), fill_value=0)
+
+
 def claimed(side: str, bound: float, unit: str = "") -> str:
     """What is claimed of our number, in words: "above 0", "within 1 of published"."""
     if not side:

@@ -1,6 +1,5 @@
 """results/<profile>/README.md: what is done and to come, verdicts, and a wall of figures."""
 
-import re
 import time
 from html import escape
 from pathlib import Path
@@ -11,7 +10,6 @@ from lib.runs import settings, store
 
 RECENT_SECONDS = 600  # a training that is running writes its progress every second
 WALL = "## Notebooks and figures"
-CAPTION_START = re.compile(r".+?[.!?](?=\s|$)", re.DOTALL)  # the first sentence: what is to be seen
 STATES = ("done", "running", "to come", "left out")
 
 
@@ -161,21 +159,20 @@ def _running(profile: str, runs: pd.DataFrame) -> list[str]:
 
 
 def _verdicts(profile: str) -> list[str]:
-    """How many claims of each paper have which verdict, as the stored ledger says."""
-    path = store.results_dir(profile) / "tables" / "90_verdicts.csv"
-    if not path.exists():
-        return []
-    from lib.claims.ledger import COLOURS  # slow to import
+    """How many claims of each paper have which verdict."""
+    from lib.claims import ledger  # slow to import
 
-    counts = store.read_csv(path).value_counts(["paper", "verdict"])
-    rows = [["paper", *COLOURS]]
+    counts = ledger.counts(ledger.ledger(profile))
+    rows = [["paper", *counts.columns]]
     for paper, title in settings.PAPERS.items():
-        rows.append([title, *(counts.get((paper, verdict), 0) for verdict in COLOURS)])
+        rows.append([title, *counts.loc[paper]])
     return ["## Verdicts of claims", store.markdown_table(rows)]
 
 
 def _wall(folder: Path) -> list[str]:
     """Every executed notebook with its figures as thumbnails, each with what is to be seen."""
+    from lib.figures.save import split_caption  # slow to import: matplotlib
+
     figures: dict[str, list[dict]] = {}
     for path in sorted((folder / "figures").glob("*.json")):
         record = store.read_json(path, ("id", "caption", "alt", "notebook"))
@@ -190,7 +187,7 @@ def _wall(folder: Path) -> list[str]:
             file = f"figures/{record['id']}.png"
             alt = escape(record["alt"], quote=True)
             pictures.append(f'<a href="{file}"><img src="{file}" alt="{alt}" height="140"></a>')
-            sentences.append(CAPTION_START.match(record["caption"])[0])
+            sentences.append(split_caption(record["caption"])[0])
         if pictures:
             sections += ["\n".join(pictures), " ".join(sentences)]
     if not sections:

@@ -32,23 +32,21 @@ def stored_figures(profile: str) -> dict[str, dict]:
 # ------------------------------------------------------------------------------------ front page
 def verdict_bars(rows: pd.DataFrame) -> str:
     """A bar of verdicts for each paper, and what the colours mean with their counts."""
-    verdicts = ledger.verdicts(rows)
+    counts = ledger.counts(rows)
     lines = ["```{raw} html"]
     for paper, title in settings.PAPERS.items():
-        counts = verdicts[verdicts.paper == paper].verdict.value_counts()
         segments = []
         for verdict, colour in ledger.COLOURS.items():
-            count = counts.get(verdict, 0)
+            count = counts.loc[paper, verdict]
             if count:
                 style = f"flex: {count}; background: {colour}"
                 segments.append(f'<span style="{style}" title="{count} {verdict}"></span>')
-        lines.append(f"<div>{escape(title)}: {counts.sum()} claims</div>")
+        lines.append(f"<div>{escape(title)}: {counts.loc[paper].sum()} claims</div>")
         lines.append(f'<div class="verdicts">{"".join(segments)}</div>')
-    counts = verdicts.verdict.value_counts()
     keys = []
     for verdict, colour in ledger.COLOURS.items():
         swatch = f'<span class="swatch" style="background: {colour}"></span>'
-        keys.append(f"{swatch}{counts.get(verdict, 0)} {verdict}")
+        keys.append(f"{swatch}{counts[verdict].sum()} {verdict}")
     lines += [f"<p>{' &ensp; '.join(keys)}</p>", "```"]
     return "\n".join(lines) + "\n"
 

@@ -57,7 +57,7 @@ def test_hours_to_come_are_estimated_by_epochs():
 def test_the_page_shows_what_is_stored():
     folder = store.results_dir("smoke")
     store.write_text(folder / "notebooks" / "32_kappa_as_confidence.ipynb", "")
-    store.write_text(folder / "tables" / "90_verdicts.csv", "paper,verdict\nvs2,reproduced\n")
+    store.write_text(folder / "tables" / "90_claims.csv", "")
     record = {"id": "32_roc", "caption": "κ detects errors. One seed.", "alt": 'a "curve"'}
     record["notebook"] = "32_kappa_as_confidence"
     store.write_json(folder / "figures" / "32_roc.json", record)
@@ -65,7 +65,7 @@ def test_the_page_shows_what_is_stored():
     assert "(notebooks/32_kappa_as_confidence.ipynb)" in page
     assert '<img src="figures/32_roc.png" alt="a &quot;curve&quot;"' in page
     assert "κ detects errors." in page and "One seed" not in page
-    assert "| VI-SimSiam 2023 | 1 |" in page and "[tables](tables)" in page
+    assert "| VI-SimSiam 2023 | 0 |" in page and "[tables](tables)" in page
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         progress.write_readme("paper")
 
