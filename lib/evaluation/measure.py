@@ -201,15 +201,12 @@ def missing_sets(runs: Sequence[dict]) -> list[str]:
 
     What can be fetched is fetched. A set of one's own must also be one that can be measured.
     """
-    reasons = []
-    for name in sorted({_plain_set(run["dataset"]) for run in runs}):
-        try:
-            test = sources.load(name, "test", image_size=8)  # any size: it is not kept
-            if name not in sources.DATASETS:
-                _check_own_set(name, test)
-        except (FileNotFoundError, ValueError) as error:
-            reasons.append(str(error))
-    return reasons
+
+    def check(name: str, test: ImageSet) -> None:
+        if name not in sources.DATASETS:
+            _check_own_set(name, test)
+
+    return _not_loaded({run["dataset"] for run in runs}, check)
 
 
 def missing_other_sets(runs: Sequence[dict]) -> list[str]:
@@ -217,10 +214,19 @@ def missing_other_sets(runs: Sequence[dict]) -> list[str]:
 
     A run goes without the measures on such a set.
     """
+    return _not_loaded(_other_sets(runs))
+
+
+def _not_loaded(
+    names: Iterable[str], check: Callable[[str, ImageSet], None] | None = None
+) -> list[str]:
+    """Why sets cannot be loaded, or are refused by ``check``."""
     reasons = []
-    for name in sorted({_plain_set(name) for name in _other_sets(runs)}):
+    for name in sorted({_plain_set(name) for name in names}):
         try:
-            sources.load(name, "test", image_size=8)
+            test = sources.load(name, "test", image_size=8)  # any size: it is not kept
+            if check:
+                check(name, test)
         except (FileNotFoundError, ValueError) as error:
             reasons.append(str(error))
     return reasons

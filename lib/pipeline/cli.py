@@ -115,9 +115,7 @@ def run_job(options: argparse.Namespace) -> None:
 def run_notebook(options: argparse.Namespace) -> None:
     name = notebooks.find_notebook(options.notebook)
     parameters = notebooks.parse_parameters(f"profile={options.profile} {options.params}", name)
-    if "train_missing" in notebooks.declared_parameters(name):
-        parameters = {"train_missing": True} | parameters
-    job = jobs.Job(name, name, parameters)
+    job = jobs.Job(name, name, notebooks.computing(name) | parameters)
     print(execution.execute(job))
 
 

@@ -18,6 +18,7 @@ from lib.pipeline.notebooks import (
     cells,
     check_parameters,
     code,
+    computing,
     declared_parameters,
     find_notebook,
     headless,
@@ -77,9 +78,7 @@ def jobs(profile: str, paper: str = "all") -> list[Job]:
         if paper in ("all", *entry["papers"]):
             needed = {find_notebook(number) for number in entry["needs"]}
             needs = tuple(job.name for job in planned if job.notebook in needed)
-            parameters = {"profile": profile}
-            if "train_missing" in declared_parameters(entry["name"]):
-                parameters["train_missing"] = True
+            parameters = {"profile": profile} | computing(entry["name"])
             planned.append(Job(entry["name"], entry["name"], parameters, needs))
     return planned
 

@@ -59,6 +59,11 @@ def declared_parameters(notebook: str) -> dict:
     return {node.targets[0].id: ast.literal_eval(node.value) for node in assignments}
 
 
+def computing(notebook: str) -> dict:
+    """The parameters with which a job runs the notebook: those that compute do so, others read."""
+    return {"train_missing": True} if "train_missing" in declared_parameters(notebook) else {}
+
+
 # ------------------------------------------------------------------------- checking parameters
 def check_parameters(notebook: str, parameters: dict) -> dict:
     """The parameters, if the notebook declares each with that type; else ValueError.

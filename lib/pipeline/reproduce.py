@@ -46,6 +46,7 @@ def reproduce(
     for job in listed.values():
         notebooks.check_parameters(job.notebook, job.parameters)
     stamps = {name: jobs.stamp(job, listed) for name, job in listed.items()}
+    waiting = [name for name, path in stamps.items() if not path.exists()]
     folder = store.results_dir(profile)
     store.check_writable(folder)
     log_path = jobs.stamp_folder(profile) / "snakemake.log"
@@ -71,14 +72,21 @@ def reproduce(
     if status or missing:
         report_failure(missing, log_path, folder)
         return status or 1
-    if profile == EVIDENCE:
-        progress.write_readme(profile)
-    from lib.pipeline import site  # slow to import
-
-    print("Building the site.")
-    front_page = site.build(profile)
+    front_page = folder / "site" / "index.html"
+    if waiting or not front_page.exists():
+        write_pages(profile)
     print(f"Done. Open {front_page}. Executed notebooks are in {folder / 'notebooks'}.")
     return 0
+
+
+def write_pages(profile: str) -> None:
+    """Build the site of a profile and, of the evidence, the page of results."""
+    from lib.pipeline import site  # slow to import
+
+    if profile == EVIDENCE:
+        progress.write_readme(profile)
+    print("Building the site.")
+    site.build(profile)
 
 
 def snakemake_command(config_path: Path) -> list[str]:
