@@ -519,7 +519,7 @@ def measure_cosine(run: Run) -> list[dict]:
     settings = run.settings
     name = f"{settings['dataset']}_cosine"
     is_whole = training.is_finished(run.profile, run.name, run.hash)
-    known = {} if is_whole else store.read_scores(run.profile, run.name, name)
+    stored = {} if is_whole else store.read_scores(run.profile, run.name, name)
     few = run.test().sample(settings["condition_images"])
     fitted = input_transform(settings, run.channels)
     recipe = views.recipe(settings["augmentation"])
@@ -529,7 +529,7 @@ def measure_cosine(run: Run) -> list[dict]:
         batch = fitted(few.batch(indices).float() / 255)
         generators = [_pair_generator(settings["seed"], start, i) for i in range(COSINE_PAIRS)]
         parts.append(theory.view_cosines(run.method, batch, recipe, generators, is_whole))
-    arrays = known | {"index": few.index.astype(np.int32)}
+    arrays = stored | {"index": few.index.astype(np.int32)}
     for key in parts[0]:
         together = torch.cat([part[key] for part in parts])
         arrays[key] = together.numpy(force=True).astype(np.float32)

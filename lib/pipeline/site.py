@@ -134,9 +134,9 @@ def write_source(profile: str, paths: dict[str, Path], source: Path) -> None:
     if progress.exists():
         # The wall of figures is on the front page.
         pages["progress"] = progress.read_text().split(WALL)[0]
-    known = {*pages, *notebooks, "ledger"}
+    names = {*pages, *notebooks, "ledger"}
     for name, text in pages.items():
-        (source / f"{name}.md").write_text(mend_links(text, known))
+        (source / f"{name}.md").write_text(mend_links(text, names))
     with open(source / "index.md", "a") as index:
         index.write(menu(notebooks, "progress" in pages))
     static = source / "_static"
@@ -179,7 +179,7 @@ def notebook_page(path: Path) -> dict:
     return notebook
 
 
-def mend_links(text: str, known: set[str]) -> str:
+def mend_links(text: str, pages: set[str]) -> str:
     """Markdown whose relative links lead to pages of the site; others become plain text."""
 
     def mended(match: re.Match) -> str:
@@ -190,7 +190,7 @@ def mend_links(text: str, known: set[str]) -> str:
         stem = Path(path).stem
         if path.endswith("results/standard/README.md"):
             stem = "progress"
-        if Path(path).suffix in (".md", ".ipynb") and stem in known:
+        if Path(path).suffix in (".md", ".ipynb") and stem in pages:
             suffix = f"#{anchor}" if anchor else ""
             return f"[{words}]({stem}{Path(path).suffix}{suffix})"
         return words
