@@ -117,7 +117,7 @@ QUESTIONS = {
     "What is the loss of VI-SimSiam?": "mean over the batch",
     "How does it differ from the paper?": "Eq. 12 of 2022 is used with its second sign corrected",
     "How certain is it of my own images?": "make score IMAGES=folder",
-    "How do I add my method?": "Write a class with a",
+    "How do I add my method?": "Name the class in",
     "How do I use a cluster?": "EXECUTOR=slurm",
     "Which uncertainty should I use?": "Uncertainty benchmark",
 }
