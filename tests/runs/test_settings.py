@@ -77,6 +77,9 @@ dataset = "x"
 batch_size = 12
 [tiny.datasets.x]
 batch_size = 99
+[tiny.datasets.z]
+inherits = "x"
+width = 3
 [tiny.methods.child]
 batch_size = 15
 """
@@ -92,35 +95,12 @@ def test_later_layers_stand_over_earlier_ones(files):
     assert resolve("child", "tiny")["batch_size"] == 14
     assert resolve("parent", "tiny")["batch_size"] == 13
     assert resolve("simsiam", "tiny")["batch_size"] == 99
+    assert resolve("simsiam", "tiny", dataset="z")["batch_size"] == 99
     assert resolve("child", "tiny", dataset="y")["batch_size"] == 12
     files(recipes=BASE + LAYERS, profiles=PROFILE)
     assert resolve("child", "tiny", dataset="y")["batch_size"] == 11
     assert resolve("parent", "tiny", dataset="y")["batch_size"] == 10
     assert resolve("simsiam", "tiny", dataset="y")["batch_size"] == 8
-
-
-def test_resolved_settings_are_flat_and_complete(files):
-    files(recipes=BASE + LAYERS, profiles=PROFILE_LAYERS)
-    resolved = resolve("child", "tiny")
-    assert resolved["method"] == "child"
-    assert resolved["profile"] == "tiny"
-    assert resolved["seed"] == 0
-    assert not {"inherits", "methods", "datasets"} & set(resolved)
-
-
-def test_tables_of_a_profile_inherit(files):
-    profile = PROFILE_LAYERS + '[tiny.datasets.z]\ninherits = "x"\nwidth = 3\n'
-    files(recipes=BASE + LAYERS, profiles=profile)
-    resolved = resolve("simsiam", "tiny", dataset="z")
-    assert resolved["batch_size"] == 99
-    assert resolved["width"] == 3
-
-
-@pytest.mark.parametrize("parents", ['"child"', '["parent", "simsiam"]'])
-def test_inheritance_is_one_step_from_one_table(files, parents):
-    files(recipes=BASE + LAYERS + f"[grandchild]\ninherits = {parents}\n")
-    with pytest.raises(ValueError, match=r"grandchild.*recipes\.toml"):
-        resolve("grandchild", "tiny")
 
 
 def test_what_a_recipe_leaves_untrained_is_trained_in_no_profile(files):
@@ -134,9 +114,7 @@ def test_what_a_recipe_leaves_untrained_is_trained_in_no_profile(files):
     [
         ("", {}, 2.0),  # the recipe's 2 of 10 epochs
         ("epochs = 5\n", {}, 1.0),
-        ("epochs = 5\nwarmup_epochs = 2.0\n", {}, 2.0),  # the profile's 2 of 5
-        ("epochs = 5\nwarmup_epochs = 2.0\n", {"epochs": 50}, 20.0),
-        ("", {"epochs": 20}, 4.0),
+        ("epochs = 5\nwarmup_epochs = 2.0\n", {"epochs": 50}, 20.0),  # the profile's 2 of 5
         ("", {"epochs": 20, "warmup_epochs": 3.0}, 3.0),
     ],
 )
@@ -149,7 +127,6 @@ def test_one_class_has_the_settings_of_its_set():
     whole = resolve("vje", "paper", dataset="cifar10")
     single = resolve("vje", "paper", dataset="cifar10_class_3")
     assert single == whole | {"dataset": "cifar10_class_3"}
-    assert whole["image_size"] == 32
     # A name that goes on is another set.
     assert resolve("simsiam", "standard", dataset="mnist_class_1_x")["image_size"] == 32
 
@@ -162,7 +139,6 @@ def test_every_recipe_resolves_in_every_profile(profile):
         resolved = resolve(method, profile)
         json.dumps(resolved)
         assert (resolved["epochs"] == 0) == (method in measure.REFERENCES)
-        assert re.fullmatch(rf"{method}-{resolved['dataset']}-e\d+-seed0", run_name(resolved))
 
 
 def test_a_run_is_compared_with_its_recipe():
@@ -178,29 +154,23 @@ def test_a_run_is_compared_with_its_recipe():
 
 # ------------------------------------------------------------------------------------------- errors
 @pytest.mark.parametrize(
-    ("method", "parameters", "culprit"),
+    ("method", "parameters"),
     [
-        ("simsiam", {"epochs": 2.0}, "epochs"),
-        ("simsiam", {"epochs": True}, "epochs"),
-        ("simsiam", {"epochs": -1}, "epochs"),
-        ("simsiam", {"batch_size": 1}, "batch_size"),
-        ("simsiam", {"image_size": 4}, "image_size"),
-        ("simsiam", {"dimension": 1}, "dimension"),
-        ("simsiam", {"dataset": 1}, "dataset"),
-        ("simsiam", {"seed": -1}, "seed"),
-        ("simsiam", {"learning_rate": "0.1"}, "learning_rate"),
-        ("simsiam", {"learning_rate": float("nan")}, "learning_rate"),
-        ("simsiam", {"clip_norm": float("inf")}, "clip_norm"),
-        ("simsiam", {"weight_decay": -0.1}, "weight_decay"),
-        ("vi_simsiam", {"divide_loss": 1}, "divide_loss"),
-        ("vi_simsiam", {"initial_cosine": 1.0}, "initial_cosine"),
-        ("vi_simsiam", {"concentration_warmup_epochs": float("nan")}, "concentration_warmup"),
-        ("byol", {"target_momentum": 3.0}, "target_momentum"),
-        ("simclr", {"temperature": -1.0}, "temperature"),
+        ("simsiam", {"epochs": 2.0}),
+        ("simsiam", {"epochs": True}),
+        ("simsiam", {"epochs": -1}),
+        ("simsiam", {"batch_size": 1}),
+        ("simsiam", {"dataset": 1}),
+        ("simsiam", {"learning_rate": "0.1"}),
+        ("simsiam", {"learning_rate": float("nan")}),
+        ("simsiam", {"clip_norm": float("inf")}),
+        ("vi_simsiam", {"divide_loss": 1}),
+        ("vi_simsiam", {"initial_cosine": 1.0}),
+        ("simclr", {"temperature": -1.0}),
     ],
 )
-def test_bad_values_are_refused(method, parameters, culprit):
-    with pytest.raises(ValueError, match=culprit):
+def test_bad_values_are_refused(method, parameters):
+    with pytest.raises(ValueError, match=next(iter(parameters))):
         resolve(method, "smoke", **parameters)
 
 
@@ -215,7 +185,6 @@ def test_a_whole_number_is_taken_for_a_float():
         (lambda: resolve("simsaim", "smoke"), "simsiam"),
         (lambda: resolve("simsiam", "standart"), "standard"),
         (lambda: resolve("simsiam", "smoke", learning_rat=1.0), "learning_rate"),
-        (lambda: settings.runs("smok"), "smoke"),
         (lambda: settings.runs("smoke", group="length"), "lengths"),
         (lambda: find_runs(["simsiam-digits-e9-seed0"], "smoke"), "simsiam-digits-e1-seed0"),
     ],
@@ -226,65 +195,41 @@ def test_an_unknown_name_is_answered_by_the_nearest(call, nearest):
 
 
 @pytest.mark.parametrize(
-    ("changed", "culprit", "nearest"),
+    ("changed", "words"),
     [
-        ({"recipes": BASE + "[simsiam.datasets.x]\nwdith = 2\n"}, "wdith", "width"),
-        ({"recipes": BASE + '[simsiam.datasets.x]\nwidth = "2"\n'}, "recipes.toml", "width"),
-        ({"profiles": PROFILE + "wdith = 2\n"}, "wdith", "width"),
-        ({"profiles": PROFILE + "[tiny.datasets.x]\nwdith = 2\n"}, "wdith", "width"),
-        ({"profiles": PROFILE + "[tiny.methods.simsiam]\nwdith = 2\n"}, "wdith", "width"),
-        ({"profiles": PROFILE + "[tiny.methods.simsaim]\nwidth = 2\n"}, "simsaim", "simsiam"),
-        ({"recipes": BASE + '[simsiam2]\ninherits = "simsaim"\n'}, "simsaim", "simsiam"),
-        ({"runs": RUNS + "wdith = 2\n"}, "wdith", "width"),
-        ({"runs": RUNS.replace("protocol", "protcol")}, "protcol", "protocol"),
-        ({"runs": RUNS.replace('["simsiam"]', '["simsaim"]')}, "simsaim", "simsiam"),
-        ({"runs": RUNS.replace("one_job_per", "one_job_by")}, "one_job_by", "one_job_per"),
+        ({"recipes": "[simsiam\n"}, ["recipes.toml"]),
+        ({"recipes": BASE + "[simsiam.datasets.x]\nwdith = 2\n"}, ["wdith", "width"]),
+        ({"recipes": BASE + '[simsiam.datasets.x]\nwidth = "2"\n'}, ["recipes.toml", "width"]),
+        ({"recipes": BASE + '[other]\ninherits = "simsaim"\n'}, ["simsaim", "simsiam"]),
+        ({"recipes": BASE + LAYERS + '[other]\ninherits = "child"\n'}, ["other", "recipes.toml"]),
+        ({"recipes": BASE + "[other]\nlearning_rte = 3\n"}, ["learning_rte", "learning_rate"]),
+        ({"profiles": PROFILE + "wdith = 2\n"}, ["wdith", "width"]),
+        ({"profiles": PROFILE + "[tiny.methods.simsiam]\nwdith = 2\n"}, ["wdith", "width"]),
+        ({"profiles": PROFILE + "[tiny.methods.simsaim]\nwidth = 2\n"}, ["simsaim", "simsiam"]),
+        ({"runs": RUNS + "wdith = 2\n"}, ["wdith", "width"]),
+        ({"runs": RUNS.replace("protocol", "protcol")}, ["protcol", "protocol"]),
+        ({"runs": RUNS.replace('["simsiam"]', '["simsaim"]')}, ["simsaim", "simsiam"]),
+        ({"runs": RUNS.replace("one_job_per", "one_job_by")}, ["one_job_by", "one_job_per"]),
+        ({"runs": RUNS.replace("seeds = [0]\n", "")}, ["seeds"]),
+        ({"runs": RUNS.replace("[0]", "[0, 1, 0]")}, ["[0, 1, 0]"]),
     ],
 )
-def test_a_misspelt_name_in_a_file_is_answered_by_the_nearest(files, changed, culprit, nearest):
+def test_a_fault_in_a_settings_file_is_named(files, changed, words):
     files(**changed)
-    with pytest.raises(ValueError, match=culprit) as error:
+    with pytest.raises(ValueError) as error:
         resolve("simsiam", "tiny")
         settings.runs("tiny")
-        settings.recipe("simsiam2")
-    assert nearest in str(error.value)
-
-
-def test_a_misspelt_setting_of_an_own_recipe_is_found(files):
-    files(recipes=BASE + "[mine]\nlearning_rte = 3\n[new]\nsharpness = 2\n")
-    with pytest.raises(ValueError, match="learning_rate"):
-        settings.check_recipe("mine")
-    settings.check_recipe("new")
-
-
-@pytest.mark.parametrize(
-    ("text", "culprit"),
-    [
-        (RUNS.replace("seeds = [0]\n", ""), "seeds"),
-        (RUNS.replace("[0]", "[0, 1, 0]"), r"\[0, 1, 0\]"),
-    ],
-)
-def test_an_entry_without_seeds_or_with_one_twice_is_refused(files, text, culprit):
-    files(runs=text)
-    with pytest.raises(ValueError, match=culprit):
-        settings.runs("tiny")
-
-
-def test_a_file_that_is_not_toml_is_named(files):
-    files(recipes="[simsiam\n")
-    with pytest.raises(ValueError, match=r"recipes\.toml"):
-        settings.recipe("simsiam")
+        settings.check_recipe("other")
+    for word in words:
+        assert word in str(error.value)
 
 
 # -------------------------------------------------------------------------------- names and hashes
 @pytest.mark.parametrize(
     ("parameters", "expected"),
     [
-        ({}, {"e1"}),
         ({"seed": 3}, {"e1"}),
-        ({"epochs": 40}, {"e40"}),
         ({"epochs": 2, "learning_rate": 0.03}, {"e2", "lr0.03"}),
-        ({"learning_rate": 0.06}, {"e1"}),
         # A tuning run has its learning rate even where it is the usual one.
         ({"split": "fit"}, {"e1", "fit", "lr0.06"}),
         ({"split": "fit", "epochs": 0}, {"e0", "fit"}),
@@ -298,12 +243,6 @@ def test_variant_names_what_differs(parameters, expected):
     seed = parameters.get("seed", 0)
     assert set(variant(resolved).split("-")) == expected
     assert run_name(resolved) == f"simsiam-digits-{variant(resolved)}-seed{seed}"
-
-
-def test_a_usual_run_differs_in_data_set_and_seed_alone():
-    assert settings.is_usual(resolve("vi_simsiam", "standard", dataset="mnist", seed=2))
-    assert not settings.is_usual(resolve("vi_simsiam", "standard", epochs=5))
-    assert not settings.is_usual(resolve("vi_simsiam", "standard", learning_rate=0.5))
 
 
 def _another(value):
@@ -353,8 +292,8 @@ def test_a_run_that_was_trained_with_other_settings_is_stale():
 
 
 # --------------------------------------------------------------------------------- the plan of runs
-def test_lists_and_cases_make_runs(files):
-    entry = """
+def test_lists_and_cases_make_runs_and_two_entries_may_share_one(files):
+    entries = """
 [[tiny.lengths]]
 papers = ["vs2"]
 methods = ["simsiam"]
@@ -362,22 +301,22 @@ seeds = [0, 1]
 width = 2
 epochs = [10, 20]
 cases = [{}, { momentum = 0.5, clip_norm = 1.0 }]
+
+[[tiny.datasets]]
+papers = ["vs1"]
+methods = ["simsiam"]
+seeds = [0]
 """
-    files(runs=RUNS + entry)
+    files(runs=RUNS + entries)
     runs = settings.runs("tiny", group="lengths")
     combinations = {(run["seed"], run["epochs"], run["momentum"]) for run in runs}
     assert len(runs) == len(combinations) == 2 * 2 * 2
     for run in runs:
         assert run["width"] == 2
         assert run["clip_norm"] == (1.0 if run["momentum"] else 0.0)
+    shared = settings.runs("tiny", "vs1")
+    assert shared == settings.runs("tiny", group="datasets") == [resolve("simsiam", "tiny")]
     assert len(settings.runs("tiny")) == 9
-    assert settings.runs("tiny", "vs1") == [resolve("simsiam", "tiny")]
-
-
-def test_a_run_that_two_entries_list_is_one_run(files):
-    files(runs=RUNS + RUNS.replace("protocol", "datasets").split('"run"')[1])
-    assert settings.runs("tiny") == settings.runs("tiny", group="datasets")
-    assert len(settings.runs("tiny")) == 1
 
 
 @pytest.mark.parametrize("profile", PROFILES)
@@ -385,11 +324,8 @@ def test_runs_of_a_profile_differ_in_name_and_hash(profile):
     listed = settings.runs(profile) + settings.tuning_runs(profile)
     assert len({run_name(run) for run in listed}) == len(listed)
     assert len({run_hash(run, "data") for run in listed}) == len(listed)
-    for run in listed[::41]:  # each search goes through all of them
-        assert find_runs([run_name(run)], profile) == [run]
-    for run in listed:
-        untrained = settings.recipe(run["method"])["epochs"] == 0
-        assert (run["epochs"] == 0) == untrained, run_name(run)
+    last = listed[-1]
+    assert find_runs([run_name(last)], profile) == [last]
 
 
 def test_profile_smoke_runs_every_method_and_every_group():
@@ -412,15 +348,6 @@ def test_tuning_is_the_same_effort_for_every_method():
         assert {2 * run["epochs"] for run in runs} == {final["epochs"]}
 
 
-def test_an_entry_of_tuning_may_vary_something_else(files):
-    entry = '\n[[tiny.tuning]]\npapers = ["vs1"]\nmethods = ["simsiam"]\nmomentum = [0.5, 0.9]\n'
-    profile = PROFILE + "tuning_epochs = 3\ntuning_learning_rates = [1.0, 2.0, 3.0]\n"
-    files(runs=RUNS + entry, profiles=profile)
-    runs = settings.tuning_runs("tiny")
-    assert [run["momentum"] for run in runs] == [0.5, 0.9]
-    assert {run["epochs"] for run in runs} == {3}
-
-
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
@@ -428,7 +355,6 @@ def test_an_entry_of_tuning_may_vary_something_else(files):
         ("simclr_latent", {"epochs": 600, "projector_layers": 2, "dimension": 128}),
         ("moco_latent", {"projector_layers": 1, "dimension": 128}),
         ("vicreg_latent", {"projector_layers": 3, "dimension": 8192}),
-        ("random_latent", {"augmentation": "simvae_colour", "epochs": 0}),
         # SimSiam, App. D: a rate of 0.03 for 256 images
         ("simsiam", {"learning_rate": 0.06, "batch_size": 512, "epochs": 800}),
         ("barlow_twins", {"projector_layers": 3, "dimension": 8192, "epochs": 800}),
@@ -442,14 +368,6 @@ def test_profile_paper_has_the_papers_settings_on_cifar10(method, expected):
         assert {name: run[name] for name in expected} == expected
 
 
-def test_notebooks_need_earlier_ones():
-    earlier = {"10", "11"}
-    for entry in settings.notebooks():
-        assert set(entry["needs"]) <= earlier
-        assert set(entry["papers"]) <= set(settings.PAPERS)
-        earlier.add(entry["name"][:2])
-
-
 def test_sets_that_nothing_can_fetch_are_absent_until_they_are_there(data_dir):
     own_sets = settings.plan("standard")["own_sets"]
     assert settings.absent_sets("standard") == own_sets
@@ -457,17 +375,12 @@ def test_sets_that_nothing_can_fetch_are_absent_until_they_are_there(data_dir):
     assert settings.absent_sets("standard") == own_sets[1:]
 
 
-TOGETHER = ("optimizer", "learning_rate", "weight_decay", "momentum")
-PARENTS = [name for name, recipe in settings.read("recipes").items() if "inherits" not in recipe]
-
-
-@pytest.mark.parametrize("profile", ["quick", "standard"])
-@pytest.mark.parametrize("parent", PARENTS)
-def test_a_method_that_inherits_has_optimiser_and_rate_that_belong_together(
-    parent, profile, monkeypatch
-):
-    monkeypatch.setitem(settings.read("recipes"), "mine", {"inherits": parent})
-    ours = settings.resolve("mine", profile)
-    theirs = settings.resolve(parent, profile)
-    for name in TOGETHER:
-        assert ours.get(name) == theirs.get(name), name
+def test_a_method_that_inherits_has_optimiser_and_rate_that_belong_together(monkeypatch):
+    recipes = settings.read("recipes")
+    parents = [name for name, recipe in recipes.items() if "inherits" not in recipe]
+    for parent in parents:
+        monkeypatch.setitem(recipes, "mine", {"inherits": parent})
+        ours = resolve("mine", "standard")
+        theirs = resolve(parent, "standard")
+        for name in ("optimizer", "learning_rate", "weight_decay", "momentum"):
+            assert ours.get(name) == theirs.get(name), (parent, name)
