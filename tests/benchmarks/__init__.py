@@ -1,7 +1,4 @@
-"""How fast, and how the cost grows.
+"""How fast training is: paired, interleaved timings in one run, reported as ratios.
 
-Paired, interleaved timings in one run, reported as ratios. `make benchmark` runs them and draws the
-results.
-
-Nothing here is a test: no check in this repository depends on how long something takes.
+`make benchmark` runs them and draws the results. No test depends on how long something takes.
 """

@@ -19,86 +19,66 @@ from lib.runs import settings as resolution
 from lib.training import optim
 from tests.benchmarks import measuring, pretraining
 
-# data set, images in a batch, views J, precision, steps that are timed in one repeat
 CASES = {
-    "mnist-b12": ("mnist", 12, 10, "auto", 100),
-    "mnist-b128": ("mnist", 128, 10, "auto", 15),
-    "mnist-b256": ("mnist", 256, 10, "auto", 10),
-    "mnist-b128-float32": ("mnist", 128, 10, "float32", 10),
-    "cifar10-b64": ("cifar10", 64, 2, "auto", 10),
+    "mnist-b12": {"dataset": "mnist", "batch_size": 12, "views": 10},
+    "mnist-b128": {"dataset": "mnist", "batch_size": 128, "views": 10},
+    "mnist-b256": {"dataset": "mnist", "batch_size": 256, "views": 10},
+    "mnist-b128-float32": {
+        "dataset": "mnist",
+        "batch_size": 128,
+        "views": 10,
+        "precision": "float32",
+    },
+    "cifar10-b64": {"dataset": "cifar10", "batch_size": 64, "views": 2},
 }
-BAR = 0.8
+VIEWS = 12_000  # seen in one repeat, about
+AIM = 0.8
 
 
-class Case:
-    def __init__(self, name: str):
-        dataset, batch, views, precision, self.steps = CASES[name]
-        self.settings = resolution.resolve(
-            "simvae",
-            "standard",
-            dataset=dataset,
-            batch_size=batch,
-            views=views,
-            precision=precision,
-            epochs=1,
-        )
-        self.images = pretraining.load(dataset, self.settings["image_size"])
-        self.channels = self.images.images.shape[3]
-        self.device = training.best_device()
-        self.precision = training.precision_of(self.settings, self.device)
-        self.views = batch * views
+def bare(settings: dict, x: torch.Tensor, channels: int, steps: int) -> Callable[[], float]:
+    """(b)"""
+    device = training.best_device()
+    is_bf16 = training.precision_of(settings, device) == "bf16"
+    network = methods.build(settings, channels).to(device).train()
+    optimizer = optim.make_optimizer(network, settings)
 
-    def ours(self) -> float:
-        """(a)"""
-        return self.settings["views"] * pretraining.end_to_end(
-            self.settings, self.images, self.steps
-        )
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
+            mean, _ = network.posterior(network.backbone(x)).chunk(2, dim=1)
+            outputs = network.decoder(mean)
+        optimizer.zero_grad(set_to_none=True)
+        outputs.sum().backward()
+        optimizer.step()
 
-    def bare(self) -> Callable[[], float]:
-        """(b)"""
-        network = methods.build(self.settings, self.channels).to(self.device).train()
-        optimizer = optim.make_optimizer(network, self.settings)
-        batch = self.images.batch(range(self.settings["batch_size"])).to(self.device)
-        x = torch.cat(
-            augmentations.make_views(batch, self.settings, torch.Generator().manual_seed(0))
-        )  # [J B, C, S, S]
-
-        def step() -> None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                mean, _ = network.posterior(network.backbone(x)).chunk(2, dim=1)
-                outputs = network.decoder(mean)
-            optimizer.zero_grad(set_to_none=True)
-            outputs.sum().backward()
-            optimizer.step()
-
-        return lambda: self.views / measuring.seconds_per_call(step, self.steps, warm=1)
+    return lambda: len(x) / measuring.seconds_per_call(step, steps)
 
 
 def run(repeats: int) -> None:
     """Measure all cases; what is measured is written at once."""
-    for name in CASES:
-        case = Case(name)
+    device = training.best_device()
+    for name, parameters in CASES.items():
+        settings = resolution.resolve("simvae", "standard", epochs=1, **parameters)
+        images = pretraining.load(settings["dataset"], settings["image_size"])
+        views = settings["views"]
+        steps = max(10, VIEWS // (views * settings["batch_size"]))
+        batch = images.batch(range(settings["batch_size"])).to(device)
+        generator = torch.Generator().manual_seed(0)
+        x = torch.cat(augmentations.make_views(batch, settings, generator))  # [J B, C, S, S]
+
+        def ours(settings=settings, images=images, steps=steps, views=views) -> float:
+            return views * pretraining.end_to_end(settings, images, steps)
+
         with measuring.scratch_results():
-            arms = {"a": case.ours, "b": case.bare()}
-            case.ours()  # compiles the views, fills caches
+            arms = {"a": ours, "b": bare(settings, x, images.images.shape[3], steps)}
+            ours()  # compiles the views, fills caches
             timings = measuring.interleaved(arms, repeats, name)
         common = {
             "case": name,
-            "data": case.images.title,
-            "images": case.settings["batch_size"],
-            "views": case.settings["views"],
-            "precision": case.precision,
-            "network": case.settings["backbone"],
+            "data": images.title,
+            "images": settings["batch_size"],
+            "views": views,
+            "precision": training.precision_of(settings, device),
+            "network": settings["backbone"],
         }
-        rows = [
-            common
-            | {"quantity": "views/s", "arm": arm}
-            | measuring.summary(timings[timings.arm == arm].value)
-            for arm in arms
-        ]
-        rows.append(
-            common
-            | {"quantity": "ratio a / b", "arm": "b", "bar": BAR}
-            | measuring.paired_ratio(timings, "a", "b")
-        )
+        rows = measuring.speeds_and_ratios(timings, "views/s", common, {"b": AIM})
         measuring.replace_rows("autoencoders", rows, case=name)

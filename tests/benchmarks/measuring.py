@@ -1,24 +1,19 @@
-"""What the benchmarks share.
-
-Interleaved repeats, medians with ranges, the rate of the machine, where results go.
-"""
+"""What the benchmarks share: interleaved repeats, medians with ranges, tables of results."""
 
 from __future__ import annotations
 
 import contextlib
 import tempfile
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 from tqdm import tqdm
 
-from lib.runs import store as artifacts
+from lib.runs import store
 
 FOLDER = "benchmarks"
 
@@ -43,14 +38,14 @@ def interleaved(arms: dict[str, Callable[[], float]], repeats: int, title: str) 
 
 @contextlib.contextmanager
 def scratch_results():
-    """What is trained in the block goes to a folder that is removed behind it."""
+    """What is trained in the block goes to a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory() as folder:
-        results = artifacts.RESULTS
-        artifacts.RESULTS = Path(folder)
+        results = store.RESULTS
+        store.RESULTS = Path(folder)
         try:
             yield
         finally:
-            artifacts.RESULTS = results
+            store.RESULTS = results
 
 
 def summary(values) -> dict:
@@ -63,15 +58,23 @@ def summary(values) -> dict:
     }
 
 
-def paired_ratio(timings: pd.DataFrame, numerator: str, denominator: str) -> dict:
-    """Median and range over rounds of one arm's value divided by the other's in the same round."""
+def speeds_and_ratios(
+    timings: pd.DataFrame, unit: str, common: dict, aims: dict[str, float]
+) -> list[dict]:
+    """The speed of every arm, and arm a's relative to each other one in the same round."""
     by_round = timings.pivot(index="round", columns="arm", values="value")
-    return summary(by_round[numerator] / by_round[denominator])
+    rows = []
+    for arm, speed in by_round.items():
+        rows.append(common | {"quantity": unit, "arm": arm} | summary(speed))
+        if arm != "a":
+            ratio = {"quantity": f"ratio a / {arm}", "arm": arm, "bar": aims.get(arm, np.nan)}
+            rows.append(common | ratio | summary(by_round["a"] / speed))
+    return rows
 
 
-def seconds_per_call(call: Callable[[], object], calls: int, warm: int = 1) -> float:
-    for _ in range(warm):
-        call()
+def seconds_per_call(call: Callable[[], object], calls: int) -> float:
+    """Seconds of one call, after one that does not count."""
+    call()
     synchronise()
     start = time.perf_counter()
     for _ in range(calls):
@@ -85,49 +88,14 @@ def synchronise() -> None:
         torch.cuda.synchronize()
 
 
-def megabytes() -> float:
-    """Memory this process holds now."""
-    return psutil.Process().memory_info().rss / 2**20
-
-
-def peak_megabytes(call: Callable[[], object]) -> float:
-    """The most memory held while ``call`` runs, above what was held before, sampled every 5 ms."""
-    before = megabytes()
-    peak = [0.0]
-    done = threading.Event()
-
-    def sample() -> None:
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], megabytes() - before)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    call()
-    done.set()
-    thread.join()
-    return peak[0]
-
-
-def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations a second of a large matrix product, the best of three sizes.
-
-    What this machine can do at most in practice.
+def replace_rows(name: str, rows: list[dict], case: str) -> None:
+    """Put a case's rows in results/benchmarks/tables/<name>.csv in place of those stored, with the
+    commit and the machine in each.
     """
-    rates = []
-    for size in (1024, 2048, 4096):
-        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
-        rates += [2 * size**3 / seconds_per_call(lambda a=a, b=b: a @ b, 2) for _ in range(2)]
-    return max(rates)
-
-
-def replace_rows(name: str, rows: list[dict], **key) -> None:
-    """Put rows in results/benchmarks/tables/<name>.csv in place of those with the same ``key``,
-    with the commit and the machine in each.
-    """
-    path = artifacts.results_dir(FOLDER) / "tables" / f"{name}.csv"
-    machine = artifacts.provenance()["hardware"]
+    path = store.results_dir(FOLDER) / "tables" / f"{name}.csv"
+    machine = store.provenance()["hardware"]
     frame = pd.DataFrame(rows).assign(
-        commit=artifacts.commit(),
+        commit=store.commit(),
         processor=machine["processor"],
         cores=machine["cores"],
         accelerator=machine["accelerator"],
@@ -136,10 +104,9 @@ def replace_rows(name: str, rows: list[dict], **key) -> None:
     )
     if path.exists():
         stored = pd.read_csv(path)
-        same = np.logical_and.reduce([stored[column] == value for column, value in key.items()])
-        frame = pd.concat([stored[~same], frame], ignore_index=True)
-    artifacts.write_csv(path, frame)
+        frame = pd.concat([stored[stored.case != case], frame], ignore_index=True)
+    store.write_csv(path, frame)
 
 
 def read_table(name: str) -> pd.DataFrame:
-    return pd.read_csv(artifacts.results_dir(FOLDER) / "tables" / f"{name}.csv")
+    return pd.read_csv(store.results_dir(FOLDER) / "tables" / f"{name}.csv")

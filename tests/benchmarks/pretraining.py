@@ -27,7 +27,6 @@ from lightly.transforms import SimSiamTransform
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.transforms import v2
 
 from lib import losses, methods, training
@@ -41,50 +40,36 @@ BATCH = 256
 WORKERS = os.cpu_count() or 1
 # Batches that workers may have ready before the clock starts; fewer where a step takes seconds.
 BUFFERED = 6
-# data set, image size, width, stem, recipe of views, steps that are timed in one repeat, bars of
-# the ratios a/b and a/c
+SMALL = {"image_size": 32, "stem": "stride2", "augmentation": "simsiam_small"}
+LARGE = {"image_size": 96, "stem": "imagenet", "augmentation": "simsiam"}
 CASES = {
-    "fashion_mnist-w16": ("fashion_mnist", 28, 16, "stride2", "simsiam_small", 10, 0.9, 3.2),
-    "fashion_mnist-w64": ("fashion_mnist", 28, 64, "stride2", "simsiam_small", 3, 0.9, 2.5),
-    "cifar10-w16": ("cifar10", 32, 16, "stride2", "simsiam_small", 10, 0.9, 3.2),
-    "cifar10-w64": ("cifar10", 32, 64, "stride2", "simsiam_small", 3, 0.9, 2.5),
-    "imagenette-w16": ("imagenette", 96, 16, "imagenet", "simsiam", 4, 0.8, 2.5),
-    "imagenette-w64": ("imagenette", 96, 64, "imagenet", "simsiam", 2, 0.8, 2.5),
-    "cifar10-w64-small": ("cifar10", 32, 64, "small", "simsiam_small", 1, 0.9, 2.5),
-    "cifar10-w16-small": ("cifar10", 32, 16, "small", "simsiam_small", 4, 0.9, 2.5),
+    "fashion_mnist-w16": SMALL | {"dataset": "fashion_mnist", "image_size": 28, "width": 16},
+    "fashion_mnist-w64": SMALL | {"dataset": "fashion_mnist", "image_size": 28, "width": 64},
+    "cifar10-w16": SMALL | {"dataset": "cifar10", "width": 16},
+    "cifar10-w64": SMALL | {"dataset": "cifar10", "width": 64},
+    "imagenette-w16": LARGE | {"dataset": "imagenette", "width": 16},
+    "imagenette-w64": LARGE | {"dataset": "imagenette", "width": 64},
 }
-
-
-# Floating-point operations a second that the makers give for dense bf16, without sparsity.
-DENSE_BF16_PEAK = {"H200": 989.5e12, "H100": 989.5e12, "A100": 312e12, "L4": 121e12}
+STEPS = {16: 10, 64: 3}  # timed in one repeat, by the width
 
 
 class Case:
-    """One row of CASES with its images.
-
-    every arm is a method that returns images per second of one repeat.
-    """
+    """One of CASES with its images; every arm returns images per second of one repeat."""
 
     def __init__(self, name: str):
-        dataset, size, width, stem, augmentation, self.steps, self.bar_b, self.bar_c = CASES[name]
-        self.name = name
-        self.size = size
-        self.recipe = augmentations.RECIPES[augmentation]
-        self.images = load(dataset, size)
         self.settings = resolution.resolve(
-            "simsiam",
-            "standard",
-            dataset=dataset,
-            image_size=size,
-            width=width,
-            stem=stem,
-            augmentation=augmentation,
-            batch_size=BATCH,
-            epochs=1,
+            "simsiam", "standard", batch_size=BATCH, epochs=1, **CASES[name]
         )
-        self.device = training.best_device()
-        self.precision = training.precision_of(self.settings, self.device)
+        self.size = self.settings["image_size"]
+        self.steps = STEPS[self.settings["width"]]
+        self.recipe = augmentations.RECIPES[self.settings["augmentation"]]
+        self.images = load(self.settings["dataset"], self.size)
         self.channels = self.images.images.shape[3]
+        self.device = training.best_device()
+        self.is_bf16 = training.precision_of(self.settings, self.device) == "bf16"
+
+    def autocast(self, enabled: bool) -> torch.autocast:
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def network(self) -> nn.Module:
         return methods.build(self.settings, self.channels).to(self.device).train()
@@ -98,16 +83,15 @@ class Case:
         """(a)"""
         return end_to_end(self.settings, self.images, self.steps)
 
-    def bare(self, compiled: bool = False) -> Callable[[], float]:
+    def bare(self) -> Callable[[], float]:
         """(b)"""
         network = self.network()
         optimizer = optim.make_optimizer(network, self.settings)
         stacked = torch.cat(self.views())
-        forward = torch.compile(network, dynamic=False) if compiled else network
 
         def step() -> None:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-                z, p = forward(stacked)
+            with self.autocast(self.is_bf16):
+                z, p = network(stacked)
                 loss = (
                     losses.simsiam_loss(p[:BATCH], z[BATCH:])
                     + losses.simsiam_loss(p[BATCH:], z[:BATCH])
@@ -116,8 +100,7 @@ class Case:
             loss.backward()
             optimizer.step()
 
-        step()
-        return lambda: BATCH / measuring.seconds_per_call(step, self.steps, warm=1)
+        return lambda: BATCH / measuring.seconds_per_call(step, self.steps)
 
     def lightly(self, bf16: bool) -> float:
         """(c)"""
@@ -135,7 +118,7 @@ class Case:
 
         def step(views: list[torch.Tensor]) -> None:
             first, second = (view.to(self.device) for view in views)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            with self.autocast(bf16):
                 z0, p0 = network(first)
                 z1, p1 = network(second)
                 loss = 0.5 * (criterion(z0.detach(), p1) + criterion(z1.detach(), p0))
@@ -162,7 +145,7 @@ class Case:
 
         def step(views: list[torch.Tensor]) -> None:
             stacked = torch.cat(views).to(self.device).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self.autocast(self.is_bf16):
                 loss = network.loss(list(stacked.chunk(2)))["loss"]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -187,16 +170,6 @@ class Case:
         measuring.synchronise()
         return self.steps * BATCH / (time.perf_counter() - start)
 
-    # --------------------------------------------------------------- beside the arms
-    def flops_per_image(self) -> float:
-        """Floating-point operations of forward and backward pass for the two views of one image."""
-        network = self.network()
-        stacked = torch.cat([view[:8] for view in self.views()])
-        with FlopCounterMode(display=False) as counter:
-            z, p = network(stacked)
-            losses.simsiam_loss(p, z).backward()
-        return counter.get_total_flops() / 8
-
     def shares(self) -> dict[str, float]:
         """Seconds of one step by what is done, each timed alone."""
         network = self.network()
@@ -209,7 +182,7 @@ class Case:
         chosen = torch.arange(BATCH).repeat(2)
 
         def forward():
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            with self.autocast(self.is_bf16):
                 return network.loss(views)["loss"]
 
         calls = max(2, self.steps)
@@ -287,12 +260,9 @@ def load(dataset: str, size: int) -> data.ImageSet:
         return dataclasses.replace(drawn, name=f"drawn in place of {dataset}", images=grey)
 
 
-def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[dict]]:
-    """Rows of the table of speeds and of the table of shares for one case."""
+def run(name: str, repeats: int) -> None:
+    """Measure one case and write it at once; other cases' rows stay."""
     case = Case(name)
-    rate = measuring.matmul_rate(
-        case.device, torch.bfloat16 if case.precision == "bf16" else torch.float32
-    )
     arms = {
         "a": case.ours,
         "b": case.bare(),
@@ -300,92 +270,19 @@ def measure(name: str, repeats: int, compiled: bool) -> tuple[list[dict], list[d
         "c, bf16": lambda: case.lightly(bf16=True),
         "d": case.torchvision,
     }
-    if compiled:
-        arms["b, compiled"] = case.bare(compiled=True)
-    case.ours()  # compiles the views, fills caches
-    timings = measuring.interleaved(arms, repeats, name)
-    flops = case.flops_per_image()
-    common = {
-        "case": name,
-        "data": case.images.title,
-        "image_size": case.size,
-        "width": case.settings["width"],
-        "stem": case.settings["stem"],
-    }
-    rows = []
-    for arm, values in timings.groupby("arm", sort=False).value:
-        speed = measuring.summary(values)
-        rows.append(common | {"quantity": "images/s", "arm": arm, "bar": np.nan, **speed})
-        rows.append(
-            common
-            | {
-                "quantity": "share of the matrix-multiply rate",
-                "arm": arm,
-                "bar": 0.65 if (arm, case.settings["width"]) == ("b", 64) else np.nan,
-                **{key: speed[key] * flops / rate for key in ("median", "low", "high")},
-                "repeats": repeats,
-            }
-        )
-    bars = {"b": case.bar_b, "c": case.bar_c}
-    rows += [
-        common
-        | {
-            "quantity": f"ratio a / {arm}",
-            "arm": arm,
-            "bar": bars.get(arm, np.nan),
-            **measuring.paired_ratio(timings, "a", arm),
-        }
-        for arm in arms
-        if arm != "a"
-    ]
-    rows.append(
-        common | {"quantity": "matrix-multiply rate, TFLOP/s", "arm": "", "median": rate / 1e12}
-    )
-    if case.device.type == "cuda":
-        peak = next(
-            (
-                most
-                for card, most in DENSE_BF16_PEAK.items()
-                if card in torch.cuda.get_device_name()
-            ),
-            np.nan,
-        )
-        speed = measuring.summary(timings[timings.arm == "a"].value)
-        used = {key: speed[key] * flops / peak for key in ("median", "low", "high")}
-        rows.append(
-            common
-            | {
-                "quantity": "model FLOP utilisation",
-                "arm": "a",
-                "bar": 0.25,
-                **used,
-                "repeats": repeats,
-            }
-        )
-        rows.append(
-            common
-            | {
-                "quantity": "peak memory, GiB",
-                "arm": "a",
-                "median": torch.cuda.max_memory_allocated() / 2**30,
-            }
-        )
-    shares = [
-        common | {"part": part, "milliseconds": 1e3 * seconds}
-        for part, seconds in case.shares().items()
-    ]
-    return rows, shares
-
-
-def run(cases: list[str], repeats: int) -> None:
-    """Measure the cases one after the other.
-
-    what is measured is written at once, and other cases' rows stay.
-    """
-    for name in cases:
-        with measuring.scratch_results():
-            rows, shares = measure(
-                name, repeats, compiled=bool(shutil.which("g++")) and name == "cifar10-w16"
-            )
-        measuring.replace_rows("pretraining", rows, case=name)
-        measuring.replace_rows("pretraining_shares", shares, case=name)
+    with measuring.scratch_results():
+        case.ours()  # compiles the views, fills caches
+        timings = measuring.interleaved(arms, repeats, name)
+    common = {"case": name, "data": case.images.title}
+    common |= {key: case.settings[key] for key in ("image_size", "width", "stem")}
+    aims = {"b": 0.9, "c": 2.5}
+    if case.size == LARGE["image_size"]:
+        aims["b"] = 0.8
+    elif case.settings["width"] == 16:
+        aims["c"] = 3.2
+    speeds = measuring.speeds_and_ratios(timings, "images/s", common, aims)
+    shares = []
+    for part, seconds in case.shares().items():
+        shares.append(common | {"part": part, "milliseconds": 1e3 * seconds})
+    measuring.replace_rows("pretraining", speeds, case=name)
+    measuring.replace_rows("pretraining_shares", shares, case=name)
