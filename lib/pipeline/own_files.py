@@ -1,4 +1,4 @@
-"""A folder of somebody's images: every file read or reported by its name, and near-duplicates."""
+"""A folder of somebody's images: every file read, or reported by its name."""
 
 import contextlib
 import os
@@ -9,9 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
-from torch.nn import functional as F
 
 from lib.data import files as image_files
 from lib.data.sets import ImageSet
@@ -32,10 +30,6 @@ STATUS = {
 }
 LEFT_OUT = {"hidden": "other", "link": "link", "other": "other", "unreadable": "broken"}
 COLUMNS = ["file", "folder", "status", "width", "height", "mode", "note"]
-ALIKE = 0.96  # correlation of the thumbnails of near-duplicates
-FLAT = 2.0  # standard deviation of a plain thumbnail, of 255
-THUMBNAIL = 16  # px
-ROWS_AT_ONCE = 1024
 
 
 @dataclass
@@ -207,59 +201,3 @@ def _decoded(file: File, image: Image.Image, size: int) -> File:
     file.pixels = np.asarray(image_files.square(rgb, size))
     file.note = ", ".join(notes + conversions)
     return file
-
-
-# ------------------------------------------------------------------------- near-duplicates
-def near_duplicates(images: np.ndarray) -> pd.DataFrame:
-    """Groups of images [N, S, S, 3] that show nearly the same picture.
-
-    Columns: group (from 1), index, similarity (to the most similar image of the group).
-
-    Two images are near-duplicates if their thumbnails of 16 x 16 pixels, less the mean of each
-    colour, correlate by at least ALIKE. Plain thumbnails (deviation below FLAT) are, if their mean
-    colours differ by at most FLAT. Groups are what such pairs connect. Copies are found that were
-    compressed, resized, brightened or cropped by a few per cent; mirrored and strongly cropped
-    ones are not. Among 4.5 million pairs of 3,000 photographs (Imagenette) none correlates by more
-    than 0.95.
-    """
-    thumbnails = _thumbnails(images)  # [N, 3, 16, 16]
-    colour = thumbnails.mean((2, 3))
-    structure = (thumbnails - colour[..., None, None]).flatten(1)
-    is_flat = structure.std(1) < FLAT
-    unit = F.normalize(structure, dim=1) * ~is_flat[:, None]
-    count = len(unit)
-    similarity = np.empty(count)
-    group = np.arange(count)  # of each image, by the first one; pairs are n² if all are alike
-    for start in range(0, count, ROWS_AT_ONCE):
-        rows = np.arange(start, min(start + ROWS_AT_ONCE, count))
-        correlation = unit[rows] @ unit.T
-        same_colour = torch.cdist(colour[rows], colour, p=torch.inf) <= FLAT
-        correlation[is_flat[rows, None] & is_flat & same_colour] = 1.0
-        correlation[np.arange(len(rows)), rows] = -torch.inf  # with itself
-        similarity[rows] = correlation.max(1).values
-        for image, is_alike in zip(rows, (correlation >= ALIKE).numpy(), strict=True):
-            _join(group, image, is_alike)
-    index = np.flatnonzero(similarity >= ALIKE)
-    groups = pd.DataFrame(
-        {
-            "group": pd.factorize(group[index])[0] + 1,
-            "index": index,
-            "similarity": similarity[index].clip(max=1),
-        }
-    )
-    return groups.sort_values(["group", "index"], ignore_index=True)
-
-
-def _thumbnails(images: np.ndarray) -> torch.Tensor:
-    """Images [N, H, W, C] as small floats [N, C, 16, 16]."""
-    parts = []
-    for part in torch.from_numpy(images).split(ROWS_AT_ONCE):
-        parts.append(F.adaptive_avg_pool2d(part.movedim(-1, 1).float(), THUMBNAIL))
-    return torch.cat(parts)
-
-
-def _join(group: np.ndarray, image: int, is_alike: np.ndarray) -> None:
-    """Give an image, and all that is in a group with one like it, the group of the first."""
-    joined = np.unique(np.append(group[is_alike], group[image]))
-    if len(joined) > 1:
-        group[np.isin(group, joined)] = joined[0]

@@ -15,13 +15,14 @@ import numpy as np
 import pandas as pd
 import scipy
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from lib import evaluation, figures, methods, training
 from lib.data import sources
 from lib.data.sets import ImageSet
 from lib.evaluation import encoders, uncertainty
-from lib.pipeline.own_files import ALIKE, FEWEST, NAME, STATUS, THUMBNAIL, near_duplicates, survey
+from lib.pipeline.image_issues import ISSUES, find_issues, issues_by_image
+from lib.pipeline.own_files import FEWEST, NAME, STATUS, survey
 from lib.runs import settings, store
 
 __all__ = [
@@ -32,8 +33,8 @@ __all__ = [
     "compare",
     "contact_sheet",
     "example",
+    "find_issues",
     "is_constant",
-    "near_duplicates",
     "ranked",
     "score",
     "score_by_encoder",
@@ -148,15 +149,27 @@ def compare(images: ImageSet, kappa: np.ndarray) -> tuple[pd.DataFrame, pd.DataF
 
 
 # ------------------------------------------------------------------------- tables
-def ranked(files: pd.DataFrame, kappa: np.ndarray, columns: pd.DataFrame) -> pd.DataFrame:
+def used_files(files: pd.DataFrame) -> pd.DataFrame:
+    """The rows of ``survey``'s table that are images, in their order."""
+    return files[files.status == "used"].reset_index(drop=True)
+
+
+def ranked(files: pd.DataFrame, kappa: np.ndarray, issues: pd.DataFrame) -> pd.DataFrame:
     """One row an image, the most certain first.
 
-    Columns: index (its place in the set), file, folder, kappa, rank (1: highest κ), and those of
-    ``compare``.
+    Columns: index (its place in the set), rank (1: highest κ), kappa, file, folder, issues (those
+    of ``find_issues``, joined by commas).
     """
-    used = files.loc[files.status == "used", ["file", "folder"]].reset_index(drop=True)
-    ranks = scipy.stats.rankdata(-kappa, "min").astype(int)
-    table = pd.concat([used.assign(kappa=kappa, rank=ranks), columns], axis=1)
+    used = used_files(files)
+    table = pd.DataFrame(
+        {
+            "rank": scipy.stats.rankdata(-kappa, "min").astype(int),
+            "kappa": kappa,
+            "file": used.file,
+            "folder": used.folder,
+            "issues": issues_by_image(issues, len(used)),
+        }
+    )
     table = table.rename_axis("index").reset_index()
     return table.sort_values(["rank", "index"], ignore_index=True)
 
@@ -225,27 +238,26 @@ def write_page(
     images: np.ndarray,
     files: pd.DataFrame,
     table: pd.DataFrame,
-    duplicates: pd.DataFrame,
+    issues: pd.DataFrame,
+    uncertainties: pd.DataFrame,
     about: pd.DataFrame,
     source: Source,
 ) -> Path:
     """Write the page, its tables and its contact sheets into ``output``; the path of the page.
 
-    files: of ``survey``; table: of ``ranked``; duplicates: of ``near_duplicates``; about: the
-    second table of ``compare``. The page loads nothing from elsewhere, and names are escaped.
+    files: of ``survey``; table: of ``ranked``; issues: of ``find_issues``; uncertainties and
+    about: the two tables of ``compare``. The page loads nothing from elsewhere, and names are
+    escaped.
     """
     output = Path(output)
-    by_index = table.set_index("index")
-    copies = duplicates.assign(
-        file=by_index.file[duplicates["index"]].to_numpy(),
-        kappa=by_index.kappa[duplicates["index"]].to_numpy(),
-    )
+    by_index = table.set_index("index").sort_index()
+    named = issues.join(by_index[["file", "kappa"]], on="index")
     store.write_csv(output / "kappa.csv", table.drop(columns="index"))
     store.write_csv(output / "files.csv", files)
+    store.write_csv(output / "issues.csv", named[["issue", "group", "file", "score", "kappa"]])
     store.write_csv(output / "encoders.csv", about)
-    store.write_csv(
-        output / "near_duplicates.csv", copies[["group", "file", "similarity", "kappa"]]
-    )
+    by_encoder = pd.concat([by_index.file, uncertainties], axis=1)
+    store.write_csv(output / "uncertainties.csv", by_encoder)
     sheets = {
         "most_certain": table.head(ROWS * COLUMNS),
         "least_certain": table.tail(ROWS * COLUMNS)[::-1],
@@ -263,13 +275,12 @@ def write_page(
         status=STATUS,
         sheets=sheets,
         folders=kappa_by_folder(table),
-        copies=[group for _, group in copies.groupby("group")],
+        issues=dict(list(named.groupby("issue", sort=False))),
+        meaning=ISSUES,
         about=about,
         left_out=files[files.status != "used"],
         noted=files[(files.status == "used") & (files.note != "")],
         kappa_text=figures.kappa_text,
-        alike=ALIKE,
-        thumbnail=THUMBNAIL,
         unlike=encoders.UNLIKE,
     )
     store.write_text(output / "index.html", page)
@@ -295,8 +306,8 @@ def _write_sheet(path: Path, images: np.ndarray, shown: pd.DataFrame) -> None:
 def example(folder: Path) -> None:
     """Write a folder to try with.
 
-    96 drawn images in two sub-folders, three copies of the first ones, and four files that need
-    care: CMYK, an animation, an icon and a broken file.
+    96 drawn images in two sub-folders, three copies of the first ones, a white, a black, a noisy
+    and a blurred one, and four files that need care: CMYK, an animation, an icon and a broken file.
     """
     drawn = sources.generated(n=96, size=80)
     for place, pixels in enumerate(drawn.images):
@@ -308,7 +319,12 @@ def example(folder: Path) -> None:
         if place < 3:
             copy = path.with_name(f"copy of {place:03d}.jpg")
             image.resize((60, 60)).save(copy, quality=60)
+    for name, color in (("white", "white"), ("black", "black")):
+        Image.new("RGB", (80, 80), color).save(Path(folder, f"{name}.png"))
+    noise = np.random.default_rng(0).integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(Path(folder, "noise.png"))
     first = Image.fromarray(drawn.images[0])
+    first.filter(ImageFilter.GaussianBlur(6)).save(Path(folder, "blurred.png"))
     second = Image.fromarray(drawn.images[1])
     printed = Path(folder, "printed.jpg")
     first.convert("CMYK").save(printed)

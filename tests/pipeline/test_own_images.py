@@ -1,4 +1,4 @@
-"""Scoring a folder: every file is used or reported, copies are found, and the page is escaped."""
+"""Scoring a folder: every file is used or reported, and the page is escaped."""
 
 import os
 import re
@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
-from scipy.sparse import coo_matrix, csgraph
 from sklearn.datasets import load_sample_images
 
 from lib import training
@@ -29,7 +28,6 @@ FOLDERS = [
 ]
 HOSTILE = '<img src=x onerror="alert(1)">'
 CROPS = 500
-THUMBNAIL = own_files.THUMBNAIL
 
 
 def crops(count=CROPS, side=48, stride=16, detail=8):
@@ -283,55 +281,6 @@ def test_files_that_may_not_be_read_are_reported(tmp_path, monkeypatch):
     assert files.status["icon.png"] == "broken" and "Permission" in files.note["icon.png"]
 
 
-# ------------------------------------------------------------------------- near-duplicates
-def test_copies_are_found_and_nothing_else(folder, surveyed):
-    images, files = surveyed
-    used = files[files.status == "used"]
-    names = [Path(name).stem for name in used.file]
-    plain = np.flatnonzero((used.folder != "special").to_numpy())
-    found = score.near_duplicates(images.images[plain])
-    groups = {
-        frozenset(names[plain[index]] for index in group["index"])
-        for _, group in found.groupby("group")
-    }
-    assert groups == {frozenset(pair) for pair in folder["copies"].items()}
-    assert found.similarity.between(own_files.ALIKE, 1).all()
-
-
-def test_plain_images_are_alike_by_their_colour():
-    plain = np.full((4, 32, 32, 3), 200, np.uint8)
-    plain[1] -= 1
-    plain[2, ..., 0] = 100
-    noise = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    found = score.near_duplicates(np.concatenate([plain, noise]))
-    assert found["index"].tolist() == [0, 1, 3] and found.group.tolist() == [1, 1, 1]
-    assert (found.similarity == 1).all()
-    assert score.near_duplicates(noise).empty
-
-
-def test_groups_are_the_components_of_the_graph_of_pairs():
-    """Chains of images, each of which is like its neighbours only, in any order."""
-    generator = np.random.default_rng(0)
-    size = THUMBNAIL * THUMBNAIL * 3
-    small = list(generator.normal(size=(6, size)))
-    for start, end in generator.normal(size=(3, 2, size)):
-        small += [np.cos(angle) * start + np.sin(angle) * end for angle in np.linspace(0, 1.4, 12)]
-    small = generator.permutation(small).reshape(-1, THUMBNAIL, THUMBNAIL, 3)
-    pixels = np.clip(128 + 30 * small, 0, 255).astype(np.uint8)
-    images = np.kron(pixels, np.ones((1, 2, 2, 1), np.uint8))
-
-    structure = pixels.astype(float)
-    structure = (structure - structure.mean((1, 2), keepdims=True)).reshape(len(images), -1)
-    alike = np.corrcoef(structure) >= own_files.ALIKE
-    np.fill_diagonal(alike, False)
-    component = csgraph.connected_components(coo_matrix(alike), directed=False)[1]
-    labels = set(component[alike.any(1)])
-    expected = {frozenset(np.flatnonzero(component == label)) for label in labels}
-    found = score.near_duplicates(images)
-    assert {frozenset(group["index"]) for _, group in found.groupby("group")} == expected
-    assert len(expected) >= 3
-
-
 # ------------------------------------------------------------------------- settings and tables
 @pytest.mark.parametrize("count, epochs", [(64, 400), (2000, 75), (10**6, 1)])
 def test_epochs_follow_the_number_of_images(count, epochs):
@@ -347,11 +296,13 @@ def test_folders_of_years_are_names_and_no_numbers(tmp_path):
             "status": ["used", "used", "tiny"],
         }
     )
-    columns = pd.DataFrame({"feature_norm": [1.0, 2.0]})
-    table = score.ranked(files, np.array([3.0, 5.0]), columns)
+    issues = pd.DataFrame({"index": [1, 1], "issue": ["dark", "flat"]})
+    table = score.ranked(files, np.array([3.0, 5.0]), issues)
     store.write_csv(tmp_path / "kappa.csv", table.drop(columns="index"))
     stored = score.stored_ranks(tmp_path)
-    assert stored.folder.tolist() == ["2020", "2019"] and stored.kappa.tolist() == [5.0, 3.0]
+    assert stored.folder.tolist() == ["2020", "2019"]
+    assert stored.kappa.tolist() == [5.0, 3.0]
+    assert stored.issues.tolist() == ["dark, flat", ""]
 
 
 def test_names_in_figures_are_short_and_different():
@@ -432,10 +383,13 @@ def test_a_folder_is_scored_from_end_to_end(folder, scored, surveyed):
     assert sorted(kappa.file) == sorted(used.file)
     assert (kappa.kappa > 0).all() and kappa["rank"].is_monotonic_increasing
     assert files.status.tolist() == surveyed_files.status.tolist()
-    copies = pd.read_csv(output / "near_duplicates.csv")
+    issues = pd.read_csv(output / "issues.csv")
+    copies = issues[issues.issue.str.contains("duplicate")]
     for original, copy in folder["copies"].items():
-        (group,) = copies.group[copies.file.str.contains(copy, regex=False)]
-        assert copies.file[copies.group == group].str.contains(original, regex=False).any()
+        groups = copies[copies.file.str.contains(copy, regex=False)][["issue", "group"]]
+        same = copies.merge(groups, on=["issue", "group"])
+        assert same.file.str.contains(original, regex=False).any(), copy
+    assert len(kappa.columns) <= 10
     for name in ("most_certain", "least_certain"):
         with Image.open(output / f"{name}.png") as sheet:
             assert min(sheet.size) > 400
