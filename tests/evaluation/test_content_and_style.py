@@ -1,13 +1,12 @@
 """lib.evaluation.style against closed forms, scikit-learn and torchmetrics."""
 
+from dataclasses import replace
 from itertools import permutations
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-import torchvision
-from PIL import Image
 from sklearn.metrics import r2_score
 from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
@@ -39,19 +38,10 @@ def test_mlp_probe_learns_classes_that_no_line_separates():
     x, y, _ = rings()
     test_x, test_y, _ = rings(seed=1)
     predicted = style.mlp_probe(x, y, test_x)
-    assert predicted.dtype.kind == "i"
     assert style.skill(predicted, test_y) > 0.97
-    assert 0.4 < style.chance(y, test_y) < 0.6
     np.testing.assert_array_equal(style.mlp_probe(x, y, test_x), predicted)
-
-
-def test_the_papers_mlp_probe_is_as_wide_as_the_features():
-    x, y, _ = rings()
-    test_x, test_y, _ = rings(seed=1)
-    wide_x = np.c_[x, x**2, x**3, -x, -(x**2)]
-    wide_test_x = np.c_[test_x, test_x**2, test_x**3, -test_x, -(test_x**2)]
-    assert style.skill(style.mlp_probe(wide_x, y, wide_test_x, "paper"), test_y) > 0.97
-    assert style.skill(style.mlp_probe(x, y, test_x, "paper"), test_y) < 0.97, "two units"
+    narrow = style.mlp_probe(x, y, test_x, "paper")  # as wide as the features: two units
+    assert style.skill(narrow, test_y) < 0.97
 
 
 def test_mlp_probe_of_numbers_is_a_regression():
@@ -77,11 +67,6 @@ def test_a_feature_that_hardly_varies_in_training_does_not_dominate():
     assert style.skill(style.mlp_probe(train_x, y[:1000], test_x), y[1000:]) > 0.9
 
 
-def test_chance_is_the_accuracy_of_the_most_frequent_training_class():
-    assert style.chance([0, 0, 0, 1], [1, 1, 0]) == pytest.approx(1 / 3)
-    assert style.chance([1, 1, 0], [1, 1, 0]) == pytest.approx(2 / 3)
-
-
 def test_knn_chosen_is_scikit_learns_with_a_k_chosen_on_train():
     generator = np.random.default_rng(0)
     centres = generator.normal(size=(5, 4))
@@ -99,14 +84,6 @@ def test_knn_chosen_is_scikit_learns_with_a_k_chosen_on_train():
     nearest = KNeighborsClassifier(1).fit(x, y).predict(test_x)
     np.testing.assert_array_equal(style.knn_chosen(x, y, test_x, largest_k=1)[0], nearest)
     assert np.mean(predicted == test_y) > np.mean(nearest == test_y)
-
-
-def test_ties_between_classes_go_to_the_nearest():
-    x = np.array([[0.0], [1.0], [2.0], [3.0], [-1.5]], np.float32)
-    y = np.array([7, 3, 3, 7, 3])
-    votes = style._majority_votes(x, y, np.array([[-0.2], [2.6]], np.float32), 4)
-    assert votes[:, 0].tolist() == [7, 7, 3, 3]  # nearest 7, then 3, 3, 3
-    assert votes[:, 1].tolist() == [7, 7, 3, 7]  # nearest 7, 3, 3, 7
 
 
 # ------------------------------------------------------------------------------ retention of style
@@ -163,16 +140,6 @@ def test_a_difference_of_retention_is_the_mean_over_factors_and_paired_by_image(
     assert result["difference"] == result["ci_low"] == result["ci_high"] == 0
 
 
-def test_a_draw_without_variance_is_redrawn():
-    rare = np.zeros(6)
-    rare[0] = 1
-    factor = style.ProbedFactor(truth=rare, first=rare, second=0 * rare, scale=0.5)
-    result = style.retention_difference([factor], draws=100)
-    assert np.isfinite(list(result.values())).all()
-    with pytest.raises(uncertainty.UndefinedStatistic, match="All 2 true values are 1"):
-        style.skill([1.0, 2.0], [1.0, 1.0])
-
-
 # ----------------------------------------------------------- clusters, variances and distributions
 def test_a_mixture_finds_elongated_clusters():
     x, _ = blobs()
@@ -180,12 +147,6 @@ def test_a_mixture_finds_elongated_clusters():
     scores = style.clustering_scores(x, test_x, test_y, 3, starts=3)
     assert min(scores.values()) > 0.97
     assert max(scores.values()) <= 1
-    noise = np.random.default_rng(0).normal(size=x.shape)
-    shuffled = np.random.default_rng(1).permutation(test_y)
-    scores = style.clustering_scores(noise, test_x, shuffled, 3, starts=1)
-    assert scores["accuracy"] < 0.45
-    assert abs(scores["ari"]) < 0.05
-    assert scores["nmi"] < 0.05
 
 
 def test_hungarian_accuracy_is_the_best_over_all_assignments():
@@ -193,7 +154,6 @@ def test_hungarian_accuracy_is_the_best_over_all_assignments():
     accuracies = [np.mean(np.array(order)[clusters] == labels) for order in permutations(range(4))]
     best = pytest.approx(max(accuracies))
     assert style.hungarian_accuracy(clusters, labels) == best
-    assert style.hungarian_accuracy(clusters * 7 + 3, labels) == best, "names do not matter"
     singles = style.hungarian_accuracy(np.arange(200), labels)
     assert singles == pytest.approx(4 / 200), "of one-image clusters one is assigned to a class"
 
@@ -212,15 +172,8 @@ def test_variance_within_is_the_analysis_of_variance():
     assert style.variance_within(means[groups], groups) == pytest.approx(0, abs=1e-6)
 
 
-@pytest.mark.parametrize("members", [2, 4, 200])
-def test_random_groups_have_all_of_the_variance(members):
-    x = np.random.default_rng(0).normal(size=(2000, 16))
-    assert style.variance_within(x, np.arange(2000) // members) == pytest.approx(1, abs=0.02)
-
-
-@pytest.mark.parametrize("noise", [0, 3e-8])  # the latter: the rounding of float32
-def test_a_collapsed_network_has_no_share_of_variance(noise):
-    x = 1 + noise * np.random.default_rng(0).normal(size=(400, 8))
+def test_a_collapsed_network_has_no_share_of_variance():
+    x = 1 + 3e-8 * np.random.default_rng(0).normal(size=(400, 8))  # the rounding of float32
     with pytest.raises(uncertainty.UndefinedStatistic, match="has collapsed"):
         style.variance_within(x.astype(np.float32), np.arange(400) // 8)
 
@@ -253,36 +206,10 @@ def test_frechet_distance_is_torchmetrics_and_that_of_known_gaussians():
     theirs = _compute_fid(*moments).item()
     assert style.frechet_distance(first, second) == pytest.approx(theirs, rel=1e-6)
     assert style.frechet_distance(first, first + 2) == pytest.approx(4 * 6, rel=1e-5)
+    few = 10 * generator.standard_normal((50, 200))  # fewer images than features
+    assert style.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
     scaled = 4 * np.sum(first.mean(0) ** 2) + 4 * np.trace(np.cov(first.T))
     assert style.frechet_distance(first, 3 * first) == pytest.approx(scaled, rel=1e-5)
-
-
-def test_fewer_images_than_features_have_distance_zero_to_themselves():
-    few = 10 * np.random.default_rng(0).standard_normal((50, 200))
-    assert style.frechet_distance(few, few) == pytest.approx(0, abs=1e-9)
-
-
-POINTS = np.zeros((3, 2))
-
-
-@pytest.mark.parametrize(
-    ("function", "arguments", "message"),
-    [
-        (style.mlp_probe, (POINTS, np.zeros(4, int), POINTS), "train_y must be"),
-        (style.mlp_probe, (POINTS, np.arange(3), np.zeros((1, 5))), "test_x must be"),
-        (style.mlp_probe, (POINTS, np.zeros(3, int), POINTS), "a single value"),
-        (style.mlp_probe, (POINTS * np.nan, np.arange(3), POINTS), "NaN or infinite"),
-        (style.mlp_probe, (POINTS, np.arange(3), POINTS, 0.5), "recipe must be"),
-        (style.clustering_scores, (POINTS, POINTS, np.arange(3), 9), "clusters is 9"),
-        (style.variance_within, (POINTS + np.eye(3, 2), np.arange(3)), "3 groups of 3 features"),
-        (style.skill, (np.arange(3), np.arange(4)), "must have one shape"),
-        (style.skill, ([1.0, np.nan], [1.0, 2.0]), "predicted has 1 NaN"),
-        (style.frechet_distance, (POINTS, np.zeros((3, 4))), "features of one length"),
-    ],
-)
-def test_wrong_arguments_are_refused(function, arguments, message):
-    with pytest.raises(ValueError, match=message):
-        function(*arguments)
 
 
 # ----------------------------------------------------------------------------------------- of a run
@@ -303,73 +230,43 @@ def test_content_is_measured_on_the_runs_features(vae_run):
     clustering = style.clustering_scores(train["features"], test["features"], test["label"], 10)
     for metric, value in clustering.items():
         assert values["clean", "gmm", metric] == pytest.approx(value)
+    shares = frame[frame.metric == "variance_within"].set_index("condition").value
+    share = style.variance_within(test["features"], test["label"])
+    assert shares["classes"] == pytest.approx(share)
+    _, views = measure.embed_views(vae_run, style.GROUP_VIEWS)
+    features = np.concatenate([view["features"] for view in views])
+    images = np.tile(np.arange(len(views[0]["label"])), style.GROUP_VIEWS)
+    assert shares["views"] == pytest.approx(style.variance_within(features, images))
 
 
-def test_variance_within_views_and_classes_of_a_run(vae_run):
-    shares = pd.DataFrame(style.measure_variance_within(vae_run)).set_index("condition").value
-    test = vae_run.embed(vae_run.test())
-    of_classes = style.variance_within(test["features"], test["label"])
-    _, embedded = measure.embed_views(vae_run, style.GROUP_VIEWS)
-    views = np.stack([view["features"] for view in embedded]).astype(np.float64)  # [V, N, D]
-    count, images, _ = views.shape
-    within = np.sum((views - views.mean(0)) ** 2) / (images * (count - 1))
-    total = np.sum((views - views.mean((0, 1))) ** 2) / (images * count - 1)
-    assert shares["classes"] == pytest.approx(of_classes)
-    assert shares["views"] == pytest.approx(within / total, rel=1e-5)
+def test_factors_are_probed_where_they_are_labelled(vae_run, monkeypatch):
+    load = sources.load
 
+    def load_without_some_colours(*arguments, **options):
+        images = load(*arguments, **options)
+        if "colour" not in images.extra:
+            return images
+        colour = np.where(np.arange(len(images)) % 4 == 3, -1, images.extra["colour"])
+        return replace(images, extra=images.extra | {"colour": colour})
 
-def test_factors_are_probed_with_chance_beside_them(vae_run):
+    monkeypatch.setattr(style.sources, "load", load_without_some_colours)
     run = measure.Run(vae_run.settings | {"factor_images": [400, 200]})
     frame = pd.DataFrame(style.measure_factors(run, "styled_digits"))
-    values = frame.set_index(["condition", "metric"]).value
+    frame = frame.set_index(["condition", "metric"])
     metrics = {factor: "r2" for factor in ("scale", "rotation", "x", "y")}
     metrics |= {"content": "accuracy", "colour": "accuracy"}
-    places = set(metrics.items()) | {(factor, "chance") for factor in metrics}
-    assert set(values.index) == places
+    assert set(frame.index) == set(metrics.items()) | {(factor, "chance") for factor in metrics}
     train = sources.load("styled_digits", "train", image_size=16).sample(400)
     test = sources.load("styled_digits", "test", image_size=16).sample(200)
-    chance = style.chance(train.labels, test.labels)
-    assert values["content", "chance"] == pytest.approx(chance)
-    assert values["scale", "r2"] > 0.05
-    assert values["scale", "chance"] == 0
-
-
-def write_celeba(folder, generator):
-    """200 noise images in CelebA's layout, brighter by hair class; every fourth has no hair."""
-    names = [*sources.HAIR, "Male", "Smiling", "Young", "Identity_Free"]
-    hair = np.where(np.arange(200) % 4 == 3, -1, np.arange(200) % 3)
-    attributes = {name: generator.integers(0, 2, 200) for name in names}
-    for label, name in enumerate(sources.HAIR):
-        attributes[name] = (hair == label).astype(int)
-    files = [f"{i:03}.png" for i in range(200)]
-    (folder / "img_align_celeba").mkdir(parents=True)
-    for file, label in zip(files, hair, strict=True):
-        pixels = generator.integers(0, 60, (22, 18, 3)) + 60 * (label + 1)
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / "img_align_celeba" / file)
-    signs = pd.DataFrame(attributes, index=files)[names] * 2 - 1
-    boxes = pd.DataFrame(0, index=files, columns=["x", "y"])
-    tables = {"list_attr": signs, "list_bbox": boxes, "list_landmarks_align": boxes}
-    for name, table in tables.items():
-        lines = ["200", " ".join(table.columns)]
-        lines += [f"{row.Index} " + " ".join(map(str, row[1:])) for row in table.itertuples()]
-        (folder / f"{name}_celeba.txt").write_text("\n".join(lines) + "\n")
-    splits = [f"{file} {2 * (i >= 160)}\n" for i, file in enumerate(files)]
-    (folder / "list_eval_partition.txt").write_text("".join(splits))
-    identities = [f"{file} {i}\n" for i, file in enumerate(files)]
-    (folder / "identity_CelebA.txt").write_text("".join(identities))
-
-
-def test_style_of_celeba_is_probed_where_it_is_labelled(run, tmp_path, monkeypatch):
-    write_celeba(tmp_path / "celeba", np.random.default_rng(0))
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    monkeypatch.setattr(torchvision.datasets.CelebA, "_check_integrity", lambda _: True)
-    frame = pd.DataFrame(style.measure_factors(run, "celeba"))
-    frame = frame.set_index(["condition", "metric"])
-    factors = set(frame.index.get_level_values("condition"))
-    assert factors == {"content", "hair", "Bald", "Smiling", "Young"}
-    assert frame.n["content", "accuracy"] == 40
-    assert frame.n["hair", "accuracy"] == 30, "images without hair are left out"
-    assert frame.value["hair", "accuracy"] > frame.value["hair", "chance"]
+    for factor, train_y, test_y in (
+        ("content", train.labels, test.labels),
+        ("colour", train.extra["colour"], test.extra["colour"]),
+    ):
+        chance = style.chance(train_y[train_y >= 0], test_y[test_y >= 0])
+        assert frame.value[factor, "chance"] == pytest.approx(chance)
+        assert frame.n[factor, metrics[factor]] == (test_y >= 0).sum()
+    assert (test.extra["colour"] < 0).any()
+    assert frame.value["scale", "r2"] > 0.05
 
 
 # --------------------------------------------------------------------------- similarities of SimCLR
@@ -388,10 +285,5 @@ def test_layers_are_probed_after_short_trainings_by_each_similarity():
     accuracy = layers.skill.xs("encoder", level="layer").xs(style.KNN, level="factor")
     expected = accuracy[names[0]] - accuracy[names[1]]
     assert differences.difference["cosine minus dot product"] == pytest.approx(expected)
-    variance = layers.variance_within.groupby(["similarity", "layer"]).first()[names[0]]
-    rows = differences.loc["variance among views, encoder minus projector"]
-    row = rows[rows.similarity == names[0]].iloc[0]
-    assert row.difference == pytest.approx(variance["encoder"] - variance["projector"], abs=1e-6)
     gains = differences[differences.index.str.endswith("minus untrained")]
-    counts = (gains.ci_low > 0).all()
-    assert differences.counts["cosine minus dot product"] == counts
+    assert differences.counts["cosine minus dot product"] == (gains.ci_low > 0).all()

@@ -1,7 +1,5 @@
 """lib.evaluation.embed: images as a network takes them, and the embedding of a set."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
@@ -47,18 +45,15 @@ class Method(nn.Module):
 
 
 # ------------------------------------------------------------------- images as a network takes them
-@pytest.mark.parametrize(("given", "wanted"), [(1, 1), (3, 3), (1, 3), (3, 1)])
-@pytest.mark.parametrize("size", [24, 12, 40])
-def test_images_get_the_channels_and_size_of_a_network(given, wanted, size):
+@pytest.mark.parametrize(("given", "wanted"), [(3, 3), (1, 3), (3, 1)])
+def test_images_get_the_channels_and_size_of_a_network(given, wanted):
     images = noise(channels=given)
-    fitted = embed.input_transform({"image_size": size}, wanted)(images)
-    assert fitted.shape == (4, wanted, size, size)
-    assert fitted.min() >= 0 and fitted.max() <= 1
-    if size == 24:
-        expected = images.expand(-1, wanted, -1, -1) if given <= wanted else None
-        if expected is None:
-            expected = tv.rgb_to_grayscale(images)
-        torch.testing.assert_close(fitted, expected)
+    expected = tv.rgb_to_grayscale(images) if given > wanted else images.expand(-1, wanted, -1, -1)
+    torch.testing.assert_close(embed.input_transform({"image_size": 24}, wanted)(images), expected)
+    for size in (12, 40):
+        fitted = embed.input_transform({"image_size": size}, wanted)(images)
+        assert fitted.shape == (4, wanted, size, size)
+        assert fitted.min() >= 0 and fitted.max() <= 1
 
 
 @pytest.mark.parametrize("images", [noise(channels=4), noise()[0], 255 * noise()])
@@ -87,9 +82,7 @@ def test_a_square_crop_keeps_the_square_at_its_place():
     assert embed.pixels_of_square(0.99, 0.98, 0.01, 32) == (30, 30, 2)  # two pixels, and inside
 
 
-@pytest.mark.parametrize(
-    "place", [(-0.1, 0, 0.5), (0.6, 0, 0.5), (0, 0.6, 0.5), (0, 0, 0), (0, np.nan, 0.5)]
-)
+@pytest.mark.parametrize("place", [(0.6, 0, 0.5), (0, np.nan, 0.5)])
 def test_a_square_outside_the_image_is_refused(place):
     with pytest.raises(ValueError, match="not inside"):
         embed.square_crop(*place)
@@ -100,12 +93,6 @@ def test_blur_is_torchvisions():
     assert embed.blur(0.0)(images) is images
     expected = tv.gaussian_blur(images, [13, 13], [2.0, 2.0])
     torch.testing.assert_close(embed.blur(2.0)(images), expected, rtol=0, atol=1e-5)
-
-
-def test_conditions_are_named_by_family_and_severity():
-    conditions = embed.conditions()
-    assert len(conditions) == len(embed.KEPT_AREAS) + len(embed.BLUR_SIGMAS)
-    assert {"crop_1", "crop_0.05", "blur_0", "blur_0.5"} <= set(conditions)
 
 
 # --------------------------------------------------------------------------------------- embedding
@@ -128,37 +115,10 @@ def test_embed_images_equals_direct_computation_and_restores_the_mode():
     assert embed.native_scores(embedded) == ["kappa"]
 
 
-def test_the_transform_sees_floats_and_an_own_function_answers():
-    ranges = []
-
-    def darken(batch):
-        ranges.append((batch.min().item(), batch.max().item()))
-        return 0 * batch
-
-    embedded = embed.embed_images(Method(), image_set(), transform=darken, device="cpu")
-    assert np.ptp(embedded["features"], axis=0).max() == 0
-    assert ranges[0][0] >= 0 and 0.9 < ranges[0][1] <= 1
-
-    def means(batch):
-        features = batch.flatten(1)
-        return Embedding(features, features.mean(1), {})
-
-    embedded = embed.embed_images(Method(), image_set(), embed=means)
-    assert embedded["features"].shape == (25, 108) and set(embedded) >= {"uncertainty", "label"}
-
-
-def test_the_mode_is_restored_after_an_error():
-    method = Method()
-    with pytest.raises(RuntimeError):
-        embed.embed_images(method, image_set(), transform=lambda batch: batch[:, :1])
-    assert method.training and not method.frozen.training
-
-
 @pytest.mark.parametrize(
     ("native", "culprit"),
     [
         (lambda x: {"kappa": x[:, :1]}, "kappa"),
-        (lambda x: {"kappa": x[:-1, 0]}, "kappa"),
         (lambda x: {"label": x[:, 0]}, "label"),
         (lambda x: {"kappa": x[:, 0] * float("nan")}, "kappa"),
     ],
@@ -166,12 +126,6 @@ def test_the_mode_is_restored_after_an_error():
 def test_what_cannot_be_stored_is_refused(native, culprit):
     with pytest.raises(ValueError, match=culprit):
         embed.embed_images(Method(native), image_set())
-
-
-def test_an_empty_set_is_refused():
-    with pytest.raises(ValueError, match="no images"):
-        empty = SimpleNamespace(name="none", split="test", labels=[])
-        embed.embed_images(Method(), empty)
 
 
 def test_a_stored_embedding_is_used_for_its_key_only(tmp_path):

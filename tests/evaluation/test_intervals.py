@@ -6,7 +6,7 @@ import pytest
 from scipy import stats
 
 from lib.evaluation import intervals
-from lib.evaluation.uncertainty import auroc, bootstrap_interval, confidence_calibration_error
+from lib.evaluation.uncertainty import auroc, bootstrap_interval
 
 
 def scores(images, seed=0):
@@ -30,12 +30,6 @@ def test_fewer_than_three_seeds_have_no_interval_over_seeds():
         assert interval["mean"] == pytest.approx(np.mean(values))
         assert interval["seeds"] == len(values)
         assert np.isnan([interval["ci_low"], interval["ci_high"]]).all()
-
-
-@pytest.mark.parametrize("values", [[], [1.0, np.nan], [[1.0, 2.0]]])
-def test_a_mean_of_nothing_or_of_nan_is_refused(values):
-    with pytest.raises(ValueError, match="values"):
-        intervals.mean_over_seeds(values)
 
 
 def test_paired_difference_is_scipys_paired_test():
@@ -79,12 +73,6 @@ def test_scores_of_seeds_on_other_scales_are_never_pooled():
     assert scaled == pytest.approx(alike)
 
 
-def test_lists_of_unlike_length_or_none_are_refused():
-    for per_seed in ([[1.0]], [[1.0], [2.0]]), ([], []):
-        with pytest.raises(ValueError, match="one array per seed"):
-            intervals.statistic_over_seeds(np.mean, *per_seed)
-
-
 def test_a_difference_is_paired_by_seed_and_image():
     generator = np.random.default_rng(0)
     base = {seed: [generator.random(400)] for seed in range(3)}
@@ -102,35 +90,11 @@ def test_a_difference_is_paired_by_seed_and_image():
         intervals.difference_over_seeds(np.mean, base, {3: base[0]})
 
 
-def test_a_recentred_interval_of_a_calibration_error_lies_around_it():
-    generator = np.random.default_rng(0)
-    confidence = generator.random(400)
-    correct = generator.random(400) < confidence
-    plain, moved = (
-        intervals.statistic_over_seeds(
-            confidence_calibration_error, [confidence], [correct], draws=200, recentred=recentred
-        )
-        for recentred in (False, True)
-    )
-    assert plain["mean"] == moved["mean"]
-    shift = moved["ci_low"] - plain["ci_low"]
-    assert shift < 0  # a resample has a larger error than the images
-    assert moved["ci_high"] - plain["ci_high"] == pytest.approx(shift)
-
-
 # --------------------------------------------------------------------------------- stored metrics
 def metrics(values, half=0.1):
     values = np.array(values)
     frame = {"value": values, "ci_low": values - half, "ci_high": values + half, "n": 10}
     return pd.DataFrame(frame, index=range(len(values)))
-
-
-def test_metrics_over_seeds():
-    three = intervals.metric_over_seeds(metrics([0.5, 0.6, 0.7]))
-    low, high = stats.t.interval(0.95, 2, 0.6, stats.sem([0.5, 0.6, 0.7]))
-    assert (three["ci_low"], three["ci_high"]) == pytest.approx((low, high))
-    two = intervals.metric_over_seeds(metrics([0.5, 0.7]))
-    assert (two["mean"], two["ci_low"], two["ci_high"]) == pytest.approx((0.6, 0.5, 0.7))
 
 
 def test_a_difference_of_metrics_is_paired_by_seed():
@@ -170,13 +134,13 @@ def test_paired_differences_have_a_row_a_key_with_a_seed_in_common():
 
 
 def test_means_over_seeds_have_a_row_a_key():
-    rows = metrics([0.5, 0.6, 0.7, 0.9]).assign(method=list("aaab"), kind="knn")
+    rows = metrics([0.5, 0.6, 0.7, 0.9, 0.7]).assign(method=list("aaabb"), kind="knn")
     table = intervals.over_seeds(rows, "method", "kind", scale=100).set_index("method")
-    assert table["mean"].to_list() == pytest.approx([60, 90])
-    assert table.seeds.to_list() == [3, 1]
+    assert table["mean"].to_list() == pytest.approx([60, 80])
+    assert table.seeds.to_list() == [3, 2]
     expected = stats.t.interval(0.95, 2, 60, 10 / 3**0.5)
     assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(expected)
-    assert table.loc["b", ["ci_low", "ci_high"]].to_list() == pytest.approx([80, 100])
+    assert table.loc["b", ["ci_low", "ci_high"]].to_list() == pytest.approx([70, 90])
 
 
 # ------------------------------------------------------------------------------ tests over images
@@ -195,15 +159,9 @@ def test_t_tests_agree_with_scipy():
     )
 
 
-@pytest.mark.parametrize("test", [intervals.welch_test, intervals.paired_test])
-def test_t_tests_refuse_what_has_no_variance(test):
+def test_t_tests_refuse_what_has_no_variance():
     with pytest.raises(ValueError, match="variance"):
-        test(np.ones(5), np.zeros(5))
-    with pytest.raises(ValueError):
-        test(np.array([1.0, np.nan]), np.zeros(2))
-
-
-def test_rounding_of_large_values_is_no_variance_of_small_differences():
-    values = np.geomspace(1e3, 1e9, 5)
+        intervals.welch_test(np.ones(5), np.zeros(5))
+    values = np.geomspace(1e3, 1e9, 5)  # the differences vary by rounding only
     with pytest.raises(ValueError, match="variance"):
         intervals.paired_test(values, values - 0.1)

@@ -47,13 +47,10 @@ def test_of_each_set_one_form_at_its_longest_training_is_shown(stored):
 
 
 def test_without_its_own_form_a_set_is_shown_by_the_other(stored):
-    run = stored("vi_simsiam", dataset="imagenette", epochs=50)
-    assert names(kappa.shown_runs("standard")) == names([run])
-
-
-def test_no_measured_run_is_an_error():
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=standard"):
         kappa.shown_runs("standard")
+    run = stored("vi_simsiam", dataset="imagenette", epochs=50)
+    assert names(kappa.shown_runs("standard")) == names([run])
 
 
 def test_simsiam_beside_a_run_has_its_data_length_views_and_rate(stored):
@@ -130,15 +127,15 @@ def test_kappa_under_augmentations_is_that_of_the_same_images(run, frame):
 def test_changes_are_relative_to_the_plain_images_of_the_same_run():
     rows = pd.DataFrame(
         [
-            ("cifar10", 0, "plain", "mean", 200.0, np.nan, np.nan),
-            ("cifar10", 0, "blur", "mean_difference", -50.0, -60.0, -40.0),
-            ("cifar10", 0, "random crop against the others", "mean_difference", 1.0, 0.0, 2.0),
-            ("cifar10", 1, "plain", "mean", 400.0, np.nan, np.nan),
-            ("cifar10", 1, "blur", "mean_difference", 40.0, 20.0, 60.0),
+            (0, "plain", "mean", 200.0, np.nan, np.nan),
+            (0, "blur", "mean_difference", -50.0, -60.0, -40.0),
+            (0, "random crop against the others", "mean_difference", 1.0, 0.0, 2.0),
+            (1, "plain", "mean", 400.0, np.nan, np.nan),
+            (1, "blur", "mean_difference", 40.0, 20.0, 60.0),
         ],
-        columns=["dataset", "seed", "condition", "metric", "value", "ci_low", "ci_high"],
+        columns=["seed", "condition", "metric", "value", "ci_low", "ci_high"],
     )
-    change = kappa.relative_change(rows)
+    change = kappa.relative_change(rows.assign(dataset="cifar10"))
     assert change.condition.tolist() == ["blur", "blur"]
     ours = change[["seed", "value", "ci_low", "ci_high"]].to_numpy().tolist()
     assert ours == [[0, -0.25, -0.3, -0.2], [1, 0.1, 0.05, 0.15]]
@@ -158,10 +155,6 @@ def test_a_rule_chooses_by_kappa(rule, expected):
     assert kappa.select(KAPPA, LABELS, 0.5, rule, seed=0).tolist() == expected
 
 
-def test_images_of_equal_kappa_keep_their_order():
-    assert kappa.select(np.ones(4), np.zeros(4, int), 0.5, "highest κ", seed=0).tolist() == [0, 1]
-
-
 def test_a_random_choice_depends_on_the_seed_only():
     first = kappa.select(KAPPA, LABELS, 0.5, "random", seed=0)
     assert len(set(first)) == 4
@@ -176,10 +169,7 @@ def test_a_random_choice_can_have_the_classes_of_the_highest_kappa():
     values = generator.random(300) + labels
     highest = kappa.select(values, labels, 0.4, "highest κ", seed=1)
     alike = kappa.select(values, labels, 0.4, "random, classes as highest κ", seed=1)
-    assert (
-        np.bincount(labels[alike], minlength=3).tolist()
-        == np.bincount(labels[highest], minlength=3).tolist()
-    )
+    np.testing.assert_array_equal(np.sort(labels[alike]), np.sort(labels[highest]))
     assert set(alike) != set(highest)
 
 

