@@ -17,7 +17,6 @@ from lib.distributions import (
     HypersphericalUniform,
     PowerSpherical,
     VonMisesFisher,
-    best_concentration,
 )
 
 drawn = settings(derandomize=True, deadline=None, max_examples=40)
@@ -111,16 +110,6 @@ def test_the_normaliser_is_one(family, dim, kappa, seed):
     )
 
 
-@both
-@drawn
-@given(dim=dimensions, seed=seeds)
-def test_no_concentration_is_the_uniform(family, dim, seed):
-    value = unit(4, dim, seed=seed)
-    log_prob = family(unit(4, dim, seed=seed + 1), 0.0).log_prob(value)
-    expected = HypersphericalUniform(dim).log_prob(value)
-    torch.testing.assert_close(log_prob, expected, rtol=1e-12, atol=1e-9)
-
-
 @drawn
 @given(
     dim=st.integers(2, 256),
@@ -146,20 +135,6 @@ def test_samples_are_unit_vectors_with_finite_gradients(dim, kappa, shape, pole,
 
 
 @drawn
-@given(dim=st.integers(64, 512), cosine=st.floats(0.05, 0.99))
-def test_the_best_concentration_is_where_the_density_is_highest(dim, cosine):
-    loc = torch.eye(dim, dtype=torch.float64)[0]
-    value = torch.zeros(dim, dtype=torch.float64)
-    value[0] = cosine
-    value[1] = math.sqrt(1 - cosine**2)
-    best = best_concentration(torch.tensor(cosine, dtype=torch.float64), dim).item()
-    value = F.normalize(value, dim=0)
-    highest = PowerSpherical(loc, best).log_prob(value)
-    for factor in (0.98, 1.02):
-        assert highest >= PowerSpherical(loc, best * factor).log_prob(value)
-
-
-@drawn
 @given(
     dim=dimensions,
     freedom=st.floats(-1, 3).map(lambda power: 10.0**power),
@@ -181,21 +156,3 @@ def test_the_directional_student_t_is_finite_with_finite_gradients(
     assert log_prob.shape == (4,)
     for quantity in (log_prob, loc.grad, squared.grad):
         assert quantity.isfinite().all()
-
-
-@both
-@drawn
-@given(
-    dim=dimensions,
-    bad=st.sampled_from([-1e-6, math.nan, math.inf, -math.inf]),
-    place=st.integers(0, 3),
-)
-def test_a_concentration_or_direction_that_is_none_is_an_error(family, dim, bad, place):
-    kappa = torch.ones(4, dtype=torch.float64)
-    kappa[place] = bad
-    with pytest.raises(ValueError, match="concentration must"):
-        family(unit(4, dim), kappa)
-    direction = unit(4, dim)
-    direction[place, 0] = math.nan
-    with pytest.raises(ValueError, match="unit vectors"):
-        family(direction, 1.0)

@@ -107,6 +107,16 @@ def test_collapsed_and_zero_vectors_leave_losses_finite(
         assert value.isfinite() and views[0].grad.isfinite().all()
 
 
+@paired
+def test_autocast_computes_in_float32(loss, symmetric, by_length):
+    first = normal(8, 64).bfloat16()
+    second = normal(8, 64, seed=1).bfloat16()
+    expected = loss(first.float(), second.float()).item()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = loss(first, second)
+    assert value.dtype == torch.float32 and value.item() == pytest.approx(expected, rel=1e-6)
+
+
 @drawn
 @given(kappa=kappas, scale=scales, dtype=trained, **batches)
 def test_the_loss_of_vi_simsiam_is_finite_at_every_concentration(
