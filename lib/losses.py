@@ -3,6 +3,9 @@
 The losses of the methods for comparison have the values of lightly's, which the tests compare. They
 are written out because lightly's keep state (queues, centres), return only a sum where the terms
 are logged, or compute in the precision of autocast.
+
+A NaN or an infinite value makes a loss NaN or infinite, at which training stops with a sentence:
+to ask each loss would wait for the device.
 """
 
 import math
@@ -29,13 +32,30 @@ def _precise(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
+def _scaled(vectors: Tensor) -> Tensor:
+    """Vectors [..., D] times the power of two that brings their largest value to 0.5 … 1.
+
+    The scaling is exact and leaves directions unchanged. Without it norms overflow at 1e19 in
+    float32, and vectors shorter than 1e-12 count as zero. A vector of zeros stays.
+    """
+    vectors = _precise(vectors)
+    largest = vectors.detach().abs().amax(-1, keepdim=True)
+    exponent = torch.frexp(largest).exponent.clamp(-126, 126)  # of float32's normal numbers
+    return vectors * torch.ldexp(torch.ones_like(largest), -exponent)
+
+
+def _unit(vectors: Tensor) -> Tensor:
+    """The directions of vectors [..., D], in float32 or float64; zero where a vector is zero."""
+    return F.normalize(_scaled(vectors), dim=-1)
+
+
 def _same_shape(form: str = "[B, D]", least: int = 1, **tensors: Tensor) -> None:
     """ValueError unless all tensors have one shape with the axes of ``form``."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     axes = form.count(",") + 1
     if len(set(shapes.values())) != 1 or any(len(shape) != axes for shape in shapes.values()):
         raise ValueError(f"Expected tensors of one shape {form}, got {shapes}.")
-    if any(shape[0] < least for shape in shapes.values()):
+    if any(shape[0] < least or 0 in shape for shape in shapes.values()):
         raise ValueError(f"Expected tensors {form} of at least {least} row(s), got {shapes}.")
 
 
@@ -74,7 +94,7 @@ def simsiam_loss(prediction: Tensor, target: Tensor) -> Tensor:
         tensor(-1.)
     """
     _same_shape(prediction=prediction, target=target)
-    return -F.cosine_similarity(_precise(prediction), _precise(target.detach())).mean()
+    return -F.cosine_similarity(_scaled(prediction), _scaled(target.detach())).mean()
 
 
 def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) -> Tensor:
@@ -102,8 +122,8 @@ def vi_simsiam_loss(direction: Tensor, concentration: Tensor, target: Tensor) ->
         )
     concentration = _non_negative(concentration)
     with torch.autocast(direction.device.type, enabled=False):
-        mu = F.normalize(_precise(direction), dim=1)
-        z = F.normalize(_precise(target.detach()), dim=1)
+        mu = _unit(direction)
+        z = _unit(target.detach())
         density = PowerSpherical(mu, _precise(concentration), validate_args=False)
         return -density.log_prob(z).mean()
 
@@ -136,8 +156,8 @@ def info_nce_loss(
         a = _precise(first)
         b = _precise(second)
         if similarity == "cosine":
-            a = F.normalize(a, dim=1)
-            b = F.normalize(b, dim=1)
+            a = _unit(a)
+            b = _unit(b)
         anchors = torch.arange(len(a), device=a.device)[rows]
         terms = []
         for own, other in ((a, b), (b, a)):
@@ -160,8 +180,8 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
     _same_shape(query=query, key=key)
     _positive(temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
-        q = F.normalize(_precise(query), dim=1)
-        k = F.normalize(_precise(key.detach()), dim=1)
+        q = _unit(query)
+        k = _unit(key.detach())
         positive = (q * k).sum(1, keepdim=True)  # [B, 1]
         negative = q @ queue.detach().to(q).T  # [B, K]
         logits = torch.cat([positive, negative], 1) / temperature
@@ -179,8 +199,8 @@ def moco_v3_loss(
     """
     _positive(temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
-        q = F.normalize(_precise(query), dim=1)
-        k = F.normalize(_precise(key.detach()), dim=1)
+        q = _unit(query)
+        k = _unit(key.detach())
         positive = torch.arange(len(k), device=k.device)[rows]
         _same_shape(query=q, key=k[positive])
         return 2 * temperature * F.cross_entropy(q @ k.T / temperature, positive)
@@ -412,9 +432,9 @@ def _check_score(
     kernel: str,
     bandwidth: float | None,
 ) -> None:
-    if samples.ndim != 3 or samples.shape[1:] != target.shape:
+    if samples.ndim != 3 or samples.shape[1:] != target.shape or 0 in samples.shape:
         raise ValueError(
-            "Expected samples [R, B, D] and a target [B, D], "
+            "Expected samples [R, B, D] and a target [B, D], none of them empty, "
             f"got {list(samples.shape)} and {list(target.shape)}."
         )
     if not 0 < trade_off <= 1 or not 0 < beta <= 2:
@@ -711,8 +731,8 @@ def vje_likelihood(
     log_scale = log_variance
     if scale_directions:
         log_scale = log_scale - math.log(dimension)
-    direction = F.normalize(target, dim=1)
-    expected_direction = F.normalize(latent, dim=1)
+    direction = _unit(target)
+    expected_direction = _unit(latent)
     if likelihood == "product":
         residual = direction - expected_direction
         log_distance = log_sum_of_squares(residual[..., None], -log_scale[..., None])  # [B, D]

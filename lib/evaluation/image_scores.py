@@ -29,19 +29,29 @@ def grey_entropy(pixels: np.ndarray) -> np.ndarray:
 
     Grey is the rounded mean over channels. pixels: uint8 [N, H, W, C]; returns float32 [N].
     """
-    grey = pixels.mean(axis=-1).round().astype(np.uint8)
+    grey = _checked(pixels).mean(axis=-1).round().astype(np.uint8)
     return np.array([Image.fromarray(image).entropy() for image in grey], dtype=np.float32)
 
 
 def png_size(pixels: np.ndarray) -> np.ndarray:
     """Bytes of each image as a PNG file: uint8 [N, H, W, C] -> int32 [N]."""
     sizes = []
-    for image in pixels:
+    for image in _checked(pixels):
         buffer = io.BytesIO()
         plane_or_rgb = image.squeeze(-1) if image.shape[-1] == 1 else image
         Image.fromarray(plane_or_rgb).save(buffer, "PNG")
         sizes.append(buffer.tell())
     return np.array(sizes, dtype=np.int32)
+
+
+def _checked(pixels: np.ndarray) -> np.ndarray:
+    """The pixels, if they are uint8 [N, H, W, 1 or 3]; otherwise ValueError."""
+    pixels = np.asarray(pixels)
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"pixels must be uint8 [N, H, W, 1 or 3], got {pixels.dtype} of shape {pixels.shape}."
+        )
+    return pixels
 
 
 def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:

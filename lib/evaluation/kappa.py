@@ -22,7 +22,7 @@ from lib.evaluation.intervals import paired_test, welch_test
 from lib.evaluation.measure import Run, kappa_of_views, required, stacked
 from lib.evaluation.probes import linear_probe
 from lib.evaluation.suite import ood_rows
-from lib.evaluation.uncertainty import rank_correlation, with_interval
+from lib.evaluation.uncertainty import rank_correlation, sample, with_interval
 from lib.runs import settings as run_settings
 from lib.runs import store
 
@@ -444,6 +444,8 @@ def select(kappa: np.ndarray, labels: np.ndarray, share: float, rule: str, seed:
         >>> select(np.array([3.0, 1.0, 2.0]), np.zeros(3, int), 1 / 3, "highest κ", seed=0)
         array([0])
     """
+    kappa = sample(kappa, "kappa")
+    labels = np.asarray(labels)
     order = _selection_order(kappa, rule, seed)
     if rule == "random, classes as highest κ":
         kept = select(kappa, labels, share, "highest κ", seed)

@@ -337,6 +337,7 @@ def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarr
 
     Lee et al. 2018, Eq. 2, with one class.
     """
+    train_x = matrix(train_x, "train_x")
     gaussian = fitted_gaussian(train_x)
 
     def distance(x: np.ndarray) -> np.ndarray:

@@ -78,6 +78,8 @@ def matrix(values: ArrayLike, name: str, like: np.ndarray | None = None) -> np.n
     ValueError where they are no such array.
     """
     values = np.asarray(values)
+    if values.dtype.kind not in "fiub" or values.dtype == np.longdouble:
+        values = _as_float64(values, name)
     other_columns = like is not None and values.shape[1:] != like.shape[1:]
     if values.ndim != 2 or 0 in values.shape or other_columns:
         wanted = "[N, D]"
@@ -92,6 +94,13 @@ def matrix(values: ArrayLike, name: str, like: np.ndarray | None = None) -> np.n
             "find where they come from."
         )
     return values
+
+
+def _as_float64(values: np.ndarray, name: str) -> np.ndarray:
+    try:
+        return values.astype(np.float64)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be numbers: {error}.") from error
 
 
 def sample(values: ArrayLike, name: str) -> np.ndarray:
@@ -587,10 +596,16 @@ def is_constant(values: ArrayLike) -> bool:
 
 
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
-    """Spearman's rank correlation of two [N], N >= 2, row by row; NaN where one is constant."""
+    """Spearman's rank correlation of two [N], N >= 2, row by row.
+
+    UndefinedStatistic where one of the two is constant.
+    """
     first, second = paired(sample(first, "first"), sample(second, "second"))
-    if is_constant(first) or is_constant(second):
-        return np.nan
+    for name, values in (("first", first), ("second", second)):
+        if is_constant(values):
+            raise UndefinedStatistic(
+                f"{name} is constant ({values[0]:g}): a rank correlation is not defined."
+            )
     return float(scipy.stats.spearmanr(first, second).statistic)
 
 

@@ -140,7 +140,7 @@ def compare(images: ImageSet, kappa: np.ndarray) -> tuple[pd.DataFrame, pd.DataF
                 "encoder": name,
                 "trained_on": _info(name)["settings"]["dataset"],
                 "uncertainty": words,
-                "spearman": uncertainty.rank_correlation(embedded["uncertainty"], -kappa),
+                "spearman": rank_correlation(embedded["uncertainty"], -kappa),
                 "unlikeness": unlikeness,
                 "resembles": "no" if unlikeness > encoders.UNLIKE else "undecided",
             }
@@ -183,7 +183,15 @@ def stored_ranks(output: Path) -> pd.DataFrame:
 
 def brightness_correlation(images: np.ndarray, kappa: np.ndarray) -> float:
     """Rank correlation of κ with the plainest property of an image, its mean brightness."""
-    return uncertainty.rank_correlation(images.mean((1, 2, 3)), kappa)
+    return rank_correlation(images.mean((1, 2, 3)), kappa)
+
+
+def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Spearman's; NaN where κ, or what it is compared with, is the same for all images."""
+    try:
+        return uncertainty.rank_correlation(first, second)
+    except uncertainty.UndefinedStatistic:
+        return np.nan
 
 
 def is_constant(kappa: np.ndarray) -> bool:
