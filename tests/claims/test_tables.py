@@ -1,7 +1,6 @@
 """The benchmark on a small results folder made by hand."""
 
 import numpy as np
-import pandas as pd
 import pytest
 from scipy import stats
 
@@ -91,9 +90,3 @@ def test_who_has_learned_something(values):
 def test_without_runs_the_command_that_makes_them_is_named():
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         tables.measurements("standard")
-
-
-def test_a_table_of_nothing_has_its_columns():
-    empty = pd.DataFrame(columns=[*tables.KEYS, "seed", "value", "ci_low", "ci_high", "n"])
-    assert list(tables.benchmark(empty)) == [*tables.KEYS, *tables.INTERVAL]
-    assert tables.against_trivial(empty).empty

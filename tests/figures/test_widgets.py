@@ -27,12 +27,6 @@ def test_the_figure_shows_the_image_and_the_crop_that_are_scored():
         torch.testing.assert_close(shown, image.movedim(0, -1))
 
 
-def test_grey_images_and_shares_that_are_no_whole_pixels():
-    figure = widgets.crop_figure(IMAGES[1, :1], 0, 0, 0.55, lambda image: 1.0)
-    square = figure.axes[0].patches[0]
-    assert square.get_width() == embed.pixels_of_square(0, 0, 0.55, 16)[2]
-
-
 def test_sliders_move_the_crop_and_keep_it_inside(monkeypatch):
     drawn = []
 
