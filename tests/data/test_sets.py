@@ -1,7 +1,6 @@
 """Sets in memory and in files: batches, subsets, checksums, splits, and drawn sets."""
 
 import shutil
-import threading
 
 import numpy as np
 import pytest
@@ -73,23 +72,6 @@ def test_prefetched_batches_equal_direct_ones(folder_set, resident):
     assert list(batches(images, [])) == []
     with pytest.raises(ValueError, match="indices run from 99"):
         list(batches(images, [[0], [99]]))
-
-
-def test_the_next_batch_is_decoded_while_this_one_is_used(folder_set, monkeypatch):
-    decoded = threading.Event()
-    batch = ImageSet.batch
-
-    def listening(self, indices):
-        result = batch(self, indices)
-        if indices == [1]:
-            decoded.set()
-        return result
-
-    monkeypatch.setattr(ImageSet, "batch", listening)
-    stream = batches(folder_set, [[0], [1], [2]])
-    next(stream)
-    assert decoded.wait(10)  # nobody asked for the second batch yet
-    stream.close()
 
 
 # -------------------------------------------------------------------------------------- subsets

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pickle
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +10,11 @@ import torchvision
 from PIL import Image
 
 from lib import data
-from lib.data import downloads, sources
+from lib.data import sources
 from lib.data.sets import ImageSet, image_folder, styled
 from lib.data.sources import load
 from lib.runs import store
-from tests.data.writers import no_network, pixels, write_idx, write_image, write_npz
+from tests.data.writers import RANDOM, no_network, pixels, write_idx, write_image, write_npz
 
 pytestmark = pytest.mark.usefixtures(no_network.__name__)
 
@@ -43,32 +42,16 @@ def test_npz_grey_and_without_classes(tmp_path):
     assert images.images.shape == (6, 8, 8, 1) and images.classes == ["0", "1", "2", "3"]
 
 
-def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
-    write_npz(tmp_path / "mine/train.npz")
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    source = load("mine").source
-    monkeypatch.delenv("DATA_DIR")
-    assert sources.default_data_dir() == store.ROOT / "data"
-    monkeypatch.chdir(tmp_path)
-    assert load("mine", data_dir=Path(".")).source == source
-
-
 def test_image_folder_with_and_without_classes(tmp_path):
-    for file in ("cat/1.jpg", "cat/deep/2.PNG", "ant/1.png"):
-        write_image(tmp_path / "animals/train" / file)
-    for file in ("b.png", "a.jpg"):
-        write_image(tmp_path / "flat/train" / file)
+    for file in ("animals/train/cat/deep/2.PNG", "animals/train/ant/1.png", "flat/train/a.jpg"):
+        write_image(tmp_path / file)
     classed = load("animals", data_dir=tmp_path)
-    assert classed.classes == ["ant", "cat"] and classed.labels.tolist() == [0, 1, 1]
+    assert classed.classes == ["ant", "cat"] and classed.labels.tolist() == [0, 1]
     flat = load("flat", data_dir=tmp_path)
     assert flat.classes == ["unlabelled"] and flat.source == "image folder DATA_DIR/flat/train"
-    assert [file.name for file in flat.images.files] == ["a.jpg", "b.png"]
     write_image(tmp_path / "animals/train/lost.png")
     with pytest.raises(ValueError, match=r"beside its sub-folders \(lost.png\)"):
         load("animals", data_dir=tmp_path)
-
-
-def test_folders_without_images_are_errors(tmp_path):
     (tmp_path / "hollow/train/empty").mkdir(parents=True)
     with pytest.raises(ValueError, match="empty holds no images"):
         load("hollow", data_dir=tmp_path)
@@ -76,28 +59,29 @@ def test_folders_without_images_are_errors(tmp_path):
         image_folder(tmp_path / "nowhere")
 
 
-@pytest.mark.parametrize("kind", ["npz", "folder"])
-def test_test_images_may_be_called_val(tmp_path, kind):
-    for split, n in (("train", 6), ("val", 4)):
-        if kind == "npz":
-            write_npz(tmp_path / f"mine/{split}.npz", n)
-        for i in range(n if kind == "folder" else 0):
-            write_image(tmp_path / f"mine/{split}/a/{i}.png")
+def test_data_dir_comes_from_the_environment(tmp_path, monkeypatch):
+    write_npz(tmp_path / "mine/train.npz")
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    assert len(load("mine")) == 6
+    monkeypatch.delenv("DATA_DIR")
+    assert sources.default_data_dir() == store.ROOT / "data"
+
+
+def test_test_images_may_be_called_val_where_a_set_has_no_others(tmp_path):
+    write_npz(tmp_path / "mine/train.npz", 6)
+    write_npz(tmp_path / "mine/val.npz", 4)
+    write_image(tmp_path / "photos/val/a/1.png")
     test = load("mine", "test", tmp_path)
     assert len(test) == 4 and test.split == "test" and "DATA_DIR/mine/val" in test.source
     assert len(load("mine", "val", tmp_path)) == 4
     assert len(load("styled_mine", "test", tmp_path, image_size=8)) == 4
-    # A test set of its own comes first.
+    assert len(load("photos", "test", tmp_path)) == 1
     write_npz(tmp_path / "mine/test.npz", 5)
     assert len(load("mine", "test", tmp_path)) == 5
-
-
-def test_val_is_not_test_where_a_set_has_both(tmp_path):
+    # DTD has both.
     write_npz(tmp_path / "dtd/val.npz")
     with pytest.raises(FileNotFoundError):
         load("dtd", "test", tmp_path, image_size=8, download=False)
-    write_npz(tmp_path / "imagenet/val.npz")
-    assert len(load("imagenet", "test", tmp_path, image_size=8)) == 6
 
 
 def test_a_set_without_splits_is_split_80_20_by_class(tmp_path):
@@ -115,11 +99,10 @@ def test_a_set_without_splits_is_split_80_20_by_class(tmp_path):
     assert len(load("mine", "all", tmp_path)) == 80
 
 
-@pytest.mark.parametrize("name", ["test", "val"])
-def test_nothing_is_taken_out_of_all_beside_a_test_file(tmp_path, name):
+def test_nothing_is_taken_out_of_all_beside_a_test_file(tmp_path):
     """It could overlap with it."""
     write_npz(tmp_path / "mine/all.npz", 80)
-    write_npz(tmp_path / f"mine/{name}.npz")
+    write_npz(tmp_path / "mine/val.npz")
     with pytest.raises(ValueError, match="no split 'train'"):
         load("mine", "train", tmp_path)
 
@@ -130,7 +113,6 @@ def test_image_size_resizes_arrays(tmp_path):
     for image, original in zip(images, arrays["images"], strict=True):
         resized = Image.fromarray(original).resize((16, 16), Image.Resampling.BILINEAR)
         np.testing.assert_array_equal(image, np.asarray(resized))
-    assert load("digits", image_size=28).images.shape == (1438, 28, 28, 1)
 
 
 # ------------------------------------------------------------------------------ malformed input
@@ -140,16 +122,12 @@ def test_image_size_resizes_arrays(tmp_path):
         ({"images": None}, "lacks images .it has labels, classes"),
         ({"labels": None}, "lacks labels"),
         ({"images": np.zeros((6, 8, 8, 3), np.float32)}, "images have dtype float32"),
-        ({"images": np.zeros((6, 8), np.uint8)}, r"images have shape \[6, 8\]"),
         ({"images": np.zeros((6, 3, 8, 8), np.uint8)}, "images have 8 channels"),
         ({"images": np.zeros((0, 8, 8, 3), np.uint8), "labels": np.zeros(0, int)}, "no images"),
         ({"labels": np.zeros(5, int)}, r"labels has shape \[5\] but there are 6 images"),
-        ({"labels": np.zeros((6, 1), int)}, r"labels has shape \[6, 1\]"),
         ({"labels": np.zeros(6)}, "labels have dtype float64"),
         ({"labels": np.array([0, 1, 0, 1, 0, -1])}, "labels run from -1 to 1"),
         ({"labels": np.array([0, 1, 0, 1, 0, 2])}, "from 0 to 2 but there are 2 classes"),
-        ({"labels": -np.ones(6, int), "classes": None}, "labels run from -1"),
-        ({"classes": np.array([["a", "b"]])}, "classes has shape"),
         ({"hue": np.zeros(4, int)}, r"hue has shape \[4\]"),
         ({"hue": np.array([{}] * 6, dtype=object)}, "not Python objects"),
     ],
@@ -161,20 +139,15 @@ def test_malformed_npz(tmp_path, change, message):
     assert "mine/train" in str(error.value)
 
 
-@pytest.mark.parametrize("keep", [0, 0.5, 0.99])
-def test_truncated_npz(tmp_path, keep):
+def test_truncated_npz(tmp_path):
     file = tmp_path / "mine/train.npz"
     write_npz(file, n=50)
-    content = file.read_bytes()
-    file.write_bytes(content[: int(keep * len(content))])
+    file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match="train.npz is truncated or not an npz file"):
         load("mine", data_dir=tmp_path)
 
 
-BAD_NAMES = ["../x", "a/b", "..", ".", "", "/etc", ".hidden", "a b", "a\\b", "x\n"]
-
-
-@pytest.mark.parametrize("name", BAD_NAMES)
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "/etc", ".hidden", "a\\b", "x\n"])
 def test_names_that_leave_the_folder(tmp_path, name):
     with pytest.raises(ValueError, match="cannot name a set or split"):
         load(name, data_dir=tmp_path)
@@ -203,7 +176,6 @@ def test_idx_files(tmp_path, packed):
     test = load("mnist", "test", tmp_path)
     np.testing.assert_array_equal(test.images[..., 0], images)
     np.testing.assert_array_equal(test.labels, labels)
-    assert test.source == "torchvision layout DATA_DIR/MNIST/raw"
 
 
 def test_npz_comes_before_folder_before_torchvisions_layout(tmp_path):
@@ -218,71 +190,54 @@ def test_npz_comes_before_folder_before_torchvisions_layout(tmp_path):
     assert source() == "npz file DATA_DIR/mnist/train.npz"
 
 
-def write(path, content):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
+# Images of Imagenette, Imagewoof, Food-101, DTD, SUN397, Flowers-102, FGVC-Aircraft, Oxford-IIIT Pet,
+# Stanford Cars and CelebA, as torchvision unpacks them
+IMAGES = [
+    *(f"imagenette2-320/train/{folder}/a.jpeg" for folder in ("n03028079", "n01440764")),
+    *(f"imagewoof2-320/train/{folder}/a.JPEG" for folder in ("n03028079", "n01440764")),
+    *(f"imagewoof2-320/val/{folder}/a.JPEG" for folder in ("n03028079", "n01440764")),
+    *(f"food-101/images/{file}.jpg" for file in ("pie/1", "bread/2")),
+    *(f"dtd/dtd/images/{file}.jpg" for file in ("zigzag/1", "dotted/2")),
+    *(f"SUN397/a/abbey/sun_{i}.jpg" for i in range(10)),
+    *(f"SUN397/b/bar/sun_{i}.jpg" for i in range(10)),
+    *(f"flowers-102/jpg/image_0000{i}.jpg" for i in (1, 2)),
+    *(f"fgvc-aircraft-2013b/data/images/{i}.jpg" for i in (1, 2)),
+    *(f"oxford-iiit-pet/images/{name}.jpg" for name in ("Siamese_1", "beagle_2")),
+    *(f"stanford_cars/cars_train/{i}.jpg" for i in (1, 2)),
+    *(f"celeba/img_align_celeba/{i}.jpg" for i in (1, 2, 3)),
+]
+ANNOTATIONS = {
+    "food-101/meta/train.json": '{"pie": ["pie/1"], "bread": ["bread/2"]}',
+    "dtd/dtd/labels/train1.txt": "zigzag/1.jpg\ndotted/2.jpg\n",
+    "SUN397/ClassName.txt": "/a/abbey\n/b/bar\n",
+    "fgvc-aircraft-2013b/data/variants.txt": "A380\nBoeing 707\n",
+    "fgvc-aircraft-2013b/data/images_variant_train.txt": "1 Boeing 707\n2 A380\n",
+    "oxford-iiit-pet/annotations/trainval.txt": "Siamese_1 2 1 1\nbeagle_2 1 2 1\n",
+    "stl10_binary/class_names.txt": "airplane\nbird\n",
+    "stl10_binary/fold_indices.txt": "0\n",
+    "celeba/list_eval_partition.txt": "1.jpg 0\n2.jpg 0\n3.jpg 2\n",
+    "celeba/identity_CelebA.txt": "1.jpg 11\n2.jpg 12\n3.jpg 13\n",
+    "celeba/list_bbox_celeba.txt": "3\nimage_id x y\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n",
+    "celeba/list_landmarks_align_celeba.txt": "3\nx y\n1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n",
+    "celeba/list_attr_celeba.txt": "3\nMale Smiling\n1.jpg 1 -1\n2.jpg -1 1\n3.jpg -1 1\n",
+}
 
 
-def write_cifar_and_stl(root):
+def write_binary_files(root):
+    """CIFAR-10, STL-10, and the MATLAB files of Flowers-102 and Stanford Cars."""
+    cifar = root / "cifar-10-batches-py"
+    cifar.mkdir()
     for i in range(1, 6):
         batch = {"data": np.full((1, 3072), i, np.uint8), "labels": [i % 2]}
-        write(root / f"cifar-10-batches-py/data_batch_{i}", pickle.dumps(batch))
-    classes = {"label_names": ["plane", "car"]}
-    write(root / "cifar-10-batches-py/batches.meta", pickle.dumps(classes))
+        (cifar / f"data_batch_{i}").write_bytes(pickle.dumps(batch))
+    (cifar / "batches.meta").write_bytes(pickle.dumps({"label_names": ["plane", "car"]}))
     stl = root / "stl10_binary"
-    write(stl / "train_X.bin", np.arange(2 * 3 * 96 * 96, dtype=np.uint8).tobytes())
-    write(stl / "train_y.bin", bytes([2, 1]))
-    write(stl / "unlabeled_X.bin", bytes(3 * 96 * 96))
-    write(stl / "class_names.txt", "airplane\nbird\n")
-    write(stl / "fold_indices.txt", "0\n")
-
-
-def write_celeba(folder):
-    rows = "1.jpg 0 0\n2.jpg 0 0\n3.jpg 0 0\n"
-    for i in (1, 2, 3):
-        write_image(folder / f"img_align_celeba/{i}.jpg")
-    write(folder / "list_eval_partition.txt", "1.jpg 0\n2.jpg 0\n3.jpg 2\n")
-    write(folder / "identity_CelebA.txt", "1.jpg 11\n2.jpg 12\n3.jpg 13\n")
-    write(folder / "list_bbox_celeba.txt", f"3\nimage_id x y\n{rows}")
-    write(folder / "list_landmarks_align_celeba.txt", f"3\nx y\n{rows}")
-    attributes = "3\nMale Smiling\n1.jpg 1 -1\n2.jpg -1 1\n3.jpg -1 1\n"
-    write(folder / "list_attr_celeba.txt", attributes)
-
-
-def write_class_folders(root):
-    """Imagenette, Imagewoof, Food-101, DTD, SUN397."""
-    for folder in ("n03028079", "n01440764"):
-        write_image(root / f"imagenette2-320/train/{folder}/a.jpeg", (12, 9))
-        write_image(root / f"imagewoof2-320/train/{folder}/a.JPEG")
-        write_image(root / f"imagewoof2-320/val/{folder}/a.JPEG")
-    write(root / "food-101/meta/train.json", '{"pie": ["pie/1"], "bread": ["bread/2"]}')
-    for file in ("pie/1.jpg", "bread/2.jpg"):
-        write_image(root / "food-101/images" / file)
-    write(root / "dtd/dtd/labels/train1.txt", "zigzag/1.jpg\ndotted/2.jpg\n")
-    for file in ("zigzag/1.jpg", "dotted/2.jpg"):
-        write_image(root / "dtd/dtd/images" / file)
-    for i in range(10):
-        write_image(root / f"SUN397/a/abbey/sun_{i}.jpg")
-        write_image(root / f"SUN397/b/bar/sun_{i}.jpg")
-    write(root / "SUN397/ClassName.txt", "/a/abbey\n/b/bar\n")
-
-
-def write_annotated_files(root):
-    """Flowers-102, FGVC-Aircraft, Oxford-IIIT Pet, Stanford Cars: labels apart from images."""
-    planes = root / "fgvc-aircraft-2013b/data"
-    for i in (1, 2):
-        write_image(root / f"flowers-102/jpg/image_{i:05d}.jpg")
-        write_image(planes / f"images/{i}.jpg")
-        write_image(root / f"stanford_cars/cars_train/{i}.jpg")
+    (stl / "train_X.bin").write_bytes(np.arange(2 * 3 * 96 * 96, dtype=np.uint8).tobytes())
+    (stl / "train_y.bin").write_bytes(bytes([2, 1]))
+    (stl / "unlabeled_X.bin").write_bytes(bytes(3 * 96 * 96))
     setid = {"trnid": [[1, 2]], "valid": [[1]], "tstid": [[2]]}
     scipy.io.savemat(root / "flowers-102/imagelabels.mat", {"labels": [[5, 3]]})
     scipy.io.savemat(root / "flowers-102/setid.mat", setid)
-    write(planes / "variants.txt", "A380\nBoeing 707\n")
-    write(planes / "images_variant_train.txt", "1 Boeing 707\n2 A380\n")
-    pets = root / "oxford-iiit-pet"
-    write(pets / "annotations/trainval.txt", "Siamese_1 2 1 1\nbeagle_2 1 2 1\n")
-    for file in ("Siamese_1.jpg", "beagle_2.jpg"):
-        write_image(pets / "images" / file)
     devkit = root / "stanford_cars/devkit"
     devkit.mkdir()
     rows = np.array([("1.jpg", 2), ("2.jpg", 1)], dtype=[("fname", "O"), ("class", "O")])
@@ -299,10 +254,12 @@ def layouts(tmp_path, monkeypatch):
     monkeypatch.setattr(torchvision_sets.flowers102, "check_integrity", lambda *_: True)
     monkeypatch.setattr(torchvision_sets.STL10, "_check_integrity", lambda _: True)
     monkeypatch.setattr(torchvision_sets.CelebA, "_check_integrity", lambda _: True)
-    write_cifar_and_stl(tmp_path)
-    write_celeba(tmp_path / "celeba")
-    write_class_folders(tmp_path)
-    write_annotated_files(tmp_path)
+    for path in IMAGES:
+        write_image(tmp_path / path)
+    for path, text in ANNOTATIONS.items():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text(text)
+    write_binary_files(tmp_path)
     return tmp_path
 
 
@@ -381,37 +338,29 @@ def test_an_error_names_every_way_to_provide_a_set(tmp_path):
         load("cars", data_dir=tmp_path, image_size=8)
     for way in ("cars/train.npz", "<class>/*.jpg", "stanford_cars", "no network", "devkit"):
         assert way in str(error.value)
-    with pytest.raises(FileNotFoundError, match="download=False"):
-        load("mnist", data_dir=tmp_path / "empty", download=False)
-    assert not (tmp_path / "empty").exists()
 
 
 # ------------------------------------------------------------------------- sets made from others
-def test_digits(tmp_path):
+def test_digits_are_split_20_to_80_by_class(tmp_path):
     train = load("digits", "train", tmp_path)
     test = load("digits", "test", tmp_path)
-    assert (len(train), len(test)) == (1438, 359) and train.title == "digits"
-    assert len(np.unique(train.images)) == 17 and train.images.max() == 255
+    assert (len(train), len(test)) == (1438, 359)
+    assert train.images.max() == 255
     counts = np.bincount(test.labels)
     assert np.abs(counts / (np.bincount(train.labels) + counts) - 0.2).max() < 0.003
     assert sorted([*train.index, *test.index]) == list(range(1797))
 
 
 def test_styled_by_name(tmp_path):
-    train = load("styled_digits", "train", tmp_path)
-    test = load("styled_digits", "test", tmp_path)
-    assert train.title == "styled_digits" and train.images.shape == (1438, 32, 32, 3)
-    np.testing.assert_array_equal(test.labels, load("digits", "test", tmp_path).labels)
-    assert load("styled_digits", "test", tmp_path, image_size=16).images.shape[1:3] == (16, 16)
-    # each split has styles of its own
-    assert abs(train.extra["scale"][:359] - test.extra["scale"]).mean() > 0.1
-
-
-def test_styles_are_drawn_on_images_of_their_own_size(tmp_path):
-    write_npz(tmp_path / "mine/train.npz", images=pixels(6, 24))
-    small = load("styled_mine", "train", tmp_path, image_size=16)
+    write_npz(tmp_path / "mine/train.npz", 40, images=pixels(40, 24))
+    write_npz(tmp_path / "mine/test.npz", 40, images=pixels(40, 24))
+    train = load("styled_mine", "train", tmp_path, image_size=16)
+    test = load("styled_mine", "test", tmp_path, image_size=16)
+    # Drawn on images of their own size, for each split anew
     plain = load("mine", "train", tmp_path)
-    np.testing.assert_array_equal(small.images, styled(plain, 16).images)
+    np.testing.assert_array_equal(train.images, styled(plain, 16).images)
+    np.testing.assert_array_equal(train.labels, plain.labels)
+    assert abs(train.extra["scale"] - test.extra["scale"]).mean() > 0.1
     write_image(tmp_path / "photos/train/cat/1.png", (20, 30))
     write_image(tmp_path / "photos/train/dog/1.png", (40, 24))
     photos = load("styled_photos", "train", tmp_path, image_size=16)
@@ -429,11 +378,10 @@ def test_one_class_by_name(tmp_path):
 
 
 def test_generated_by_name(tmp_path):
-    train = load("generated", "train", tmp_path)
-    test = load("generated", "test", tmp_path)
-    assert (len(train), len(test)) == (512, 256) and train.title == "generated"
+    train = load("generated", "train", tmp_path, image_size=16)
+    test = load("generated", "test", tmp_path, image_size=16)
+    assert train.images.shape == (512, 16, 16, 3) and len(test) == 256
     assert not np.array_equal(train.images[:256], test.images)
-    assert load("generated", image_size=16, data_dir=tmp_path).images.shape == (512, 16, 16, 3)
     noise = load("generated_noise", "test", tmp_path)
     assert noise.name == "generated_noise" and abs(noise.images.mean() - 127.5) < 1
 
@@ -448,22 +396,15 @@ def test_hair_is_what_exactly_one_attribute_says():
 
 
 def test_style_of_celeba_is_hair_and_the_most_balanced_attributes():
-    generator = np.random.default_rng(0)
     names = [name for name in sources.CELEBA_ATTRIBUTES if name != "Male"]
     extra = {}
     for name, share in zip(names, np.linspace(0.01, 0.6, len(names)), strict=True):
-        extra[name] = (generator.random(2000) < share).astype(np.int64)
+        extra[name] = (RANDOM.random(2000) < share).astype(np.int64)
     extra["hair"] = np.zeros(2000, np.int64)
     extra["identity"] = np.arange(2000)
     extra["Male"] = np.arange(2000) % 2
-    faces = ImageSet(
-        name="celeba",
-        split="train",
-        images=np.zeros((2000, 8, 8, 3), np.uint8),
-        labels=extra["Male"],
-        classes=["not male", "male"],
-        extra=extra,
-    )
+    images = np.zeros((2000, 8, 8, 3), np.uint8)
+    faces = ImageSet("celeba", "train", images, extra["Male"], ["not male", "male"], extra=extra)
     nearest = sorted(names, key=lambda name: abs(extra[name].mean() - 0.5))[:20]
     assert sources.style_factors(faces) == ["hair", *nearest]
     others = sources.style_factors(dataclasses.replace(faces, name="styled_faces"))
@@ -472,14 +413,7 @@ def test_style_of_celeba_is_hair_and_the_most_balanced_attributes():
     assert not sources.has_styles("cifar10")
 
 
-# ------------------------------------------------------------------------- public names and page
-def test_the_package_gives_its_public_names():
-    assert data.load is load and data.ImageSet is ImageSet and data.views.RECIPES
-    assert all(getattr(data, name) is not None for name in data.__all__)
-    with pytest.raises(AttributeError, match="nothing"):
-        data.nothing  # noqa: B018
-
-
+# ------------------------------------------------------------------------- ----- the command --
 def test_fetch_command(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
     assert sources.main(["fetch", "digits", "generated"]) == 0
@@ -487,11 +421,3 @@ def test_fetch_command(tmp_path, monkeypatch, capsys):
     assert sources.main(["fetch", "food101", "digits"]) == 1
     output = capsys.readouterr()
     assert "food101 (train) was not found" in output.err and "digits/test" in output.out
-
-
-def test_the_page_of_data_names_every_set():
-    page = (store.ROOT / "notebooks" / "data.md").read_text()
-    for name in sources.DATASETS:
-        assert f"`{name}`" in page, name
-    for name in downloads.DEBIAN.values():
-        assert name[0] in page

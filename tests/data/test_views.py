@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import math
 
 import kornia
 import numpy as np
@@ -76,29 +75,20 @@ def test_resize_is_torchvisions(size):
     close(views.resize(images, size), tv2.resize(images, [size, size], antialias=True), 1e-5)
 
 
-@pytest.mark.parametrize(("height", "width"), [(24, 24), (17, 30)])
-def test_blur_is_the_gaussian_of_kornia_and_torchvision_borders_included(height, width):
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (17, 30), (5, 6)])
+def test_blur_is_the_gaussian_of_kornia_borders_included(height, width):
     images = noise(5, height=height, width=width)
     sigma = torch.tensor([0.1, 0.4, 1.0, 1.7, 2.0])
-    for image, s, got in zip(
-        images, sigma.tolist(), views.gaussian_blur(images, sigma), strict=True
-    ):
-        theirs = kornia.filters.gaussian_blur2d(
-            image[None], (17, 17), (s, s), border_type="reflect"
-        )
-        close(got, theirs[0])
-        close(got, tv.gaussian_blur(image, [17, 17], [s, s]))
-
-
-def test_blur_of_images_smaller_than_its_reach():
-    images = noise(2, height=5, width=6)
-    theirs = kornia.filters.gaussian_blur2d(images, (9, 11), (2.0, 2.0), border_type="reflect")
-    close(views.gaussian_blur(images, torch.full((2,), 2.0)), theirs)
+    kernel = (min(17, 2 * height - 1), min(17, 2 * width - 1))  # no wider than a reflection
+    blurred = views.gaussian_blur(images, sigma)
+    for image, s, ours in zip(images, sigma.tolist(), blurred, strict=True):
+        theirs = kornia.filters.gaussian_blur2d(image[None], kernel, (s, s), border_type="reflect")
+        close(ours, theirs[0])
 
 
 # --------------------------------------------------------------------------------------- colour
 OPERATIONS = [tv.adjust_brightness, tv.adjust_contrast, tv.adjust_saturation, tv.adjust_hue]
-ORDERS = [(0,), (1,), (2,), (3,), (0, 1, 2, 3), (3, 2, 1, 0), (2, 0, 3, 1)]
+ORDERS = [(0,), (1,), (2,), (3,), (2, 0, 3, 1)]
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -109,18 +99,16 @@ def test_colour_jitter_is_torchvisions(order):
     images[2, :2] = images[2, :1]  # two channels share the largest value
     strengths = {"brightness": 0.8, "contrast": 0.8, "saturation": 0.8, "hue": 0.5}
     factors = views.jitter_factors(8, strengths, generator())
-    for image, row, got in zip(
-        images, factors, views.color_jitter(images, factors, order), strict=True
-    ):
+    jittered = views.color_jitter(images, factors, order)
+    for image, row, ours in zip(images, factors, jittered, strict=True):
         for part in order:
             image = OPERATIONS[part](image, row[part].item())
-        close(got, image, 1e-5)
+        close(ours, image, 1e-5)
 
 
 def test_grey_is_torchvisions():
     images = noise()
     close(views.to_grey(images), tv.rgb_to_grayscale(images), 1e-6)
-    assert views.to_grey(images[:, :1]).shape == (6, 1, 24, 24)
 
 
 def test_grey_images_change_only_in_brightness_and_contrast():
@@ -135,19 +123,19 @@ def test_grey_images_change_only_in_brightness_and_contrast():
 # ---------------------------------------------------------------------------- random parameters
 @pytest.mark.parametrize(
     ("height", "width", "scale"),
-    [(32, 32, (0.2, 1.0)), (96, 64, (0.2, 1.0)), (40, 100, (0.05, 0.2)), (100, 40, (0.6, 1.0))],
+    [(96, 64, (0.2, 1.0)), (40, 100, (0.05, 0.2)), (100, 40, (0.6, 1.0))],
 )
 def test_boxes_are_distributed_as_torchvisions(height, width, scale):
     ratio = (3 / 4, 4 / 3)
     torch.manual_seed(1)
     image = torch.empty(1, height, width)
     draw = transforms.RandomResizedCrop.get_params
-    theirs = np.array([draw(image, list(scale), list(ratio)) for _ in range(4000)], float)
+    theirs = np.array([draw(image, list(scale), list(ratio)) for _ in range(2000)], float)
     box = views.random_boxes(20_000, height, width, scale, ratio, generator())
     assert (box == box.round()).all() and (box[:, :2] >= 0).all()
     assert (box[:, 0] + box[:, 2] <= height).all() and (box[:, 1] + box[:, 3] <= width).all()
 
-    def described(boxes):
+    def facts(boxes):
         top, left, h, w = boxes.T
         return {
             "area": h * w,
@@ -158,8 +146,8 @@ def test_boxes_are_distributed_as_torchvisions(height, width, scale):
             "left": left / np.maximum(width - w, 1),
         }
 
-    expected = described(theirs)
-    for name, values in described(box.numpy().astype(float)).items():
+    expected = facts(theirs)
+    for name, values in facts(box.numpy().astype(float)).items():
         assert same_distribution(values, expected[name]), name
 
 
@@ -184,19 +172,8 @@ def test_jitter_factors_are_uniform_in_torchvisions_ranges():
     assert stats.kstest(strong[:, 0].numpy(), "uniform", (0, 2.5)).pvalue > ALIKE
 
 
-OFF = SIMSIAM | {
-    "flip": 0.0,
-    "jitter": 0.0,
-    "grey": 0.0,
-    "blur": 0.0,
-    "scale": (1.0, 1.0),
-    "ratio": (1.0, 1.0),
-}
-
-
-def test_nothing_on_is_the_identity():
-    images = noise()
-    close(views.augment(images, 24, OFF, generator()), images, 1e-6)
+OFF = dict.fromkeys(("flip", "jitter", "grey", "blur"), 0.0)
+OFF = SIMSIAM | OFF | {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
 
 
 @pytest.mark.parametrize("name", ["flip", "upside_down", "jitter", "grey", "blur"])
@@ -208,15 +185,14 @@ def test_each_part_happens_as_often_as_its_recipe_says(name):
     made = views.augment(images, 24, strengths, generator())
     changed = (made - images).abs().amax((1, 2, 3)) > 1e-4
     assert stats.binomtest(int(changed.sum()), 3000, probability).pvalue > ALIKE
-    view = made[changed][0]
-    if name == "flip":
-        torch.testing.assert_close(view, images[0].flip(-1))
-    if name == "upside_down":
-        torch.testing.assert_close(view, images[0].flip(-2))
-    if name == "grey":
-        close(view, tv.rgb_to_grayscale(images[0], 3), 1e-5)
-    if name == "blur":
-        assert view.diff(dim=-1).abs().mean() < images[0].diff(dim=-1).abs().mean()
+    close(made[~changed], images[~changed], 1e-6)
+    expected = {
+        "flip": images[0].flip(-1),
+        "upside_down": images[0].flip(-2),
+        "grey": tv.rgb_to_grayscale(images[0], 3),
+    }
+    if name in expected:
+        close(made[changed][0], expected[name], 1e-5)
 
 
 # ---------------------------------------------------------------------------------- whole views
@@ -265,11 +241,8 @@ SECOND = views.BYOL | views.BYOL["second"]
 @pytest.mark.parametrize(
     "recipe", [*views.RECIPES.values(), SECOND], ids=[*views.RECIPES, "byol's second view"]
 )
-@pytest.mark.parametrize("shape", ["square", "tall"])
-def test_views_are_distributed_as_torchvisions(recipe, shape):
-    images = photos(400)
-    if shape == "tall":
-        images = images[..., 4:]  # off-centre, so that a wrong flip or crop shows
+def test_views_are_distributed_as_torchvisions(recipe):
+    images = photos(400)[..., 4:]  # off-centre, so that a wrong flip or crop shows
     ours = views.augment(images.repeat(6, 1, 1, 1), 18, recipe, generator(3))
     assert ours.min() >= -1e-6 and ours.max() <= 1 + 1e-6
     expected = statistics(torchvision_views(images, 18, recipe))
@@ -277,10 +250,7 @@ def test_views_are_distributed_as_torchvisions(recipe, shape):
         # Rounded: where no colour changes, a quantity has few values, equal except for rounding.
         theirs = expected[quantity].round(decimals=5)
         assert same_distribution(values.round(decimals=5), theirs), quantity
-        a = values.numpy()
-        b = expected[quantity].numpy()
-        error = math.hypot(a.std() / len(a) ** 0.5, b.std() / len(b) ** 0.5)
-        assert abs(a.mean() - b.mean()) < 4 * error, quantity
+        assert stats.ttest_ind(values, expected[quantity], equal_var=False).pvalue > 6e-5, quantity
 
 
 CHANGES = [
@@ -293,7 +263,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.parametrize(("height", "width", "size"), [(24, 24, 24), (20, 33, 12), (9, 8, 16)])
+@pytest.mark.parametrize(("height", "width", "size"), [(20, 33, 12), (9, 8, 16)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_compiled_views_are_the_batched_ones(change, height, width, size, channels):
     """Every step at once, up- and down-sampling; grey, black and saturated images among them."""
@@ -331,12 +301,10 @@ def test_parts_of_a_batch_have_together_the_views_of_the_whole(local):
         assert torch.equal(view, torch.cat(pieces))
 
 
-@pytest.mark.parametrize("batch", [1, 63, 64, 65, 130])
+@pytest.mark.parametrize("batch", [1, 63, 64, 65])
 def test_batches_of_every_length(batch):
     made = views.augment(photos(130)[:batch], 12, SIMSIAM, generator())
-    assert made.shape == (batch, 3, 12, 12) and made.isfinite().all()
-    assert made.is_contiguous(memory_format=torch.channels_last)
-    assert (made.std((1, 2, 3)) > 0).all()
+    assert made.shape == (batch, 3, 12, 12) and (made.std((1, 2, 3)) > 0).all()
 
 
 def test_views_depend_only_on_the_generator():
@@ -349,23 +317,16 @@ def test_views_depend_only_on_the_generator():
     assert torch.equal(torch.get_rng_state(), state) and torch.equal(images, original)
 
 
-def test_float_images_are_taken_as_they_are():
-    images = photos(70)
-    from_floats = views.augment(images.float() / 255, 16, SIMSIAM, generator())
-    close(from_floats, views.augment(images, 16, SIMSIAM, generator()), 1e-6)
-
-
 # ------------------------------------------------------------------------------ kinds and recipes
 def described(**changed):
     plain = {"augmentation": "simsiam", "image_size": 16, "local_size": 8, "local_views": 0}
     return plain | changed
 
 
-@pytest.mark.parametrize("local", [0, 3])
-def test_make_views_gives_global_views_first(local):
-    made = views.make_views(photos(20), described(local_views=local), generator())
-    assert [tuple(view.shape) for view in made] == [(20, 3, 16, 16)] * 2 + [(20, 3, 8, 8)] * local
-    assert len({view.sum().item() for view in made}) == 2 + local
+def test_make_views_gives_global_views_first():
+    made = views.make_views(photos(20), described(local_views=3), generator())
+    assert [tuple(view.shape) for view in made] == [(20, 3, 16, 16)] * 2 + [(20, 3, 8, 8)] * 3
+    assert len({view.sum().item() for view in made}) == 5
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -377,20 +338,14 @@ def test_a_run_may_have_any_number_of_views(count):
         views.view_kinds(described(augmentation="byol", views=count))
 
 
-def test_low_resolution_views_see_a_small_part():
+def test_views_of_the_papers():
     standard, local = views.view_kinds(settings.recipe("vi_simsiam_2022"))
     assert (standard.size, standard.strengths) == (224, SIMSIAM)
     assert (local.size, local.strengths) == (96, SIMSIAM | {"scale": (0.05, 0.2)})
-
-
-def test_byols_second_view_has_parameters_of_its_own():
-    first, second, local = views.view_kinds(described(augmentation="byol", local_views=3))
-    assert [kind.count for kind in (first, second, local)] == [1, 1, 3]
-    assert first.strengths == local.strengths | {"scale": (0.08, 1.0)} == views.BYOL
+    first, second = views.view_kinds(described(augmentation="byol"))
+    assert (first.count, second.count) == (1, 1)
+    assert first.strengths == views.BYOL
     assert second.strengths == views.BYOL | {"blur": 0.1, "solarise": 0.2}
-
-
-def test_dinos_low_resolution_views_have_crops_and_blur_of_their_own():
     local = views.view_kinds(described(augmentation="dino", local_views=3))[-1].strengths
     assert (local["scale"], local["blur"], local["solarise"]) == ((0.05, 0.4), 0.5, 0.0)
 
