@@ -29,21 +29,17 @@ def open_browser(width: int, height: int = 900):
 
 
 class Links(HTMLParser):
-    """The targets of a page's links and pictures, and its text."""
+    """The targets of a page's links and pictures."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.targets: list[str] = []
-        self.text: list[str] = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in ("href", "src") and value:
                 self.targets.append(value)
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def local_targets(page: Path) -> set[Path]:
@@ -61,13 +57,9 @@ def pages_within(front: Path, clicks: int) -> set[Path]:
     reached = {front.resolve()}
     latest = set(reached)
     for _ in range(clicks):
-        found = set()
+        linked = set()
         for page in latest:
-            found |= {path for path in local_targets(page) if path.suffix == ".html"}
-        latest = {path for path in found - reached if path.exists()}
+            linked |= {path for path in local_targets(page) if path.suffix == ".html"}
+        latest = {path for path in linked - reached if path.exists()}
         reached |= latest
     return reached
-
-
-def text_of(page: Path) -> str:
-    return " ".join("".join(Links(page).text).split())

@@ -146,16 +146,12 @@ def test_every_door_lets_good_input_in(place):
     ("command", "culprit"),
     [
         ("reproduce --profile quik", "quik"),
-        ("reproduce --profile ../data", "../data"),
         ("reproduce --profile smoke --paper vs3", "vs3"),
         ("reproduce --profile smoke --executor slrum", "EXECUTOR=slrum.*slurm"),
-        ("reproduce --profile smoke --executor slurm --gpus one", "GPUS=one"),
         ("reproduce --profile smoke --executor slurm --gpus=-1", "GPUS=-1"),
         ("reproduce --profile smoke --gpus 1", "EXECUTOR=slurm"),
         ("reproduce --profile smoke --jobs 0", "JOBS=0"),
-        ("reproduce --profile smoke --jobs two", "JOBS=two"),
         ("job nothing --profile smoke", "nothing.*00_start_here"),
-        ("figures --profile quik", "quik"),
         ("figures --profile smoke", "not complete"),
         ("progress ..", r"\.\."),
         ("score {root}/nowhere", "nowhere.*IMAGES"),
@@ -163,12 +159,9 @@ def test_every_door_lets_good_input_in(place):
         ("score {root}/data --out {root}/data/out", "OUT"),
         ("score {root}/data --out {root}/README.md", "README.md.*OUT"),
         ("score {root}/data --epochs many", "EPOCHS=many"),
-        ("score {root}/data --epochs=-3", "EPOCHS=-3"),
         ("score {root}/data --encoder vi_simsiam --epochs 3", "EPOCHS=3"),
         ("score {root}/data --encoder dinoo", "dinoo.*vi_simsiam"),
-        ("score {root}/data --profile quik", "quik"),
         ("notebook 12", "12"),
-        ("notebook ../10_pretraining", "../10_pretraining"),
         ("unknown", "unknown"),
     ],
 )
@@ -181,19 +174,15 @@ def test_commands(command, culprit, place, refused):
     ("parameters", "culprit"),
     [
         ("sed=1", "'sed'.*seed"),
-        ("seed", "'seed'"),
         ("seed=one", "'one'"),
         ("epochs=1.5", "1.5"),
         ("seed=__import__(1).getpid()", "seed"),
         ("seed=1 seed=2", "twice"),
         ("profile=smoke", "PROFILE=smoke"),
-        ("method='simsiam", "quotation"),
         ("method=simclear", "simclear"),
         ("seed=-1", "-1"),
-        ("learning_rate=1e999", "inf"),
         (f"runs='{NAME} {NAME}x'", f"{NAME}x"),
         ("dataset=cifar01", "cifar01"),
-        ("dataset=../mine", "../mine"),
     ],
 )
 def test_parameters_of_a_notebook(parameters, culprit, refused):
@@ -208,7 +197,6 @@ def test_parameters_of_a_notebook(parameters, culprit, refused):
         ("profiles", "[smoke\n", "profiles.toml"),
         ("profiles", "\n[smoke.methods.simsiam]\nbatchsize = 3\n", "batchsize.*batch_size"),
         ("profiles", '\n[smoke.methods.simsiam]\nepochs = "ten"\n', "epochs.*ten"),
-        ("recipes", "\n[simsiam_2]\ninherits = 'simsiam_2'\n", "simsiam_2"),
         ("recipes", "\n[simsiam_2]\ninherits = 'simsia'\n", "simsia"),
     ],
 )
@@ -240,8 +228,6 @@ def exabyte():
     [
         ({"images": PIXELS / 255}, "float64"),
         ({"images": np.zeros((8, 8, 8, 4), np.uint8)}, "4 channels"),
-        ({"images": PIXELS[:0], "labels": LABELS[:0]}, "no images"),
-        ({"labels": LABELS - 1}, "-1"),
         ({"labels": LABELS[:5]}, "labels"),
         ({"labels": LABELS / 2}, "labels.*float64"),
         ({"images": np.array([{}] * 8, object)}, "train.npz"),
@@ -286,9 +272,8 @@ def picture(image, kind):
         ("bad.png", b"\x89PNG"),
         ("bad.tiff", picture(Image.fromarray(np.full((32, 32), np.nan, np.float32)), "tiff")),
         ("bad.png", picture(Image.new("1", (1_000_000, 200)), "png")),
-        ("bad.png", picture(Image.new("1", (1_000_000, 1)), "png")),
     ],
-    ids=["truncated", "not finite", "huge", "a sliver"],
+    ids=["truncated", "not finite", "huge"],
 )
 def test_an_image_of_a_folder_to_score(name, content, place, refused):
     """With 63 others there are too few, and the message says why this one is not counted."""
@@ -299,20 +284,19 @@ def test_an_image_of_a_folder_to_score(name, content, place, refused):
 
 
 # ------------------------------------------------------------------------- stored files
-def doors():
-    return {
-        MODEL: lambda: training.train(FINISHED),
-        CONFIG: lambda: settings.stale_runs("smoke"),
-        ENCODER: lambda: lib.load("vi_simsiam"),
-        METRICS: lambda: store.read_metrics("smoke"),
-        SCORES: lambda: store.read_scores("smoke", NAME, "digits"),
-    }
+DOORS = {
+    MODEL: lambda: training.train(FINISHED),
+    CONFIG: lambda: settings.stale_runs("smoke"),
+    ENCODER: lambda: lib.load("vi_simsiam"),
+    METRICS: lambda: store.read_metrics("smoke"),
+    SCORES: lambda: store.read_scores("smoke", NAME, "digits"),
+}
 
 
 @pytest.mark.parametrize(
     "content", ["half", b"", b"\x80\x04}\x94."], ids=["half", "empty", "pickle"]
 )
-@pytest.mark.parametrize("name", doors())
+@pytest.mark.parametrize("name", DOORS)
 def test_a_stored_file_that_is_damaged(name, content, place, refused):
     path = place.path(name)
     whole = path.read_bytes()
@@ -320,7 +304,7 @@ def test_a_stored_file_that_is_damaged(name, content, place, refused):
     if name == METRICS and content == "half":
         damaged = b'method,"value'
     path.write_bytes(damaged)
-    refused(doors()[name], path.name)
+    refused(DOORS[name], path.name)
 
 
 def rewrite(path, drop="", info=None, **changed):
@@ -339,12 +323,15 @@ UNFIT = {
 
 
 @pytest.mark.parametrize("changes", UNFIT.values(), ids=UNFIT)
-def test_weights_of_a_run_that_do_not_fit(changes, place, refused):
-    rewrite(place.path(MODEL), **changes)
-    refused(lambda: training.load_trained(FINISHED, 1), "model.safetensors")
-
-
-@pytest.mark.parametrize("changes", [*UNFIT.values(), {"info": "{}"}], ids=[*UNFIT, "no settings"])
-def test_an_encoder_that_does_not_fit(changes, place, refused):
-    rewrite(place.path(ENCODER), **changes)
-    refused(lambda: lib.load("vi_simsiam"), "vi_simsiam.safetensors")
+@pytest.mark.parametrize(
+    ("name", "load"),
+    [
+        (MODEL, lambda: training.load_trained(FINISHED, 1)),
+        (ENCODER, lambda: lib.load("vi_simsiam")),
+    ],
+    ids=["run", "encoder"],
+)
+def test_weights_that_do_not_fit(name, load, changes, place, refused):
+    path = place.path(name)
+    rewrite(path, **changes)
+    refused(load, path.name)

@@ -82,31 +82,9 @@ def needed(requires: dict[str, list[str]], environment: dict[str, str]) -> set[s
 
 def test_every_requirement_is_pinned_exactly_and_names_no_address():
     for line, pin in zip(LINES, PINS.values(), strict=True):
-        assert [specifier.operator for specifier in pin.specifier] == ["=="], (
-            f"{line}: not pinned exactly"
-        )
+        assert [specifier.operator for specifier in pin.specifier] == ["=="], line
         assert "*" not in version_of(pin), f"{line}: a prefix, not a version"
-        assert pin.url is None and "://" not in line and not line.startswith("-"), (
-            f"{line}: an address or an option"
-        )
-    assert list(PINS) == sorted(PINS), "requirements.txt is not sorted by name"
-
-
-def test_every_declared_dependency_is_pinned_within_its_range():
-    for requirement in DECLARED:
-        pin = PINS[canonicalize_name(requirement.name)]
-        assert requirement.specifier.contains(version_of(pin)), (
-            f"pyproject.toml asks for {requirement}, requirements.txt pins {pin}"
-        )
-
-
-def test_pinned_setuptools_builds_the_project():
-    # make setup installs the project without build isolation, that is, with the pinned setuptools.
-    (build,) = map(
-        Requirement,
-        tomllib.loads((ROOT / "pyproject.toml").read_text())["build-system"]["requires"],
-    )
-    assert build.specifier.contains(version_of(PINS[build.name]))
+        assert pin.url is None, f"{line}: an address"
 
 
 def test_installed_environment_equals_the_pins():
@@ -128,36 +106,11 @@ def test_pins_are_complete_and_none_is_superfluous_here():
     assert needed(requires, environment) == set(active_pins(environment))
 
 
-def test_source_only_pins_are_pure_python():
-    for name in SOURCE_ONLY:
-        assert "Root-Is-Purelib: true" in importlib.metadata.distribution(name).read_text(
-            "WHEEL"
-        ), f"{name} needs a compiler"
-
-
 def test_conda_environment_is_the_same_set():
     conda = yaml.safe_load((ROOT / "environment.yml").read_text())
-    *provided, with_pip = conda["dependencies"]
-    assert conda["name"] == PROJECT["name"] and conda["channels"] == ["conda-forge"]
-    assert [line.partition("=")[0] for line in provided] == ["python", "pip"]
-    assert SpecifierSet(PROJECT["requires-python"]).contains(provided[0].removeprefix("python="))
+    python, _, with_pip = conda["dependencies"]
+    assert SpecifierSet(PROJECT["requires-python"]).contains(python.removeprefix("python="))
     assert with_pip == {"pip": ["-r requirements.txt", "-e ."]}
-
-
-def test_python_range_is_the_same_everywhere():
-    supported = [
-        f"3.{minor}"
-        for minor in range(20)
-        if SpecifierSet(PROJECT["requires-python"]).contains(f"3.{minor}")
-    ]
-    assert supported == ["3.11", "3.12", "3.13"]
-    makefile = (ROOT / "Makefile").read_text()
-    assert "(3, 11) <= sys.version_info[:2] <= (3, 13)" in makefile
-    assert all(f"python{version}" in makefile for version in supported)
-    assert "Python 3.11 to 3.13" in (ROOT / "requirements.txt").read_text()
-    assert SpecifierSet(PROJECT["requires-python"]).contains(
-        f"{sys.version_info.major}.{sys.version_info.minor}"
-    )
 
 
 @pytest.mark.versions
@@ -182,33 +135,13 @@ def test_pins_resolve_as_wheels(version, system, tmp_path):
     (tmp_path / "pins.txt").write_text(
         "\n".join(f"{name}=={version_of(pins[name])}" for name in wheels)
     )
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--dry-run",
-        "--ignore-installed",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--quiet",
-    ]
-    command += [
-        "--disable-pip-version-check",
-        "--no-input",
-        "--retries=1",
-        f"--python-version={version}",
-        "--implementation=cp",
-    ]
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed"]
+    command += ["--no-deps", "--only-binary=:all:", "--quiet", "--no-input", "--retries=1"]
+    command += ["--implementation=cp", f"--python-version={version}"]
     command += [f"--platform={tag}" for tag in tags]
-    command += [
-        "--target",
-        str(tmp_path / "target"),
-        "--report",
-        str(tmp_path / "report.json"),
-        "-r",
-        str(tmp_path / "pins.txt"),
-    ]
+    report_path = tmp_path / "report.json"
+    command += ["--target", str(tmp_path / "target"), "--report", str(report_path)]
+    command += ["-r", str(tmp_path / "pins.txt")]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode and any(
         error in done.stderr
@@ -217,18 +150,11 @@ def test_pins_resolve_as_wheels(version, system, tmp_path):
         pytest.skip("the package index cannot be reached from here")
     assert done.returncode == 0, done.stderr[-2000:]
 
-    report = [
-        item["metadata"] for item in json.loads((tmp_path / "report.json").read_text())["install"]
-    ]
-    assert {canonicalize_name(metadata["name"]) for metadata in report} == wheels
-    for metadata in report:
-        wanted = metadata.get("requires_python", "")
-        assert SpecifierSet(wanted).contains(f"{version}.0"), (
-            f"{metadata['name']} needs Python {wanted}"
-        )
-    requires = {
-        canonicalize_name(metadata["name"]): metadata.get("requires_dist", [])
-        for metadata in report
-    }
-    requires |= {name: importlib.metadata.requires(name) or [] for name in SOURCE_ONLY}
+    installed = json.loads(report_path.read_text())["install"]
+    requires = {name: importlib.metadata.requires(name) or [] for name in SOURCE_ONLY}
+    for metadata in (item["metadata"] for item in installed):
+        wanted = SpecifierSet(metadata.get("requires_python", ""))
+        assert wanted.contains(f"{version}.0"), f"{metadata['name']} needs Python {wanted}"
+        requires[canonicalize_name(metadata["name"])] = metadata.get("requires_dist", [])
+    assert set(requires) == set(pins)
     assert needed(requires, environment) == set(pins)

@@ -101,17 +101,6 @@ def test_a_kernel_that_exits_at_work_is_not_blamed_on_memory(tiny_notebook):
     assert "exit status 3" in message and "memory" not in message
 
 
-def test_a_startup_file_of_ipython_is_no_parameter(tiny_notebook, tmp_path, monkeypatch):
-    startup = tmp_path / "ipython" / "profile_default" / "startup"
-    startup.mkdir(parents=True)
-    (startup / "00-mine.py").write_text("DATA_ROOT = '/data'")
-    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
-    begin = "from lib.pipeline import notebooks\nfrom pathlib import Path\n"
-    begin += f"notebooks.NOTEBOOKS = Path({str(tmp_path)!r})\n"
-    begin += f"notebooks.begin({NAME!r}, globals())\nprint(DATA_ROOT)"
-    assert "/data" in shown(execution.execute(tiny_notebook(begin)))
-
-
 def test_a_job_writes_the_stamp_that_is_waited_for(tmp_path, monkeypatch):
     """Sources edited while the jobs run must not leave Snakemake waiting for another stamp."""
     executed = []

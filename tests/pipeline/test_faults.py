@@ -180,12 +180,3 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_done(part, tmp_path):
     assert "full 1" in said and "is full" in said
     assert "whole 0" in said, said
     assert not faults.not_whole(kept) and not faults.different_results(undisturbed, kept)
-
-
-def test_files_that_are_cut_short_are_found(tmp_path):
-    store.write_json(tmp_path / "whole.json", {})
-    assert not faults.not_whole(tmp_path)
-    for name, content in {"a.csv": "a,b\n1", "b.json": "{", "c.npz": "PK", "d.pdf": "%"}.items():
-        (tmp_path / name).write_text(content)
-    found = sorted(line.split(":")[0] for line in faults.not_whole(tmp_path))
-    assert found == ["a.csv", "b.json", "c.npz", "d.pdf"]

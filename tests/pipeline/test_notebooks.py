@@ -1,7 +1,6 @@
 """Every notebook is well formed and runs: all jobs of profile smoke, killed once."""
 
 import re
-import subprocess
 
 import nbformat
 import pytest
@@ -11,12 +10,6 @@ from lib.runs import settings, store
 from tests.pipeline import browser, faults
 
 PATHS = sorted(notebooks.NOTEBOOKS.glob("*.ipynb"))
-FORBIDDEN = {
-    r"rcParams": "styles are in figures/style.mplstyle",
-    r"[\"'](/home|/root|/tmp|/work|/Users|[A-Z]:\\\\)": "no absolute paths",
-    r"filterwarnings": "warnings are to be seen",
-    r"import \*": "no star imports",
-}
 
 
 def code_cells(path):
@@ -31,20 +24,9 @@ def test_settings_list_every_notebook():
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
-def test_lint_of_notebook(path):
-    notebook = nbformat.read(path, as_version=4)
-    nbformat.validate(notebook)
-    cells = code_cells(path)
-    assert not any(cell.outputs or cell.execution_count for cell in cells), (
-        "strip the outputs: executed copies are in results/"
-    )
-    ids = [cell.id for cell in notebook.cells]
-    assert len(set(ids)) == len(ids)
-    source = "\n".join(cell.source for cell in cells)
-    for pattern, reason in FORBIDDEN.items():
-        found = re.search(pattern, source)
-        assert not found, f"{found.group()!r}: {reason}"
-    assert notebook.cells[0].source.startswith("#"), "a notebook opens with its title"
+def test_a_notebook_is_valid_has_no_outputs_and_trains_nothing_by_itself(path):
+    nbformat.validate(nbformat.read(path, as_version=4))
+    assert not any(cell.outputs or cell.execution_count for cell in code_cells(path))
     declared = notebooks.declared_parameters(path.stem)
     settings.profile_settings(declared["profile"])
     assert not declared.get("train_missing", False), "Run All shows stored results"
@@ -75,7 +57,6 @@ def test_every_notebook_was_executed(smoke):
         assert all(cell.execution_count for cell in cells), f"{path.stem}: cells did not run"
         outputs = [output for cell in cells for output in cell.outputs]
         assert not [output for output in outputs if output.output_type == "error"]
-        assert path.stat().st_size < 1_000_000
         assert str(store.ROOT) + "/" not in path.read_text(), "it names a path of this machine"
 
 
@@ -95,54 +76,21 @@ def test_stored_results_are_shown_without_training(smoke):
     assert not faults.not_shown(results, names)
 
 
-def test_tracked_files_stay_small():
-    command = ["git", "ls-files", "-z"]
-    done = subprocess.run(command, cwd=store.ROOT, capture_output=True, text=True, check=True)
-    paths = [store.ROOT / name for name in done.stdout.split("\0") if name]
-    paths = [path for path in paths if path.is_file()]
-    weights = [path for path in paths if path.parent.name == "encoders"]
-    assert weights and all(path.stat().st_size <= 2_000_000 for path in weights)
-    assert sum(path.stat().st_size for path in paths) <= 75_000_000
-    ignored = ("results/quick/", "results/smoke/", "results/paper/", "results/own/")
-    assert not [name for name in done.stdout.split("\0") if name.startswith(ignored)]
-
-
 # ----------------------------------------------------------------------------------- the site
-# What a visitor asks, and words of the page that answers it.
-QUESTIONS = {
-    "How do I run it?": "make reproduce",
-    "Where are the images of CIFAR-10 from?": "DATA_DIR",
-    "Which claims hold?": "same direction",
-    "What is κ?": "concentration of the Power Spherical distribution",
-    "What is the loss of VI-SimSiam?": "mean over the batch",
-    "How does it differ from the paper?": "Eq. 12 of 2022 is used with its second sign corrected",
-    "How certain is it of my own images?": "make score IMAGES=folder",
-    "How do I add my method?": "Name the class in",
-    "How do I use a cluster?": "EXECUTOR=slurm",
-    "Which uncertainty should I use?": "Uncertainty benchmark",
-}
-
-
 def site_of(smoke):
     results, _ = smoke
     return results / "smoke" / "site"
 
 
-def test_the_site_has_a_page_for_every_notebook(smoke):
-    pages = {path.stem for path in site_of(smoke).glob("*.html")}
-    assert {path.stem for path in PATHS} <= pages
+def test_every_notebook_is_within_three_clicks_of_the_front_page(smoke):
+    reached = browser.pages_within(site_of(smoke) / "index.html", clicks=3)
+    assert {path.stem for path in PATHS} <= {page.stem for page in reached}
 
 
 def test_every_link_of_the_site_leads_somewhere(smoke):
     for page in site_of(smoke).glob("*.html"):
         broken = [path for path in browser.local_targets(page) if not path.exists()]
         assert not broken, f"{page.name}: {broken}"
-
-
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_is_answered_within_three_clicks(smoke, question):
-    reached = browser.pages_within(site_of(smoke) / "index.html", clicks=3)
-    assert any(QUESTIONS[question] in browser.text_of(page) for page in reached)
 
 
 @pytest.mark.parametrize("width", [1280, 390])

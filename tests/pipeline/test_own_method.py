@@ -58,11 +58,6 @@ def embed_with_one_uncertainty(self, images):
     return methods.Embedding(self.backbone(images), torch.zeros(1), {})
 
 
-def embed_with_features_as_uncertainty(self, images):
-    features = self.backbone(images)
-    return methods.Embedding(features, features, {})
-
-
 @pytest.mark.parametrize(
     ("parts", "culprit"),
     [
@@ -71,9 +66,8 @@ def embed_with_features_as_uncertainty(self, images):
         ({"embeds_with": ("backbone", "head")}, "'head'"),
         ({"embed": embed_without_a_result}, "Embedding.*Tensor"),
         ({"embed": embed_with_one_uncertainty}, r"uncertainty.*\(1,\)"),
-        ({"embed": embed_with_features_as_uncertainty}, r"uncertainty.*\(256, 32\)"),
     ],
-    ids=["no terms", "no scalar", "no such part", "no embedding", "one value", "a matrix"],
+    ids=["no terms", "no scalar", "no such part", "no embedding", "one value"],
 )
 def test_what_a_method_lacks_is_named_before_it_is_trained(parts, culprit, recipe, monkeypatch):
     monkeypatch.setitem(methods.METHODS, "mine", type("Mine", (Mine,), parts))

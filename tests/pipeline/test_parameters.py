@@ -1,4 +1,4 @@
-"""The parameters of a notebook: what is declared, typed and injected, and what is refused."""
+"""The parameters of a notebook that was opened; those of the command are in test_bad_input.py."""
 
 import pytest
 
@@ -12,22 +12,6 @@ def test_parameters_have_the_declared_types():
     assert parsed == {"method": "simsiam", "seed": 1, "epochs": 2}
 
 
-@pytest.mark.parametrize(
-    ("parameters", "culprit"),
-    [
-        ({"methd": "simsiam"}, "methd"),
-        ({"seed": "one"}, "seed"),
-        ({"seed": True}, "seed"),
-        ({"train_missing": 1}, "train_missing"),
-        ({"profile": "quik"}, "quik"),
-        ({"method": "simclear"}, "simclear"),
-    ],
-)
-def test_a_bad_parameter_is_refused_by_name(parameters, culprit):
-    with pytest.raises(ValueError, match=culprit):
-        notebooks.check_parameters("10_pretraining", parameters)
-
-
 def test_an_injected_parameter_that_is_not_declared_is_refused():
     namespace = {"profile": "smoke", "sed": 1, "In": ["", INJECTED + "sed = 1\n"]}
     with pytest.raises(ValueError, match="'sed'.*'seed'"):
@@ -37,7 +21,6 @@ def test_an_injected_parameter_that_is_not_declared_is_refused():
 def test_other_names_in_a_notebook_are_no_parameters():
     """A startup file of IPython may have set anything before the first cell."""
     namespace = {"profile": "smoke", "DATA_ROOT": "/data", "In": ["", INJECTED, "text = 'mine'"]}
-    notebooks.begin("10_pretraining", namespace)
     notebooks.begin("10_pretraining", namespace | {"text": "mine"})
 
 

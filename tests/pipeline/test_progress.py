@@ -11,15 +11,10 @@ RUN = settings.resolve("simsiam", "smoke")
 NAME = settings.run_name(RUN)
 
 
-def store_run(run, checksum="0", seconds=7200.0, finished=True):
-    config = {
-        "run": settings.run_name(run),
-        "run_hash": settings.run_hash(run, checksum),
-        "settings": run,
-        "data": {"checksum": checksum},
-        "finished": finished,
-        "seconds": seconds,
-    }
+def store_run(run):
+    """Store what a training of two hours leaves."""
+    config = {"run": settings.run_name(run), "run_hash": settings.run_hash(run, "0")}
+    config |= {"settings": run, "data": {"checksum": "0"}, "finished": True, "seconds": 7200.0}
     store.write_json(store.config_path(run["profile"], config["run"]), config)
 
 
@@ -64,8 +59,7 @@ def test_the_page_shows_what_is_stored():
     page = progress.write_readme("smoke").read_text()
     assert "(notebooks/32_kappa_as_confidence.ipynb)" in page
     assert '<img src="figures/32_roc.png" alt="a &quot;curve&quot;"' in page
-    assert "κ detects errors." in page and "One seed" not in page
-    assert "| VI-SimSiam 2023 | 0 |" in page and "[tables](tables)" in page
+    assert "κ detects errors." in page
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         progress.write_readme("paper")
 

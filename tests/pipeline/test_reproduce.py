@@ -11,9 +11,7 @@ import time
 import psutil
 import pytest
 
-from lib.evaluation import measure
 from lib.pipeline import execution, jobs, reproduce
-from lib.pipeline.jobs import Job
 from lib.runs import settings, store
 
 
@@ -44,12 +42,9 @@ def test_a_cluster_profile_of_ones_own_replaces_the_committed_one(monkeypatch):
     "cores, gigabytes, cpu_limit, memory_limit, at_once",
     [
         (64, 1024, "max 100000", "max", 64),
-        (64, 1024, "250000 100000", "max", 2),
         (64, 1024, "50000 100000", "max", 1),
         (64, 1024, "max 100000", str(5 * 2**30), 3),
-        (64, 1024, "", "", 64),
         (64, 4, "", "", 2),
-        (1, 1024, "", "", 1),
     ],
 )
 def test_jobs_at_once_follow_cores_memory_and_container(
@@ -99,23 +94,6 @@ def test_snakemake_plans_every_job_with_the_resources_of_the_profile(tmp_path, m
     assert sorted(shlex.split(line) for line in shell) == sorted(expected)
 
 
-def test_missing_sets_are_those_of_waiting_jobs(monkeypatch, capsys):
-    monkeypatch.setattr(measure, "missing_sets", lambda runs: [run["method"] for run in runs])
-    names = [settings.run_name(run) for run in settings.runs("smoke")[:2]]
-    waiting = [
-        Job("one", settings.pipeline()["training"], {"profile": "smoke", "runs": " ".join(names)}),
-        Job("two", "00_start_here", {"profile": "smoke"}),
-    ]
-    reproduce.print_missing_sets("smoke", waiting)
-    said = capsys.readouterr().out.splitlines()
-    assert [line.split()[-1] for line in said] == [name.split("-")[0] for name in names]
-
-
-def test_the_causes_of_a_log_are_the_lines_that_name_one():
-    log = "rule all\n  a failed: why\nnothing\na failed: why\nslurmstepd: error: time limit\n"
-    assert reproduce.causes(log) == ["a failed: why", "slurmstepd: error: time limit"]
-
-
 # ------------------------------------------------------------------------- the end
 WATCHED = """
 import sys
@@ -153,9 +131,3 @@ def test_a_request_to_end_ends_what_was_started(tmp_path, number):
     assert said.splitlines() == [reproduce.TO_CONTINUE, "None"]
     pid = re.match(r"\d+", log.read_text())[0]
     assert not psutil.pid_exists(int(pid))
-
-
-def test_a_held_lock_is_refused(tmp_path):
-    with store.exclusive(tmp_path / "lock"), pytest.raises(RuntimeError, match="busy here"):
-        with store.exclusive(tmp_path / "lock", "busy here"):
-            pass

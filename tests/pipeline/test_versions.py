@@ -8,7 +8,10 @@ import pytest
 
 from lib.runs.store import ROOT
 
-OF_THE_PINS = ("methods/test_methods.py::test_first_losses_are_those_of_the_methods_version",)
+# What is installed is compared with the pins, and what ruff finds depends on its version.
+FILES_OF_THE_PINS = ("pipeline/test_environment.py", "pipeline/test_lint.py")
+# torch 2.12 draws truncated normal weights differently.
+TESTS_OF_THE_PINS = ("methods/test_methods.py::test_first_losses_are_those_of_the_methods_version",)
 UNREACHABLE = ("Failed to fetch", "error sending request", "dns error", "client error (Connect)")
 
 
@@ -32,61 +35,16 @@ def test_the_tests_pass_with_other_versions(resolution):
     python = folder / "bin" / "python"
     folder.parent.mkdir(exist_ok=True)
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    uv(
-        "pip",
-        "compile",
-        "pyproject.toml",
-        "--extra",
-        "test",
-        "--resolution",
-        resolution,
-        "--python-version",
-        version,
-        "--output-file",
-        str(listed),
-    )
+    options = ["--extra", "test", "--resolution", resolution, "--python-version", version]
+    uv("pip", "compile", "pyproject.toml", *options, "--output-file", str(listed))
     if not python.exists():
         uv("venv", "--python", sys.executable, str(folder))
     uv("pip", "sync", "--python", str(python), str(listed))
-    # Two files are about the pins: one compares what is installed with them, and what the other
-    # finds depends on the version of ruff.
-    chosen = [
-        "-m",
-        "not long and not versions",
-        "--ignore",
-        "tests/pipeline/test_environment.py",
-        "--ignore",
-        "tests/pipeline/test_lint.py",
-        "--override-ini",
-        f"cache_dir={folder}/pytest_cache",
-    ]
-    # torch 2.12 draws truncated normal weights differently: these numbers are of the pins.
-    chosen += [f"--deselect=tests/{test}" for test in OF_THE_PINS]
-    command = [
-        str(python),
-        "-m",
-        "pytest",
-        "-n",
-        "2",
-        "--dist",
-        "loadfile",
-        "--no-loadscope-reorder",
-        *chosen,
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-    )
-    print(
-        f"{resolution}:",
-        *[
-            line
-            for line in listed.read_text().splitlines()
-            if line.startswith(("torch==", "torchvision==", "numpy=="))
-        ],
-    )
-    print(done.stdout[-6000:])
+    command = [str(python), "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+    command += ["--no-loadscope-reorder", "-m", "not long and not versions"]
+    command += ["--override-ini", f"cache_dir={folder}/pytest_cache"]
+    command += [f"--ignore=tests/{name}" for name in FILES_OF_THE_PINS]
+    command += [f"--deselect=tests/{name}" for name in TESTS_OF_THE_PINS]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]
