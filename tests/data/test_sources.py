@@ -190,8 +190,7 @@ def test_npz_comes_before_folder_before_torchvisions_layout(tmp_path):
     assert source() == "npz file DATA_DIR/mnist/train.npz"
 
 
-# Images of Imagenette, Imagewoof, Food-101, DTD, SUN397, Flowers-102, FGVC-Aircraft, Oxford-IIIT Pet,
-# Stanford Cars and CelebA, as torchvision unpacks them
+# What torchvision unpacks
 IMAGES = [
     *(f"imagenette2-320/train/{folder}/a.jpeg" for folder in ("n03028079", "n01440764")),
     *(f"imagewoof2-320/train/{folder}/a.JPEG" for folder in ("n03028079", "n01440764")),

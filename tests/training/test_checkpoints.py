@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from lib import methods
-from lib.runs import store
-from lib.training.checkpoints import fill, load_trained, save_checkpoint
+from lib.training.checkpoints import fill, load_trained
 from lib.training.loop import train
-from lib.training.optim import make_optimizer
 from tests.training.tiny_runs import equal, interrupted, tiny, weights
 
 pytestmark = pytest.mark.usefixtures("data_dir")
@@ -21,23 +19,6 @@ def test_a_truncated_file_is_an_error_that_names_it(file):
     (folder / file).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=file):
         train(settings)
-
-
-def test_a_crash_while_a_checkpoint_is_written_leaves_the_one_before(monkeypatch):
-    settings = tiny(epochs=1)
-    folder = interrupted(settings, 5)
-    path = folder / "checkpoint.safetensors"
-    before = path.read_bytes()
-
-    def full(_):
-        raise OSError("disk full")
-
-    monkeypatch.setattr(store.os, "fsync", full)
-    method = methods.build(settings, 1)
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, method, make_optimizer(method, settings), {"step": 0})
-    assert path.read_bytes() == before
-    assert not list(folder.glob(".*"))
 
 
 def test_load_trained_gives_the_stored_weights_in_evaluation_mode():

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 
 from lib import methods
-from lib.runs.settings import run_hash
 from lib.training import costs
 from lib.training.batches import training_images
 from tests.training.tiny_runs import tiny
@@ -16,7 +15,6 @@ def test_step_costs_of_every_run_in_every_round():
     runs = [tiny("simsiam"), tiny("vi_simsiam"), tiny("simsiam", batch_size=32)]
     measured = costs.step_costs(runs, training_images(runs[0]), rounds=2, steps=1)
     assert measured["round"].tolist() == [0, 0, 0, 1, 1, 1]
-    assert (measured.images_per_second > 0).all()
 
     plain, probabilistic, double = [measured.iloc[place] for place in range(3)]
     parameters = sum(p.numel() for p in methods.build(runs[0], 1).parameters())
@@ -40,26 +38,5 @@ def test_ratios_are_taken_round_by_round():
     ratios = costs.cost_ratios(pd.DataFrame(rows), "prosmin", "dino").set_index("measure")
     speed = ratios.loc["images per second", ["value", "ci_low", "ci_high", "n"]]
     assert speed.tolist() == pytest.approx([0.8, 0.75, 0.9, 3])
-    assert ratios.value["backbone parameters"] == 1
     assert ratios.value["head parameters"] == pytest.approx(1 / 3)
     assert ratios.value["trained parameters"] == 0.6
-    assert ratios.value["saved bytes"] == pytest.approx(1 / 3)
-
-
-def test_costs_are_measured_where_those_of_other_runs_are_stored(tmp_path, monkeypatch):
-    runs = [tiny("simsiam"), tiny("vi_simsiam")]
-    path = tmp_path / "costs.csv"
-    measured = []
-
-    def measure(runs, images):
-        measured.append(len(runs))
-        return pd.DataFrame({"run_hash": [run_hash(run, images.checksum) for run in runs]})
-
-    monkeypatch.setattr(costs, "step_costs", measure)
-    with pytest.raises(FileNotFoundError):
-        costs.stored_step_costs(path, runs, measure=False)
-    costs.stored_step_costs(path, runs, measure=True)
-    costs.stored_step_costs(path, runs, measure=True)
-    assert measured == [2]
-    costs.stored_step_costs(path, runs[:1], measure=True)
-    assert measured == [2, 1]

@@ -15,9 +15,7 @@ from lib.training.devices import Processes, precision_of
         # with AVX512_BF16 and without AMX (torch 2.11, one thread).
         ("Intel(R) Xeon(R) Processor", ["avx512_bf16"], "float32"),
         ("Intel(R) Xeon(R) Platinum 8480+", ["avx512_bf16", "amx_bf16"], "bf16"),
-        ("AMD EPYC", ["avx512_bf16"], "bf16"),
         ("AMD EPYC", ["avx2"], "float32"),
-        ("aarch64", ["bf16"], "bf16"),
     ],
 )
 def test_bf16_is_chosen_where_it_is_faster(processor, capabilities, expected, monkeypatch):

@@ -38,26 +38,23 @@ def test_learning_rate_factor():
     assert factors == pytest.approx([0.5, 1.0, *cosine])
     constant = [learning_rate_factor(step, 5, 2, "constant") for step in range(5)]
     assert constant == [0.5, 1, 1, 1, 1]
-    assert learning_rate_factor(0, 1, 0, "cosine") == 1
-    with pytest.raises(ValueError, match="'linear'"):
-        learning_rate_factor(3, 5, 0, "linear")
 
 
 @pytest.mark.parametrize("constant", [True, False])
 def test_the_learning_rate_of_the_predictor_stays_constant(monkeypatch, constant):
     steps = record_groups(monkeypatch)
-    settings = tiny(constant_predictor_learning_rate=constant, warmup_epochs=0.2)
+    settings = tiny(constant_predictor_learning_rate=constant, epochs=1, warmup_epochs=0.2)
     loop.train(settings)
-    expected = [0.06 * learning_rate_factor(step, 20, 2, "cosine") for step in range(20)]
+    expected = [0.06 * learning_rate_factor(step, 10, 2, "cosine") for step in range(10)]
     assert [groups[0]["lr"] for groups in steps] == pytest.approx(expected)
-    assert [len(groups) for groups in steps] == [1 + constant] * 20
+    assert [len(groups) for groups in steps] == [1 + constant] * 10
     if constant:
         assert {groups[1]["lr"] for groups in steps} == {0.06}
     assert log_of(settings).learning_rate.tolist() == pytest.approx(expected[1::2], rel=1e-4)
 
 
 @pytest.mark.parametrize("method", ["simsiam", "vi_simsiam_2022"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "lars"])
+@pytest.mark.parametrize("optimizer", ["sgd", "lars"])
 def test_every_trained_weight_is_in_one_group(method, optimizer):
     network = methods.build(tiny(method), 1)
     network.register_parameter("frozen", nn.Parameter(torch.ones(3), requires_grad=False))
@@ -73,13 +70,13 @@ def test_every_trained_weight_is_in_one_group(method, optimizer):
 
 def test_only_matrices_are_decayed_where_a_recipe_says_so_and_by_its_schedule(monkeypatch):
     steps = record_groups(monkeypatch)
-    settings = tiny("prosmin", weight_decay=0.04)
+    settings = tiny("prosmin", epochs=1, weight_decay=0.04)
     assert settings["decays_matrices_only"]
     assert settings["weight_decay_end"] == 0.4
     loop.train(settings)
     matrices = [groups[0]["weight_decay"] for groups in steps]
     vectors = [groups[1]["weight_decay"] for groups in steps]
-    expected = [cosine_between(0.04, 0.4, step / 20) for step in range(20)]
+    expected = [cosine_between(0.04, 0.4, step / 10) for step in range(10)]
     assert matrices == pytest.approx(expected)
     assert set(vectors) == {0.0}
 

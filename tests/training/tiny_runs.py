@@ -49,7 +49,7 @@ def equal(first, second):
     return all(torch.equal(first[name], second[name]) for name in first)
 
 
-def interrupted(settings, *steps):
+def interrupted(settings, *steps, images=None):
     """Train with a checkpoint at every log row, and Ctrl-C after each of ``steps``."""
     left = list(steps)
     update = Progress.update
@@ -65,5 +65,5 @@ def interrupted(settings, *steps):
         patch.setattr(Progress, "update", interrupt)
         for _ in steps:
             with pytest.raises(KeyboardInterrupt):
-                loop.train(settings)
+                loop.train(settings, images)
     return folder_of(settings)
