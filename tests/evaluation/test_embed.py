@@ -115,19 +115,6 @@ def test_embed_images_equals_direct_computation_and_restores_the_mode():
     assert embed.native_scores(embedded) == ["kappa"]
 
 
-@pytest.mark.parametrize(
-    ("native", "culprit"),
-    [
-        (lambda x: {"kappa": x[:, :1]}, "kappa"),
-        (lambda x: {"label": x[:, 0]}, "label"),
-        (lambda x: {"kappa": x[:, 0] * float("nan")}, "kappa"),
-    ],
-)
-def test_what_cannot_be_stored_is_refused(native, culprit):
-    with pytest.raises(ValueError, match=culprit):
-        embed.embed_images(Method(native), image_set())
-
-
 def test_a_stored_embedding_is_used_for_its_key_only(tmp_path):
     path = tmp_path / "cache" / "test.npz"
     calls = []

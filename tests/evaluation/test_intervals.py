@@ -66,13 +66,6 @@ def test_a_statistic_of_one_or_two_seeds_has_the_bootstrap_over_images():
     assert (two["seeds"], two["n"]) == (2, 100)
 
 
-def test_scores_of_seeds_on_other_scales_are_never_pooled():
-    score, positive = scores(60)
-    alike = intervals.statistic_over_seeds(auroc, [score, score], [positive] * 2, draws=40)
-    scaled = intervals.statistic_over_seeds(auroc, [score, 1e6 * score], [positive] * 2, draws=40)
-    assert scaled == pytest.approx(alike)
-
-
 def test_a_difference_is_paired_by_seed_and_image():
     generator = np.random.default_rng(0)
     base = {seed: [generator.random(400)] for seed in range(3)}
@@ -117,20 +110,6 @@ def test_a_difference_of_metrics_of_one_seed_adds_the_errors_of_both_in_quadratu
     assert (ratio["ci_low"], ratio["ci_high"]) == pytest.approx((1.9, 2.1))
     none = intervals.metric_difference(metrics([0.5]), metrics([0.5]).set_axis([3]))
     assert none["seeds"] == 0 and np.isnan(none["difference"])
-
-
-def test_paired_differences_have_a_row_a_key_with_a_seed_in_common():
-    first = metrics([0.5, 0.6, 0.8]).assign(method="a", metric="accuracy")
-    second = metrics([0.4, 0.4, 0.4, 9.0]).assign(method="b", metric="accuracy")
-    alone = metrics([0.5]).assign(method="a", metric="aurc")
-    rows = pd.concat([first, second, alone]).reset_index(names="seed")
-    (row,) = intervals.paired_over_seeds(rows, "a", "b", "metric", scale=100).itertuples()
-    expected = intervals.metric_difference(first, second, scale=100)
-    assert (row.metric, row.method, row.minus, row.seeds) == ("accuracy", "a", "b", 3)
-    assert row.difference == pytest.approx(row.mean - row.mean_minus)
-    assert [row.difference, row.ci_low] == pytest.approx(
-        [expected["difference"], expected["ci_low"]]
-    )
 
 
 def test_means_over_seeds_have_a_row_a_key():

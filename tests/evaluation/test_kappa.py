@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 import torch
 
-from lib.data import sources
 from lib.evaluation import kappa
 from lib.runs import settings, store
 
@@ -91,23 +90,7 @@ def test_kappa_is_read_by_the_set_of_the_image(run, frame):
     )
 
 
-def test_a_set_that_is_not_available_has_no_kappa(run, frame, monkeypatch):
-    digits = run.embed(run.test())["kappa"]
-
-    def load(name):
-        raise FileNotFoundError("not here")
-
-    monkeypatch.setattr(run, "other", load)
-    assert kappa.other_set_rows(run, digits) == []
-
-
 # ----------------------------------------------------------------------------------- augmentations
-def test_a_flipped_view_is_the_mirror_image():
-    images = sources.load("digits", "test").batch([0, 1]).float() / 255
-    mirrored = kappa.random_view("flip", seed=0)(images)
-    np.testing.assert_allclose(mirrored, images.flip(-1), atol=1e-6)
-
-
 def test_kappa_under_augmentations_is_that_of_the_same_images(run, frame):
     rows = pd.DataFrame(kappa.measure_augmentation(run)).set_index(["condition", "metric"]).value
     stored = store.read_scores("smoke", run.name, "digits_augmented")
@@ -173,7 +156,8 @@ def test_a_random_choice_can_have_the_classes_of_the_highest_kappa():
     assert set(alike) != set(highest)
 
 
-def test_selected_probes_are_measured_beside_random_ones(run, frame):
+def test_selected_probes_are_measured_beside_random_ones(run, frame, monkeypatch):
+    monkeypatch.setattr(kappa, "SHARES", kappa.SHARES[-1:])
     rows = pd.DataFrame(kappa.measure_selection(run))
     chosen = itertools.product(kappa.SELECTION_RULES, kappa.SHARES)
     conditions = {f"{rule} {share:g}" for rule, share in chosen}

@@ -4,14 +4,13 @@ import dataclasses
 from copy import copy
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
 
 from lib import training
 from lib.data import sources, views
-from lib.evaluation import embed, measure, probes, uncertainty
+from lib.evaluation import embed, measure, uncertainty
 from lib.runs import settings, store
 
 
@@ -48,15 +47,6 @@ def test_a_stored_embedding_is_used_for_the_same_images_weights_and_version(run,
     monkeypatch.setattr(run, "hash", "another")
     run.embed(first, "kept")
     assert len(computed) == 4
-
-
-def test_weights_of_other_settings_are_not_used(run):
-    stale = measure.Run(run.settings)
-    stale.hash = "another"
-    for other in (stale, measure.Run(run.settings | {"seed": 7})):
-        assert not other.is_available
-        with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
-            _ = other.method
 
 
 def test_views_are_those_of_the_recipe(run):
@@ -121,18 +111,6 @@ def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
     assert frame.value["mahalanobis"] == pytest.approx(expected, abs=1e-6)
 
 
-def test_the_papers_probe(run):
-    stored = pd.DataFrame(measure.measure_paper_probe(run)).set_index("metric")
-    assert set(stored.classifier) == {"linear_paper"}
-    bank = run.embed(run.bank)
-    test = run.embed(run.test())
-    probe = probes.paper_probe(bank["features"], bank["label"])
-    accuracy = np.mean(probe.predict(test["features"]) == test["label"])
-    assert stored.value["accuracy"] == pytest.approx(accuracy, abs=1e-3)
-    assert stored.value["accuracy"] <= stored.value["top5_accuracy"] <= 1
-
-
-# ------------------------------------------------------------------------------------ stored runs
 def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, frame, monkeypatch):
     assert {"clean", "crop_0.4", "near_ood"} <= set(frame.condition)
     monkeypatch.setattr(measure, "_is_graded", lambda _: False)

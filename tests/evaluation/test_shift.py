@@ -7,11 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from sklearn.covariance import LedoitWolf
 
 from lib.data import sources
 from lib.data.sets import ImageSet
-from lib.evaluation import probes, shift, uncertainty
+from lib.evaluation import shift, uncertainty
 from lib.evaluation.measure import Run
 from lib.runs import settings, store
 from lib.training import loop
@@ -158,40 +157,3 @@ def test_rows_are_the_measures_on_corrupted_images():
     ]
     correlation = rows[(rows.condition == "snow") & (rows.metric == "severity_spearman")]
     assert correlation.value.item() == pytest.approx(np.mean(per_image), abs=1e-4)
-
-
-def test_severity_0_is_of_the_same_images_as_the_others(monkeypatch):
-    (run,) = trained("random")
-    test = Run(run).test()
-    by_class = test.subset(np.argsort(test.labels, kind="stable"))  # the first 20 have one class
-    monkeypatch.setattr(Run, "test", lambda self: by_class)
-    monkeypatch.setattr(shift, "CORRUPTIONS", ("contrast",))
-    ready = Run(run)
-    rows = pd.DataFrame(shift.measure_corruptions(ready))
-    clean = rows[rows.condition == "contrast_0"].set_index("metric").value
-    few = by_class.sample(20)
-    bank = ready.embed(ready.bank)
-    embedded = ready.embed_unstored(few)
-    probe = probes.linear_probe(bank["features"], bank["label"])
-    assert clean["accuracy"] == (probe.predict(embedded["features"]) == few.labels).mean()
-    assert clean["mean"] == pytest.approx(embedded["uncertainty"].mean(), rel=1e-4)
-
-
-# -------------------------------------------------------------------------------------- other sets
-def test_other_sets_are_detected_by_the_methods_scores():
-    (run,) = trained("prosmin")
-    ready = Run(run)
-    rows = pd.DataFrame(shift.measure_own_scores(ready))
-    assert {"log_sigma", "mean_sigma", "target_energy", "mahalanobis"} <= set(rows.score)
-    auroc = rows[rows.metric == "ood_auroc"].set_index("score").value
-
-    test = ready.embed(ready.test())
-    other = ready.embed(ready.other("generated"))
-    outside = np.repeat([False, True], [len(test["label"]), len(other["label"])])
-    values = np.append(test["log_sigma"], other["log_sigma"])
-    assert auroc["log_sigma"] == pytest.approx(uncertainty.auroc(values, outside), abs=1e-4)
-
-    gaussian = LedoitWolf().fit(ready.embed(ready.bank)["features"].astype(float))
-    features = np.concatenate([test["features"], other["features"]]).astype(float)
-    distance = uncertainty.auroc(gaussian.mahalanobis(features), outside)
-    assert auroc["mahalanobis"] == pytest.approx(distance, abs=1e-4)

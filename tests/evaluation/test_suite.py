@@ -16,22 +16,23 @@ class Measured:
     def __init__(self, clusters):
         self.train = clusters(600, 1)
         self.test = clusters(300, 2)
-        self.conditions = {
-            "crop_0.05": self.condition(3.0),
-            "crop_0.5": self.condition(2.0, noise=2.0),
-            "crop_1": self.condition(1.0),
-            "blur_1": self.condition(1.5, noise=4.0),
-            "blur_2": self.condition(2.5),
-        }
-        near = clusters(200, 3)
-        self.far = clusters(250, 4)
-        self.far["uncertainty"] = self.far["uncertainty"] + 1e9
+        self.conditions = {}
+        for name, factor, noise in (
+            ("crop_0.05", 3.0, 4.0),
+            ("crop_0.5", 2.0, 2.0),
+            ("crop_1", 1.0, 0.0),
+            ("blur_1", 1.5, 2.0),
+            ("blur_2", 2.5, 4.0),
+        ):
+            self.conditions[name] = self.condition(factor, noise)
+        far = clusters(250, 4)
+        far["uncertainty"] = far["uncertainty"] + 1e9
         rows, self.scores = suite.evaluate(
             self.train,
             self.test,
             "blobs",
-            near_ood={"other": near},
-            far_ood={"distant": self.far},
+            near_ood={"other": clusters(200, 3)},
+            far_ood={"distant": far},
             conditions=self.conditions,
             draws=40,
         )
@@ -39,16 +40,12 @@ class Measured:
         self.probe = probes.linear_probe(self.train["features"], self.train["label"])
         self.probabilities = self.probe.probabilities(self.test["features"])
 
-    def condition(self, factor, noise=0.0):
+    def condition(self, factor, noise):
         """The test images with κ divided by a factor, and noisy features."""
-        generator = np.random.default_rng(7)
-        degradation = noise * generator.normal(size=self.test["features"].shape)
-        shaken = generator.uniform(0.9, 1.1, len(degradation)) if noise else 1.0
-        return self.test | {
-            "features": self.test["features"] + degradation.astype(np.float32),
-            "uncertainty": self.test["uncertainty"] / factor * shaken,
-            "kappa": self.test["kappa"] / factor * shaken,
-        }
+        features = self.test["features"]
+        noisy = features + noise * np.random.default_rng(7).normal(size=features.shape)
+        changed = {name: self.test[name] / factor for name in ("uncertainty", "kappa")}
+        return self.test | changed | {"features": noisy.astype(np.float32)}
 
     def row(self, **wanted):
         chosen = self.rows
@@ -158,17 +155,9 @@ def test_rows_of_calibration_are_the_measures(measured):
     assert measured.row(metric="effective_rank").value == rank
 
 
-def test_quantiles_are_those_of_native_quantities(measured, clusters):
+def test_quantiles_are_those_of_native_quantities(measured):
     q95 = measured.row(metric="q95", score="kappa", condition="clean").value
     assert q95 == np.quantile(measured.test["kappa"], 0.95)
-    assert measured.rows.query("metric == 'q95' and score == 'uncertainty'").empty
-    train = clusters(100, 1)
-    test = clusters(50, 2)
-    for part in (train, test):
-        del part["kappa"]
-    rows, _ = suite.evaluate(train, test, "blobs", draws=4)
-    (q05,) = pd.DataFrame(rows).query("metric == 'q05' and score == 'uncertainty'").value
-    assert q05 == np.quantile(test["uncertainty"], 0.05)
 
 
 def test_conditions_are_measured_with_the_probe_of_clean_features(measured):
@@ -192,13 +181,6 @@ def test_other_sets_and_severities_have_the_right_sign(measured):
     assert 0.3 < near < 0.7
     for family in ("crop", "blur"):  # κ falls with the blur, and with the area that a crop leaves
         assert measured.row(metric="severity_spearman", condition=family).value > 0.95
-
-
-def test_a_set_is_not_out_of_its_own_distribution(clusters):
-    test = clusters(60, 2)
-    rows, _ = suite.evaluate(clusters(200, 1), test, "blobs", near_ood={"itself": test}, draws=10)
-    auroc = pd.DataFrame(rows).query("metric == 'ood_auroc'").set_index("score").value
-    assert auroc.to_dict() == dict.fromkeys(suite.UNCERTAINTIES, 0.5)
 
 
 def test_what_is_undefined_is_nan(clusters):

@@ -268,23 +268,6 @@ def test_a_short_training_is_measured_before_and_along_the_way():
         assert training.measures.loc[row, list(measures)].to_dict() == expected
 
 
-def test_correspondences_compare_the_ends_of_two_runs():
-    rows = []
-    for name in theory.SHORT_RUNS:
-        for step, value in ((0, 0.0), (5, -1.0 if name == "SimSiam" else -0.5)):
-            row = {"run": name, "step": step, "uniformity": value, "e_step_gap": value}
-            row["spread"] = 0.1 if name == "without predictor" else 1.0
-            rows.append(row | {"entropy": 1.0 + value, "entropy_of_mean": 2.0})
-    table = theory.correspondences(pd.DataFrame(rows))
-    predictor = table.iloc[0]
-    assert (predictor.with_part, predictor.without_part) == (-1.0, -0.5)
-    assert predictor.as_claimed
-    assert predictor.collapsed
-    centring = table[table.part == "centring"].iloc[0]
-    assert not centring.as_claimed, "the two runs are equal"
-    assert not centring.collapsed
-
-
 def test_without_predictor_the_projection_predicts():
     method, views = build()
     theory.remove_part(method, "predictor")
