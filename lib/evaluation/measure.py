@@ -188,11 +188,16 @@ def check_classes(train: ImageSet, test: ImageSet) -> None:
 
 
 def check_several(images: ImageSet) -> None:
-    """ValueError where a set has one class."""
+    """ValueError where a set has one class, or one image of each class."""
     if len(images.classes) == 1:
         raise ValueError(
             f"{images.title} has one class, {images.classes[0]!r}, so there is nothing to "
             "classify: give labels of two or more."
+        )
+    if len(images) and np.bincount(images.labels).max() == 1:
+        raise ValueError(
+            f"{images.title} has one image of each of its {len(images.classes)} classes, so that a "
+            "probe has nothing to be validated on: give two or more images of a class."
         )
 
 

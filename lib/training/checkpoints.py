@@ -74,6 +74,11 @@ def is_finished(profile: str, run: str, run_hash: str) -> bool:
     return path.exists() and store.read_tensors_info(path).get("run_hash") == run_hash
 
 
+def with_classes(settings: dict, classes: int) -> dict:
+    """The settings with the number of classes of the data, where a method has classes."""
+    return settings | {"classes": classes} if "classes" in settings else settings
+
+
 def load_trained(settings: dict, channels: int) -> nn.Module:
     """The method of a finished run, in evaluation mode; channels: of its images, 1 or 3.
 
@@ -86,6 +91,9 @@ def load_trained(settings: dict, channels: int) -> nn.Module:
             f"Run {run} has no trained weights here; train it with: "
             f"make reproduce PROFILE={settings['profile']}"
         )
+    if "classes" in settings:
+        config = store.read_json(store.config_path(settings["profile"], run), ("settings",))
+        settings = with_classes(settings, config["settings"]["classes"])
     method = methods.build(settings, channels)
     fill(method, store.read_tensors(path)[0], path)
     return method.to(best_device()).eval()

@@ -26,7 +26,12 @@ from lib.runs import store
 from lib.runs.settings import run_hash, run_name, trained_with
 from lib.training import health
 from lib.training.batches import Batches, steps_per_epoch, training_images
-from lib.training.checkpoints import is_finished, load_checkpoint, save_checkpoint
+from lib.training.checkpoints import (
+    is_finished,
+    load_checkpoint,
+    save_checkpoint,
+    with_classes,
+)
 from lib.training.devices import Processes, best_device, join_processes, precision_of
 from lib.training.optim import check_schedule, learning_rate_factor, make_optimizer, set_rates
 from lib.training.progress import Progress
@@ -74,7 +79,8 @@ def train(
     processes = join_processes()
     check_shares(settings["batch_size"], processes.count)
     precision = precision_of(settings, processes.device)
-    method = methods.build(settings, channels=images.images.shape[3])
+    network_settings = with_classes(settings, len(images.classes))
+    method = methods.build(network_settings, channels=images.images.shape[3])
     method = processes.synchronise_batch_norm(method.to(processes.device).train())
 
     training = None
@@ -104,12 +110,6 @@ def check_trainable(settings: dict, images: ImageSet) -> None:
         steps_per_epoch(images, settings["batch_size"])
     view_kinds(settings)
     check_schedule(settings["schedule"])
-    classes = len(images.classes)
-    if settings.get("classes", classes) != classes:
-        raise ValueError(
-            f"{images.title} has {classes} classes, {settings['method']} was set up for "
-            f"{settings['classes']}; set classes to {classes}."
-        )
 
 
 def check_shares(batch_size: int, processes: int) -> None:
@@ -133,7 +133,7 @@ def _config(
     return {
         "run": run_name(settings),
         "run_hash": run_hash(settings, images.checksum),
-        "settings": trained_with(settings),
+        "settings": trained_with(with_classes(settings, len(images.classes))),
         "precision": precision,
         "data": {
             "title": images.title,
