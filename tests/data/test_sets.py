@@ -55,13 +55,6 @@ def test_small_folder_sets_become_resident(folder_set, monkeypatch):
     assert folder_set.to("cpu").pixels is None  # too large: streams
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_batches_on_the_gpu(folder_set):
-    for images in (folder_set, in_memory()):
-        batch = images.to("cuda").batch([3, 1])
-        assert batch.device.type == "cuda" and torch.equal(batch.cpu(), images.batch([3, 1]))
-
-
 @pytest.mark.parametrize("resident", [True, False])
 def test_prefetched_batches_equal_direct_ones(folder_set, resident):
     images = folder_set.to("cpu") if resident else folder_set

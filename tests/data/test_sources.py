@@ -376,15 +376,6 @@ def test_one_class_by_name(tmp_path):
         load("digits_class_10", "test", tmp_path)
 
 
-def test_generated_by_name(tmp_path):
-    train = load("generated", "train", tmp_path, image_size=16)
-    test = load("generated", "test", tmp_path, image_size=16)
-    assert train.images.shape == (512, 16, 16, 3) and len(test) == 256
-    assert not np.array_equal(train.images[:256], test.images)
-    noise = load("generated_noise", "test", tmp_path)
-    assert noise.name == "generated_noise" and abs(noise.images.mean() - 127.5) < 1
-
-
 # ---------------------------------------------------------------------------------------- style
 def test_hair_is_what_exactly_one_attribute_says():
     attributes = {name: np.zeros(4, np.int64) for name in data.catalogue.HAIR}

@@ -61,17 +61,6 @@ def test_gradients_of_vi_simsiam_have_their_closed_form(dimension):
     torch.testing.assert_close(direction.grad.double(), by_direction, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kappa", [0.0, 1e-30, 1e8])
-@pytest.mark.parametrize("dimension", [2, 256, 2048])
-def test_extreme_concentrations_stay_finite(kappa, dimension):
-    direction, _, target = draw(4, dimension)
-    concentration = torch.full((4,), kappa, requires_grad=True)
-    loss = vi_simsiam_loss(direction.requires_grad_(), concentration, target)
-    loss.backward()
-    for quantity in (loss, concentration.grad, direction.grad):
-        assert quantity.isfinite().all()
-
-
 def test_a_negative_concentration_is_refused():
     direction, _, target = draw(4, 16)
     concentration = torch.tensor([3.0, -9.0, 1.0, 2.0])
@@ -364,17 +353,6 @@ def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
                     to_sigma[i] -= 0.6 / 12 * beta * d.norm() ** (beta - 2) * d * e
     torch.testing.assert_close(mean.grad, to_mean / 3, rtol=1e-10, atol=1e-8)
     torch.testing.assert_close(sigma.grad, to_sigma / 3, rtol=1e-10, atol=1e-8)
-
-
-@pytest.mark.parametrize("kernel", KERNELS)
-def test_the_estimate_is_unbiased(kernel):
-    options = {"kernel": kernel, **KERNELS[kernel]}
-    z, t = draw_scored(64, 500, 2)
-    whole = losses.scoring_rule(z, t, 0.45, **options).mean()
-    pairs = torch.stack(
-        [losses.scoring_rule(z[2 * i : 2 * i + 2], t, 0.45, **options).mean() for i in range(32)]
-    )
-    close(pairs.mean(), whole, abs=4 * pairs.std().item() / 32**0.5)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, optimize, stats
+from scipy import integrate, stats
 from torch.distributions import Normal, kl_divergence
 from torch.nn import functional as F
 
@@ -16,7 +16,7 @@ from lib import losses, methods
 from lib.distributions import DirectionalStudentT
 from lib.evaluation.theory import mass_over_sphere
 from lib.runs import settings
-from tests.methods.comparison import close
+from tests.methods.comparison import close, exact_student_t
 
 FREEDOMS = (1.0, 4.0, 1e6)
 
@@ -288,44 +288,6 @@ def test_the_pull_of_an_outlier_fades_with_heavy_tails_and_grows_without():
     assert pulls[1e6, 2.0] > 6 * pulls[1e6, 0.3]
 
 
-def test_equal_views_leave_the_variance_that_quadrature_finds():
-    """Both views have one embedding and q is centred on it.
-
-    The best v is where the cost of the prior and the gain in the likelihood meet.
-    """
-    dim = 3
-    length = 2.0
-    nodes, weights = np.polynomial.hermite_e.hermegauss(60)
-    along, first, second = np.meshgrid(nodes, nodes, nodes, indexing="ij")
-    weight = np.prod(np.meshgrid(weights, weights, weights, indexing="ij"), axis=0)
-    weight /= weights.sum() ** 3
-
-    def expected(log_v):
-        v = math.exp(log_v)
-        across = math.sqrt(v) * np.hypot(first, second)
-        angle = np.arctan2(across, length + math.sqrt(v) * along)
-        student_t = stats.multivariate_t(np.zeros(2), v * np.eye(2), df=4.0)
-        log_p = student_t.logpdf(np.stack([angle, 0 * angle], -1))
-        return -(weight * log_p).sum() + (dim * (v - 1 - log_v) + length**2) / 2
-
-    best = optimize.minimize_scalar(expected, bounds=(-6, 2), method="bounded")
-    assert -3 < best.x < -0.1  # inside: equal views do not make the posterior a point
-
-    noise = random(20_000, dim)
-    noise = torch.cat([noise, -noise])
-    target = f64([length, 0.0, 0.0])
-    log_v = f64(best.x).requires_grad_()
-    rows = [value.expand_as(noise) for value in (target, target, log_v)]
-    sample = target + (log_v / 2).exp() * noise
-    options = {"scale_directions": False, "radial_weight": 0.0}
-    loss = losses.vje_loss(*rows, sample, **options)["loss"]
-    close(loss, best.fun, abs=0.02)
-    (slope,) = torch.autograd.grad(loss, log_v, create_graph=True)
-    (curvature,) = torch.autograd.grad(slope, log_v)
-    assert curvature > 0
-    assert abs(slope / curvature) < 0.03  # of the sampled optimum
-
-
 def test_the_kl_of_the_loss_is_to_the_prior_that_is_given():
     target, mean, log_v, sample = random(4, 5, 6)
     prior = Normal(torch.zeros_like(mean), 2.5**0.5)
@@ -375,12 +337,6 @@ def exact_directional(target, latent, log_variance, nu, likelihood):
         dim -= 1
     distance = sum(e**2 / v for e, v in zip(residual, scale, strict=True))
     return exact_student_t(distance, log_determinant, dim, nu)
-
-
-def exact_student_t(distance, log_determinant, dim, nu):
-    constant = mpmath.loggamma((nu + dim) / 2) - mpmath.loggamma(nu / 2)
-    constant -= dim * mpmath.log(nu * mpmath.pi) / 2
-    return constant - log_determinant / 2 - (nu + dim) / 2 * mpmath.log1p(distance / nu)
 
 
 # -------------------------------------------------------------------------------------- the method

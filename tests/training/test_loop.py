@@ -230,18 +230,18 @@ def test_the_command_trains_a_listed_run(monkeypatch, capsys):
 
 # ------------------------------------------------------------------------------------------- data
 def test_every_epoch_sees_every_image_once_in_another_order(monkeypatch):
-    seen = []
+    drawn = []
 
     def recorded(images, indices):
         for chosen in indices:
-            seen.append(chosen)
+            drawn.append(chosen)
             yield images.batch(chosen)
 
     monkeypatch.setattr(batches, "batches", recorded)
     train(tiny())
-    assert [len(chosen) for chosen in seen] == [16] * 20
-    first = torch.cat(seen[:10]).tolist()
-    second = torch.cat(seen[10:]).tolist()
+    assert [len(chosen) for chosen in drawn] == [16] * 20
+    first = torch.cat(drawn[:10]).tolist()
+    second = torch.cat(drawn[10:]).tolist()
     assert sorted(first) == sorted(second) == list(range(160))
     assert first != second
 
