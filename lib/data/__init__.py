@@ -18,6 +18,7 @@ _MODULE_OF = {
     "augment": "views",
     "generated": "sets",
     "image_folder": "sets",
+    "is_copied": "sets",
     "label_subset": "sets",
     "load": "sources",
     "make_views": "views",

@@ -372,6 +372,20 @@ def choose_per_class(
     return np.sort(np.concatenate(chosen))
 
 
+def is_copied(test: ImageSet, train: ImageSet) -> np.ndarray:
+    """Which test images [N] have exactly the pixels of a training image.
+
+    Example:
+        is_copied(load("mine", "test"), load("mine", "train")).sum()
+    """
+    known = {_pixel_digest(train.images[index]) for index in range(len(train))}
+    return np.array([_pixel_digest(test.images[index]) in known for index in range(len(test))])
+
+
+def _pixel_digest(pixels: np.ndarray) -> bytes:
+    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+
+
 def train_validation_split(
     labels: np.ndarray, fraction: float = 0.1, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

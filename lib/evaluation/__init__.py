@@ -14,9 +14,9 @@ _NAMES = {
     ),
     "encoders": "Encoder UNLIKE unlikeness",
     "measure": (
-        "REFERENCES Run UNTRAINED available compared_runs embed_views is_measured "
-        "kappa_of_views learned measure_paper_probe measure_run measured measured_runs metrics "
-        "missing_other_sets missing_sets required"
+        "REFERENCES Run UNTRAINED available compared_runs copied_images embed_views "
+        "is_measured kappa_of_views learned measure_paper_probe measure_run measured "
+        "measured_runs metrics missing_other_sets missing_sets required"
     ),
     "probes": (
         "NEAREST OWN_PROBE PAPER_PROBE PENALTIES Probe TEMPERATURE knn_accuracy knn_predict "

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lib import methods, training
 from lib.data import sources, views
-from lib.data.sets import ImageSet, train_validation_split
+from lib.data.sets import ImageSet, is_copied, train_validation_split
 from lib.evaluation import encoders, intervals
 from lib.evaluation.embed import (
     Embedded,
@@ -262,6 +262,23 @@ def _check_own_set(name: str, test: ImageSet) -> None:
     train = sources.load(name, "train", image_size=8)
     check_classes(train, test)
     check_several(train)
+
+
+def copied_images(runs: Sequence[dict]) -> pd.DataFrame:
+    """How many test images of one's own sets are copies of training images.
+
+    Columns: dataset, test_images, copies; a row for each set that has any.
+    """
+    rows = []
+    own = {run["dataset"] for run in runs} - set(sources.DATASETS)
+    for name in sorted(own):
+        if not (store.default_data_dir() / name).is_dir():
+            continue
+        test = sources.load(name, "test", image_size=32)
+        copies = int(is_copied(test, sources.load(name, "train", image_size=32)).sum())
+        if copies:
+            rows.append({"dataset": name, "test_images": len(test), "copies": copies})
+    return pd.DataFrame(rows, columns=["dataset", "test_images", "copies"])
 
 
 # ------------------------------------------------------------------------------------ stored runs

@@ -33,6 +33,20 @@ def test_supervised_training_counts_the_classes_of_the_data(own_data):
     assert evaluation.Run(run).name == folder.name
 
 
+def test_copies_of_training_images_in_the_test_set_are_counted(own_data):
+    write_set("copied", np.arange(40) % 2)
+    write_set("copied", np.arange(40) % 2, "test")
+    with np.load(store.default_data_dir() / "copied" / "test.npz") as stored:
+        images = stored["images"]
+        labels = stored["labels"]
+    images[3:] = 255 - images[3:]
+    np.savez(store.default_data_dir() / "copied" / "test.npz", images=images, labels=labels)
+    run = settings.resolve("simsiam", "smoke", dataset="copied", image_size=16)
+    (row,) = measure.copied_images([run]).itertuples()
+    assert (row.dataset, row.test_images, row.copies) == ("copied", 40, 3)
+    assert measure.copied_images([run | {"dataset": "digits"}]).empty
+
+
 def test_a_set_with_one_image_a_class_is_refused_before_training(own_data):
     write_set("people", np.arange(40))
     write_set("people", np.arange(40), "test")
