@@ -113,22 +113,3 @@ def test_embed_images_equals_direct_computation_and_restores_the_mode():
     assert types["features"] == types["direction"] == np.float32
     assert types["uncertainty"] == types["kappa"] == np.float64
     assert embed.native_scores(embedded) == ["kappa"]
-
-
-def test_a_stored_embedding_is_used_for_its_key_only(tmp_path):
-    path = tmp_path / "cache" / "test.npz"
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return {"features": np.full((2, 2), len(calls), np.float32), "label": np.arange(2)}
-
-    first = embed.embed_cached(path, {"run": "a", "condition": "clean"}, compute)
-    again = embed.embed_cached(path, {"condition": "clean", "run": "a"}, compute)
-    np.testing.assert_array_equal(first["features"], again["features"])
-    assert len(calls) == 1 and first.keys() == again.keys()
-    other = embed.embed_cached(path, {"run": "b", "condition": "clean"}, compute)
-    assert other["features"][0, 0] == 2
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match="truncated"):
-        embed.embed_cached(path, {"run": "b"}, compute)

@@ -100,18 +100,6 @@ def test_a_run_without_weights_uses_its_own_encoder(run, encoder, monkeypatch):
         bool(other.method)
 
 
-def test_committed_cards_are_those_of_the_committed_metrics(monkeypatch):
-    monkeypatch.setattr(store, "RESULTS", store.ROOT / "results")
-    paths = sorted((store.RESULTS / "standard" / "encoders").glob("*.safetensors"))
-    assert paths
-    for path in paths:
-        info = store.read_tensors_info(path, encoders.INFO)
-        config = store.read_json(store.config_path("standard", info["run"]))
-        metrics = store.read_metrics("standard", store.SUITE, info["run"])
-        card = measure.model_card(info, config["data"], metrics)
-        assert path.with_suffix(".md").read_text() == card
-
-
 def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_test_images():
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(5, 5))

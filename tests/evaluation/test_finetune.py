@@ -308,10 +308,3 @@ def test_other_seeds_take_the_search_of_seed_0(few, calls, monkeypatch):
     stored = finetune.stored_search(other, 0.05)
     assert stored == pytest.approx({0.01: 1 / held_out, 0.3: 2 / held_out}, rel=1e-4)
     assert finetune.stored_search(other, 0.5) == {}
-
-
-def test_a_transfer_takes_the_stored_rate_of_seed_0(few, calls, monkeypatch):
-    transfer(few)
-    calls.clear()
-    transfer(with_seed_3(few, monkeypatch))
-    assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3)]

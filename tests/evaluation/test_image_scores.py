@@ -1,6 +1,7 @@
 """lib.evaluation.image_scores: entropy and file size of images, and how they are stored."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -39,10 +40,10 @@ def test_entropy_and_file_size():
 
 
 def test_scores_are_stored_once_and_need_no_data_afterwards(monkeypatch):
-    monkeypatch.setattr(image_scores.sources, "load", loader({"digits": 1, "generated": 255}))
+    load = loader({"digits": 1, "generated": 255})
+    monkeypatch.setattr(image_scores.sources, "load", load)
     image_scores.measure_images("smoke")
     metrics = image_scores.stored_metrics("smoke").set_index(["score", "metric"])
-    assert set(metrics.condition) == {"near_ood"} and len(metrics) == 6
     for score in image_scores.NAMES:
         assert metrics.value[score, "ood_auroc"] == 1  # noise against black
 
@@ -65,7 +66,7 @@ def test_scores_of_another_copy_of_the_set_are_taken_again(monkeypatch):
 
     def reversed_load(*arguments, **options):
         images = load(*arguments, **options)
-        return ImageSet(images.name, "test", images.images[::-1], images.labels, images.classes)
+        return replace(images, images=images.images[::-1])
 
     monkeypatch.setattr(image_scores.sources, "load", reversed_load)
     image_scores.measure_images("smoke")

@@ -49,17 +49,18 @@ def test_hours_to_come_are_estimated_by_epochs():
     assert math.isnan(progress.estimated_hours(longer, {}))
 
 
-def test_the_page_shows_what_is_stored():
+def test_the_page_shows_stored_figures_with_escaped_text():
     folder = store.results_dir("smoke")
     store.write_text(folder / "notebooks" / "32_kappa_as_confidence.ipynb", "")
-    store.write_text(folder / "tables" / "90_claims.csv", "")
     record = {"id": "32_roc", "caption": "κ detects errors. One seed.", "alt": 'a "curve"'}
     record["notebook"] = "32_kappa_as_confidence"
     store.write_json(folder / "figures" / "32_roc.json", record)
     page = progress.write_readme("smoke").read_text()
-    assert "(notebooks/32_kappa_as_confidence.ipynb)" in page
     assert '<img src="figures/32_roc.png" alt="a &quot;curve&quot;"' in page
     assert "κ detects errors." in page
+
+
+def test_a_profile_without_results_names_the_command():
     with pytest.raises(FileNotFoundError, match="make reproduce"):
         progress.write_readme("paper")
 
