@@ -298,9 +298,15 @@ def _pooled_deviation(first: np.ndarray, second: np.ndarray) -> float:
 
 
 # -------------------------------------------------------------------------------- augmentations
-def random_view(augmentation: str, seed: int, draw: int = 0) -> Transform:
-    """One random view of every image of a batch under one of AUGMENTATIONS."""
-    strengths = views.recipe("simsiam") | IDENTITY | AUGMENTATIONS[augmentation]
+def random_view(augmentation: str, seed: int, draw: int = 0, **strengths) -> Transform:
+    """One random view of every image of a batch under one of AUGMENTATIONS.
+
+    strengths: in place of those of the augmentation.
+
+    Example:
+        small_crops = random_view("random crop", seed=0, scale=(0.05, 0.2))(images)
+    """
+    strengths = views.recipe("simsiam") | IDENTITY | AUGMENTATIONS[augmentation] | strengths
     generator = torch.Generator()
     generator.manual_seed(training.seed_of(seed, f"31 {augmentation}", draw))
 
