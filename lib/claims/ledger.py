@@ -52,13 +52,14 @@ COLOURS = {
 }
 
 SIDES = ("above", "below", "within", "at_most")
-OF_A_CLAIM = {"paper", "where", "text", "parts", "printed"}
+OF_A_CLAIM = {"paper", "title", "where", "text", "parts", "printed"}
 OF_BOTH = {"unit", "experiment", "needs", "may_collapse", "ours"}
 OF_AN_EXPERIMENT = {"data", "epochs", "family"}
 OF_A_PART = {"part", "published", "recipe", "settings", *SIDES}
 COLUMNS = [
     "claim",
     "paper",
+    "title",
     "where",
     "text",
     "part",
@@ -82,6 +83,7 @@ class Part:
 
     claim: str
     paper: str
+    title: str  # the claim in a few words
     where: str
     text: str
     name: str
@@ -104,6 +106,7 @@ class Part:
         return {
             "claim": self.claim,
             "paper": self.paper,
+            "title": self.title,
             "where": self.where,
             "text": self.text,
             "part": self.name,
@@ -126,7 +129,8 @@ def _entries() -> dict[str, dict]:
 
 def _parts(claim: str, entry: dict) -> list[Part]:
     shared = {key: entry[key] for key in OF_BOTH if key in entry}
-    _check_keys(f"Claim {claim}", entry, OF_A_CLAIM | OF_BOTH, ("paper", "where", "text", "parts"))
+    needed = ("paper", "title", "where", "text", "parts")
+    _check_keys(f"Claim {claim}", entry, OF_A_CLAIM | OF_BOTH, needed)
     parts = []
     for part in entry["parts"]:
         where = f"Claim {claim}, part {part.get('part')!r}"
@@ -164,6 +168,7 @@ def _part(claim: str, entry: dict, merged: dict) -> Part:
     return Part(
         claim=claim,
         paper=entry["paper"],
+        title=entry["title"],
         where=entry["where"],
         text=entry["text"],
         name=merged["part"],
@@ -335,8 +340,8 @@ def _judged(part: Part, stored: Stored) -> dict:
 def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its tested parts.
 
-    Columns: claim, paper, where, text, verdict, parts, tested (how many), seeds (fewest behind a
-    tested number), needs (of the first part that is not tested).
+    Columns: claim, paper, title, where, text, verdict, parts, tested (how many), seeds (fewest
+    behind a tested number), needs (of the first part that is not tested).
     """
     claims_of = []
     for claim, parts in rows.groupby("claim", sort=False):
@@ -347,6 +352,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
             {
                 "claim": claim,
                 "paper": first.paper,
+                "title": first.title,
                 "where": first["where"],
                 "text": first.text,
                 "verdict": min(parts.verdict, key=VERDICTS.index),
@@ -384,5 +390,5 @@ def show(names: Sequence[str], profile: str) -> pd.DataFrame:
     rows = ledger(profile, names)
     claims_of = [claimed(row.side, row.bound) for row in rows.itertuples()]
     rows.insert(rows.columns.get_loc("ours"), "claimed", claims_of)
-    shown = ["claim", "part", "unit", "published", "claimed", "ours", "low", "high", "seeds"]
-    return rows[[*shown, "verdict"]]
+    compared = ["published", "claimed", "ours", "low", "high", "seeds", "verdict"]
+    return rows[["claim", "title", "part", "unit", *compared]]

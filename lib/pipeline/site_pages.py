@@ -113,7 +113,12 @@ def _claim(
     figures: dict[str, dict],
     notebooks: list[str],
 ) -> list[str]:
-    lines = [f"### {claim}: {summary.verdict}", "", f"{summary.text} ({summary['where']}).", ""]
+    lines = [
+        f"### {summary.title}: {summary.verdict}",
+        "",
+        f"**{claim}.** {summary.text} ({summary['where']}).",
+        "",
+    ]
     if summary.tested < summary.parts:
         lines += [f"Tested here: {summary.tested} of {summary.parts} parts.", ""]
     table = [["part", "published", "claimed of ours", "ours", "95 % interval", "seeds", "verdict"]]
@@ -150,7 +155,7 @@ def _recipes(title: str, claims: pd.DataFrame) -> list[str]:
     table = [["claim", "what the paper says", "our recipe"]]
     for claim, summary in claims.iterrows():
         text = f"{_cell(summary.text)} ({_cell(summary['where'])})"
-        table.append([claim, text, summary.verdict])
+        table.append([f"{summary.title} ({claim})", text, summary.verdict])
     return [f"### Recipes of {title}", "", store.markdown_table(table), ""]
 
 
@@ -161,7 +166,7 @@ def _untested(title: str, claims: pd.DataFrame) -> list[str]:
     table = [["claim", "what the paper says", "what a test would take"]]
     for claim, summary in claims.iterrows():
         claimed = f"{_cell(summary.text)} ({_cell(summary['where'])})"
-        table.append([claim, claimed, _cell(summary.needs)])
+        table.append([f"{summary.title} ({claim})", claimed, _cell(summary.needs)])
     return [f"### Not tested of {title}", "", store.markdown_table(table), ""]
 
 

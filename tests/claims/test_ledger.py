@@ -26,6 +26,7 @@ PART = Part(
     claim="X-1",
     paper="vs1",
     where="Table 1",
+    title="A beats B",
     text="A is more accurate than B",
     name="A minus B",
     published=2.0,
@@ -107,7 +108,9 @@ def test_what_is_not_tested_says_what_it_would_take():
 def test_a_claim_has_the_verdict_of_its_worst_tested_part():
     def claim(*parts):
         rows = pd.DataFrame({"verdict": parts})
-        rows = rows.assign(claim="X-1", paper="vs1", where="", text="", seeds=3, needs="a week")
+        rows = rows.assign(
+            claim="X-1", paper="vs1", title="", where="", text="", seeds=3, needs="a week"
+        )
         return ledger.verdicts(rows).iloc[0]
 
     assert claim(REPRODUCED, SAME, NOT_TESTED).verdict == SAME
@@ -262,7 +265,13 @@ def test_printed_numbers_keep_their_digits():
     ],
 )
 def test_a_part_that_cannot_be_judged_is_refused(monkeypatch, change, named):
-    entry = {"paper": "vs1", "where": "", "text": "", "parts": [{"part": "a"} | change]}
+    entry = {
+        "paper": "vs1",
+        "title": "",
+        "where": "",
+        "text": "",
+        "parts": [{"part": "a"} | change],
+    }
     monkeypatch.setattr(ledger, "_entries", lambda: {"X-1": entry})
     with pytest.raises(ValueError, match=named):
         ledger.claims()
@@ -270,8 +279,8 @@ def test_a_part_that_cannot_be_judged_is_refused(monkeypatch, change, named):
 
 # ------------------------------------------------------------------------------------------ recipes
 def test_a_recipe_is_followed_or_deviates():
-    own = settings.recipe("simsiam")
-    kept = recipes.compare("simsiam", {"batch_size": own["batch_size"]})
+    recipe = settings.recipe("simsiam")
+    kept = recipes.compare("simsiam", {"batch_size": recipe["batch_size"]})
     assert kept.followed.all()
     other = recipes.compare("simsiam", {"batch_size": -1, "unheard_of": 3})
     assert other[["setting", "published", "followed"]].values.tolist() == [

@@ -18,9 +18,9 @@ def write(method, seed, accelerator="none"):
 
     def row(metric, value, **more):
         value += 0.01 * seed
-        own = {"metric": metric, "classifier": "linear", "condition": "clean", "n": 100}
-        own |= {"value": value, "ci_low": value - 0.05, "ci_high": value + 0.05}
-        return own | {"evaluated_on": "cifar10"} | more
+        entry = {"metric": metric, "classifier": "linear", "condition": "clean", "n": 100}
+        entry |= {"value": value, "ci_low": value - 0.05, "ci_high": value + 0.05}
+        return entry | {"evaluated_on": "cifar10"} | more
 
     rows = [row("accuracy", ACCURACY[method])]
     rows.append(row("accuracy", ACCURACY[method], classifier="knn"))
