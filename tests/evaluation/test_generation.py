@@ -56,8 +56,8 @@ def test_the_weights_with_the_lowest_validation_error_are_kept(monkeypatch):
 
 
 def test_a_vae_decodes_by_its_mean_image():
-    own = {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
-    vae = methods.build(settings.recipe("vae") | SETTINGS | own, 1).train()
+    parameters = {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
+    vae = methods.build(settings.recipe("vae") | SETTINGS | parameters, 1).train()
     z = torch.randn(5, 3)
     images = generation.decode(vae, z.numpy(), batch_size=2)
     torch.testing.assert_close(images, vae.eval().picture(z).detach())

@@ -103,8 +103,8 @@ def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
     test = sources.load("digits", "test", image_size=16)
     outside = test.labels != 3
     embedded = run.embed_unstored(test)
-    own = uncertainty.auroc(embedded["uncertainty"], outside)
-    assert frame.value["uncertainty"] == pytest.approx(own, abs=1e-6)
+    auroc = uncertainty.auroc(embedded["uncertainty"], outside)
+    assert frame.value["uncertainty"] == pytest.approx(auroc, abs=1e-6)
     train = run.embed_unstored(run.train)["features"].astype(float)
     distance = LedoitWolf().fit(train).mahalanobis(embedded["features"].astype(float))
     expected = uncertainty.auroc(distance, outside)
@@ -154,8 +154,8 @@ def test_runs_without_data_or_network_are_not_available(run, monkeypatch, tmp_pa
     without_network = run.settings | {"seed": 7}
     without_data = settings.resolve("vi_simsiam", "standard", dataset="imagewoof")
     monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    found = measure.available([run.settings, without_network, without_data])
-    assert [one.name for one in found] == [run.name]
+    available = measure.available([run.settings, without_network, without_data])
+    assert [ready.name for ready in available] == [run.name]
 
 
 # --------------------------------------------------------------------------------------- data sets

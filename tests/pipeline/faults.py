@@ -231,7 +231,7 @@ def content(path: Path):
 
 
 def not_shown(results: Path, names: list[str]) -> list[str]:
-    """The notebooks that need more than stored results, and what they said.
+    """The notebooks that need more than stored results, and what they printed.
 
     Weights and embeddings are put away meanwhile, and ``train_missing`` is False.
     """
@@ -257,7 +257,7 @@ def not_shown(results: Path, names: list[str]) -> list[str]:
 
     try:
         with ThreadPoolExecutor(2) as pool:
-            return [said for said in pool.map(show, names) if said]
+            return [message for message in pool.map(show, names) if message]
     finally:
         for path in away:
             path.with_name(path.name + ".away").rename(path)

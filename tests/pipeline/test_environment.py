@@ -90,7 +90,8 @@ def test_every_requirement_is_pinned_exactly_and_names_no_address():
 def test_installed_environment_equals_the_pins():
     pins = {name: version_of(pin) for name, pin in active_pins(default_environment()).items()}
     installed = {
-        canonicalize_name(found.name): found.version for found in importlib.metadata.distributions()
+        canonicalize_name(package.name): package.version
+        for package in importlib.metadata.distributions()
     }
     different = {
         name: (version, installed.get(name))

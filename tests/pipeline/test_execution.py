@@ -118,8 +118,8 @@ def test_whatever_ends_a_job_names_it(monkeypatch, capsys):
 
     monkeypatch.setattr(execution, "run_job", full)
     assert cli.main(["job", "10_pretraining--all", "--profile", "smoke"]) == 1
-    said = capsys.readouterr().err
-    assert said.startswith("10_pretraining--all failed: ") and "RESULTS_DIR" in said
+    output = capsys.readouterr().err
+    assert output.startswith("10_pretraining--all failed: ") and "RESULTS_DIR" in output
 
 
 def test_an_executed_notebook_keeps_tables_and_no_path_of_this_machine(tmp_path):

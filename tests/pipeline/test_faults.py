@@ -89,11 +89,11 @@ def part(tmp_path_factory):
 @pytest.mark.long
 def test_a_job_that_raises_stops_no_other(part):
     results, failed = part
-    said = failed.stdout + failed.stderr
+    output = failed.stdout + failed.stderr
     kept = results / "smoke" / "failed" / f"{NOTEBOOK}.ipynb"
-    assert failed.returncode != 0 and "Traceback" not in said
-    assert f"{NOTEBOOK} failed: RuntimeError: a fault put here by a test" in said
-    assert str(kept) in said and "snakemake.log" in said and AGAIN in said
+    assert failed.returncode != 0 and "Traceback" not in output
+    assert f"{NOTEBOOK} failed: RuntimeError: a fault put here by a test" in output
+    assert str(kept) in output and "snakemake.log" in output and AGAIN in output
     done = stamps(results)
     assert NOTEBOOK not in done and len(done) > 2, "other jobs go on"
     assert kept.exists() and not faults.not_whole(results)
@@ -119,9 +119,9 @@ def test_a_kernel_that_is_killed_is_named(part):
         text=True,
     )
     faults.kernel_of(process, NOTEBOOK).kill()
-    said = process.communicate()[0]
-    assert process.returncode != 0 and "Traceback" not in said
-    assert f"{NOTEBOOK} failed: " in said and "memory" in said and AGAIN in said
+    output = process.communicate()[0]
+    assert process.returncode != 0 and "Traceback" not in output
+    assert f"{NOTEBOOK} failed: " in output and "memory" in output and AGAIN in output
     assert contents(results / "smoke" / "runs", "metrics.csv") == before
     assert faults.call(results, *PART).returncode == 0
 
@@ -175,8 +175,8 @@ def test_a_disk_that_fills_up_costs_nothing_that_is_done(part, tmp_path):
         cp -r "$RESULTS/smoke" "{kept}/smoke"
     """
     done = in_a_namespace(results, script)
-    said = done.stdout + done.stderr
-    assert "small 1" in said and "free space" in said and "Traceback" not in said
-    assert "full 1" in said and "is full" in said
-    assert "whole 0" in said, said
+    output = done.stdout + done.stderr
+    assert "small 1" in output and "free space" in output and "Traceback" not in output
+    assert "full 1" in output and "is full" in output
+    assert "whole 0" in output, output
     assert not faults.not_whole(kept) and not faults.different_results(undisturbed, kept)

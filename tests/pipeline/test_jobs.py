@@ -82,7 +82,6 @@ def test_a_stamp_follows_parameters_sources_and_needs(monkeypatch):
     ("edited", "rerun"),
     [
         ("claims.toml", {"33_kappa_closed_form", "90_claims_ledger"}),
-        ("profiles.toml", {"10_pretraining", "33_kappa_closed_form", "90_claims_ledger"}),
         ("style.mplstyle", {"10_pretraining", "33_kappa_closed_form", "90_claims_ledger"}),
     ],
 )

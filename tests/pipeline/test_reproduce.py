@@ -127,7 +127,7 @@ def test_a_request_to_end_ends_what_was_started(tmp_path, number):
     while not (log.exists() and log.read_text()):
         time.sleep(0.1)
     process.send_signal(number)
-    said = process.communicate()[0]
-    assert said.splitlines() == [reproduce.TO_CONTINUE, "None"]
+    output = process.communicate()[0]
+    assert output.splitlines() == [reproduce.TO_CONTINUE, "None"]
     pid = re.match(r"\d+", log.read_text())[0]
     assert not psutil.pid_exists(int(pid))
