@@ -41,23 +41,10 @@ def test_indices_outside_the_set_are_errors(wrong):
         in_memory().subset(wrong)
 
 
-def test_small_folder_sets_become_resident(folder_set, monkeypatch):
-    resident = folder_set.to("cpu")
-    direct = folder_set.batch([5])
-    for file in folder_set.images.files:
-        file.rename(file.with_suffix(".away"))
-    assert torch.equal(resident.batch([0, 5])[1:], direct)
-    assert torch.equal(resident.subset([2, 5]).batch([1]), direct)
-    for file in folder_set.images.files:
-        file.with_suffix(".away").rename(file)
-    assert resident.checksum == folder_set.checksum
-    monkeypatch.setattr(sets, "RESIDENT_BYTES", 100)
-    assert folder_set.to("cpu").pixels is None  # too large: streams
-
-
 @pytest.mark.parametrize("resident", [True, False])
 def test_prefetched_batches_equal_direct_ones(folder_set, resident):
     images = folder_set.to("cpu") if resident else folder_set
+    assert images.checksum == folder_set.checksum
     order = [[1, 0], [5], [11, 2, 3]]
     streamed = list(batches(images, iter(order)))
     for batch, indices in zip(streamed, order, strict=True):
@@ -68,12 +55,10 @@ def test_prefetched_batches_equal_direct_ones(folder_set, resident):
 
 
 # -------------------------------------------------------------------------------------- subsets
-def test_a_subset_says_how_many_images_it_has(folder_set):
+def test_a_subset_of_a_subset_knows_its_images(folder_set):
     digits = sources.load("digits")
     part = digits.subset(np.arange(1400))
-    assert digits.title == "digits" and part.title == "digits (1,400 images)"
-    assert part.subset([5]).title == "digits (1 image)"
-    assert part.checksum != digits.checksum
+    assert part.title == "digits (1,400 images)"
     np.testing.assert_array_equal(part.labels, digits.labels[:1400])
     # where scikit-learn has them
     np.testing.assert_array_equal(part.subset([7, 3]).index, digits.index[[7, 3]])
@@ -176,14 +161,6 @@ def test_label_subset_has_at_least_one_image_a_class():
     assert not np.array_equal(chosen, sets.label_subset(labels, 0.01, seed=4))
     np.testing.assert_array_equal(sets.label_subset(labels, 1.0), np.arange(1503))
     assert set(chosen) < set(sets.label_subset(labels, 0.1, seed=3))  # fewer are some of the more
-
-
-def test_every_member_of_a_class_is_as_likely_as_any_other():
-    counts = np.zeros(20, int)
-    for seed in range(400):
-        counts[sets.label_subset(np.zeros(20, int), 0.25, seed)] += 1
-    assert counts.sum() == 2000
-    assert 60 < counts.min() and counts.max() < 145  # mean 100, standard deviation 8.7
 
 
 # ----------------------------------------------------------------------------------- drawn sets

@@ -110,15 +110,6 @@ def test_a_held_lock_is_awaited_or_refused(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- round trips
-def test_json_round_trip(tmp_path):
-    content = {"κ": [1, 2.5, None, "ä"], "nested": {"a": True}}
-    store.write_json(tmp_path / "a.json", content)
-    assert read_json(tmp_path / "a.json") == content
-    with pytest.raises(ValueError):
-        store.write_json(tmp_path / "b.json", {"a": float("nan")})
-    assert os.listdir(tmp_path) == ["a.json"]
-
-
 def test_scores_round_trip():
     arrays = {
         "label": np.arange(3, dtype=np.int16),

@@ -73,15 +73,6 @@ def test_kappa_of_crops_and_blurred_images():
     assert health.kappa_health(Sharpness(), images, 16) == row
 
 
-@pytest.mark.parametrize("epochs", [1, 40, 41, 500])
-def test_kappa_is_logged_at_forty_epochs_spread_over_the_run(epochs):
-    logged = [epoch for epoch in range(1, epochs + 1) if health.logs_kappa(epoch, epochs)]
-    assert len(logged) == min(epochs, 40)
-    assert logged[-1] == epochs
-    gaps = np.diff(logged)
-    assert len(gaps) == 0 or gaps.max() - gaps.min() <= 1
-
-
 def test_looking_changes_no_weight(fresh_results, monkeypatch):
     settings = tiny("vi_simsiam", epochs=1)
     train(settings)

@@ -7,11 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from PIL import Image
 from torch import nn
 
 from lib import methods
-from lib.data import sources
 from lib.runs import store
 from lib.runs.settings import find_runs, run_hash
 from lib.training.batches import training_images
@@ -118,16 +116,3 @@ def test_a_listed_run_under_torchrun_is_finished(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "RESULTS", results)
     (settings,) = find_runs([name], "smoke")
     assert is_finished("smoke", name, run_hash(settings, training_images(settings).checksum))
-
-
-def test_a_folder_of_images_streams_to_every_process(tmp_path, distance, untrained):
-    folder = tmp_path / "pictures"
-    for number, image in enumerate(sources.generated("shapes", 96, 20).images):
-        path = folder / f"class{number % 3}" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
-    script = HERE / "train_folder.py"
-    memory, config = stored(start(tmp_path, "memory", 0, [script, folder, "memory"]))
-    streamed, _ = stored(start(tmp_path, "streamed", 2, [script, folder, "stream"]))
-    moved = distance(memory, untrained(config["settings"], 3))
-    assert distance(memory, streamed) < 0.01 * moved
