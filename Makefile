@@ -89,7 +89,7 @@ figures: setup ## publish figures of a complete profile in figures/: PROFILE=sta
 progress: setup ## write results/<profile>/README.md, what is done and to come: PROFILE=standard
 	@$(PY) -m lib progress $(or $(PROFILE),standard)
 
-benchmark: setup ## time pretraining and evaluation against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
+benchmark: setup ## time pretraining against the bare network and others' loops (half an hour): ONLY="cifar10-w16 drawing"
 	@$(PY) -m tests.benchmarks $(if $(ONLY),--only $(ONLY))
 
 lint: setup ## check code and notebooks (ruff), and that a room imports lower rooms only (import-linter)

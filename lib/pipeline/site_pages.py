@@ -53,7 +53,7 @@ def verdict_bars(rows: pd.DataFrame) -> str:
 
 def wall(figures: dict[str, dict], notebooks: list[str], source: Path) -> str:
     """Cards with the pictures that people come for, each linked to its notebook."""
-    lines = ["::::{grid} 2 2 3 3", ":gutter: 2", ""]
+    lines = ["::::{grid} 1 1 2 2", ":gutter: 2", ""]
     for name in settings.pipeline()["front_page"]:
         figure = figures.get(name)
         if figure is None or figure["notebook"] not in notebooks:

@@ -29,17 +29,21 @@ def open_browser(width: int, height: int = 900):
 
 
 class Links(HTMLParser):
-    """The targets of a page's links and pictures."""
+    """The targets of a page's links and pictures, and its text."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.targets: list[str] = []
+        self.text: list[str] = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in ("href", "src") and value:
                 self.targets.append(value)
+
+    def handle_data(self, data):
+        self.text.append(data)
 
 
 def local_targets(page: Path) -> set[Path]:
@@ -63,3 +67,7 @@ def pages_within(front: Path, clicks: int) -> set[Path]:
         latest = {path for path in linked - reached if path.exists()}
         reached |= latest
     return reached
+
+
+def text_of(page: Path) -> str:
+    return " ".join("".join(Links(page).text).split())

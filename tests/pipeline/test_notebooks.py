@@ -77,6 +77,21 @@ def test_stored_results_are_shown_without_training(smoke):
 
 
 # ----------------------------------------------------------------------------------- the site
+# What a visitor asks, and words of the page that answers it.
+QUESTIONS = {
+    "How do I run it?": "make reproduce",
+    "Where are the images of CIFAR-10 from?": "DATA_DIR",
+    "Which claims hold?": "same direction",
+    "What is κ?": "concentration of the Power Spherical distribution",
+    "What is the loss of VI-SimSiam?": "mean over the batch",
+    "How does it differ from the paper?": "Eq. 12 of 2022 is used with its second sign corrected",
+    "How certain is it of my own images?": "make score IMAGES=folder",
+    "How do I add my method?": "Name the class in",
+    "How do I use a cluster?": "EXECUTOR=slurm",
+    "Which uncertainty should I use?": "Uncertainty benchmark",
+}
+
+
 def site_of(smoke):
     results, _ = smoke
     return results / "smoke" / "site"
@@ -91,6 +106,12 @@ def test_every_link_of_the_site_leads_somewhere(smoke):
     for page in site_of(smoke).glob("*.html"):
         broken = [path for path in browser.local_targets(page) if not path.exists()]
         assert not broken, f"{page.name}: {broken}"
+
+
+@pytest.mark.parametrize("question", QUESTIONS)
+def test_a_question_is_answered_within_three_clicks(smoke, question):
+    reached = browser.pages_within(site_of(smoke) / "index.html", clicks=3)
+    assert any(QUESTIONS[question] in browser.text_of(page) for page in reached)
 
 
 @pytest.mark.parametrize("width", [1280, 390])
