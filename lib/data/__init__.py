@@ -30,6 +30,7 @@ _MODULE_OF = {
     "walk": "files",
 }
 _MODULES = (
+    "avatars",
     "catalogue",
     "constants",
     "downloads",

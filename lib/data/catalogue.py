@@ -198,6 +198,13 @@ DATASETS = {
         size=8,
         terms="CC BY 4.0 (Alpaydin & Kaynak 1998, from scikit-learn)",
     ),
+    "avatars": KnownSet(
+        provider="",
+        folder="",
+        splits=_plain(train=20_000, test=4_000),
+        size=64,
+        terms="none: drawn by lib.data with python-avatars (MIT)",
+    ),
     "styled_fashion_mnist": KnownSet(
         provider="",
         folder="",
@@ -288,7 +295,7 @@ def hair_colour(attributes: dict[str, np.ndarray]) -> np.ndarray:
 
 def has_styles(name: str) -> bool:
     """Whether the style of a set's images is known, beside their content."""
-    return name == "celeba" or name.startswith("styled_")
+    return name in ("celeba", "avatars") or name.startswith("styled_")
 
 
 def style_factors(train: ImageSet) -> list[str]:

@@ -10,8 +10,8 @@ A set is looked for under DATA_DIR (environment; default ./data), in this order:
 3. as torchvision stores it
 4. torchvision's download, or Debian's package of Fashion-MNIST
 
-digits and the generated sets need nothing. "styled_<name>" is any set with a drawn style, and
-"<name>_class_<k>" are the images of one class of a set.
+digits, avatars and the generated sets need nothing. "styled_<name>" is any set with a drawn style,
+and "<name>_class_<k>" are the images of one class of a set.
 """
 
 from __future__ import annotations
@@ -374,14 +374,28 @@ def _has_one_size(request: Request, plain_name: str) -> bool:
 
 
 def _made_here(request: Request) -> ImageSet:
-    """digits, and the generated sets."""
+    """digits, avatars, and the generated sets."""
     if request.name == "digits":
         return _part_of_all(_digits(request.image_size), request.split)
+    if request.name == "avatars":
+        return _avatars(request)
     count = DATASETS[request.name].splits[request.split].images
     kind = "noise" if request.name == "generated_noise" else "shapes"
     seed = {"train": 0, "test": 1}[request.split]
     drawn = generated(kind, count, request.image_size or 32, seed)
     return replace(drawn, name=request.name, split=request.split)
+
+
+def _avatars(request: Request) -> ImageSet:
+    """The avatars, drawn once and kept in DATA_DIR."""
+    from lib.data import avatars  # slow to import
+
+    drawn = avatars.draw_split(request.split)
+    path = request.root / request.name / f"{request.split}.npz"
+    arrays = {"images": drawn.images, "labels": drawn.labels, "classes": np.array(drawn.classes)}
+    with contextlib.suppress(OSError):  # where nothing can be kept they are drawn again
+        store.write_npz(path, **arrays, **drawn.extra)
+    return drawn
 
 
 @lru_cache(maxsize=4)

@@ -1,0 +1,84 @@
+"""Avatars: the same faces from a seed, attributes that are to be seen, drawn once."""
+
+import importlib.metadata
+
+import numpy as np
+import pytest
+
+from lib.data import avatars, sources
+from lib.runs import store
+
+
+@pytest.fixture(scope="module")
+def faces():
+    return avatars.draw(avatars.CHECKED, avatars.SEEDS["train"])
+
+
+def face(**values):
+    """One face with these attributes, by the names of their values; the first of the others."""
+    attributes = {}
+    for name, known in avatars.ATTRIBUTES.items():
+        value = values.get(name, known[0])
+        attributes[name] = np.array([known.index(value)])
+    hair = np.array([list(avatars.HAIR_STYLES).index(values.get("hair", "bob"))])
+    return avatars._picture(avatars.Faces(hair, np.array([0]), attributes), 0)
+
+
+def test_the_pixels_are_the_pinned_ones(faces):
+    """Only with the versions that they are pinned for."""
+    drawn_by = {name: importlib.metadata.version(name) for name in avatars.VERSIONS}
+    if drawn_by != avatars.VERSIONS:
+        pytest.skip(f"drawn by {drawn_by}")
+    assert avatars.digest_of(faces) == avatars.PINNED["train"]
+
+
+def test_fewer_faces_are_the_first_of_more(faces):
+    fewer = avatars.draw(10, avatars.SEEDS["train"])
+    np.testing.assert_array_equal(fewer.images, faces.images[:10])
+    np.testing.assert_array_equal(fewer.extra["mouth"], faces.extra["mouth"][:10])
+
+
+@pytest.mark.parametrize("name", [*avatars.ATTRIBUTES, "hair"])
+def test_every_value_of_an_attribute_changes_the_picture(name):
+    values = list(avatars.HAIR_STYLES) if name == "hair" else avatars.ATTRIBUTES[name]
+    beard = {"beard": "BEARD_MEDIUM"} if name == "beard_colour" else {}
+    pictures = {face(**beard, **{name: value}).tobytes() for value in values}
+    assert len(pictures) == len(values)
+
+
+def test_what_cannot_be_seen_has_no_label(faces):
+    no_beard = faces.extra["beard"] == avatars.ATTRIBUTES["beard"].index("NONE")
+    np.testing.assert_array_equal(faces.extra["beard_colour"] == avatars.UNKNOWN, no_beard)
+    sunglasses = faces.extra["glasses"] == avatars.ATTRIBUTES["glasses"].index("SUNGLASSES")
+    np.testing.assert_array_equal(faces.extra["eyes"] == avatars.UNKNOWN, sunglasses)
+
+
+def test_attributes_are_independent_and_uniform():
+    chosen = avatars.chosen_faces(20_000, seed=0)
+    codes = {"hair": chosen.hair} | chosen.attributes
+    for name, values in codes.items():
+        share = np.bincount(values) / len(values)
+        np.testing.assert_allclose(share, 1 / len(share), atol=0.015, err_msg=name)
+    correlations = np.corrcoef(np.stack(list(codes.values())))
+    assert np.abs(correlations - np.eye(len(codes))).max() < 0.03
+
+
+def test_a_split_is_drawn_once(monkeypatch, tmp_path):
+    monkeypatch.setattr(avatars, "COUNTS", {"train": 120, "test": 120})
+    drawn = sources.load("avatars", "test", data_dir=tmp_path)
+    monkeypatch.setattr(avatars, "draw", None)
+    read = sources.load("avatars", "test", data_dir=tmp_path)
+    assert read.checksum == drawn.checksum
+    assert read.classes == drawn.classes
+    assert sources.style_factors(read) == list(avatars.ATTRIBUTES)
+    assert (tmp_path / "avatars" / "test.npz").exists()
+    assert store.read_npz(tmp_path / "avatars" / "test.npz")["images"].shape == (120, 64, 64, 3)
+
+
+def test_faces_of_other_versions_are_refused(faces, monkeypatch):
+    monkeypatch.setitem(avatars.PINNED, "train", "0" * 64)
+    with pytest.warns(UserWarning, match="processor"):
+        avatars.check_pixels(faces)
+    monkeypatch.setitem(avatars.VERSIONS, "skia-python", "0.1")
+    with pytest.raises(ValueError, match="skia-python 0.1"):
+        avatars.check_pixels(faces)
