@@ -19,7 +19,17 @@ from tqdm.auto import tqdm
 
 from lib import methods
 from lib.data import sources
-from lib.evaluation import finetune, generation, image_scores, kappa, measure, shift, style, theory
+from lib.evaluation import (
+    finetune,
+    generation,
+    image_scores,
+    kappa,
+    measure,
+    people,
+    shift,
+    style,
+    theory,
+)
 from lib.evaluation.measure import Run
 from lib.runs import settings, store
 
@@ -33,13 +43,15 @@ class Part:
     """One part of the suite.
 
     papers: whose tables and figures it belongs to. runs: the settings of the runs that it is
-    measured of. measure: from a run to metrics rows.
+    measured of. measure: from a run to metrics rows. from_scores: whether it reads stored scores
+    only, so that a run needs no weights.
     """
 
     name: str
     papers: tuple[str, ...]
     runs: list[dict]
     measure: Callable[[Run], list[dict]]
+    from_scores: bool = False
 
 
 # ----------------------------------------------------------------------------------- what there is
@@ -50,6 +62,7 @@ def parts(profile: str) -> list[Part]:
         *_parts_of_simvae(profile),
         *_parts_of_prosmin(profile),
         *_parts_of_vje(profile),
+        _agreement_with_people(profile),
     ]
 
 
@@ -154,6 +167,16 @@ def _parts_of_vje(profile: str) -> list[Part]:
     ]
 
 
+def _agreement_with_people(profile: str) -> Part:
+    compared = measure.compared_runs(profile)
+    runs = [
+        run
+        for run in compared
+        if run["dataset"] == people.DATASET and run["method"] != "raw_pixels"
+    ]
+    return Part(people.PEOPLE, PAPERS, runs, people.measure_agreement, from_scores=True)
+
+
 def _measured(profile: str, *groups: str, paper: str = "all") -> list[dict]:
     runs = []
     for group in groups:
@@ -172,7 +195,8 @@ def measure_parts(profile: str, papers: Sequence[str] = PAPERS) -> list[str]:
     left_out = []
     chosen = [part for part in parts(profile) if not set(papers).isdisjoint(part.papers)]
     for part in tqdm(chosen, desc="parts of the suite", unit="part"):
-        for run in tqdm(list(measure.available(part.runs)), desc=part.name, leave=False):
+        runs = map(Run, part.runs) if part.from_scores else measure.available(part.runs)
+        for run in tqdm(list(runs), desc=part.name, leave=False):
             if measure.is_measured(run, part.name):
                 continue
             try:

@@ -70,7 +70,7 @@ table.docutils td, table.docutils th { overflow-wrap: anywhere; }
 """
 NOT_RUN = (
     "*These results are not stored yet. The page has the text and the code; "
-    "`make reproduce` fills it.*"
+    "`make reproduce PROFILE={profile}` fills it.*"
 )
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")
 
@@ -125,7 +125,7 @@ def write_source(profile: str, paths: dict[str, Path], source: Path) -> None:
     """Write all pages of the site as MyST below ``source``; paths: of the notebooks by name."""
     notebooks = list(paths)
     for name, path in paths.items():
-        (source / f"{name}.ipynb").write_text(json.dumps(notebook_page(path)))
+        (source / f"{name}.ipynb").write_text(json.dumps(notebook_page(path, profile)))
     site_pages.write_fragments(profile, notebooks, source)
     pages = {}
     for name in ("index", *PAGES):
@@ -157,12 +157,12 @@ def menu(notebooks: list[str], has_progress: bool) -> str:
     return "\n\n" + "\n\n".join(sections) + "\n"
 
 
-def notebook_page(path: Path) -> dict:
+def notebook_page(path: Path, profile: str) -> dict:
     """An executed notebook with its code folded, and each picture's text for who cannot see it."""
     notebook = store.read_json(path, ("cells",))
     if path.parent == NOTEBOOKS:
-        note = {"cell_type": "markdown", "id": "not-run", "metadata": {}, "source": NOT_RUN}
-        notebook["cells"].insert(1, note)
+        note = {"cell_type": "markdown", "id": "not-run", "metadata": {}}
+        notebook["cells"].insert(1, note | {"source": NOT_RUN.format(profile=profile)})
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue

@@ -46,7 +46,8 @@ def verdict_bars(rows: pd.DataFrame) -> str:
     keys = []
     for verdict, colour in ledger.COLOURS.items():
         swatch = f'<span class="swatch" style="background: {colour}"></span>'
-        keys.append(f"{swatch}{counts[verdict].sum()} {verdict}")
+        what = f"recipe {verdict}" if verdict in (ledger.FOLLOWED, ledger.DEVIATES) else verdict
+        keys.append(f"{swatch}{counts[verdict].sum()} {what}")
     lines += [f"<p>{' &ensp; '.join(keys)}</p>", "```"]
     return "\n".join(lines) + "\n"
 
@@ -113,14 +114,10 @@ def _claim(
     figures: dict[str, dict],
     notebooks: list[str],
 ) -> list[str]:
-    lines = [
-        f"### {summary.title}: {summary.verdict}",
-        "",
-        f"**{claim}.** {summary.text} ({summary['where']}).",
-        "",
-    ]
+    heading = f"### {summary.title}: {summary.verdict}"
     if summary.tested < summary.parts:
-        lines += [f"Tested here: {summary.tested} of {summary.parts} parts.", ""]
+        heading += f" ({summary.tested} of {summary.parts} parts tested)"
+    lines = [heading, "", f"**{claim}.** {summary.text} ({summary['where']}).", ""]
     table = [["part", "published", "claimed of ours", "ours", "95 % interval", "seeds", "verdict"]]
     for part in parts.itertuples():
         table.append(

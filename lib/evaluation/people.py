@@ -1,0 +1,32 @@
+"""Agreement with people: are a network's uncertain images those that people disagree about?"""
+
+from lib.data import cifar10h
+from lib.evaluation.measure import Run
+from lib.evaluation.suite import UNCERTAINTIES, as_uncertainty
+from lib.evaluation.uncertainty import rank_correlation, with_interval
+from lib.runs import store
+
+PEOPLE = "people"
+DATASET = "cifar10"
+
+
+def measure_agreement(run: Run) -> list[dict]:
+    """Rank correlation of each stored uncertainty with the entropy of people's labels.
+
+    The labels are CIFAR-10H's, one row an uncertainty: condition "people", score its name, metric
+    spearman. Positive: people disagree about the images that the network is uncertain of. Read from
+    the stored scores, so that no weights are needed.
+    """
+    scores = store.stored_scores(run.profile, run.name, DATASET)
+    entropy = cifar10h.human_entropy(cifar10h.label_counts(scores["label"]))
+    rows = []
+    for name in (*UNCERTAINTIES, "kappa"):
+        if name == "kappa" and name not in scores:
+            continue
+        sign = -1 if name == "kappa" else 1
+        values = sign * as_uncertainty(scores, name)
+        draws = run.settings["bootstrap_draws"]
+        correlation = with_interval(rank_correlation, values, entropy, draws=draws)
+        common = {"evaluated_on": DATASET, "condition": PEOPLE, "n": len(entropy)}
+        rows.append(common | {"score": name, "metric": "spearman"} | correlation)
+    return rows

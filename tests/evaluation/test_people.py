@@ -1,0 +1,66 @@
+"""CIFAR-10H: counts in the order of the labels, checked numbers, and the entropy of people."""
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from lib.data import cifar10h
+from lib.runs import store
+
+generator = np.random.default_rng(0)
+LABELS = generator.integers(0, 10, 200)
+
+
+def drawn_counts(labels):
+    """Some 50 people, most of whom give the label."""
+    shares = 0.02 * np.ones((len(labels), 10))
+    shares[np.arange(len(labels)), labels] = 0.82
+    return np.stack([generator.multinomial(50, share) for share in shares]).astype(np.int16)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(cifar10h, "SHAPE", (len(LABELS), 10))
+
+
+def test_counts_are_in_the_order_of_the_labels(small, tmp_path):
+    counts = drawn_counts(LABELS)
+    store.write_npz(tmp_path / "cifar10h" / "test.npz", counts=counts)
+    np.testing.assert_array_equal(cifar10h.label_counts(LABELS, tmp_path), counts)
+
+
+def test_counts_are_reordered_by_the_official_index(small, tmp_path):
+    counts = drawn_counts(LABELS)
+    order = generator.permutation(len(LABELS))  # row k of the file is official image order[k]
+    arrays = {"counts": counts[order], "official_index": order}
+    store.write_npz(tmp_path / "cifar10h" / "test.npz", **arrays)
+    np.testing.assert_array_equal(cifar10h.label_counts(LABELS, tmp_path), counts)
+    shuffled = cifar10h.label_counts(LABELS[order], tmp_path)
+    np.testing.assert_array_equal(shuffled, counts[order])
+
+
+def test_counts_of_another_order_are_refused(small, tmp_path):
+    store.write_npz(tmp_path / "cifar10h" / "test.npz", counts=drawn_counts(LABELS))
+    with pytest.raises(ValueError, match="another order"):
+        cifar10h.label_counts(np.roll(LABELS, 1), tmp_path)
+
+
+def test_a_file_with_other_numbers_is_refused(small, tmp_path):
+    path = tmp_path / "cifar10h" / "cifar10h-counts.npy"
+    path.parent.mkdir()
+    np.save(path, drawn_counts(LABELS))
+    with pytest.raises(ValueError, match="cifar10h-counts.npy"):
+        cifar10h.label_counts(LABELS, tmp_path)
+
+
+def test_what_cannot_be_fetched_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar10h, "URL", "http://127.0.0.1:9/counts.npy")
+    with pytest.raises(FileNotFoundError, match="cifar10h"):
+        cifar10h.label_counts(LABELS, tmp_path)
+
+
+def test_the_entropy_of_people_is_in_bits():
+    counts = np.array([[50] + [0] * 9, [25, 25] + [0] * 8, [5] * 10])
+    np.testing.assert_allclose(cifar10h.human_entropy(counts), [0, 1, np.log2(10)])
+    reference = scipy.stats.entropy(counts[1] / 50) / np.log(2)
+    assert cifar10h.human_entropy(counts[1:2])[0] == pytest.approx(reference)
