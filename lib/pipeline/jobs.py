@@ -110,13 +110,13 @@ def listed_jobs(profile: str, paper: str = "all") -> dict[str, Job]:
 def training_groups(profile: str, paper: str) -> dict[str, list[str]]:
     """The names of the runs that one job trains, by the name of the group.
 
-    Each group costs the start of a kernel, so that a profile of short runs has few of them
-    (``one_job_per`` in the settings). Runs of the common protocol are kept apart from others, and
-    searches of learning rates from both. Runs on a set that is not available are left out.
+    Each job costs the start of a kernel, so that a profile of short runs has few of them
+    (``one_job_per`` in the settings: run, method, group or profile). With method and profile, runs
+    of the common protocol are kept apart from others; searches of learning rates always are. Runs
+    on a set that is not available are left out.
     """
     grouping = settings.plan(profile)["one_job_per"]
-    protocol_runs = settings.runs(profile, paper, settings.PROTOCOL)
-    protocol = {settings.run_name(run) for run in protocol_runs}
+    first_group = _first_groups(profile, paper)
     absent_sets = settings.absent_sets(profile)
     groups: dict[str, list[str]] = {}
     for run in settings.runs(profile, paper):
@@ -125,13 +125,24 @@ def training_groups(profile: str, paper: str) -> dict[str, list[str]]:
         name = settings.run_name(run)
         if grouping == "run":
             group = name
+        elif grouping == "group":
+            group = first_group[name]
         else:
             group = run["method"] if grouping == "method" else "all"
-            if name not in protocol:
+            if first_group[name] != settings.PROTOCOL:
                 group += "-apart"
         groups.setdefault(group, []).append(name)
     for run in settings.tuning_runs(profile, paper):
         groups.setdefault(f"tuning-{run['method']}", []).append(settings.run_name(run))
+    return groups
+
+
+def _first_groups(profile: str, paper: str) -> dict[str, str]:
+    """The group of each run of a profile, by its name; the first of several."""
+    groups: dict[str, str] = {}
+    for group in settings.GROUPS:
+        for run in settings.runs(profile, paper, group):
+            groups.setdefault(settings.run_name(run), group)
     return groups
 
 
