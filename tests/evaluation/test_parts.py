@@ -27,7 +27,10 @@ def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
 
 def test_styles_that_nothing_is_trained_on_are_probed_in_networks_of_the_plain_images(monkeypatch):
     monkeypatch.setattr(measure, "measured", lambda runs: runs)
-    for profile, dataset in (("standard", "fashion_mnist"), ("quick", "styled_fashion_mnist")):
+    for profile, probed, dataset in (
+        ("standard", "styled_fashion_mnist", "fashion_mnist"),
+        ("quick", "avatars", "avatars"),
+    ):
         named = {part.name: part for part in parts.parts(profile)}
-        runs = named[f"{style.FACTORS}-styled_fashion_mnist"].runs
+        runs = named[f"{style.FACTORS}-{probed}"].runs
         assert {run["dataset"] for run in runs if run["method"] == "simvae"} == {dataset}
