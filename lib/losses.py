@@ -153,11 +153,9 @@ def info_nce_loss(
     if similarity not in ("cosine", "dot"):
         raise ValueError(f"Unknown similarity {similarity!r}; choose 'cosine' or 'dot'.")
     with torch.autocast(first.device.type, enabled=False):
-        a = _precise(first)
-        b = _precise(second)
-        if similarity == "cosine":
-            a = _unit(a)
-            b = _unit(b)
+        prepared = _unit if similarity == "cosine" else _precise
+        a = prepared(first)
+        b = prepared(second)
         anchors = torch.arange(len(a), device=a.device)[rows]
         terms = []
         for own, other in ((a, b), (b, a)):

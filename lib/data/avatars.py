@@ -19,13 +19,12 @@ from dataclasses import dataclass
 import numpy as np
 from tqdm.auto import tqdm
 
+from lib.data.catalogue import DATASETS, SEEDS
 from lib.data.sets import ImageSet
 
 NAME = "avatars"
 SIDE = 64  # px
 PICTURE = (264, 280)  # width and height of the drawing
-COUNTS = {"train": 20_000, "test": 4_000}
-SEEDS = {"train": 0, "test": 1}
 # SHA-256 of the pixels of the first CHECKED faces of each split
 CHECKED = 100
 VERSIONS = {"python-avatars": "1.4.1", "skia-python": "144.1"}
@@ -93,7 +92,7 @@ def draw(count: int, seed: int = 0, split: str = "train") -> ImageSet:
 
 def draw_split(split: str) -> ImageSet:
     """A whole split, checked against the pinned pixels: about a minute for train."""
-    images = draw(COUNTS[split], SEEDS[split], split)
+    images = draw(DATASETS[NAME].splits[split].images, SEEDS[split], split)
     check_pixels(images)
     return images
 

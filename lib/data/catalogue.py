@@ -35,6 +35,12 @@ def _plain(**images: int) -> dict[str, Split]:
     return {name: Split(count) for name, count in images.items()}
 
 
+def _made_here(size: int, terms: str, **images: int) -> KnownSet:
+    """A set that this repository makes, or that comes with a package."""
+    return KnownSet(provider="", folder="", splits=_plain(**images), size=size, terms=terms)
+
+
+SEEDS = {"train": 0, "test": 1}  # of the splits of sets that are drawn here
 DATASETS = {
     "mnist": KnownSet(
         provider="MNIST",
@@ -191,47 +197,41 @@ DATASETS = {
         note="it needs an account: put it in DATA_DIR/imagenet/train/<class>/ and "
         "DATA_DIR/imagenet/val/<class>/",
     ),
-    "digits": KnownSet(
-        provider="",
-        folder="",
-        splits=_plain(train=1_438, test=359),
+    "digits": _made_here(
         size=8,
         terms="CC BY 4.0 (Alpaydin & Kaynak 1998, from scikit-learn)",
+        train=1_438,
+        test=359,
     ),
-    "avatars": KnownSet(
-        provider="",
-        folder="",
-        splits=_plain(train=20_000, test=4_000),
+    "avatars": _made_here(
         size=64,
         terms="none: drawn by lib.data with python-avatars (MIT)",
+        train=20_000,
+        test=4_000,
     ),
-    "styled_fashion_mnist": KnownSet(
-        provider="",
-        folder="",
-        splits=_plain(train=60_000, test=10_000),
+    "styled_fashion_mnist": _made_here(
         size=32,
         terms="as fashion_mnist; colour, size, turn and place drawn by lib.data",
+        train=60_000,
+        test=10_000,
     ),
-    "styled_digits": KnownSet(
-        provider="",
-        folder="",
-        splits=_plain(train=1_438, test=359),
+    "styled_digits": _made_here(
         size=32,
         terms="as digits; colour, size, turn and place drawn by lib.data",
+        train=1_438,
+        test=359,
     ),
-    "generated": KnownSet(
-        provider="",
-        folder="",
-        splits=_plain(train=512, test=256),
+    "generated": _made_here(
         size=32,
         terms="none: drawn by lib.data",
+        train=512,
+        test=256,
     ),
-    "generated_noise": KnownSet(
-        provider="",
-        folder="",
-        splits=_plain(train=512, test=256),
+    "generated_noise": _made_here(
         size=32,
         terms="none: drawn by lib.data",
+        train=512,
+        test=256,
     ),
 }
 

@@ -373,17 +373,29 @@ def choose_per_class(
 
 
 def is_copied(test: ImageSet, train: ImageSet) -> np.ndarray:
-    """Which test images [N] have exactly the pixels of a training image.
+    """Which test images [N] are a training image again: the same pixels, of files the same bytes.
+
+    Nothing is decoded, and of the training files only those are read whose size a test file has.
 
     Example:
         is_copied(load("mine", "test"), load("mine", "train")).sum()
     """
-    known = {_pixel_digest(train.images[index]) for index in range(len(train))}
-    return np.array([_pixel_digest(test.images[index]) in known for index in range(len(test))])
+    same_size = np.isin(_sizes(train.images), _sizes(test.images))
+    digests = {_digest(train.images, index) for index in np.flatnonzero(same_size)}
+    return np.array([_digest(test.images, index) in digests for index in range(len(test))])
 
 
-def _pixel_digest(pixels: np.ndarray) -> bytes:
-    return hashlib.sha256(np.ascontiguousarray(pixels)).digest()
+def _sizes(images: np.ndarray | LazyImages) -> list[int]:
+    """Bytes of each image, of files as they are stored."""
+    if isinstance(images, LazyImages):
+        return [file.stat().st_size for file in images.files]
+    return [images[0].nbytes] * len(images)
+
+
+def _digest(images: np.ndarray | LazyImages, index: int) -> bytes:
+    if isinstance(images, LazyImages):
+        return hashlib.sha256(images.files[index].read_bytes()).digest()
+    return hashlib.sha256(np.ascontiguousarray(images[index])).digest()
 
 
 def train_validation_split(

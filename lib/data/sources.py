@@ -32,6 +32,7 @@ from lib.data.catalogue import (
     CELEBA_ATTRIBUTES,
     DATASETS,
     HAIR,
+    SEEDS,
     has_styles,
     style_factors,
     terms,
@@ -357,8 +358,7 @@ def _styled(request: Request) -> ImageSet:
     if key not in _drawn:
         while len(_drawn) > 3:
             del _drawn[next(iter(_drawn))]
-        seed = {"train": 0, "test": 1}.get(plain.split, 2)
-        _drawn[key] = styled(plain, size, seed)
+        _drawn[key] = styled(plain, size, SEEDS.get(plain.split, len(SEEDS)))
     return _drawn[key]
 
 
@@ -381,8 +381,7 @@ def _made_here(request: Request) -> ImageSet:
         return _avatars(request)
     count = DATASETS[request.name].splits[request.split].images
     kind = "noise" if request.name == "generated_noise" else "shapes"
-    seed = {"train": 0, "test": 1}[request.split]
-    drawn = generated(kind, count, request.image_size or 32, seed)
+    drawn = generated(kind, count, request.image_size or 32, SEEDS[request.split])
     return replace(drawn, name=request.name, split=request.split)
 
 

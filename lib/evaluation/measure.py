@@ -270,10 +270,8 @@ def copied_images(runs: Sequence[dict]) -> pd.DataFrame:
     Columns: dataset, test_images, copies; a row for each set that has any.
     """
     rows = []
-    own = {run["dataset"] for run in runs} - set(sources.DATASETS)
-    for name in sorted(own):
-        if not (store.default_data_dir() / name).is_dir():
-            continue
+    names = {_plain_set(run["dataset"]) for run in runs}
+    for name in sorted(names - set(sources.DATASETS)):
         test = sources.load(name, "test", image_size=32)
         copies = int(is_copied(test, sources.load(name, "train", image_size=32)).sum())
         if copies:

@@ -10,7 +10,7 @@ Example:
     >>> rows = parts.read("augmentation", runs)     # FileNotFoundError where nothing is stored
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -174,7 +174,7 @@ def _agreement_with_people(profile: str) -> Part:
         for run in compared
         if run["dataset"] == people.DATASET and run["method"] != "raw_pixels"
     ]
-    return Part(people.PEOPLE, PAPERS, runs, people.measure_agreement, from_scores=True)
+    return Part(people.PEOPLE, VI_SIMSIAM, runs, people.measure_agreement, from_scores=True)
 
 
 def _measured(profile: str, *groups: str, paper: str = "all") -> list[dict]:
@@ -195,17 +195,28 @@ def measure_parts(profile: str, papers: Sequence[str] = PAPERS) -> list[str]:
     left_out = []
     chosen = [part for part in parts(profile) if not set(papers).isdisjoint(part.papers)]
     for part in tqdm(chosen, desc="parts of the suite", unit="part"):
-        runs = map(Run, part.runs) if part.from_scores else measure.available(part.runs)
-        for run in tqdm(list(runs), desc=part.name, leave=False):
-            if measure.is_measured(run, part.name):
-                continue
-            try:
-                rows = part.measure(run)
-            except FileNotFoundError as error:
-                left_out.append(f"{part.name}: {error}")
-                break
-            run.write_metrics(rows, part.name)
+        try:
+            for run in tqdm(list(_measurable(part)), desc=part.name, leave=False):
+                if not measure.is_measured(run, part.name):
+                    run.write_metrics(part.measure(run), part.name)
+        except FileNotFoundError as error:
+            left_out.append(f"{part.name}: {error}")
     return list(dict.fromkeys(left_out))
+
+
+def _measurable(part: Part) -> Iterator[Run]:
+    """The runs of a part whose network is here, or, of stored scores, that it does not fit yet.
+
+    The data of a run are read when it is given, so that nothing is read where nothing is to do.
+    """
+    if not part.from_scores:
+        yield from measure.available(part.runs)
+        return
+    for run in part.runs:
+        rows = store.read_metrics(run["profile"], "*", settings.run_name(run))
+        suite = rows[rows.part == store.SUITE]
+        if set(rows[rows.part == part.name].run_hash) != set(suite.run_hash):
+            yield Run(run)
 
 
 def overview(profile: str) -> pd.DataFrame:

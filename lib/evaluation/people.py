@@ -20,11 +20,8 @@ def measure_agreement(run: Run) -> list[dict]:
     scores = store.stored_scores(run.profile, run.name, DATASET)
     entropy = cifar10h.human_entropy(cifar10h.label_counts(scores["label"]))
     rows = []
-    for name in (*UNCERTAINTIES, "kappa"):
-        if name == "kappa" and name not in scores:
-            continue
-        sign = -1 if name == "kappa" else 1
-        values = sign * as_uncertainty(scores, name)
+    for name in UNCERTAINTIES:
+        values = as_uncertainty(scores, name)
         draws = run.settings["bootstrap_draws"]
         correlation = with_interval(rank_correlation, values, entropy, draws=draws)
         common = {"evaluated_on": DATASET, "condition": PEOPLE, "n": len(entropy)}

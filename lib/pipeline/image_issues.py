@@ -35,6 +35,7 @@ SIDE = 64  # px, of the images that are judged; larger ones are reduced
 NOISY = 0.35  # correlation of neighbouring pixels
 BLURRED = 0.985
 NARROWEST = 0.35  # shorter by longer side: CleanVision's threshold
+IMAGES_AT_ONCE = 1024  # as numbers in float64
 HASH_BITS = 64
 MOST_DIFFERENT_BITS = 8  # of the perceptual hashes of near duplicates
 
@@ -94,10 +95,13 @@ def neighbour_correlation(images: np.ndarray) -> np.ndarray:
     images: [N, H, W, 3]. About 0 for white noise, 0.91 for sharp photographs of 64 px, 1 for what
     is smooth.
     """
-    grey = images.astype(float).mean(3)
-    right = _correlation(grey[:, :, 1:], grey[:, :, :-1])
-    below = _correlation(grey[:, 1:], grey[:, :-1])
-    return (right + below) / 2
+    parts = []
+    for start in range(0, len(images), IMAGES_AT_ONCE):
+        grey = images[start : start + IMAGES_AT_ONCE].mean(3)  # [B, H, W]
+        right = _correlation(grey[:, :, 1:], grey[:, :, :-1])
+        below = _correlation(grey[:, 1:], grey[:, :-1])
+        parts.append((right + below) / 2)
+    return np.concatenate(parts)
 
 
 def near_duplicates(images: np.ndarray, exact: np.ndarray, is_flat: np.ndarray) -> np.ndarray:

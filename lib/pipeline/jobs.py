@@ -116,20 +116,18 @@ def training_groups(profile: str, paper: str) -> dict[str, list[str]]:
     on a set that is not available are left out.
     """
     grouping = settings.plan(profile)["one_job_per"]
-    first_group = _first_groups(profile, paper)
     absent_sets = settings.absent_sets(profile)
     groups: dict[str, list[str]] = {}
-    for run in settings.runs(profile, paper):
+    for name, (compared_in, run) in _runs_with_group(profile, paper).items():
         if run["dataset"] in absent_sets:
             continue
-        name = settings.run_name(run)
         if grouping == "run":
             group = name
         elif grouping == "group":
-            group = first_group[name]
+            group = compared_in
         else:
             group = run["method"] if grouping == "method" else "all"
-            if first_group[name] != settings.PROTOCOL:
+            if compared_in != settings.PROTOCOL:
                 group += "-apart"
         groups.setdefault(group, []).append(name)
     for run in settings.tuning_runs(profile, paper):
@@ -137,13 +135,13 @@ def training_groups(profile: str, paper: str) -> dict[str, list[str]]:
     return groups
 
 
-def _first_groups(profile: str, paper: str) -> dict[str, str]:
-    """The group of each run of a profile, by its name; the first of several."""
-    groups: dict[str, str] = {}
+def _runs_with_group(profile: str, paper: str) -> dict[str, tuple[str, dict]]:
+    """Each run of a profile by its name: the group it is compared in, the first of several."""
+    listed: dict[str, tuple[str, dict]] = {}
     for group in settings.GROUPS:
         for run in settings.runs(profile, paper, group):
-            groups.setdefault(settings.run_name(run), group)
-    return groups
+            listed.setdefault(settings.run_name(run), (group, run))
+    return listed
 
 
 # ------------------------------------------------------------------------- when a job is done

@@ -1,11 +1,13 @@
 """Avatars: the same faces from a seed, attributes that are to be seen, drawn once."""
 
 import importlib.metadata
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from lib.data import avatars, sources
+from lib.data.catalogue import DATASETS, Split
 from lib.runs import store
 
 
@@ -64,7 +66,8 @@ def test_attributes_are_independent_and_uniform():
 
 
 def test_a_split_is_drawn_once(monkeypatch, tmp_path):
-    monkeypatch.setattr(avatars, "COUNTS", {"train": 120, "test": 120})
+    few = replace(DATASETS["avatars"], splits={"test": Split(120)})
+    monkeypatch.setitem(DATASETS, "avatars", few)
     drawn = sources.load("avatars", "test", data_dir=tmp_path)
     monkeypatch.setattr(avatars, "draw", None)
     read = sources.load("avatars", "test", data_dir=tmp_path)

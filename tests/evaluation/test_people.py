@@ -1,10 +1,13 @@
 """CIFAR-10H: counts in the order of the labels, checked numbers, and the entropy of people."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import scipy.stats
 
 from lib.data import cifar10h
+from lib.evaluation import people
 from lib.runs import store
 
 generator = np.random.default_rng(0)
@@ -64,3 +67,19 @@ def test_the_entropy_of_people_is_in_bits():
     np.testing.assert_allclose(cifar10h.human_entropy(counts), [0, 1, np.log2(10)])
     reference = scipy.stats.entropy(counts[1] / 50) / np.log(2)
     assert cifar10h.human_entropy(counts[1:2])[0] == pytest.approx(reference)
+
+
+def test_the_agreement_is_spearmans_of_stored_scores(small, tmp_path, monkeypatch):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    counts = drawn_counts(LABELS)
+    store.write_npz(tmp_path / "cifar10h" / "test.npz", counts=counts)
+    scores = {name: generator.normal(size=len(LABELS)) for name in ("uncertainty", "knn_distance")}
+    scores |= {"feature_norm": -scores["uncertainty"], "linear_max_softmax": generator.random(200)}
+    monkeypatch.setattr(store, "stored_scores", lambda *_: scores | {"label": LABELS})
+    run = SimpleNamespace(profile="smoke", name="x", settings={"bootstrap_draws": 20})
+    rows = {row["score"]: row for row in people.measure_agreement(run)}
+    entropy = cifar10h.human_entropy(counts)
+    expected = scipy.stats.spearmanr(scores["uncertainty"], entropy)
+    assert rows["uncertainty"]["value"] == pytest.approx(expected.statistic)
+    assert rows["feature_norm"]["value"] == pytest.approx(expected.statistic)
+    assert rows["max_softmax"]["ci_low"] < rows["max_softmax"]["ci_high"]

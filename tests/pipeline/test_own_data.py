@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lib import evaluation, training
 from lib.evaluation import measure
@@ -45,6 +46,19 @@ def test_copies_of_training_images_in_the_test_set_are_counted(own_data):
     (row,) = measure.copied_images([run]).itertuples()
     assert (row.dataset, row.test_images, row.copies) == ("copied", 40, 3)
     assert measure.copied_images([run | {"dataset": "digits"}]).empty
+
+
+def test_copied_files_are_found_by_what_they_hold(own_data):
+    images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    for number, pixels in enumerate(images):
+        split = "train" if number < 5 else "test"
+        folder = store.default_data_dir() / "files" / split / ("even", "odd")[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(folder / f"{number}.png")
+    Image.fromarray(images[0]).save(folder / "copy of 0.png")
+    run = settings.resolve("simsiam", "smoke", dataset="files", image_size=16)
+    (row,) = measure.copied_images([run]).itertuples()
+    assert (row.test_images, row.copies) == (4, 1)
 
 
 def test_a_set_with_one_image_a_class_is_refused_before_training(own_data):
