@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from lib.runs import store
 from lib.runs.store import default_data_dir
 
 NAME = "cifar10h"
+CIFAR10 = "cifar10"  # the set whose test images these are
 URL = "https://raw.githubusercontent.com/jcpeterson/cifar-10h/master/data/cifar10h-counts.npy"
 SHAPE = (10_000, 10)
 # SHA-256 of the counts in the official order as little-endian int16
@@ -40,23 +42,15 @@ def label_counts(labels: np.ndarray, data_dir: Path | None = None) -> np.ndarray
     where the counts are neither here nor to be fetched; ValueError where their order is not that of
     the labels.
     """
-    root = default_data_dir() if data_dir is None else Path(data_dir)
-    stored = root / NAME / "test.npz"
-    if stored.exists():
-        arrays = store.read_npz(stored, ("counts",))
-        candidates = [arrays["counts"]]
-        if "official_index" in arrays:
-            candidates.append(_in_official_order(arrays["counts"], arrays["official_index"]))
-    else:
-        candidates = [_official_counts(root / NAME / "cifar10h-counts.npy")]
-    for counts in candidates:
-        if _agreement(counts, labels) >= FEWEST_AGREEING:
-            return counts
-    raise ValueError(
-        f"The counts of CIFAR-10H in {root / NAME} agree with the labels of only "
-        f"{100 * _agreement(candidates[0], labels):.0f} % of the test images: the images have "
-        "another order. Use CIFAR-10 as torchvision stores it, or counts with official_index."
-    )
+    return _matching(labels, data_dir).counts
+
+
+def official_index(labels: np.ndarray, data_dir: Path | None = None) -> np.ndarray:
+    """The place of each test image in the official test set, which torchvision reads: [10000].
+
+    Arguments and errors as ``label_counts``.
+    """
+    return _matching(labels, data_dir).official_index
 
 
 def human_entropy(counts: np.ndarray) -> np.ndarray:
@@ -64,10 +58,37 @@ def human_entropy(counts: np.ndarray) -> np.ndarray:
     return scipy.stats.entropy(counts, axis=1, base=2)
 
 
-def _in_official_order(counts: np.ndarray, official_index: np.ndarray) -> np.ndarray:
-    ordered = np.empty_like(counts)
-    ordered[official_index] = counts
-    return ordered
+@dataclass(frozen=True)
+class Rows:
+    """Counts [N, 10], and the place of each row in the official test set [N]."""
+
+    counts: np.ndarray
+    official_index: np.ndarray
+
+    def in_official_order(self) -> Rows:
+        order = np.argsort(self.official_index)
+        return Rows(self.counts[order], self.official_index[order])
+
+
+def _matching(labels: np.ndarray, data_dir: Path | None) -> Rows:
+    """The counts in the order of the labels: that of the file, or the official one."""
+    root = default_data_dir() if data_dir is None else Path(data_dir)
+    stored = root / NAME / "test.npz"
+    if stored.exists():
+        arrays = store.read_npz(stored, ("counts",))
+        counts = arrays["counts"]
+        rows = Rows(counts, arrays.get("official_index", np.arange(len(counts))))
+    else:
+        counts = _official_counts(root / NAME / "cifar10h-counts.npy")
+        rows = Rows(counts, np.arange(len(counts)))
+    for candidate in (rows, rows.in_official_order()):
+        if _agreement(candidate.counts, labels) >= FEWEST_AGREEING:
+            return candidate
+    raise ValueError(
+        f"The counts of CIFAR-10H in {root / NAME} agree with the labels of only "
+        f"{100 * _agreement(rows.counts, labels):.0f} % of the test images: the images have "
+        "another order. Use CIFAR-10 as torchvision stores it, or counts with official_index."
+    )
 
 
 def _official_counts(path: Path) -> np.ndarray:

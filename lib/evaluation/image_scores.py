@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from lib.data import sources
+from lib.data import cifar10h, sources
 from lib.data.sets import ImageSet, to_bytes
 from lib.evaluation.embed import Transform, input_transform
 from lib.evaluation.suite import ood_rows
@@ -105,6 +105,8 @@ def measure_images(profile: str) -> None:
         )
     # Scores are merged with those of runs by row; the labels show whether the order is the same.
     scores[dataset]["label"] = test.labels.astype(np.int16)
+    if dataset == cifar10h.CIFAR10:
+        scores[dataset] |= _official_index(test.labels)
     for name, arrays in scores.items():
         store.write_scores(profile, RUN, name, arrays)
     config = {
@@ -123,6 +125,17 @@ def _stored_checksums(profile: str, dataset: str, others: dict[str, str]) -> set
         stored(profile, name) for name in others
     )
     return set(stored_metrics(profile).run_hash) if is_complete else set()
+
+
+def _official_index(labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Where torchvision has each test image of CIFAR-10, so that anybody's scores can be paired.
+
+    Empty without CIFAR-10H, whose counts tell the order.
+    """
+    try:
+        return {"official_index": cifar10h.official_index(labels).astype(np.int16)}
+    except FileNotFoundError:
+        return {}
 
 
 def _scores(images: ImageSet, transform: Transform) -> dict[str, np.ndarray]:

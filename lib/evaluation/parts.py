@@ -18,7 +18,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from lib import methods
-from lib.data import sources
+from lib.data import cifar10h, sources
 from lib.evaluation import (
     finetune,
     generation,
@@ -172,7 +172,7 @@ def _agreement_with_people(profile: str) -> Part:
     runs = [
         run
         for run in compared
-        if run["dataset"] == people.DATASET and run["method"] != "raw_pixels"
+        if run["dataset"] == cifar10h.CIFAR10 and run["method"] != "raw_pixels"
     ]
     return Part(people.PEOPLE, VI_SIMSIAM, runs, people.measure_agreement, from_scores=True)
 

@@ -7,7 +7,6 @@ from lib.evaluation.uncertainty import rank_correlation, with_interval
 from lib.runs import store
 
 PEOPLE = "people"
-DATASET = "cifar10"
 
 
 def measure_agreement(run: Run) -> list[dict]:
@@ -17,13 +16,13 @@ def measure_agreement(run: Run) -> list[dict]:
     spearman. Positive: people disagree about the images that the network is uncertain of. Read from
     the stored scores, so that no weights are needed.
     """
-    scores = store.stored_scores(run.profile, run.name, DATASET)
+    scores = store.stored_scores(run.profile, run.name, cifar10h.CIFAR10)
     entropy = cifar10h.human_entropy(cifar10h.label_counts(scores["label"]))
     rows = []
     for name in UNCERTAINTIES:
         values = as_uncertainty(scores, name)
         draws = run.settings["bootstrap_draws"]
         correlation = with_interval(rank_correlation, values, entropy, draws=draws)
-        common = {"evaluated_on": DATASET, "condition": PEOPLE, "n": len(entropy)}
+        common = {"evaluated_on": cifar10h.CIFAR10, "condition": PEOPLE, "n": len(entropy)}
         rows.append(common | {"score": name, "metric": "spearman"} | correlation)
     return rows

@@ -42,6 +42,16 @@ def test_counts_are_reordered_by_the_official_index(small, tmp_path):
     np.testing.assert_array_equal(shuffled, counts[order])
 
 
+def test_the_official_index_is_the_place_of_each_image_in_torchvisions_order(small, tmp_path):
+    counts = drawn_counts(LABELS)
+    order = generator.permutation(len(LABELS))
+    arrays = {"counts": counts[order], "official_index": order}
+    store.write_npz(tmp_path / "cifar10h" / "test.npz", **arrays)
+    np.testing.assert_array_equal(cifar10h.official_index(LABELS[order], tmp_path), order)
+    official = cifar10h.official_index(LABELS, tmp_path)
+    np.testing.assert_array_equal(official, np.arange(len(LABELS)))
+
+
 def test_counts_of_another_order_are_refused(small, tmp_path):
     store.write_npz(tmp_path / "cifar10h" / "test.npz", counts=drawn_counts(LABELS))
     with pytest.raises(ValueError, match="another order"):

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+HEIGHT = 900
 
-def open_browser(width: int, height: int = 900):
+
+def open_browser(width: int):
     """Chromium without a window; the test is skipped where it is not installed."""
     selenium = pytest.importorskip("selenium.webdriver")
     chromium = shutil.which("chromium") or shutil.which("google-chrome")
@@ -18,14 +20,17 @@ def open_browser(width: int, height: int = 900):
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
-    options.add_argument(f"--window-size={width},{height}")
-    # A headless window is at least 500 pixels wide; a phone is narrower.
-    options.add_experimental_option(
-        "mobileEmulation", {"deviceMetrics": {"width": width, "height": height, "pixelRatio": 1}}
-    )
+    options.add_argument(f"--window-size={width},{HEIGHT}")
     browser = selenium.Chrome(options, selenium.ChromeService(driver))
     browser.set_page_load_timeout(60)
+    set_width(browser, width)
     return browser
+
+
+def set_width(browser, width: int) -> None:
+    """Show the page as wide as that: a headless window has at least 500 pixels, a phone fewer."""
+    metrics = {"width": width, "height": HEIGHT, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
 
 
 class Links(HTMLParser):
