@@ -83,18 +83,20 @@ def _parts_of_vi_simsiam(profile: str) -> list[Part]:
 
 
 def _with_few_labels(profile: str) -> list[dict]:
-    """SimSiam, VI-SimSiam and the untrained network: usual set and length, and the paper's sets."""
+    """SimSiam, VI-SimSiam and the untrained network: usual set and the paper's, longest training."""
     usual = settings.profile_settings(profile)["dataset"]
-    runs = []
+    longest: dict[tuple[str, str], int] = {}
+    candidates = []
     for run in _measured(profile, settings.PROTOCOL, "datasets"):
         is_own_set = run["dataset"].startswith(("imagenette", "imagewoof"))
-        if run["method"] not in (*SIMSIAM_PAIR, "random"):
+        is_as_listed = set(settings.differences(run)) <= {"local_views"}
+        if run["method"] not in (*SIMSIAM_PAIR, "random") or not is_as_listed:
             continue
         if run["dataset"] == usual or is_own_set:
-            resolved = settings.resolve(run["method"], profile, dataset=run["dataset"])
-            if run["epochs"] == resolved["epochs"]:
-                runs.append(run)
-    return runs
+            candidates.append(run)
+            key = run["method"], run["dataset"]
+            longest[key] = max(run["epochs"], longest.get(key, 0))
+    return [run for run in candidates if run["epochs"] == longest[run["method"], run["dataset"]]]
 
 
 def _parts_of_simvae(profile: str) -> list[Part]:

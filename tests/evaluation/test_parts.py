@@ -34,3 +34,17 @@ def test_styles_that_nothing_is_trained_on_are_probed_in_networks_of_the_plain_i
         named = {part.name: part for part in parts.parts(profile)}
         runs = named[f"{style.FACTORS}-{probed}"].runs
         assert {run["dataset"] for run in runs if run["method"] == "simvae"} == {dataset}
+
+
+def test_the_longest_training_of_the_papers_sets_is_fine_tuned(monkeypatch):
+    stored = [
+        settings.resolve("vi_simsiam_2022", "standard", dataset="imagenette", epochs=epochs)
+        for epochs in (50, 100)
+    ]
+    other_rate = settings.resolve(
+        "vi_simsiam_2022", "standard", dataset="imagenette", epochs=200, learning_rate=1e-3
+    )
+    monkeypatch.setattr(measure, "measured", lambda runs: [*stored, other_rate])
+    of_2022 = [part for part in parts.parts("standard") if part.papers == ("vs1",)]
+    (few_labels,) = [part for part in of_2022 if part.name == "few_labels"]
+    assert {run["epochs"] for run in few_labels.runs} == {100}
