@@ -26,6 +26,7 @@ from lib.evaluation import (
     kappa,
     measure,
     people,
+    salience,
     shift,
     style,
     theory,
@@ -70,12 +71,14 @@ def _parts_of_vi_simsiam(profile: str) -> list[Part]:
     main = _measured(profile, settings.PROTOCOL, "datasets")
     trained = [run for run in main if run["method"] != "raw_pixels"]
     with_kappa = [run for run in main if "concentration_from" in run]
+    on_resnets = [run for run in with_kappa if run["backbone"] == "resnet18"]
     in_2023 = [run for run in measure.compared_runs(profile) if run["method"] == "vi_simsiam"]
     pair = [run for run in measure.compared_runs(profile) if run["method"] in SIMSIAM_PAIR]
     return [
         Part("paper_probe", VI_SIMSIAM, trained, measure.measure_paper_probe),
         Part("kappa", VI_SIMSIAM, with_kappa, kappa.measure_distribution),
         Part("augmentation", VI_SIMSIAM, with_kappa, kappa.measure_augmentation),
+        Part(salience.PART, VI_SIMSIAM, on_resnets, salience.measure_object_crops),
         Part("selection", ("vs2",), in_2023, kappa.measure_selection),
         Part("cosine", VI_SIMSIAM, pair, kappa.measure_cosine),
         Part("few_labels", ("vs1",), _with_few_labels(profile), finetune.measure_few_labels),
