@@ -86,7 +86,7 @@ def _parts_of_vi_simsiam(profile: str) -> list[Part]:
 
 
 def _with_few_labels(profile: str) -> list[dict]:
-    """SimSiam, VI-SimSiam and the untrained network: usual set and the paper's, longest training."""
+    """SimSiam, VI-SimSiam and the untrained network: usual set and the paper's, longest run."""
     usual = settings.profile_settings(profile)["dataset"]
     longest: dict[tuple[str, str], int] = {}
     candidates = []
