@@ -114,6 +114,14 @@ def test_a_question_is_answered_within_three_clicks(smoke, question):
     assert any(QUESTIONS[question] in browser.text_of(page) for page in reached)
 
 
+def test_notebook_and_front_page_count_the_same_verdicts(smoke):
+    results, _ = smoke
+    counts = store.read_csv(results / "smoke" / "tables" / "90_counts.csv")
+    front = browser.text_of(site_of(smoke) / "index.html")
+    for verdict, total in counts.set_index("paper").sum().items():
+        assert re.search(rf"\b{total} (recipe )?{verdict}\b", front), verdict
+
+
 WIDTHS = (1280, 390)
 
 
