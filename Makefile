@@ -83,7 +83,7 @@ score: ## how sure VI-SimSiam is of each image of a folder: IMAGES=folder ENCODE
 site: setup ## build results/<profile>/site, which opens from disk: PROFILE=standard
 	@$(PY) -m lib site --profile $(or $(PROFILE),standard)
 
-figures: setup ## publish figures of a complete profile in figures/: PROFILE=standard IDS="32_roc 90_verdicts" (default: those there)
+figures: setup ## publish figures of a profile in figures/: PROFILE=standard IDS="32_roc 90_verdicts" (default: those there)
 	@$(PY) -m lib figures --profile $(or $(PROFILE),standard) $(if $(IDS),--ids $(IDS))
 
 progress: setup ## write results/<profile>/README.md, what is done and to come: PROFILE=standard

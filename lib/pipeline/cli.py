@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--out", default="", help="empty: results/own/<folder>")
     command.set_defaults(run=run_score)
 
-    command = commands.add_parser("figures", help="copy figures of a complete profile to figures/")
+    command = commands.add_parser("figures", help="copy figures of a profile to figures/")
     command.add_argument("--profile", default="standard")
     command.add_argument("--ids", nargs="*", default=[], help="default: those published now")
     command.set_defaults(run=run_figures)

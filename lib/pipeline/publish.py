@@ -1,4 +1,4 @@
-"""The published figures: figures/<id>.pdf and .png, copied from one complete profile."""
+"""The published figures: figures/<id>.pdf and .png, copied from one profile."""
 
 import re
 from collections.abc import Sequence
@@ -17,20 +17,14 @@ def published_ids() -> list[str]:
 def publish(profile: str = "standard", ids: Sequence[str] = ()) -> list[Path]:
     """Copy the figures ``ids`` (default: those published now) of a profile to figures/.
 
-    figures/ then holds these figures and no others. RuntimeError if the profile is not complete,
-    if a figure is missing, or if what a figure was drawn from has changed since.
+    figures/ then holds these figures and no others. RuntimeError, before anything is copied, if a
+    figure is missing or if what it was drawn from has changed since.
 
     Example:
         publish("standard", ["32_roc", "90_verdicts"])
     """
     settings.profile_settings(profile)
     ids = sorted(set(ids)) or published_ids()
-    lacking = missing_runs(profile)
-    if lacking:
-        raise RuntimeError(
-            f"Profile {profile} is not complete: {len(lacking)} runs are missing or were trained "
-            f"with other settings, {lacking[0]} among them. Call make reproduce PROFILE={profile}."
-        )
     folder = store.results_dir(profile) / "figures"
     for figure_id in ids:
         _check_figure(folder, figure_id)
@@ -44,22 +38,6 @@ def publish(profile: str = "standard", ids: Sequence[str] = ()) -> list[Path]:
     for name in wanted:
         store.write_bytes(target / name, (folder / name).read_bytes())
     return [target / name for name in wanted]
-
-
-def missing_runs(profile: str) -> list[str]:
-    """The runs of a profile that are not finished, or were trained with other settings."""
-    stale = set(settings.stale_runs(profile))
-    absent_sets = settings.absent_sets(profile)
-    missing = []
-    for run in settings.runs(profile) + settings.tuning_runs(profile):
-        name = settings.run_name(run)
-        if run["dataset"] in absent_sets:
-            continue
-        path = store.config_path(profile, name)
-        finished = path.exists() and store.read_json(path).get("finished")
-        if name in stale or not finished:
-            missing.append(name)
-    return missing
 
 
 def _published_files() -> list[Path]:

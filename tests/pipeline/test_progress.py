@@ -70,7 +70,6 @@ def test_a_profile_without_results_names_the_command():
 def repository(tmp_path, monkeypatch):
     """A repository with one published figure, and a profile with two."""
     monkeypatch.setattr(store, "ROOT", tmp_path)
-    monkeypatch.setattr(publish, "missing_runs", lambda profile: [])
     store.write_text(tmp_path / "figures" / "style.mplstyle", "")
     store.write_text(tmp_path / "figures" / "30_old.pdf", "old")
     folder = store.results_dir("standard") / "figures"
@@ -96,20 +95,11 @@ def test_chosen_figures_replace_the_published_ones(repository):
     assert (repository / "figures" / "32_roc.pdf").read_text() == "32_roc pdf"
 
 
-def test_nothing_is_published_of_an_incomplete_profile(repository, monkeypatch):
+def test_a_figure_that_is_missing_or_out_of_date_is_not_published(repository):
     before = published(repository)
     with pytest.raises(RuntimeError, match="33_none"):
         publish.publish("standard", ["32_roc", "33_none"])
     (store.results_dir("standard") / "tables" / "32.csv").write_text("a\n2\n")
     with pytest.raises(RuntimeError, match="32.csv"):
         publish.publish("standard", ["32_roc"])
-    monkeypatch.setattr(publish, "missing_runs", lambda profile: [NAME])
-    with pytest.raises(RuntimeError, match=NAME):
-        publish.publish("standard", ["32_roc"])
     assert published(repository) == before
-
-
-def test_a_profile_is_complete_once_all_its_runs_are_stored():
-    assert NAME in publish.missing_runs("smoke")
-    store_run(RUN)
-    assert NAME not in publish.missing_runs("smoke")
