@@ -1,5 +1,5 @@
-"""The committed encoders, one per method: load them by name, read their cards, and compare images
-with their training sets.
+"""The committed encoders: load them by name, read their cards, and compare images with their
+training sets.
 
 A committed encoder is three files: the weights (safetensors), a card (Markdown) and statistics of
 its training features (npz). lib.evaluation.measure writes them.
@@ -19,6 +19,7 @@ from lib.data.files import read_image
 from lib.evaluation.embed import input_transform
 from lib.evaluation.probes import fitted_gaussian
 from lib.methods.base import Embedding
+from lib.runs import settings as run_settings
 from lib.runs import store
 
 INFO = ("run", "run_hash", "settings", "channels")  # what a committed encoder says of itself
@@ -30,8 +31,19 @@ UNLIKE = 0.3
 NOT_SEPARATED = {"prosmin": "MNIST and Fashion-MNIST", "dino_vit": "MNIST"}
 
 
+def name_of(settings: dict) -> str:
+    """The name of a run's encoder: its method; on other data than its profile's, with the set.
+
+    VI-SimSiam 2022 is the form that is trained on its paper's sets: ``vi_simsiam_imagenette``.
+    """
+    method = settings["method"]
+    if settings["dataset"] == run_settings.profile_settings(settings["profile"])["dataset"]:
+        return method
+    return f"{method.removesuffix('_2022')}_{settings['dataset']}"
+
+
 def stored() -> dict[str, Path]:
-    """The committed encoders by method: those of the results folder, or else the code's own."""
+    """The committed encoders by name: those of the results folder, or else the code's own."""
     for results in (store.RESULTS, store.ROOT / "results"):
         paths = sorted((results / "standard" / "encoders").glob("*.safetensors"))
         if paths:
@@ -45,7 +57,7 @@ def card(name: str) -> str:
 
 
 def load(name: str) -> "Encoder":
-    """The committed encoder of a method, in float32 and evaluation mode.
+    """The committed encoder of this name, in float32 and evaluation mode.
 
     ValueError for an unknown name, with the names there are.
 

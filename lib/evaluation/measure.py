@@ -42,7 +42,9 @@ READ_OF_OTHERS = ("index", "linear_correct", "linear_top5_correct", "knn_correct
 WITH_TOP5 = ("vi_simsiam", "vi_simsiam_2022", "simsiam")
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat
-MOST_ENCODER_BYTES = 3 * 2**19  # 1.5 MiB
+MOST_ENCODER_BYTES = 2**21
+# Methods that leave an encoder of the sets of VI-SimSiam 2022
+ON_OTHER_DATA = ("vi_simsiam_2022", "simsiam")
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -75,7 +77,7 @@ class Run:
         if self._has_weights():
             return training.load_trained(self.settings, self.channels)
         if self._has_encoder():
-            return encoders.load(self.settings["method"]).method
+            return encoders.load(encoders.name_of(self.settings)).method
         raise FileNotFoundError(
             f"Run {self.name} has no weights here that were trained with these settings and data; "
             f"train it with: make reproduce PROFILE={self.profile}"
@@ -90,7 +92,7 @@ class Run:
         return training.is_finished(self.profile, self.name, self.hash)
 
     def _has_encoder(self) -> bool:
-        path = store.encoder_path(self.settings["method"])
+        path = store.encoder_path(encoders.name_of(self.settings))
         if not path.exists():
             return False
         return store.read_tensors_info(path, encoders.INFO)["run_hash"] == self.hash
@@ -426,7 +428,7 @@ def available(runs: Iterable[dict]) -> Iterator[Run]:
     """Those of these runs whose data and network are here, each read when it is reached."""
     for settings in runs:
         folder = store.run_dir(settings["profile"], run_settings.run_name(settings))
-        files = [folder / "model.safetensors", store.encoder_path(settings["method"])]
+        files = [folder / "model.safetensors", store.encoder_path(encoders.name_of(settings))]
         if not any(path.exists() for path in files):  # its data need not be read
             continue
         if settings["dataset"] in run_settings.absent_sets(settings["profile"]):
@@ -465,9 +467,21 @@ def _is_of_simvaes_comparison(settings: dict) -> bool:
 
 
 def _leaves_encoder(settings: dict) -> bool:
-    """A method has one committed encoder: of its compared run with seed 0, if it is trained."""
-    is_first = settings["seed"] == 0 and settings["epochs"] > 0
-    return is_first and settings in _listed_to_compare(settings["profile"])
+    """Whether the weights of a run are committed: of seed 0, of compared methods and ON_OTHER_DATA.
+
+    On other data it is the longest training so far.
+    """
+    if settings["seed"] or not settings["epochs"]:
+        return False
+    if settings in _listed_to_compare(settings["profile"]):
+        return True
+    is_as_listed = set(run_settings.differences(settings)) <= {"local_views"}
+    if settings["method"] not in ON_OTHER_DATA or not is_as_listed:
+        return False
+    path = store.encoder_path(encoders.name_of(settings))
+    if not path.exists():
+        return True
+    return settings["epochs"] >= store.read_tensors_info(path, encoders.INFO)["settings"]["epochs"]
 
 
 # -------------------------------------------------------------------------------------- measuring
@@ -646,7 +660,7 @@ def kappa_of_views(run: Run, count: int = 8) -> tuple[ImageSet, np.ndarray]:
 def write_encoder(run: Run, metrics: pd.DataFrame) -> Path | None:
     """Store what ``embed`` needs of the run's method in float16, with its card and statistics.
 
-    metrics: the run's suite. An encoder of more than 1.5 MiB is a warning, and is not stored.
+    metrics: the run's suite. An encoder of more than 2 MiB is a warning, and is not stored.
     """
     tensors = {}
     for name, value in run.method.state_dict().items():
@@ -671,7 +685,7 @@ def write_encoder(run: Run, metrics: pd.DataFrame) -> Path | None:
     test = run.embed(run.test())["features"]
     statistics = encoders.training_statistics(train, test)
     trained_on = {"title": run.train.title, "images": len(run.train)}
-    path = store.encoder_path(run.settings["method"], run.profile)
+    path = store.encoder_path(encoders.name_of(run.settings), run.profile)
     store.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **statistics)
     store.write_text(path.with_suffix(".md"), model_card(info, trained_on, metrics))
     store.write_tensors(path, tensors, info)  # last: this file lists the encoder
@@ -679,7 +693,7 @@ def write_encoder(run: Run, metrics: pd.DataFrame) -> Path | None:
 
 
 CARD = """\
-# {method}
+# {name}
 
 {facts}
 
@@ -693,7 +707,7 @@ outputs differ from those of the trained network in the third digit. Not for dec
 ```python
 import lib
 
-encoder = lib.load("{method}")
+encoder = lib.load("{name}")
 embedding = encoder.embed(encoder.prepare("image.jpg"))
 ```
 """
@@ -707,11 +721,12 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     """
     settings = info["settings"]
     method = settings["method"]
+    name = encoders.name_of(settings)
     size = settings["image_size"]
     _, uncertainty = methods.own_uncertainty(method)
     has_labels = hasattr(methods.METHODS[method], "classes")
     facts = [
-        ("encoder", method),
+        ("encoder", name),
         ("run", f"`{info['run']}` ({info['run_hash']})"),
         ("data", f"{trained_on['title']}, {trained_on['images']:,} images"),
         ("terms of the data", sources.terms(settings["dataset"])),
@@ -724,7 +739,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
         facts.append(("not separated from its data", encoders.NOT_SEPARATED[method]))
     measures = [("measure", "by", "value", "95 % interval"), *_card_measures(metrics)]
     return CARD.format(
-        method=method,
+        name=name,
         facts=store.markdown_table(facts),
         measures=store.markdown_table(measures),
     )

@@ -131,14 +131,15 @@ def compare(images: ImageSet, kappa: np.ndarray) -> tuple[pd.DataFrame, pd.DataF
     rows = []
     for name, path in encoders.stored().items():
         embedded = score_by_encoder(name, images)
-        native, words = methods.own_uncertainty(name)
+        trained_with = _info(name)["settings"]
+        native, words = methods.own_uncertainty(trained_with["method"])
         columns[f"uncertainty_{name}_{native or 'trivial_norm'}"] = embedded["uncertainty"]
         statistics = encoders.statistics_beside(path)
         unlikeness = encoders.unlikeness(embedded["features"], statistics)
         rows.append(
             {
                 "encoder": name,
-                "trained_on": _info(name)["settings"]["dataset"],
+                "trained_on": trained_with["dataset"],
                 "uncertainty": words,
                 "spearman": rank_correlation(embedded["uncertainty"], -kappa),
                 "unlikeness": unlikeness,

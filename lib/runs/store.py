@@ -111,8 +111,8 @@ def scores_path(profile: str, run: str, evaluated_on: str) -> Path:
     return run_dir(profile, run) / f"scores-{evaluated_on}.npz"
 
 
-def encoder_path(method: str, profile: str = "standard") -> Path:
-    return results_dir(profile) / "encoders" / f"{method}.safetensors"
+def encoder_path(name: str, profile: str = "standard") -> Path:
+    return results_dir(profile) / "encoders" / f"{name}.safetensors"
 
 
 def run_configs(profile: str) -> dict[Path, dict]:
