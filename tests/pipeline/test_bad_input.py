@@ -152,7 +152,7 @@ def test_every_door_lets_good_input_in(place):
         ("reproduce --profile smoke --gpus 1", "EXECUTOR=slurm"),
         ("reproduce --profile smoke --jobs 0", "JOBS=0"),
         ("job nothing --profile smoke", "nothing.*00_start_here"),
-        ("figures --profile smoke", "not complete"),
+        ("figures --profile smoke", "draw it with make notebook"),
         ("progress ..", r"\.\."),
         ("score {root}/nowhere", "nowhere.*IMAGES"),
         ("score {root}/README.md", "README.md"),
