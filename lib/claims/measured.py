@@ -17,8 +17,6 @@ IN_METRICS = {"condition": "clean", "classifier": "", "score": ""}  # where ``ou
 VALUES = ["value", "ci_low", "ci_high", "n"]
 OF_A_METRIC = {*KEY, "method", "dataset", "epochs", "evaluated_on", "minus", "over"}
 KNN = {"metric": "accuracy", "classifier": "knn"}
-# Settings that may differ from the usual ones: on its sets SimSiam has VI-SimSiam 2022's views.
-MAY_DIFFER = {"simsiam": {"local_views"}}
 PER_CENT = ("%", "points")  # units in which stored fractions are multiplied by 100
 
 
@@ -42,7 +40,7 @@ class Stored:
         self.runs = {settings.run_name(run): run for run in settings.runs(profile)}
         self._usual: dict[tuple[str, str], dict[str, dict]] = {}  # (method, data set) -> runs
         for name, run in self.runs.items():
-            if set(settings.differences(run)) <= MAY_DIFFER.get(run["method"], set()):
+            if settings.is_usual_at_any_length(run):
                 self._usual.setdefault((run["method"], run["dataset"]), {})[name] = run
         self._metrics: dict[str, dict[tuple, list[dict]]] = {}
         self._beats: dict[str, bool] = {}

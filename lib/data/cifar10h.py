@@ -39,8 +39,7 @@ def label_counts(labels: np.ndarray, data_dir: Path | None = None) -> np.ndarray
     """How many people gave each label to each test image: [10000, 10], in the order of ``labels``.
 
     labels: CIFAR-10's of all test images, in the order that the data have here. FileNotFoundError
-    where the counts are neither here nor to be fetched; ValueError where their order is not that of
-    the labels.
+    where the counts are neither here nor to be fetched, or not in the order of the labels.
     """
     return _matching(labels, data_dir).counts
 
@@ -84,7 +83,7 @@ def _matching(labels: np.ndarray, data_dir: Path | None) -> Rows:
     for candidate in (rows, rows.in_official_order()):
         if _agreement(candidate.counts, labels) >= FEWEST_AGREEING:
             return candidate
-    raise ValueError(
+    raise FileNotFoundError(
         f"The counts of CIFAR-10H in {root / NAME} agree with the labels of only "
         f"{100 * _agreement(rows.counts, labels):.0f} % of the test images: the images have "
         "another order. Use CIFAR-10 as torchvision stores it, or counts with official_index."

@@ -92,8 +92,9 @@ def _with_few_labels(profile: str) -> list[dict]:
     candidates = []
     for run in _measured(profile, settings.PROTOCOL, "datasets"):
         is_own_set = run["dataset"].startswith(("imagenette", "imagewoof"))
-        is_as_listed = set(settings.differences(run)) <= {"local_views"}
-        if run["method"] not in (*SIMSIAM_PAIR, "random") or not is_as_listed:
+        if run["method"] not in (*SIMSIAM_PAIR, "random"):
+            continue
+        if not settings.is_usual_at_any_length(run):
             continue
         if run["dataset"] == usual or is_own_set:
             candidates.append(run)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib import networks
+from lib.data.sets import ImageSet
 from lib.evaluation.embed import square_crop
 from lib.evaluation.measure import Run
 from lib.evaluation.uncertainty import with_interval
@@ -88,7 +89,7 @@ def measure_object_crops(run: Run) -> list[dict]:
     return [common | {"condition": CONDITION, "metric": "share_higher"} | share]
 
 
-def _kappa_of_crops(run: Run, images, corners: np.ndarray) -> np.ndarray:
+def _kappa_of_crops(run: Run, images: ImageSet, corners: np.ndarray) -> np.ndarray:
     """κ of one crop of every image: corners [N, 2] -> [N]."""
     kappa = np.empty(len(images), dtype=np.float32)
     for corner in np.unique(corners, axis=0):

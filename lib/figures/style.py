@@ -177,8 +177,8 @@ def dataset_label(name: str) -> str:
     """A data set as readers know it: "dtd10_128" is "DTD (10 classes)", at whatever resolution.
 
     Example:
-        >>> dataset_label("fashion_mnist"), dataset_label("imagenette_96")
-        ('Fashion-MNIST', 'Imagenette')
+        >>> dataset_label("fashion_mnist"), dataset_label("fairface64")
+        ('Fashion-MNIST', 'FairFace')
     """
     name = str(name)
     if name in DATASETS:

@@ -85,6 +85,8 @@ NOT_TRAINED_WITH = (
     "transfer_images",
     "transfer_epochs",
 )
+# Settings that may differ from the usual: on its sets SimSiam has VI-SimSiam 2022's views.
+MAY_DIFFER = {"simsiam": {"local_views"}}
 # Parts of a training, in epochs of the length that the same file states. A shorter run has the
 # same share of them.
 SCHEDULES = (
@@ -445,6 +447,11 @@ def is_usual(settings: dict) -> bool:
     method = settings["method"]
     profile = settings["profile"]
     return settings == resolve(method, profile, dataset=settings["dataset"], seed=settings["seed"])
+
+
+def is_usual_at_any_length(settings: dict) -> bool:
+    """Whether nothing but data set, seed, epochs and MAY_DIFFER differs from the usual settings."""
+    return set(differences(settings)) <= MAY_DIFFER.get(settings["method"], set())
 
 
 def unlike_recipe(settings: dict) -> dict[str, tuple]:

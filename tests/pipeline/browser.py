@@ -20,7 +20,6 @@ def open_browser(width: int):
     options.binary_location = chromium
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
         options.add_argument(argument)
-    options.add_argument(f"--window-size={width},{HEIGHT}")
     browser = selenium.Chrome(options, selenium.ChromeService(driver))
     browser.set_page_load_timeout(60)
     set_width(browser, width)
