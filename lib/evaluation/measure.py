@@ -347,12 +347,9 @@ def is_measured(run: Run, part: str) -> bool:
 
 def measured(runs: Iterable[dict]) -> list[dict]:
     """The runs whose metrics are stored."""
-    stored = []
-    for run in runs:
-        name = run_settings.run_name(run)
-        if len(store.read_metrics(run["profile"], SUITE, name)):
-            stored.append(run)
-    return stored
+    return [
+        run for run in runs if store.has_metrics(run["profile"], SUITE, run_settings.run_name(run))
+    ]
 
 
 def required(runs: Iterable[dict], profile: str) -> list[dict]:

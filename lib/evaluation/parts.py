@@ -232,7 +232,7 @@ def overview(profile: str) -> pd.DataFrame:
         stored = [
             run
             for run in part.runs
-            if len(store.read_metrics(profile, part.name, settings.run_name(run)))
+            if store.has_metrics(profile, part.name, settings.run_name(run))
         ]
         row = {"part": part.name, "papers": " ".join(part.papers)}
         rows.append(row | {"runs": len(part.runs), "stored": len(stored)})

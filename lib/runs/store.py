@@ -26,7 +26,7 @@ import shutil
 import subprocess
 import time
 import uuid
-from functools import cache
+from functools import cache, lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -355,7 +355,7 @@ def write_metrics(
     with exclusive(results_dir(profile) / ".done" / "locks" / f"{run}.lock"):
         parts = [frame]
         if path.exists():
-            stored = _read_rows(path)
+            stored = _stored_rows(path, _version(path))
             parts.append(stored[stored.part != part])
         together = pd.concat(parts).sort_values("part", kind="stable").astype({"n": "Int64"})
         write_csv(path, together, digits=METRIC_DIGITS)
@@ -371,7 +371,7 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
     """
     frames = []
     for path in sorted((results_dir(profile) / "runs").glob(f"{run}/metrics.csv")):
-        rows = _read_rows(path)
+        rows = _stored_rows(path, _version(path))
         if part != "*":
             rows = rows[rows.part == part]
         if len(rows):
@@ -381,7 +381,21 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
     return pd.concat(frames, ignore_index=True)
 
 
-def _read_rows(path: Path) -> pd.DataFrame:
+def has_metrics(profile: str, part: str, run: str) -> bool:
+    """Whether metrics of a part are stored of a run."""
+    path = metrics_path(profile, run)
+    return path.exists() and (_stored_rows(path, _version(path)).part == part).any()
+
+
+def _version(path: Path) -> tuple[int, int]:
+    """Changes whenever a file is written anew: every write is a new file."""
+    stat = path.stat()
+    return stat.st_ino, stat.st_mtime_ns
+
+
+# Notebooks ask for the same few hundred small files again and again.
+@lru_cache(maxsize=1024)
+def _stored_rows(path: Path, version: tuple[int, int]) -> pd.DataFrame:
     """metrics.csv as it is stored."""
     types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float) | {"n": float}
     return _with_types(read_csv(path, tuple(ROW_COLUMNS), dtype=types))
