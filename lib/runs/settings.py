@@ -155,6 +155,12 @@ def read(name: str, parse_float: type[float] = float) -> dict:
         raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
 
 
+def read_again() -> None:
+    """Forget what was read, after an edit of settings/ within one process."""
+    for cached in (read, _usual, _listed):
+        cached.cache_clear()
+
+
 def check_known(name: str, known: Collection[str], what: str, advice: str = "") -> None:
     """ValueError for a name that is not known; it has the nearest one, or all if none is near."""
     if name in known:
@@ -403,11 +409,8 @@ def differences(settings: dict) -> dict:
 
     Seed, epochs and settings of evaluation are left out.
     """
-    usual = resolve(
-        settings["method"],
-        settings["profile"],
-        dataset=settings["dataset"],
-        epochs=settings["epochs"],
+    usual = _usual(
+        settings["method"], settings["profile"], settings["dataset"], settings["epochs"]
     )
     ignored = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
     return {
@@ -415,6 +418,12 @@ def differences(settings: dict) -> dict:
         for name, value in settings.items()
         if name not in ignored and value != usual.get(name)
     }
+
+
+@cache
+def _usual(method: str, profile: str, dataset: str, epochs: int) -> dict:
+    """What the profile gives a method on a data set; asked for the name of every run."""
+    return resolve(method, profile, dataset=dataset, epochs=epochs)
 
 
 def variant(settings: dict) -> str:
@@ -557,6 +566,11 @@ def _changes(entry: dict) -> list[dict]:
 
 def runs(profile: str, paper: str = "all", group: str = "all") -> list[dict]:
     """Settings of the runs that a profile lists for a paper and a group, each once."""
+    return [dict(settings) for settings in _listed(profile, paper, group)]
+
+
+@cache
+def _listed(profile: str, paper: str, group: str) -> list[dict]:
     if group != "all":
         check_known(group, GROUPS, "group of runs")
     groups = GROUPS if group == "all" else (group,)

@@ -104,7 +104,7 @@ def place(stored, tmp_path, monkeypatch):
     monkeypatch.setattr(papermill, "execute_notebook", started)
     monkeypatch.setattr(reproduce.subprocess, "Popen", started)
     yield use(copytree(stored, tmp_path / "stored"), monkeypatch)
-    settings.read.cache_clear()
+    settings.read_again()
 
 
 @pytest.fixture
@@ -205,7 +205,7 @@ def test_settings_files(file, text, culprit, place, refused, monkeypatch):
         added = text if path.stem == file else ""
         store.write_text(place.path(f"settings/{path.name}"), path.read_text() + added)
     monkeypatch.setattr(settings, "ROOT", place.root)
-    settings.read.cache_clear()
+    settings.read_again()
     method = "simsiam_2" if file == "recipes" else "simsiam"
     refused(lambda: settings.resolve(method, "smoke"), culprit)
 

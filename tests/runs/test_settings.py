@@ -52,11 +52,11 @@ def files(tmp_path, monkeypatch):
         texts = {"recipes": recipes, "profiles": profiles, "runs": runs}
         for name, text in texts.items():
             (tmp_path / "settings" / f"{name}.toml").write_text(text)
-        settings.read.cache_clear()
+        settings.read_again()
 
     write()
     yield write
-    settings.read.cache_clear()
+    settings.read_again()
 
 
 # --------------------------------------------------------------------------------------- the layers
