@@ -352,16 +352,21 @@ def measured(runs: Iterable[dict]) -> list[dict]:
     ]
 
 
-def required(runs: Iterable[dict], profile: str) -> list[dict]:
+def required(runs: Iterable[dict], profile: str, paper: str = "all") -> list[dict]:
     """The runs whose metrics are stored.
 
     FileNotFoundError with the command that makes them where there is none.
     """
     stored = measured(runs)
     if not stored:
+        command = f"make reproduce PROFILE={profile}"
+        if paper != "all":
+            command += f" PAPER={paper}"
+        shorter = ""
+        if profile == "standard":
+            shorter = ' (many hours), or call make reproduce and set profile = "quick"'
         raise FileNotFoundError(
-            f"No run of profile {profile!r} has stored metrics; make them with: make reproduce "
-            f"PROFILE={profile}"
+            f"No run of profile {profile!r} has stored metrics. Make them: {command}{shorter}."
         )
     return stored
 
@@ -370,7 +375,7 @@ def measured_runs(
     profile: str, paper: str = "all", group: str = run_settings.PROTOCOL
 ) -> list[dict]:
     """``required`` of the runs that a profile lists."""
-    return required(run_settings.runs(profile, paper, group), profile)
+    return required(run_settings.runs(profile, paper, group), profile, paper)
 
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:

@@ -598,6 +598,8 @@ def plain_log_axis(axis: Axis) -> None:
         axis.set_minor_locator(ticker.NullLocator())
     elif high < 30 * low:
         axis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    elif high < 100 * low:
+        axis.set_major_locator(ticker.LogLocator(subs=(1, 3)))
     else:
         axis.set_major_locator(ticker.LogLocator())
     axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 10 else f"{value:g}")

@@ -409,9 +409,7 @@ def differences(settings: dict) -> dict:
 
     Seed, epochs and settings of evaluation are left out.
     """
-    usual = _usual(
-        settings["method"], settings["profile"], settings["dataset"], settings["epochs"]
-    )
+    usual = _usual(settings["method"], settings["profile"], settings["dataset"], settings["epochs"])
     ignored = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
     return {
         name: value
