@@ -88,6 +88,8 @@ def tuning(profile: str) -> pd.DataFrame:
     rows = []
     for run in settings.tuning_runs(profile):
         setting = "beta" if run["method"] == "beta_vae" else "learning_rate"
+        if set(settings.differences(run)) - {"split", setting}:  # an ablation at one rate
+            continue
         name = settings.run_name(run)
         metrics = store.read_metrics(profile, store.SUITE, name)
         used = settings.resolve(run["method"], profile, dataset=run["dataset"])

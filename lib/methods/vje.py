@@ -44,6 +44,11 @@ class VJE(nn.Module):
     z and m is 0.39 and the gradient a third of SimSiam's. The way out that training finds is to
     prune dimensions. ``kl_weight`` = 1 shows it (notebook 61).
 
+    Why ν is half of D: a pair of views at the squared distance δ² weighs (ν + p) / (ν + δ²), with
+    p = D - 1. With ν = 4 that is nearly p / δ². Pairs that agree are then drawn ever closer, and
+    pairs that disagree hardly count, so that a few images come to carry the variance that batch
+    norm asks for. With ν = 64 no pair weighs more than three times as under a Gaussian.
+
     Deviation: what the paper has in place of these choices is not available to us.
     """
 
