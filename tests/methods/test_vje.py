@@ -451,10 +451,10 @@ def test_uncertainties_of_an_image_are_those_of_the_likelihood():
     torch.testing.assert_close(embedding.uncertainty, log_v.mean(1))
 
     scale = network.log_radial_scale.exp()
-    directional, radial = losses.vje_likelihood(s, mean, log_v, 4.0, 4.0, scale)
+    directional, radial = losses.vje_likelihood(s, mean, log_v, 64.0, 64.0, scale)
     kl = losses.kl_to_prior(mean, log_v, 2.5)
     mirrored = network(image.flip(-1))[0]
-    other_view = sum(losses.vje_likelihood(mirrored, mean, log_v, 4.0, 4.0, scale))
+    other_view = sum(losses.vje_likelihood(mirrored, mean, log_v, 64.0, 64.0, scale))
     expected = {
         "directional": -directional,
         "radial": -radial,
@@ -481,7 +481,7 @@ def test_the_averaged_likelihood_of_an_image_is_over_samples_of_z():
     terms = []
     for noise in torch.randn(400, mean.shape[1], generator=generator):  # one for all images
         sample = mean + (log_v / 2).exp() * noise
-        directional, radial = losses.vje_likelihood(s, sample, log_v, 4.0, 4.0, scale)
+        directional, radial = losses.vje_likelihood(s, sample, log_v, 64.0, 64.0, scale)
         terms.append(-(directional + radial).mean().item())
     averaged = network.uncertainties(image, samples=400).native["averaged_likelihood"]
     close(averaged.mean(), np.mean(terms), abs=8 * np.std(terms) / 400**0.5 + 1e-3)
