@@ -47,7 +47,9 @@ class VJE(nn.Module):
     Why ν is half of D: a pair of views at the squared distance δ² weighs (ν + p) / (ν + δ²), with
     p = D - 1. With ν = 4 that is nearly p / δ². Pairs that agree are then drawn ever closer, and
     pairs that disagree hardly count, so that a few images come to carry the variance that batch
-    norm asks for. With ν = 64 no pair weighs more than three times as under a Gaussian.
+    norm asks for. With ν = 64 no pair weighs more than three times as under a Gaussian. A high
+    learning rate before the features are formed does the same harm, hence a warm-up of a quarter of
+    the training (notebook 60 has both).
 
     Deviation: what the paper has in place of these choices is not available to us.
     """

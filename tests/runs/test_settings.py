@@ -339,7 +339,7 @@ def test_tuning_is_the_same_effort_for_every_method():
         by_method.setdefault(run["method"], []).append(run)
         assert run["seed"] == 0
         assert run["split"] == "fit"
-    by_method["vje"].pop()  # an ablation at one rate
+    del by_method["vje"][-2:]  # ablations at one rate
     # The rows that a search has to beat
     for method in ("random", "random_vit", "raw_pixels"):
         assert len(by_method.pop(method)) == 1
