@@ -56,8 +56,8 @@ def stored_runs(profile: str) -> dict[str, dict]:
 def estimated_hours(run: dict, stored: dict[str, dict]) -> float:
     """Hours that a run will take: its epochs times the median time per epoch of similar runs.
 
-    Similar are finished runs of the same method on the same data set; where there are none, of
-    any method on that set; where there are none, all. NaN without a finished run.
+    Similar are finished runs of the same method on the same data set, or else of any method on that
+    set. NaN where none is finished: networks and views differ too much between sets.
     """
     finished = [
         config
@@ -66,7 +66,7 @@ def estimated_hours(run: dict, stored: dict[str, dict]) -> float:
     ]
     on_set = [config for config in finished if config["settings"]["dataset"] == run["dataset"]]
     of_method = [config for config in on_set if config["settings"]["method"] == run["method"]]
-    similar = of_method or on_set or finished
+    similar = of_method or on_set
     if run["epochs"] == 0:
         return 0.0
     per_epoch = pd.Series(
@@ -114,12 +114,20 @@ def _summary(runs: pd.DataFrame) -> str:
     for state in STATES:
         chosen = runs[runs.state == state]
         if len(chosen):
-            hours = chosen.hours.sum()
             about = "" if state == "done" else "about "
-            lines.append(f"- {state}: {len(chosen)} of {len(runs)} runs, {about}{hours:.1f} hours")
+            hours = _sum_of_hours(chosen)
+            lines.append(f"- {state}: {len(chosen)} of {len(runs)} runs, {about}{hours} hours")
+    if runs.hours.isna().any():
+        lines.append("\n+: more, as no run on some of these data sets is finished.")
     if (runs.state == "left out").any():
         lines.append("\nRuns are left out where their data set is not in DATA_DIR.")
     return "\n".join(lines)
+
+
+def _sum_of_hours(runs: pd.DataFrame) -> str:
+    """With a "+" where the time of some is not known yet."""
+    more = "+" if runs.hours.isna().any() else ""
+    return f"{runs.hours.sum():.1f}{more}"
 
 
 def _progress_table(runs: pd.DataFrame) -> str:
@@ -137,7 +145,7 @@ def _progress_table(runs: pd.DataFrame) -> str:
                 len(group),
                 len(done),
                 f"{done.hours.sum():.1f}",
-                f"{remaining.hours.sum():.1f}",
+                _sum_of_hours(remaining),
                 methods,
             ]
         )

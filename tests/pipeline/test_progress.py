@@ -46,7 +46,7 @@ def test_hours_to_come_are_estimated_by_epochs():
     stored = progress.stored_runs("smoke")
     assert progress.estimated_hours(longer, stored) == pytest.approx(20 / RUN["epochs"])
     assert progress.estimated_hours(RUN | {"epochs": 0}, stored) == 0
-    assert math.isnan(progress.estimated_hours(longer, {}))
+    assert math.isnan(progress.estimated_hours(longer | {"dataset": "generated"}, stored))
 
 
 def test_the_page_shows_stored_figures_with_escaped_text():
