@@ -240,11 +240,10 @@ class PowerSpherical(_TiltedUniform):
         E[log(1+t)] = log 2 + ψ(α) - ψ(α+β),      E[x] = loc κ/(D-1+κ).
 
     Args:
-        loc: mean directions [..., D], D >= 2, unit vectors (checked to 1e-4 unless
-            validate_args=False, not normalised; half precision is checked to 1e-2, cast to
-            float32 and normalised again).
-        concentration: κ, finite and >= 0, of exactly the shape loc[..., 0], or a Python number
-            shared by all; κ = 0 is the uniform.
+        loc: mean directions [..., D], D >= 2, unit vectors (checked to 1e-4 and normalised, unless
+            validate_args=False; half precision is checked to 1e-2 and cast to float32).
+        concentration: κ in 0 … MOST_CONCENTRATION, of exactly the shape loc[..., 0], or a Python
+            number shared by all; κ = 0 is the uniform.
 
     log_prob is -inf at -loc when κ > 0; its gradient there is that of the normaliser alone
     (finite), since the true one does not exist. Samples are differentiable in loc and concentration

@@ -101,8 +101,8 @@ def load(
     ``all`` is split 80/20, stratified, seed 0. A set of one's own may call its test images
     ``val``.
 
-    ValueError: malformed or unknown. FileNotFoundError: known, but nowhere to be found; the error
-    names every way to provide it.
+    ValueError: malformed. FileNotFoundError: unknown, or nowhere to be found; the error names every
+    way to provide it.
 
     Example:
         images = load("cifar10", "test", image_size=32)
@@ -121,7 +121,7 @@ def load(
 
 
 def check_name(name: str, root: Path | None = None, split: str = "train") -> None:
-    """ValueError if ``load`` could know no set of this name; nothing is read."""
+    """FileNotFoundError if ``load`` could know no set of this name; nothing is read."""
     root = root or default_data_dir()
     if root.exists() and not root.is_dir():
         raise ValueError(
@@ -136,7 +136,7 @@ def check_name(name: str, root: Path | None = None, split: str = "train") -> Non
     elif name.startswith("styled_"):
         check_name(name.removeprefix("styled_"), root, split)
     else:
-        raise ValueError(
+        raise FileNotFoundError(
             f"There is no set {name!r}: choose one of {', '.join(DATASETS)}, "
             f"or bring your own as {_own_places(root, name, split)}."
         )

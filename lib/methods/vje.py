@@ -23,7 +23,7 @@ class VJE(nn.Module):
     The paper's abstract fixes the parts of the objective, not their formulas. Encoder s = f(x),
     which is the representation; no projection head. The inference network predicts a posterior
     q(z | s) = N(m, diag v) from one view's embedding, and z explains the other view's embedding.
-    The objective is the symmetric conditional ELBO divided by D, so that its gradient is of
+    The objective is the mean of the two conditional ELBOs, divided by D, so that its gradient is of
     SimSiam's size. The uncertainty is the mean over features of log v.
 
     Our choices, each a setting of the recipe:
@@ -44,12 +44,12 @@ class VJE(nn.Module):
     z and m is 0.39 and the gradient a third of SimSiam's. The way out that training finds is to
     prune dimensions. ``kl_weight`` = 1 shows it (notebook 61).
 
-    Why ν is half of D: a pair of views at the squared distance δ² weighs (ν + p) / (ν + δ²), with
-    p = D - 1. With ν = 4 that is nearly p / δ². Pairs that agree are then drawn ever closer, and
-    pairs that disagree hardly count, so that a few images come to carry the variance that batch
-    norm asks for. With ν = 64 no pair weighs more than three times as under a Gaussian. A high
-    learning rate before the features are formed does the same harm, hence a warm-up of a quarter of
-    the training (notebook 60 has both).
+    Why ν is of the order of D: a pair of views at the squared distance δ² weighs
+    (ν + p) / (ν + δ²), with p = D - 1. With ν = 4 that is nearly p / δ². Pairs that agree are then
+    drawn ever closer, and pairs that disagree hardly count, so that a few images come to carry the
+    variance that batch norm asks for. With ν = 64 and D = 128 no pair weighs more than three times
+    as under a Gaussian. A high learning rate before the features are formed does the same harm,
+    hence a warm-up of a quarter of the training (notebook 60 has both).
 
     Deviation: what the paper has in place of these choices is not available to us.
     """

@@ -35,7 +35,7 @@ def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
 def parameter_groups(method: nn.Module, settings: dict) -> list[dict]:
     """The trained parameters in up to four groups: matrices or vectors, of a predictor or not.
 
-    The learning rate of a predictor may stay constant (SimSiam, App. C). With LARS, biases and the
+    The learning rate of a predictor may stay constant (SimSiam, §4.2). With LARS, biases and the
     parameters of batch norm are neither decayed nor adapted (You et al. 2017, as in SimCLR, BYOL
     and Barlow Twins). Where a recipe says ``decays_matrices_only`` they are not decayed either.
     Otherwise matrices and vectors share a group.

@@ -156,9 +156,9 @@ def test_names_that_leave_the_folder(tmp_path, name):
 
 
 def test_unknown_set_split_and_size(tmp_path):
-    with pytest.raises(ValueError, match=r"no set 'nosuch': .*mnist.*nosuch/train.npz"):
+    with pytest.raises(FileNotFoundError, match=r"no set 'nosuch': .*mnist.*nosuch/train.npz"):
         load("nosuch", data_dir=tmp_path)
-    with pytest.raises(ValueError, match="no set 'nosuch'"):
+    with pytest.raises(FileNotFoundError, match="no set 'nosuch'"):
         load("styled_nosuch_class_1", data_dir=tmp_path)
     with pytest.raises(ValueError, match="cifar10 has no split 'valid': it has train, test"):
         load("cifar10", "valid", tmp_path)

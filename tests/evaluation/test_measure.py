@@ -184,10 +184,11 @@ def test_missing_sets_are_named_once(data_dir, smoke_run, monkeypatch):
     assert "'other'" in reason
 
 
-def test_a_set_that_is_missing_leaves_out_its_measures_only(run, monkeypatch):
+@pytest.mark.parametrize("missing", ["cars", "textures_of_ones_own"])
+def test_a_set_that_is_missing_leaves_out_its_measures_only(missing, run):
     changed = copy(run)
-    changed.settings = run.settings | {"ood_near": ["generated"], "ood_far": ["cars"]}
-    with pytest.warns(UserWarning, match="cars is left out"):
+    changed.settings = run.settings | {"ood_near": ["generated"], "ood_far": [missing]}
+    with pytest.warns(UserWarning, match=f"{missing} is left out"):
         rows, _ = measure._suite(changed, graded=True)
     ood = {row["evaluated_on"] for row in rows if row["condition"].endswith("_ood")}
     assert ood == {"generated"}
