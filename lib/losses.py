@@ -391,7 +391,8 @@ def scoring_rule(
     - "gaussian": m(d) = -exp(-|d|_2² / (2 γ²)), γ = bandwidth.
 
     At λ = ½ this is E|z - t|^β - ½ E|z - z'|^β, half the energy score of Eq. 4. That is a proper
-    score, and its estimate is unbiased. With λ = 1 the second term is gone, and one sample (the mean) will do.
+    score, and its estimate is unbiased. With λ = 1 the second term is gone, and one sample (the
+    mean) will do.
 
     samples: [R, B, D], drawn so that gradients pass; target: [B, D], a constant. Returns [B]; the
     batch mean is ProSMin's objective. ValueError for other shapes, λ outside (0, 1], β outside

@@ -17,6 +17,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import LogNorm, to_rgb
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
+from scipy.spatial import cKDTree
 
 from lib.figures.style import (
     BLACK,
@@ -125,8 +126,8 @@ def kappa_histogram(bins: pd.DataFrame, by: str, *, ax: Axes | None = None) -> A
 def tsne_plot(points: pd.DataFrame, *, colour_by: str = "kappa", ax: Axes | None = None) -> Axes:
     """t-SNE of features (`x`, `y`, `class`), coloured by `kappa` or by `class`.
 
-    The name of a class is at the median of its points. κ has a log scale from its 1st to its 99th
-    percentile. Points are drawn in a random order, so that no class hides another.
+    The name of a class, in its colour, is where its points are densest. κ has a log scale from its
+    1st to its 99th percentile. Points are drawn in a random order, so that no class hides another.
     """
     if ax is None:
         ax = _new_axes(*SQUARE)
@@ -146,12 +147,22 @@ def tsne_plot(points: pd.DataFrame, *, colour_by: str = "kappa", ax: Axes | None
         ax.scatter(points["x"], points["y"], c=points[colour_by].map(palette).tolist(), **look)
     ax.set_aspect("equal", adjustable="box")
     ax.axis("off")
-    medians = points.groupby("class")[["x", "y"]].median()
-    labels = [
-        _label(MethodStyle(safe_text(name), INK), row.x, row.y) for name, row in medians.iterrows()
-    ]
-    write_apart(ax, labels, ha="center", va="center", outline=True)
+    labels = []
+    for name, part in points.groupby("class"):
+        place = _densest(part[["x", "y"]].to_numpy())
+        colour = INK
+        if colour_by == "class":
+            colour = tuple(0.5 * np.array(palette[name]))  # darker, to be read
+        labels.append({"x": place[0], "y": place[1], "text": safe_text(name), "colour": colour})
+    write_apart(ax, labels, ha="center", va="center", outline=True, near=0.2)
     return ax
+
+
+def _densest(places: np.ndarray) -> np.ndarray:
+    """The one of places [N, 2] whose nearest tenth of the others is nearest."""
+    tree = cKDTree(places)
+    distances, _ = tree.query(places, k=max(2, len(places) // 10))
+    return places[distances[:, -1].argmin()]
 
 
 # ---------------------------------------------------------------------------- detecting errors
@@ -367,7 +378,7 @@ def method_scatter(
         labels.append(label | {"text": f" {style.label}"})  # clear of the mark
     ax.margins(0.1)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
-    write_apart(ax, labels, ha="left", va="center")
+    write_apart(ax, labels, ha="left", va="center", outline=True, near=0.15)
     return ax
 
 
@@ -606,18 +617,21 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def write_apart(ax: Axes, labels: list[dict], *, ha: str, va: str, outline: bool = False) -> None:
+def write_apart(
+    ax: Axes, labels: list[dict], *, ha: str, va: str, outline: bool = False, near: float = np.inf
+) -> None:
     """Write labels (x, y, text, colour) at their places, moved up or down where they overlap.
 
-    Labels left-aligned to the end of a line stand three points right of it. What overlaps depends
-    on the limits of the axes: whoever wants other limits sets them before.
+    near: labels further apart than this share of the width do not overlap. Labels left-aligned to
+    the end of a line stand three points right of it. What overlaps depends on the limits of the
+    axes: whoever wants other limits sets them before.
     """
     if not labels:
         return
     ax.figure.draw_without_rendering()  # the layout moves the axes
     to_points = ax.transData + ax.figure.dpi_scale_trans.inverted()
     places = 72 * to_points.transform([(label["x"], label["y"]) for label in labels])
-    near = np.inf if ha == "left" else 0.2 * 72 * _inches(ax)[0]
+    near *= 72 * _inches(ax)[0]
     by_x = np.argsort(places[:, 0], kind="stable")
     new_column = np.diff(places[by_x, 0], prepend=places[by_x[0], 0]) > near
     heights = places[:, 1].copy()
