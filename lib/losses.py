@@ -147,6 +147,11 @@ def info_nce_loss(
     first, second: [B, D]. rows: the images whose views are anchors (those of this process; the
     others are negatives only). similarity "dot" leaves z as it is: the unbounded similarity that
     SimVAE (A.5) compares with the cosine.
+
+    Example:
+        >>> z = torch.eye(4)
+        >>> info_nce_loss(z, z, temperature=0.5)
+        tensor(0.5944)
     """
     _same_shape(first=first, second=second)
     _positive(temperature=temperature)
@@ -174,6 +179,11 @@ def moco_loss(query: Tensor, key: Tensor, queue: Tensor, temperature: float = 0.
     ``-log exp(q . k / τ) / (exp(q . k / τ) + sum_n exp(q . n / τ))``, keys and queue constants.
 
     query, key: [B, D]; queue: [K, D], normalised.
+
+    Example:
+        >>> z = torch.eye(4)
+        >>> moco_loss(z[:1], z[:1], queue=z[1:])
+        tensor(0.0200)
     """
     _same_shape(query=query, key=key)
     _positive(temperature=temperature)
@@ -194,6 +204,11 @@ def moco_v3_loss(
     ``-2 τ log exp(q_i . k_i / τ) / sum_j exp(q_i . k_j / τ)``
 
     query: [B', D], the ``rows`` of a batch whose keys are key [B, D]; both are normalised here.
+
+    Example:
+        >>> z = torch.eye(4)
+        >>> moco_v3_loss(z, z)
+        tensor(0.0080)
     """
     _positive(temperature=temperature)
     with torch.autocast(query.device.type, enabled=False):
@@ -210,6 +225,11 @@ def barlow_twins_loss(first: Tensor, second: Tensor, redundancy_weight: float = 
     C is the cross-correlation of the two views over the batch. first, second: [B, D]; each
     coordinate is centred and divided by its standard deviation over the batch (biased; 1e-5,
     batch norm's constant, is added to every variance).
+
+    Example:
+        >>> first, second = torch.randn(2, 64, 16)
+        >>> barlow_twins_loss(first, second).shape
+        torch.Size([])
     """
     _same_shape(first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
@@ -237,6 +257,11 @@ def vicreg_loss(
 
     Deviation: s is divided by D (the paper's Eq. 5 is not) and the two v are averaged (Eq. 6 adds
     them), as in the authors' code, for which the published weights were chosen.
+
+    Example:
+        >>> z = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+        >>> vicreg_loss(z, z)["loss"]
+        tensor(0.)
     """
     _same_shape(least=2, first=first, second=second)
     with torch.autocast(first.device.type, enabled=False):
@@ -273,6 +298,11 @@ def byol_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """Mean squared distance of the normalised vectors, ``2 - 2 cos(p, z)``, [B, D] each.
 
     The target is a constant (BYOL, Grill et al. 2020, Eq. 2).
+
+    Example:
+        >>> p, z = torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+        >>> byol_loss(p, z)
+        tensor(2.)
     """
     return 2 + 2 * simsiam_loss(prediction, target)
 
@@ -290,6 +320,11 @@ def dino_loss(
 
     student, teacher: [B, K] outputs of the heads for different views; centre: [K]. A teacher's
     temperature that is a tensor (so that a compiled step may change it) is not checked.
+
+    Example:
+        >>> even = torch.zeros(1, 4)
+        >>> dino_loss(even, even, torch.zeros(4))  # log 4
+        tensor(1.3863)
     """
     _same_shape(student=student, teacher=teacher)
     _positive(student_temperature=student_temperature, teacher_temperature=teacher_temperature)
@@ -327,6 +362,11 @@ def ibot_patch_loss(
 
     Deviation: the mean over patches is the authors' code's, where Eq. 3 has a sum. As in that
     code, an image without hidden patches counts as zero.
+
+    Example:
+        >>> even, mask = torch.zeros(1, 3, 4), torch.tensor([[True, False, False]])
+        >>> ibot_patch_loss(even, even, mask, torch.zeros(4))  # log 4
+        tensor(1.3863)
     """
     if student.shape != teacher.shape or student.ndim != 3 or mask.shape != student.shape[:2]:
         shapes = [list(tensor.shape) for tensor in (student, teacher, mask)]
@@ -363,6 +403,10 @@ def best_dispersion(trade_off: float, beta: float) -> float:
     derivative in σ² vanishes at ``(σ/τ)² = q/(1 - q)`` with
     ``q = [(1 - λ)/λ · 2^(β/2 - 1)]^(2/(2 - β))``: 1 at λ = ½, the weight of a proper score.
     ValueError unless 0 < λ <= 1 and 0 < β < 2.
+
+    Example:
+        >>> round(best_dispersion(0.5, beta=1.0), 6)
+        1.0
     """
     if not (0 < trade_off <= 1 and 0 < beta < 2):
         raise ValueError(f"trade_off {trade_off} must be in (0, 1] and beta {beta} in (0, 2).")
@@ -400,6 +444,11 @@ def scoring_rule(
 
     Deviation: where two points meet, |d|^β has no gradient for β <= 1; there it is zero here.
     β = 2 is taken too: it scores the mean only.
+
+    Example:
+        >>> samples = torch.tensor([[[0.0]], [[4.0]]])  # [R, B, D] = [2, 1, 1]
+        >>> scoring_rule(samples, torch.tensor([[4.0]]))  # 2 - 4/2
+        tensor([0.])
     """
     _check_score(samples, target, trade_off, beta, kernel, bandwidth)
 
@@ -470,6 +519,11 @@ def log_shared_mean(
       a ψ ~ N(0, γ² I) only if γ² + σ²/J = 1.
 
     ValueError for other shapes, an unknown mean_prior, and variances that are not positive.
+
+    Example:
+        >>> z = torch.zeros(2, 1, 3)  # [J, B, L]
+        >>> log_shared_mean(z)
+        tensor([-0.9509])
     """
     if z.ndim != 3:
         raise ValueError(f"Expected latents [J, B, L], got {list(z.shape)}.")
@@ -523,6 +577,11 @@ def simvae_loss(
     Deviation: Algorithm 1 adds the posterior's log-determinant to a loss that is minimised, and
     divides the squared error by the number of pixels and not by its variance; here are the signs
     and constants of ELBO_SSL. The entropy has weight 1, in the authors' code 2 π.
+
+    Example:
+        >>> x, z = torch.zeros(2, 1, 4), torch.zeros(2, 1, 3)  # two views of one image
+        >>> sorted(simvae_loss(x, x, mean=z, log_variance=z, sample=z))
+        ['entropy', 'loss', 'prior', 'reconstruction']
     """
     _same_shape("[J, B, L]", mean=mean, log_variance=log_variance, sample=sample)
     if reconstruction.shape != images.shape or images.shape[:2] != mean.shape[:2]:
@@ -557,6 +616,11 @@ def vae_loss(
     Kingma & Welling 2014, Eq. 10; β: Higgins et al. 2017, Eq. 4. reconstruction, images:
     [B, ...], as in simvae_loss; mean, log_variance: [B, L]. Returns "loss" and its terms
     "reconstruction", "kl".
+
+    Example:
+        >>> x, z = torch.zeros(1, 4), torch.zeros(1, 3)
+        >>> vae_loss(x, x, mean=z, log_variance=z)["kl"]
+        tensor(0.)
     """
     _same_shape(mean=mean, log_variance=log_variance)
     if reconstruction.shape != images.shape or len(images) != len(mean):
@@ -576,6 +640,11 @@ def gaussian_kl(
     """KL between diagonal Gaussians [B, L], in nats: [B].
 
     ``KL( N(mean, exp log_variance) || N(other_mean, exp other_log_variance) )``
+
+    Example:
+        >>> zero = torch.zeros(1, 2)
+        >>> gaussian_kl(zero + 1, zero, zero, zero)
+        tensor([1.])
     """
     _same_shape(
         mean=mean,
@@ -590,7 +659,12 @@ def gaussian_kl(
 
 
 def kl_to_prior(mean: Tensor, log_variance: Tensor, prior_variance: float = 1.0) -> Tensor:
-    """``KL( N(mean, exp log_variance) || N(0, prior_variance I) )``, [B, L] -> [B], in nats."""
+    """``KL( N(mean, exp log_variance) || N(0, prior_variance I) )``, [B, L] -> [B], in nats.
+
+    Example:
+        >>> kl_to_prior(torch.ones(1, 2), torch.zeros(1, 2))
+        tensor([1.])
+    """
     prior_log_variance = torch.full_like(mean, math.log(prior_variance))
     return gaussian_kl(mean, log_variance, torch.zeros_like(mean), prior_log_variance)
 
@@ -667,6 +741,11 @@ def vje_loss(
     Source: Oji and Fieguth, Joint Embedding Variational Bayes (TMLR 2026), of which only the
     abstract is available to us. Deviation: unknown; every argument is a choice that the abstract
     leaves open, and kl_weight and radial_weight other than 1 leave the bound.
+
+    Example:
+        >>> s, m = torch.randn(2, 8, 128)
+        >>> sorted(vje_loss(s, m, torch.zeros(8, 128), sample=m))
+        ['directional', 'kl', 'loss', 'radial']
     """
     _same_shape(target=target, mean=mean, log_variance=log_variance, sample=sample)
     _positive(prior_variance=prior_variance)
@@ -707,6 +786,12 @@ def vje_likelihood(
     """log p(u' | z) and log p(r' | z) of vje_loss, [B] each, for targets and latents [B, D].
 
     Under "euclidean" all is in the first.
+
+    Example:
+        >>> s, z = torch.randn(2, 8, 128)
+        >>> direction, length = vje_likelihood(s, z, torch.zeros(8, 128), 64.0, 64.0, 1.0)
+        >>> direction.shape, length.shape
+        (torch.Size([8]), torch.Size([8]))
     """
     if likelihood not in ("polar", "product", "ambient", "euclidean"):
         raise ValueError(

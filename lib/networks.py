@@ -315,6 +315,10 @@ def decoder(inputs: int, channels: int, image_size: int, backbone: str) -> nn.Se
     a 5x5 convolution.
 
     Deviation: k is 4 at 64 px, as printed, and 3 at 32 px, which the table does not have.
+
+    Example:
+        >>> decoder(10, 3, 32, "resnet18")(torch.randn(8, 10)).shape
+        torch.Size([8, 3, 32, 32])
     """
     if backbone == "mlp":
         shape = (channels, image_size, image_size)
@@ -374,6 +378,10 @@ def projector(inputs: int, dimension: int, layers: int, ends_in_norm: bool = Tru
 
     No ReLU follows the last layer. ends_in_norm false: it has no batch norm either, as in the
     projectors of Barlow Twins (§2.2) and VICReg (§4.2).
+
+    Example:
+        >>> projector(128, 256, layers=2)(torch.randn(8, 128)).shape
+        torch.Size([8, 256])
     """
     modules: list[nn.Module] = []
     for before, after in pairwise([inputs, *[dimension] * layers]):
@@ -383,7 +391,12 @@ def projector(inputs: int, dimension: int, layers: int, ends_in_norm: bool = Tru
 
 
 def predictor(dimension: int, hidden: int, outputs: int | None = None) -> nn.Sequential:
-    """SimSiam's prediction MLP (Chen & He 2021, §3): a hidden layer with batch norm and ReLU."""
+    """SimSiam's prediction MLP (Chen & He 2021, §3): a hidden layer with batch norm and ReLU.
+
+    Example:
+        >>> predictor(256, hidden=64)(torch.randn(8, 256)).shape
+        torch.Size([8, 256])
+    """
     return nn.Sequential(
         nn.Linear(dimension, hidden, bias=False),
         nn.BatchNorm1d(hidden),
@@ -505,7 +518,12 @@ class GaussianPredictor(nn.Module):
 
 # ------------------------------------------------------------------------ averages and statistics
 def cosine_between(first: float, last: float, progress: float) -> float:
-    """From ``first`` at progress 0 to ``last`` at 1 on half a cosine."""
+    """From ``first`` at progress 0 to ``last`` at 1 on half a cosine.
+
+    Example:
+        >>> cosine_between(0.996, 1.0, progress=1.0)
+        1.0
+    """
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
 
@@ -516,6 +534,10 @@ def update_average(target: nn.Module, online: nn.Module, momentum: float) -> Non
     Buffers stay the target's own: it passes standard views in training mode, so its batch norm
     has running statistics of its own activations, which a target that embeds images later (DINO,
     iBOT, ProSMin) uses.
+
+    Example:
+        >>> target, online = nn.Linear(2, 2), nn.Linear(2, 2)
+        >>> update_average(target, online, momentum=0.99)
     """
     for average, current in zip(target.parameters(), online.parameters(), strict=True):
         average.lerp_(current, 1 - momentum)

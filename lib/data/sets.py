@@ -404,6 +404,11 @@ def train_validation_split(
     """(train, validation) indices, sorted and disjoint.
 
     Validation has the same fraction of every class, to the nearest image.
+
+    Example:
+        >>> train, validation = train_validation_split(np.arange(100) % 10)
+        >>> len(train), len(validation)
+        (90, 10)
     """
     validation = choose_per_class(labels, fraction, seed, least=0)
     train = np.setdiff1d(np.arange(len(labels)), validation)
@@ -419,6 +424,10 @@ def label_subset(labels: np.ndarray, fraction: float, seed: int = 0) -> np.ndarr
     """Sorted indices of the same fraction of every class, at least one image a class.
 
     For the 1 % and 10 % protocols of semi-supervised evaluation.
+
+    Example:
+        >>> len(label_subset(np.arange(1000) % 10, fraction=0.1))
+        100
     """
     return choose_per_class(labels, fraction, seed, least=1)
 
@@ -440,6 +449,10 @@ def generated(kind: str = "shapes", n: int = 512, size: int = 32, seed: int = 0)
     "shapes": one coloured shape on dark noise. The label is the shape; ``extra`` has colour,
     scale (radius / image side), rotation (radians) and the centre x, y (part of the image side).
     "noise": independent uniform pixels.
+
+    Example:
+        >>> generated(n=8).images.shape
+        (8, 32, 32, 3)
     """
     if n < 1 or size < 1:
         raise ValueError(f"n = {n} and size = {size}: both must be above 0.")

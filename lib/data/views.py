@@ -102,7 +102,12 @@ LOCAL_SCALE = (0.05, 0.2)
 
 
 def recipe(name: str) -> dict:
-    """The strengths of one of RECIPES. ValueError for another name."""
+    """The strengths of one of RECIPES. ValueError for another name.
+
+    Example:
+        >>> recipe("simsiam")["scale"]
+        (0.2, 1.0)
+    """
     if name not in RECIPES:
         raise ValueError(f"Unknown augmentation recipe {name!r}; choose one of {sorted(RECIPES)}.")
     return RECIPES[name]
@@ -206,6 +211,11 @@ def augment(images: Tensor, size: int, strengths: dict, generator: torch.Generat
 
     Deviation: flip comes first, not last (the same distribution, as the other steps commute with
     it), and the jitter's order is drawn per block of images, not per image.
+
+    Example:
+        >>> images, generator = torch.rand(8, 3, 40, 40), torch.Generator().manual_seed(0)
+        >>> augment(images, 32, recipe("simsiam"), generator).shape
+        torch.Size([8, 3, 32, 32])
     """
     batch, _, height, width = images.shape
     draws = draw(batch, height, width, strengths, generator)

@@ -57,6 +57,10 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
     """``mean_over_seeds`` of first - second; row i of both [N] has the same seed.
 
     The mean is called difference.
+
+    Example:
+        >>> round(paired_difference([0.6, 0.7, 0.8], [0.5, 0.6, 0.7])["difference"], 4)
+        0.1
     """
     first, second = paired(np.asarray(first, float), np.asarray(second, float))
     interval = mean_over_seeds(first - second)
@@ -239,6 +243,10 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
     """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947).
 
     first: [N], second: [M]. ValueError where neither varies.
+
+    Example:
+        >>> round(welch_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value, 4)
+        1.0
     """
     first = sample(first, "first")
     second = sample(second, "second")
@@ -251,7 +259,12 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
 
 
 def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
-    """Paired t-test of equal means; row i of both [N] is the same image."""
+    """Paired t-test of equal means; row i of both [N] is the same image.
+
+    Example:
+        >>> round(paired_test([1.0, 2.0, 3.5], [0.0, 1.5, 2.0]).mean_difference, 4)
+        1.0
+    """
     first, second = paired(sample(first, "first"), sample(second, "second"))
     if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
         raise ValueError(

@@ -105,7 +105,13 @@ def knn_accuracy(
     k: int = NEAREST,
     temperature: float = TEMPERATURE,
 ) -> float:
-    """Share of test images whose k-NN prediction is right; see knn_predict."""
+    """Share of test images whose k-NN prediction is right; see knn_predict.
+
+    Example:
+        >>> x, y = np.eye(4), np.array([0, 0, 1, 1])
+        >>> knn_accuracy(x, y, x, y, k=1)
+        1.0
+    """
     class_indices(test_y, "test_y", len(test_x))  # an error for other shapes
     prediction, _ = knn_predict(train_x, train_y, test_x, k, temperature)
     return float(np.mean(prediction == np.asarray(test_y)))
@@ -336,6 +342,11 @@ def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarr
     """The squared Mahalanobis distance x [N, D] -> [N] from the Gaussian of train_x [M, D].
 
     Lee et al. 2018, Eq. 2, with one class.
+
+    Example:
+        >>> distance = mahalanobis_distance(np.random.default_rng(0).normal(size=(50, 3)))
+        >>> distance(np.zeros((2, 3))).shape
+        (2,)
     """
     train_x = matrix(train_x, "train_x")
     gaussian = fitted_gaussian(train_x)

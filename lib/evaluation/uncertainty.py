@@ -230,6 +230,11 @@ def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.nda
 
     An image counts as positive if score >= threshold. The curve starts at (0, 0, inf) and ends at
     (1, 1, smallest score). score, positive: [N].
+
+    Example:
+        >>> false_rate, true_rate, threshold = roc_curve([0.9, 0.1], [True, False])
+        >>> true_rate.tolist()
+        [0.0, 1.0, 1.0]
     """
     from sklearn import metrics  # slow to import
 
@@ -242,6 +247,10 @@ def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
 
     score, positive: [N]. Equals scikit-learn's average_precision_score up to the last digit, and is
     faster in a bootstrap.
+
+    Example:
+        >>> average_precision([0.9, 0.8, 0.1], [True, False, True])
+        0.8333333333333333
     """
     true, false, _ = _cumulative_counts(*binary(score, positive))
     gained_recall = np.diff(true) / true[-1]
@@ -252,6 +261,10 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
     """False-positive rate at the highest threshold that finds at least 95 % of the positives.
 
     score, positive: [N]. There is no interpolation.
+
+    Example:
+        >>> fpr_at_95_tpr([0.9, 0.8, 0.1], [True, False, False])
+        0.0
     """
     true, false, _ = _cumulative_counts(*binary(score, positive))
     first = np.argmax(true / true[-1] >= 0.95)
@@ -279,6 +292,11 @@ def risk_coverage_curve(
     """Coverage k/N [N] and the error rate among the k most certain images [N].
 
     El-Yaniv & Wiener 2010. Ties are averaged. uncertainty, correct: [N].
+
+    Example:
+        >>> coverage, risk = risk_coverage_curve([0.1, 0.9], [True, False])
+        >>> risk.tolist()
+        [0.0, 0.5]
     """
     errors = _expected_errors(uncertainty, correct)
     kept = np.arange(1, errors.size + 1)
@@ -291,6 +309,10 @@ def aurc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
     Geifman et al. 2019. Ties are averaged over all their orders, so a constant score gives the
     error rate. torch-uncertainty's AURC uses the trapezoidal rule from coverage 1/N, and leaves
     tied images in their order, so the last digits differ and ours stays.
+
+    Example:
+        >>> aurc([0.1, 0.9], [True, False])
+        0.25
     """
     _, risk = risk_coverage_curve(uncertainty, correct)
     return float(risk.mean())
@@ -300,6 +322,10 @@ def excess_aurc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
     """AURC minus the AURC of a perfect order, all correct images first; 0 is best.
 
     E-AURC of Geifman et al. 2019.
+
+    Example:
+        >>> excess_aurc([0.1, 0.9], [True, False])  # a perfect order
+        0.0
     """
     wrong = np.asarray(correct) == 0
     return aurc(uncertainty, correct) - aurc(wrong, correct)
@@ -311,6 +337,10 @@ def augrc(uncertainty: ArrayLike, correct: ArrayLike) -> float:
     Traub et al. 2024. Equals the paper's (1 - AUROC) a (1 - a) + (1 - a)²/2, with a the accuracy,
     plus (1 - a)/(2N). Deviation: the last term is not the paper's, which integrates from coverage
     0; here coverages start at 1/N, as in ``aurc``. torch-uncertainty's AUGRC differs as its AURC.
+
+    Example:
+        >>> augrc([0.1, 0.9], [True, False])
+        0.25
     """
     errors = _expected_errors(uncertainty, correct)
     return float(errors.mean() / errors.size)
@@ -323,6 +353,10 @@ def nearest_neighbour_correct(
 
     embeddings: [N, D], labels: [N]. A zero vector has cosine 0 with every other. Among equally near
     neighbours the first counts, which scikit-learn's NearestNeighbors leaves open.
+
+    Example:
+        >>> nearest_neighbour_correct([[1, 0], [2, 0.1], [0, 1]], [0, 0, 1]).tolist()
+        [True, True, False]
     """
     embeddings = matrix(embeddings, "embeddings").astype(np.float64)
     _, labels = class_indices(labels, "labels", len(embeddings))
@@ -344,6 +378,10 @@ def recall_auroc(embeddings: ArrayLike, labels: ArrayLike, uncertainty: ArrayLik
     """AUROC of -uncertainty for "the nearest neighbour has the image's label".
 
     Kirchhof et al. 2023, the URL benchmark. embeddings: [N, D]; labels, uncertainty: [N].
+
+    Example:
+        >>> recall_auroc([[1, 0], [2, 0.1], [0, 1]], [0, 0, 1], uncertainty=[0.1, 0.2, 0.9])
+        1.0
     """
     certainty = -np.asarray(uncertainty, dtype=np.float64)
     return auroc(certainty, nearest_neighbour_correct(embeddings, labels))
@@ -427,6 +465,10 @@ def negative_log_likelihood(
     """Mean of -log p(label) in nats; see nll_per_image.
 
     scikit-learn's log_loss clips probabilities, and is finite for a label of probability 0.
+
+    Example:
+        >>> round(negative_log_likelihood([[0.5, 0.5]], [1]), 4)  # log 2
+        0.6931
     """
     return float(nll_per_image(probabilities, labels, classes).mean())
 
@@ -438,6 +480,10 @@ def top5_correct(
 
     Of equally probable classes the first come first. A class of probability 0 does not count, as
     one that none of the k nearest neighbours voted for. Inputs: see nll_per_image.
+
+    Example:
+        >>> top5_correct([[0.5, 0.5]], [1]).tolist()
+        [True]
     """
     probabilities, columns = _checked_probabilities(probabilities, labels, classes)
     first_five = np.argsort(-probabilities, axis=1, kind="stable")[:, :5]
@@ -457,7 +503,12 @@ def brier_per_image(
 def brier_score(
     probabilities: ArrayLike, labels: ArrayLike, classes: ArrayLike | None = None
 ) -> float:
-    """Mean over images of the squared error summed over classes: 0 … 2. See nll_per_image."""
+    """Mean over images of the squared error summed over classes: 0 … 2. See nll_per_image.
+
+    Example:
+        >>> brier_score([[0.5, 0.5]], [1])
+        0.5
+    """
     return float(brier_per_image(probabilities, labels, classes).mean())
 
 
@@ -469,6 +520,10 @@ def confidence_bins(
     Returns low, high, count, mean confidence and accuracy of each bin; NaN where a bin is empty.
     ``equal_mass`` puts the edges on order statistics. Images of equal confidence share a bin, so
     there may be fewer bins than asked for.
+
+    Example:
+        >>> confidence_bins([0.6, 0.9], [False, True], bins=2)["accuracy"].tolist()
+        [nan, 0.5]
     """
     confidence = np.asarray(confidence, dtype=np.float64)
     correct = np.asarray(correct)
@@ -514,6 +569,10 @@ def confidence_calibration_error(
     """ECE from the top-label confidence [N] and its correctness [N].
 
     See expected_calibration_error.
+
+    Example:
+        >>> round(confidence_calibration_error([0.6, 0.9], [False, True], bins=2), 2)
+        0.25
     """
     binned = confidence_bins(confidence, correct, bins, equal_mass)
     gaps = binned["count"] * np.abs(binned["accuracy"] - binned["confidence"])
@@ -535,8 +594,9 @@ def expected_calibration_error(
     in the precision of its input; on float32 confidences it differs from the seventh digit.
 
     Example:
-        >>> probe = linear_probe(features, animals)                      # "cat", "dog", ...
-        >>> expected_calibration_error(probe.probabilities(x), y, classes=probe.classes)
+        >>> probe = linear_probe(features, animals)  # "cat", "dog", ...
+        >>> probabilities = probe.probabilities(features)
+        >>> ece = expected_calibration_error(probabilities, animals, classes=probe.classes)
     """
     probabilities, columns = _checked_probabilities(probabilities, labels, classes)
     confidence = probabilities.max(axis=1)
@@ -566,6 +626,10 @@ def effective_rank(features: ArrayLike) -> float:
 
     Roy & Vetterli 2007, Definition 1. features: [N, D]; the rank is between 1 and min(N - 1, D).
     Deviation from RankMe (Garrido et al. 2023), which does not centre and adds 1e-7 to each p_i.
+
+    Example:
+        >>> round(effective_rank([[1, 0], [-1, 0], [0, 1], [0, -1]]), 6)
+        2.0
     """
     singular_values = np.linalg.svd(centred(matrix(features, "features")), compute_uv=False)
     return float(np.exp(scipy.stats.entropy(singular_values)))
@@ -599,6 +663,10 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation of two [N], N >= 2, row by row.
 
     UndefinedStatistic where one of the two is constant.
+
+    Example:
+        >>> rank_correlation([1, 2, 3], [10, 20, 30])
+        1.0
     """
     first, second = paired(sample(first, "first"), sample(second, "second"))
     for name, values in (("first", first), ("second", second)):
@@ -725,7 +793,7 @@ def bootstrap_interval(
     scipy.stats.bootstrap does not draw again, and does not sort the rows that an AUROC ranks.
 
     Example:
-        >>> bootstrap_interval(auroc, kappa, correct, draws=500)
+        >>> low, high = bootstrap_interval(auroc, kappa, correct, draws=500)
     """
     arrays, order = with_order(arrays)
     estimate = statistic(*arrays)  # an error on all images is the caller's, not one of a draw
@@ -746,6 +814,10 @@ def with_interval(
 
     arrays: [N] each; the interval is that of bootstrap_interval. Undefined entries are NaN: the
     value where only one class occurs, and the interval there, of too few images, and of no draws.
+
+    Example:
+        >>> sorted(with_interval(np.mean, np.array([0.0, 1.0, 1.0]), draws=100))
+        ['ci_high', 'ci_low', 'value']
     """
     row = {"value": np.nan, "ci_low": np.nan, "ci_high": np.nan}
     try:

@@ -155,7 +155,12 @@ def watched(terms: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def view_pairs(views: int, global_views: int = 2) -> list[tuple[int, int]]:
-    """Pairs (i, j): view i predicts the target of global view j, never its own."""
+    """Pairs (i, j): view i predicts the target of global view j, never its own.
+
+    Example:
+        >>> view_pairs(3)
+        [(0, 1), (1, 0), (2, 0), (2, 1)]
+    """
     return [(i, j) for i in range(views) for j in range(global_views) if i != j]
 
 
@@ -172,11 +177,20 @@ def spread(outputs: Tensor) -> Tensor:
     """Standard deviation of the normalised outputs [B, D] over the batch, times sqrt(D).
 
     1: isotropic; 0: collapsed to one point.
+
+    Example:
+        >>> spread(torch.ones(8, 4))
+        tensor(0.)
     """
     directions = F.normalize(outputs.detach().float(), dim=1)
     return directions.std(0).mean() * outputs.shape[1] ** 0.5
 
 
 def agreement(first: Tensor, second: Tensor) -> Tensor:
-    """Mean cosine of the rows of two batches [B, D], without gradient."""
+    """Mean cosine of the rows of two batches [B, D], without gradient.
+
+    Example:
+        >>> agreement(torch.eye(3), 2 * torch.eye(3))
+        tensor(1.)
+    """
     return F.cosine_similarity(first.detach().float(), second.detach().float()).mean()
