@@ -356,13 +356,13 @@ def same_type(name: str, value, current, what: str = "Parameter"):
 def _typed(table: dict, from_recipe: dict, where: str) -> dict:
     """The table in the types of the recipe; ValueError for a setting that no recipe has."""
     model = DEFAULTS | from_recipe
-    known = _known_settings()
+    everywhere = _known_settings()
     typed = {}
     for name, value in table.items():
         if name in model:
             value = same_type(name, value, model[name], f"{where}: parameter")
         else:
-            check_known(name, known, f"setting in {where}:")
+            check_known(name, everywhere, f"setting in {where}:")
         typed[name] = value
     return typed
 
