@@ -90,7 +90,7 @@ class Part:
     unit: str = ""
     published: float = np.nan
     rounding: float = 0.0  # half a last digit of what is printed
-    side: str = ""  # above, below: of the bound; within: the bound of what is printed; at_most
+    side: str = ""  # above, below: the bound; within: it of what is printed; at_most: of an error
     bound: float = np.nan
     ours: dict = field(default_factory=dict)  # where our number is (measured.Stored.number)
     data: tuple[str, ...] = ()  # the paper's own data sets
@@ -230,7 +230,8 @@ def printed_table(claim: str) -> pd.DataFrame:
 def position(part: Part, number: Measured) -> int:
     """1 if our interval lies where the part's side says, -1 if on the other side, 0 if in both.
 
-    within: as near to the printed number as the bound.
+    within: inside published ± bound, or outside. at_most: of the value itself, as an identity has
+    no interval.
     """
     if part.side == "at_most":
         return 1 if number.value <= part.bound else -1
@@ -262,28 +263,28 @@ def is_own_experiment(part: Part, number: Measured) -> bool:
     return family and min(trained, default=part.epochs) >= part.epochs / 2
 
 
-def judge(part: Part, number: Measured | None, counts: bool, profile: str) -> tuple[str, str]:
+def judge(part: Part, number: Measured | None, has_learned: bool, profile: str) -> tuple[str, str]:
     """The verdict of one part, and what a test would take where there was none.
 
-    number: ours, None if nothing is stored. counts: whether the runs behind it learned something.
+    number: ours, None if nothing is stored. has_learned: whether the runs behind it did.
     """
     if number is None:
         return NOT_TESTED, part.needs
     if part.side == "at_most":  # an identity: neither data nor seeds
         return (REPRODUCED if position(part, number) > 0 else OPPOSITE), ""
-    missing = _what_is_missing(part, number, counts, profile)
+    missing = _what_is_missing(part, number, has_learned, profile)
     if missing:
         return NOT_TESTED, missing
     return _verdict(part, number), ""
 
 
-def _what_is_missing(part: Part, number: Measured, counts: bool, profile: str) -> str:
+def _what_is_missing(part: Part, number: Measured, has_learned: bool, profile: str) -> str:
     """Why our number decides nothing, as what a test would take; empty where it decides."""
     if profile in ILLUSTRATIONS:
         return "make reproduce PROFILE=standard"
     if part.side == "within" and not is_own_data(part, number):
         return part.needs
-    if not counts:
+    if not has_learned:
         return "runs whose k-NN accuracy beats the untrained network's"
     if np.isnan(number.low) or np.isnan(number.high):
         return "three seeds"
@@ -328,8 +329,8 @@ def _judged(part: Part, stored: Stored) -> dict:
         compared = recipes.compare(part.recipe, part.settings)
         return {"verdict": FOLLOWED if compared.followed.all() else DEVIATES, "needs": ""}
     number = stored.number(part.ours, part.data, part.epochs, part.unit)
-    counts = number is not None and stored.counts(number, part.may_collapse)
-    verdict, needs = judge(part, number, counts, stored.profile)
+    has_learned = number is not None and stored.has_learned(number, part.may_collapse)
+    verdict, needs = judge(part, number, has_learned, stored.profile)
     row = {"verdict": verdict, "needs": needs}
     if number is not None:
         row |= {"ours": number.value, "low": number.low, "high": number.high}
@@ -365,7 +366,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(claims_of)
 
 
-def counts(rows: pd.DataFrame) -> pd.DataFrame:
+def verdict_counts(rows: pd.DataFrame) -> pd.DataFrame:
     """How many claims of a ledger have which verdict: a row a paper, columns as COLOURS."""
     of_claims = verdicts(rows)
     table = pd.crosstab(of_claims.paper, of_claims.verdict)

@@ -29,7 +29,7 @@ class Measured:
     high: float
     seeds: int
     runs: tuple[dict, ...] = ()
-    counts: bool = True  # False: a table says that nothing behind it learned anything
+    has_learned: bool = True  # False: a table says that nothing behind it learned anything
 
 
 class Stored:
@@ -76,7 +76,7 @@ class Stored:
         return None
 
     def _in_metrics(
-        self, ours: dict, dataset: str, own: bool, epochs: int | None, scale: float
+        self, ours: dict, dataset: str, is_papers: bool, epochs: int | None, scale: float
     ) -> Measured | None:
         query = {key: value for key, value in ours.items() if key not in ("minus", "over")}
         query["dataset"] = dataset
@@ -85,7 +85,9 @@ class Stored:
         other = ours.get("minus", ours.get("over"))
         if other is not None:
             second = self._by_length(query | other)
-        lengths = _lengths(first, second, epochs if own else ours.get("epochs"), "epochs" in ours)
+        lengths = _lengths(
+            first, second, epochs if is_papers else ours.get("epochs"), "epochs" in ours
+        )
         if lengths is None:
             return None
         if other is None:
@@ -154,7 +156,7 @@ class Stored:
             high=row.get("ci_high", np.nan),
             seeds=int(row.get("seeds", 1)),
             runs=self._named_runs(row),
-            counts=bool(row.get("counts", True)),
+            has_learned=bool(row.get("counts", True)),
         )
 
     def _named_runs(self, row: pd.Series) -> tuple[dict, ...]:
@@ -166,13 +168,13 @@ class Stored:
         return tuple(self.runs[name] for name in dict.fromkeys(names) if name in self.runs)
 
     # ---------------------------------------------------------------------------- which runs count
-    def counts(self, number: Measured, may_collapse: bool = False) -> bool:
+    def has_learned(self, number: Measured, may_collapse: bool = False) -> bool:
         """Whether the runs behind a number learned something: each beats the untrained network.
 
         may_collapse: one that does is enough, as a network that collapses is part of the answer.
-        A number that names no runs counts.
+        So does a number that names no runs.
         """
-        if not number.counts:
+        if not number.has_learned:
             return False
         beats = [self.beats_untrained(run) for run in number.runs if run["epochs"]]
         if not beats:

@@ -141,8 +141,8 @@ def against_trivial(values: pd.DataFrame) -> pd.DataFrame:
     rows = []
     used = values[values.measure.isin(USES)]
     for (method, backbone, name), part in used.groupby(["method", "backbone", "measure"]):
-        by_score = {score: of.set_index("seed") for score, of in part.groupby("score")}
-        if OWN not in by_score or methods.own_uncertainty(method)[1] == methods.TRIVIAL[1]:
+        by_score = {score: scored.set_index("seed") for score, scored in part.groupby("score")}
+        if OWN not in by_score or methods.own_uncertainty(method) == methods.TRIVIAL:
             continue
         for score in TRIVIAL:
             if score in by_score:
@@ -151,7 +151,7 @@ def against_trivial(values: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
-def learned(values: pd.DataFrame) -> pd.Series:
+def beats_untrained(values: pd.DataFrame) -> pd.Series:
     """method -> whether its k-NN accuracy beats the untrained network's in every seed.
 
     As the ledger asks: the interval over images lies above the mean of the untrained networks of

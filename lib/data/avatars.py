@@ -92,7 +92,7 @@ def draw(count: int, seed: int = 0, split: str = "train") -> ImageSet:
 
 def draw_split(split: str) -> ImageSet:
     """A whole split, checked against the pinned pixels: about a minute for train."""
-    images = draw(DATASETS[NAME].splits[split].images, SEEDS[split], split)
+    images = draw(DATASETS[NAME].splits[split].count, SEEDS[split], split)
     check_pixels(images)
     return images
 

@@ -11,7 +11,7 @@ from lib.data.sets import ImageSet
 
 @dataclass(frozen=True)
 class Split:
-    images: int  # the official number
+    count: int  # of images, the official number
     arguments: dict = field(default_factory=dict)  # of the class in torchvision
 
 

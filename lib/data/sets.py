@@ -174,7 +174,7 @@ def _malformed(
         return f"images have dtype {images.dtype}: store them as uint8, 0 to 255"
     shape = list(images.shape)
     if len(shape) != 4:
-        return f"images have shape {shape}: give [N, H, W] or [N, H, W, C]"
+        return f"images have shape {shape}: give [N, H, W, C] (an npz file may also hold [N, H, W])"
     if shape[3] not in (1, 3):
         return (
             f"images have {shape[3]} channels (shape {shape}): "

@@ -108,20 +108,25 @@ def load(
         images = load("cifar10", "test", image_size=32)
     """
     root = default_data_dir() if data_dir is None else Path(data_dir).absolute()
-    check_name(name, root, store.plain_name(split, "a set or split"))
+    store.plain_name(split, "a set or split")
+    check_name(name, root, split)
     is_whole = isinstance(image_size, (int, np.integer))
     if image_size is not None and (not is_whole or image_size < 1):
         raise ValueError(f"image_size is {image_size!r}: give a number of pixels above 0.")
     images = _find(Request(root, name, split, image_size, download))
     if name in DATASETS and split in DATASETS[name].splits:
-        images = replace(images, whole=DATASETS[name].splits[split].images)
+        images = replace(images, whole=DATASETS[name].splits[split].count)
     # Results are committed: they name the place, not somebody's folder.
     images = replace(images, source=images.source.replace(str(root), "DATA_DIR"))
     return _resized(images, image_size)
 
 
 def check_name(name: str, root: Path | None = None, split: str = "train") -> None:
-    """FileNotFoundError if ``load`` could know no set of this name; nothing is read."""
+    """FileNotFoundError if ``load`` could know no set of this name; nothing is read.
+
+    ValueError if the name is not plain, or DATA_DIR no folder. root: DATA_DIR by default. split:
+    for the message.
+    """
     root = root or default_data_dir()
     if root.exists() and not root.is_dir():
         raise ValueError(
@@ -379,7 +384,7 @@ def _made_here(request: Request) -> ImageSet:
         return _part_of_all(_digits(request.image_size), request.split)
     if request.name == "avatars":
         return _avatars(request)
-    count = DATASETS[request.name].splits[request.split].images
+    count = DATASETS[request.name].splits[request.split].count
     kind = "noise" if request.name == "generated_noise" else "shapes"
     drawn = generated(kind, count, request.image_size or 32, SEEDS[request.split])
     return replace(drawn, name=request.name, split=request.split)

@@ -10,7 +10,7 @@ from lib.lazy import lazily
 _NAMES = {
     "embed": (
         "Embedded blur centre_crop conditions embed_cached embed_images input_transform "
-        "native_scores pixels_of_square square_crop"
+        "native_names pixels_of_square square_crop"
     ),
     "encoders": "Encoder UNLIKE unlikeness",
     "measure": (

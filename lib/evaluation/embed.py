@@ -200,7 +200,7 @@ def embed_cached(path: Path, key: dict | str, compute: Callable[[], Embedded]) -
     return embedded
 
 
-def native_scores(embedded: Embedded) -> list[str]:
+def native_names(embedded: Embedded) -> list[str]:
     """Names of the method's own scalar quantities."""
     shared = ("uncertainty", "label")
     return [name for name, values in embedded.items() if values.ndim == 1 and name not in shared]

@@ -20,7 +20,7 @@ from lib.data.views import check_range
 from lib.evaluation import measure
 from lib.evaluation.embed import input_transform
 from lib.evaluation.style import frechet_distance
-from lib.evaluation.uncertainty import matrix, with_interval
+from lib.evaluation.uncertainty import checked_features, with_interval
 from lib.methods.simvae import VAE
 from lib.runs import store
 from lib.runs.settings import EVALUATION_VERSION
@@ -74,7 +74,7 @@ def fit_decoder(
         decoder = fit_decoder(train["features"], train_pixels, run.settings)
         images = decode(decoder, test["features"])
     """
-    features = matrix(features, "features")
+    features = checked_features(features, "features")
     if len(features) != len(pixels) or len(features) < 20:
         raise ValueError(
             "Expected features and pixels of the same images, at least 20, "
@@ -159,7 +159,7 @@ def sample_classes(
 
     They are drawn from a Gaussian with full covariance fitted to the class's features, of [N, L].
     """
-    features = matrix(features, "features")
+    features = checked_features(features, "features")
     if np.shape(labels) != (len(features),):
         raise ValueError(f"labels must be [N] = [{len(features)}], got shape {np.shape(labels)}.")
     generator = np.random.default_rng(seed)

@@ -18,9 +18,9 @@ from numpy.typing import ArrayLike
 from lib.evaluation.uncertainty import (
     ROUNDING,
     bootstrap_interval,
+    checked_pair,
+    checked_values,
     is_constant,
-    paired,
-    sample,
 )
 
 SEEDS = 3  # the fewest with which an interval over seeds is taken
@@ -62,7 +62,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
         >>> round(paired_difference([0.6, 0.7, 0.8], [0.5, 0.6, 0.7])["difference"], 4)
         0.1
     """
-    first, second = paired(np.asarray(first, float), np.asarray(second, float))
+    first, second = checked_pair(np.asarray(first, float), np.asarray(second, float))
     interval = mean_over_seeds(first - second)
     return {"difference": interval.pop("mean")} | interval
 
@@ -248,8 +248,8 @@ def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
         >>> round(welch_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value, 4)
         1.0
     """
-    first = sample(first, "first")
-    second = sample(second, "second")
+    first = checked_values(first, "first")
+    second = checked_values(second, "second")
     if is_constant(first) and is_constant(second):
         raise ValueError(
             f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance."
@@ -265,7 +265,7 @@ def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
         >>> round(paired_test([1.0, 2.0, 3.5], [0.0, 1.5, 2.0]).mean_difference, 4)
         1.0
     """
-    first, second = paired(sample(first, "first"), sample(second, "second"))
+    first, second = checked_pair(checked_values(first, "first"), checked_values(second, "second"))
     if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
         raise ValueError(
             f"all differences equal {first[0] - second[0]:g}; a t-test needs variance."

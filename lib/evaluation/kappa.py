@@ -22,7 +22,7 @@ from lib.evaluation.intervals import paired_test, welch_test
 from lib.evaluation.measure import Run, kappa_of_views, required, stacked
 from lib.evaluation.probes import linear_probe
 from lib.evaluation.suite import ood_rows
-from lib.evaluation.uncertainty import rank_correlation, sample, with_interval
+from lib.evaluation.uncertainty import checked_values, rank_correlation, with_interval
 from lib.runs import settings as run_settings
 from lib.runs import store
 
@@ -47,7 +47,7 @@ AUGMENTATIONS = {
     "greyscale": {"grey": 1.0},
     "random crop": {"scale": (0.05, 1.0), "ratio": (3 / 4, 4 / 3)},
 }
-DRAWS = 5  # views of an image under one augmentation, over which κ is averaged
+VIEWS_PER_AUGMENTATION = 5  # of an image, over which κ is averaged
 # Top and left of squares of half the image's side, as shares of the side.
 PLACES = {
     "centre": (0.25, 0.25),
@@ -59,6 +59,7 @@ PLACES = {
 }
 AUGMENTED_VIEWS = 8  # of a training image (VI-SimSiam 2022, Table 1)
 COSINE_PAIRS = 8  # pairs of views over which the cosine of an image is averaged
+COSINE_BATCH = 500  # images at a time; part of the seeds of their views
 
 SHARES = (0.1, 0.25, 0.5)  # of the labelled images, in data selection
 SELECTION_RULES = (
@@ -327,7 +328,7 @@ def fixed_crops(images: Tensor) -> dict[str, Tensor]:
 def measure_augmentation(run: Run) -> list[dict]:
     """κ of test images under one augmentation at a time (VI-SimSiam 2022, Fig. 8; 2023, Table 3).
 
-    Each augmentation is drawn DRAWS times and κ averaged within an image. Scores
+    Each augmentation is drawn VIEWS_PER_AUGMENTATION times and κ averaged within an image. Scores
     ``<dataset>_augmented``: κ of the plain image, its mean and std ("<augmentation> within") over
     draws, and κ of a square crop at each of PLACES.
 
@@ -361,7 +362,7 @@ def _augmented_kappa(run: Run, images: ImageSet) -> Embedded:
     }
     for augmentation in AUGMENTATIONS:
         draws = []
-        for draw in range(DRAWS):
+        for draw in range(VIEWS_PER_AUGMENTATION):
             view = random_view(augmentation, seed, draw)
             draws.append(run.embed_unstored(images, transform=view)["kappa"])
         arrays[augmentation] = np.mean(draws, axis=0).astype(np.float32)
@@ -444,13 +445,17 @@ def _crop_rows(kappa: Embedded) -> list[dict]:
 def select(kappa: np.ndarray, labels: np.ndarray, share: float, rule: str, seed: int) -> np.ndarray:
     """Indices of the share of images that one of SELECTION_RULES keeps.
 
-    A rule "in each class" keeps the same share of every class. Ties in κ keep the order of the set.
+    kappa, labels: [N], labels from 0. A rule "in each class" keeps the same share of every class;
+    "random, classes as highest κ" keeps random images, as many of each class as "highest κ". Ties
+    in κ keep the order of the set. ValueError for another rule.
 
     Example:
         >>> select(np.array([3.0, 1.0, 2.0]), np.zeros(3, int), 1 / 3, "highest κ", seed=0)
         array([0])
     """
-    kappa = sample(kappa, "kappa")
+    if rule not in SELECTION_RULES:
+        raise ValueError(f"Unknown rule {rule!r}; choose one of {SELECTION_RULES}.")
+    kappa = checked_values(kappa, "kappa")
     labels = np.asarray(labels)
     order = _selection_order(kappa, rule, seed)
     if rule == "random, classes as highest κ":
@@ -532,8 +537,8 @@ def measure_cosine(run: Run) -> list[dict]:
     fitted = input_transform(settings, run.channels)
     recipe = views.recipe(settings["augmentation"])
     parts = []
-    for start in range(0, len(few), 500):
-        indices = np.arange(start, min(start + 500, len(few)))
+    for start in range(0, len(few), COSINE_BATCH):
+        indices = np.arange(start, min(start + COSINE_BATCH, len(few)))
         batch = fitted(few.batch(indices).float() / 255)
         generators = [_pair_generator(settings["seed"], start, i) for i in range(COSINE_PAIRS)]
         parts.append(theory.view_cosines(run.method, batch, recipe, generators, is_whole))

@@ -25,7 +25,7 @@ from lib.evaluation.embed import (
     embed_cached,
     embed_images,
     input_transform,
-    native_scores,
+    native_names,
 )
 from lib.evaluation.probes import knn_accuracy, mahalanobis_distance, paper_probe
 from lib.evaluation.suite import evaluate, ood_rows, unsupervised_uncertainties
@@ -575,7 +575,7 @@ def _one_class_detection(run: Run) -> list[dict]:
     trained = run.embed_unstored(run.train, embed)
     embedded = run.embed_unstored(test, embed)
     scores = unsupervised_uncertainties(trained, embedded)
-    for name in native_scores(embedded):
+    for name in native_names(embedded):
         scores[name] = embedded[name]
     distance = mahalanobis_distance(trained["features"])
     scores["mahalanobis"] = distance(embedded["features"])
@@ -727,7 +727,7 @@ def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
     name = encoders.name_of(settings)
     size = settings["image_size"]
     _, uncertainty = methods.own_uncertainty(method)
-    has_labels = hasattr(methods.METHODS[method], "classes")
+    has_labels = getattr(methods.METHODS[method], "takes_labels", False)
     facts = [
         ("encoder", name),
         ("run", f"`{info['run']}` ({info['run_hash']})"),

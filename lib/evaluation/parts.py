@@ -253,9 +253,10 @@ def read(name: str, runs: Iterable[dict]) -> pd.DataFrame:
 
 
 def read_factors(runs: Iterable[dict]) -> pd.DataFrame:
-    """The probes of content and style of these runs, as ``read``, of all sets with known styles.
+    """The probes of content and style of these runs, of all sets with known styles.
 
-    Column set: whose factors are probed. Empty where none of these runs is probed.
+    Columns: those of lib.runs.store.read_metrics, run, dataset, and set, whose factors are probed.
+    Empty where none of these runs is probed.
     """
     frames = []
     for run in runs:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lib.data.sets import choose_per_class
-from lib.evaluation.uncertainty import class_indices, matrix, scaled_rows
+from lib.evaluation.uncertainty import checked_features, class_indices, scaled_rows
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)  # strongest first: each fit starts from the one before
 OWN_PROBE = {"optimizer": "L-BFGS", "weight_decay": PENALTIES, "chosen": "on a tenth of train"}
@@ -43,8 +43,8 @@ def nearest_neighbours(train_x: np.ndarray, test_x: np.ndarray, k: int) -> tuple
     train_x: [M, D], test_x: [N, D]. The scale of features has no effect. The full matrix of
     similarities is never built.
     """
-    train_x = matrix(train_x, "train_x")
-    test_x = matrix(test_x, "test_x", train_x)
+    train_x = checked_features(train_x, "train_x")
+    test_x = checked_features(test_x, "test_x", train_x)
     if not 1 <= k <= len(train_x):
         raise ValueError(f"k must be between 1 and the {len(train_x)} training images, got {k}.")
     bank = _unit_rows(train_x).T  # [D, M]
@@ -132,7 +132,7 @@ class Probe:
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Class probabilities in float64 [N, C] of features [N, D]."""
-        x = matrix(x, "x", self.mean[None])
+        x = checked_features(x, "x", self.mean[None])
         logits = ((x - self.mean) / self.scale).astype(np.float32) @ self.weight + self.bias
         return torch.softmax(torch.as_tensor(logits, dtype=torch.float64), dim=1).numpy()
 
@@ -202,7 +202,7 @@ def _choose_penalty(
 
 def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Features [M, D], the classes [C], and the place of each label among them [M]."""
-    x = matrix(x, "train_x")
+    x = checked_features(x, "train_x")
     largest = np.abs(x).max()
     if largest > LARGEST:
         raise ValueError(
@@ -335,7 +335,7 @@ def fitted_gaussian(train_x: np.ndarray):
     """
     from sklearn.covariance import LedoitWolf  # slow to import
 
-    return LedoitWolf().fit(matrix(train_x, "train_x").astype(np.float64))
+    return LedoitWolf().fit(checked_features(train_x, "train_x").astype(np.float64))
 
 
 def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
@@ -348,10 +348,10 @@ def mahalanobis_distance(train_x: np.ndarray) -> Callable[[np.ndarray], np.ndarr
         >>> distance(np.zeros((2, 3))).shape
         (2,)
     """
-    train_x = matrix(train_x, "train_x")
+    train_x = checked_features(train_x, "train_x")
     gaussian = fitted_gaussian(train_x)
 
     def distance(x: np.ndarray) -> np.ndarray:
-        return gaussian.mahalanobis(matrix(x, "x", train_x).astype(np.float64))
+        return gaussian.mahalanobis(checked_features(x, "x", train_x).astype(np.float64))
 
     return distance

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from lib.data import sources, views
 from lib.data.sets import ImageSet, to_bytes
-from lib.evaluation.embed import Embedded, native_scores
+from lib.evaluation.embed import Embedded, native_names
 from lib.evaluation.measure import Run
 from lib.evaluation.probes import Probe, linear_probe, mahalanobis_distance
 from lib.evaluation.suite import ood_rows
@@ -256,7 +256,7 @@ def measure_own_scores(run: Run) -> list[dict]:
 
     def scores_of(images: ImageSet) -> dict[str, np.ndarray]:
         embedded = run.embed_unstored(images, run.method.uncertainties)
-        scores = {name: embedded[name] for name in native_scores(embedded)}
+        scores = {name: embedded[name] for name in native_names(embedded)}
         scores["mahalanobis"] = distance_from_bank(embedded["features"])
         return scores
 

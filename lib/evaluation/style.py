@@ -27,7 +27,7 @@ from lib.evaluation.uncertainty import (
     UndefinedStatistic,
     bootstrap_interval,
     centred,
-    matrix,
+    checked_features,
     with_interval,
 )
 from lib.runs import settings as run_settings
@@ -95,7 +95,7 @@ def mlp_probe(
         accuracy = skill(predicted, test["label"])
     """
     train_x, train_y = _labelled(train_x, train_y, "train_x", "train_y")
-    test_x = matrix(test_x, "test_x", train_x).astype(np.float32)
+    test_x = checked_features(test_x, "test_x", train_x).astype(np.float32)
     if len(np.unique(train_y)) < 2:
         raise ValueError(
             f"train_y holds a single value ({train_y[0]}); a probe needs at least two."
@@ -127,7 +127,7 @@ def _labelled(
     x: np.ndarray, y: np.ndarray, x_name: str, y_name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, D] in float32 and labels or targets [N]; ValueError for anything else."""
-    x = matrix(x, x_name)
+    x = checked_features(x, x_name)
     y = np.asarray(y)
     if y.shape != (len(x),) or (y.dtype.kind == "f" and not np.isfinite(y).all()):
         raise ValueError(
@@ -165,7 +165,7 @@ def knn_chosen(
     Deviation: the paper takes the k that is best on test.
     """
     train_x, train_y = _labelled(train_x, train_y, "train_x", "train_y")
-    test_x = matrix(test_x, "test_x", train_x).astype(np.float32)
+    test_x = checked_features(test_x, "test_x", train_x).astype(np.float32)
     held_out = np.random.default_rng(0).permutation(len(train_x)) < max(1, len(train_x) // 10)
     fitted = ~held_out
     largest_k = min(largest_k, int(fitted.sum()))
@@ -323,7 +323,7 @@ def clustering_scores(
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score  # slow to import
     from sklearn.mixture import GaussianMixture
 
-    train_x = matrix(train_x, "train_x").astype(np.float32)
+    train_x = checked_features(train_x, "train_x").astype(np.float32)
     test_x, test_y = _labelled(test_x, test_y, "test_x", "test_y")
     if not 2 <= clusters <= len(train_x):
         raise ValueError(
@@ -404,8 +404,8 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
     FID (Heusel et al. 2017). With S = RᵀR, tr (S_1 S_2)^½ is the sum of the singular values of
     R_1 R_2ᵀ. Unlike a matrix square root this is exact where N <= D leaves S without full rank.
     """
-    first = matrix(first, "features").astype(np.float64)
-    second = matrix(second, "features").astype(np.float64)
+    first = checked_features(first, "features").astype(np.float64)
+    second = checked_features(second, "features").astype(np.float64)
     if first.shape[1] != second.shape[1] or min(len(first), len(second)) < 2:
         raise ValueError(
             "Expected two sets of at least two features of one length, "

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from lib.evaluation.embed import Embedded, native_scores
+from lib.evaluation.embed import Embedded, native_names
 from lib.evaluation.probes import NEAREST, Probe, linear_probe, nearest_neighbours, vote
 from lib.evaluation.uncertainty import (
     augrc,
@@ -83,7 +83,7 @@ def score_images(train: Embedded, test: Embedded, probe: Probe) -> Embedded:
         "knn_distance": (1 - similarity).mean(dim=1).numpy().astype(np.float16),
         "uncertainty": test["uncertainty"].astype(np.float32),
     }
-    for name in native_scores(test):
+    for name in native_names(test):
         is_the_uncertainty = np.array_equal(test[name], test["uncertainty"])
         if not is_the_uncertainty:
             scores[name] = test[name].astype(np.float32)
@@ -258,7 +258,7 @@ def _description_rows(embedded: Embedded, common: dict, draws: int) -> list[dict
     The quantiles of the uncertainty itself are left out where there are native quantities, as it is
     one of them or its negative.
     """
-    native = native_scores(embedded)
+    native = native_names(embedded)
     rows = []
     for name in ["uncertainty", *native]:
         values = embedded[name].astype(np.float64)

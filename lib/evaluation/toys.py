@@ -154,7 +154,7 @@ def recover_concentrations(
 ) -> pd.DataFrame:
     """What the losses estimate of known concentrations, of posteriors that they have not seen.
 
-    count: posteriors to learn from; the first ``tested`` of as many others are estimated. One row a
+    count: posteriors to learn from; tested: others, of another seed, that are estimated. One row a
     posterior: dimension, kappa (the truth), vi_simsiam and bayes (κ by the loss, and exp of the
     posterior mean of log κ, the ceiling), prosmin and vje (minus the log of their spread: it rises
     with κ, and only its order can be compared).

@@ -25,7 +25,7 @@ class UndefinedStatistic(ValueError):
 
 
 # ------------------------------------------------------------------------------------------ inputs
-def binary(
+def checked_scores(
     score: ArrayLike,
     positive: ArrayLike,
     names: tuple[str, str] = ("score", "positive"),
@@ -72,7 +72,7 @@ def _booleans(values: np.ndarray, name: str) -> np.ndarray:
     return values.astype(bool)
 
 
-def matrix(values: ArrayLike, name: str, like: np.ndarray | None = None) -> np.ndarray:
+def checked_features(values: ArrayLike, name: str, like: np.ndarray | None = None) -> np.ndarray:
     """The values as an array [N, D] of finite numbers, with as many columns as ``like``.
 
     ValueError where they are no such array.
@@ -103,7 +103,7 @@ def _as_float64(values: np.ndarray, name: str) -> np.ndarray:
         raise ValueError(f"{name} must be numbers: {error}.") from error
 
 
-def sample(values: ArrayLike, name: str) -> np.ndarray:
+def checked_values(values: ArrayLike, name: str) -> np.ndarray:
     """The values as finite float64 [N] with N >= 2; otherwise ValueError."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
@@ -111,7 +111,7 @@ def sample(values: ArrayLike, name: str) -> np.ndarray:
     return values
 
 
-def paired(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both arrays, if they have one shape; otherwise ValueError."""
     if first.shape != second.shape:
         raise ValueError(
@@ -186,43 +186,19 @@ def _cumulative_counts(
     return np.append(0, true), np.append(0, false), score[last]
 
 
-def _groups(group: np.ndarray, shape: tuple[int]) -> list[np.ndarray]:
-    """The rows of each group's members."""
-    has_nan = group.dtype.kind == "f" and np.isnan(group).any()
-    if group.shape != shape or has_nan:
-        raise ValueError(
-            f"group must be [N] like score {shape}, and no NaN; got shape {group.shape}."
-        )
-    order = np.argsort(group, kind="stable")
-    is_first = group[order][1:] != group[order][:-1]
-    return np.split(order, np.flatnonzero(is_first) + 1)
-
-
-def auroc(score: ArrayLike, positive: ArrayLike, group: ArrayLike | None = None) -> float:
+def auroc(score: ArrayLike, positive: ArrayLike) -> float:
     """P(score of a positive > score of a negative) + ½ P(tie): the area under the ROC curve.
 
-    Hanley & McNeil 1982. All inputs: [N]. With ``group`` only pairs of the same group count: the
-    AUROCs of the groups, weighted by their number of pairs. Differences between groups then do not
-    enter. Equals scikit-learn's roc_auc_score up to the last digit, and takes a hundredth of its
-    time on the sorted rows of a bootstrap.
+    Hanley & McNeil 1982. score, positive: [N]. Equals scikit-learn's roc_auc_score up to the last
+    digit, and takes a hundredth of its time on the sorted rows of a bootstrap.
 
     Example:
         >>> auroc(score=[0.1, 0.4, 0.35, 0.8], positive=[0, 0, 1, 1])
         0.75
     """
-    score, positive = binary(score, positive)
-    parts = [slice(None)]
-    if group is not None:
-        parts = _groups(np.asarray(group), score.shape)
-    counts = [_cumulative_counts(score[part], positive[part]) for part in parts]
-    pairs = sum(true[-1] * false[-1] for true, false, _ in counts)
-    if not pairs:
-        raise UndefinedStatistic(
-            f"none of the {len(parts)} groups holds a positive and a negative, so there is nothing "
-            "to rank."
-        )
-    area = sum(np.sum(np.diff(false) * (true[1:] + true[:-1])) for true, false, _ in counts)
-    return float(area / (2 * pairs))
+    true, false, _ = _cumulative_counts(*checked_scores(score, positive))
+    area = np.sum(np.diff(false) * (true[1:] + true[:-1]))
+    return float(area / (2 * true[-1] * false[-1]))
 
 
 def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -238,7 +214,7 @@ def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.nda
     """
     from sklearn import metrics  # slow to import
 
-    score, positive = binary(score, positive)
+    score, positive = checked_scores(score, positive)
     return metrics.roc_curve(positive, score, drop_intermediate=False)
 
 
@@ -252,7 +228,7 @@ def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
         >>> average_precision([0.9, 0.8, 0.1], [True, False, True])
         0.8333333333333333
     """
-    true, false, _ = _cumulative_counts(*binary(score, positive))
+    true, false, _ = _cumulative_counts(*checked_scores(score, positive))
     gained_recall = np.diff(true) / true[-1]
     return float(np.sum(gained_recall * true[1:] / (true[1:] + false[1:])))
 
@@ -266,7 +242,7 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
         >>> fpr_at_95_tpr([0.9, 0.8, 0.1], [True, False, False])
         0.0
     """
-    true, false, _ = _cumulative_counts(*binary(score, positive))
+    true, false, _ = _cumulative_counts(*checked_scores(score, positive))
     first = np.argmax(true / true[-1] >= 0.95)
     return float(false[first] / false[-1])
 
@@ -279,7 +255,7 @@ def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
     e·k/m errors, which is linear between the ends of a tie.
     """
     names = ("uncertainty", "correct")
-    uncertainty, correct = binary(uncertainty, correct, names, both=False)
+    uncertainty, correct = checked_scores(uncertainty, correct, names, both=False)
     wrong, right, _ = _cumulative_counts(uncertainty, ~correct)  # among the least certain
     kept = correct.size - (wrong + right)[::-1]
     errors = wrong[-1] - wrong[::-1]
@@ -358,7 +334,7 @@ def nearest_neighbour_correct(
         >>> nearest_neighbour_correct([[1, 0], [2, 0.1], [0, 1]], [0, 0, 1]).tolist()
         [True, True, False]
     """
-    embeddings = matrix(embeddings, "embeddings").astype(np.float64)
+    embeddings = checked_features(embeddings, "embeddings").astype(np.float64)
     _, labels = class_indices(labels, "labels", len(embeddings))
     if labels.size < 2:
         raise ValueError("embeddings and labels must have at least two rows, got one.")
@@ -392,7 +368,7 @@ def _checked_probabilities(
     probabilities: ArrayLike, labels: ArrayLike, classes: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
     """Probabilities in float64 [N, C], and the column of each label [N]."""
-    probabilities = matrix(probabilities, "probabilities").astype(np.float64)
+    probabilities = checked_features(probabilities, "probabilities").astype(np.float64)
     if probabilities.shape[1] < 2:
         raise ValueError(
             "probabilities must be [N, C] with C >= 2 classes (one is always right), got shape "
@@ -631,7 +607,9 @@ def effective_rank(features: ArrayLike) -> float:
         >>> round(effective_rank([[1, 0], [-1, 0], [0, 1], [0, -1]]), 6)
         2.0
     """
-    singular_values = np.linalg.svd(centred(matrix(features, "features")), compute_uv=False)
+    singular_values = np.linalg.svd(
+        centred(checked_features(features, "features")), compute_uv=False
+    )
     return float(np.exp(scipy.stats.entropy(singular_values)))
 
 
@@ -668,7 +646,7 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
         >>> rank_correlation([1, 2, 3], [10, 20, 30])
         1.0
     """
-    first, second = paired(sample(first, "first"), sample(second, "second"))
+    first, second = checked_pair(checked_values(first, "first"), checked_values(second, "second"))
     for name, values in (("first", first), ("second", second)):
         if is_constant(values):
             raise UndefinedStatistic(
@@ -683,8 +661,8 @@ def rank_correlation_per_image(severity: ArrayLike, values: ArrayLike) -> np.nda
     0 where one of the two is constant. scipy's spearmanr has no such axis and would be called N
     times.
     """
-    severity = sample(severity, "severity")
-    values = matrix(values, "values")
+    severity = checked_values(severity, "severity")
+    values = checked_features(values, "values")
     if values.shape[1] != severity.size:
         raise ValueError(
             f"values must have a column for each of the {severity.size} severities, got shape "

@@ -312,29 +312,24 @@ def attribute_bars(
     x: str,
     y: str = "attribute",
     *,
-    hue: str = "method",
-    order: Sequence[str] | None = None,
     xlabel: str = "",
     reference: float | None = None,
-    ax: Axes | None = None,
 ) -> Axes:
     """Bars from zero, one group for each value of `y` and one bar for each method.
 
     A bar is the mean over seeds with its interval; groups are sorted by the first method.
     """
-    methods = in_order(data[hue].unique())
-    if order is None:
-        first = data[data[hue] == methods[0]]
-        order = first.groupby(y)[x].mean().sort_values(ascending=False).index
-    if ax is None:
-        ax = _new_axes(COLUMN[0], 0.6 + 0.14 * len(order) * len(methods))
+    methods = in_order(data["method"].unique())
+    first = data[data["method"] == methods[0]]
+    order = first.groupby(y)[x].mean().sort_values(ascending=False).index
+    ax = _new_axes(COLUMN[0], 0.6 + 0.14 * len(order) * len(methods))
     styles = {name: method_style(name) for name in methods}
     colours = [style.colour for style in styles.values()]
     sns.barplot(
         data,
         x=x,
         y=y,
-        hue=hue,
+        hue="method",
         order=list(order),
         hue_order=methods,
         palette=_distinct(colours),
@@ -587,13 +582,13 @@ def reconstruction_grid(
 # ------------------------------------------------------------------------------------- helpers
 
 
-def panel_letters(axes, away: float = 20) -> None:
-    """Bold a, b, c at the top left of each of the axes, this many points left of it."""
+def panel_letters(axes) -> None:
+    """Bold a, b, c at the top left of each of the axes."""
     for letter, ax in zip("abcdefghijkl", np.ravel(axes), strict=False):
         ax.annotate(
             letter,
             (0, 1),
-            (-away, 5),
+            (-20, 5),  # points
             "axes fraction",
             "offset points",
             fontsize=8,
@@ -636,7 +631,7 @@ def write_apart(
     new_column = np.diff(places[by_x, 0], prepend=places[by_x[0], 0]) > near
     heights = places[:, 1].copy()
     for column in np.split(by_x, np.flatnonzero(new_column)):
-        heights[column] = spread(places[column, 1], gap=8.5)
+        heights[column] = moved_apart(places[column, 1], gap=8.5)
     right = 3 if ha == "left" else 0
     for label, up in zip(labels, heights - places[:, 1], strict=True):
         text = ax.annotate(
@@ -654,7 +649,7 @@ def write_apart(
             text.set_path_effects(WHITE_OUTLINE)
 
 
-def spread(positions: np.ndarray, gap: float) -> np.ndarray:
+def moved_apart(positions: np.ndarray, gap: float) -> np.ndarray:
     """Positions moved apart until neighbours are at least `gap` away, in the same order."""
     order = np.argsort(positions, kind="stable")
     steps = gap * np.arange(len(positions))

@@ -55,10 +55,10 @@ class Report:
         name = store.plain_name(id, "a table")
         store.write_csv(store.results_dir(self.profile) / "tables" / f"{name}.csv", table)
 
-    def table(self, id: str, table: pd.DataFrame, caption: str = "") -> None:
+    def table(self, id: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, all digits, and show it."""
         self.save(id, table)
-        self.show(table, caption)
+        self.show(table)
 
     def show(self, table: pd.DataFrame, caption: str = "") -> None:
         """Show a table as people read it: four digits, nothing for what is missing."""

@@ -2,7 +2,7 @@
 
 ``METHODS`` maps each recipe's name to its class. A method is a module with
 
-- ``loss(views) -> dict``: named scalar terms, one of them "loss"; a method with ``classes`` is
+- ``loss(views) -> dict``: named scalar terms, one of them "loss"; a method that ``takes_labels`` is
   given labels too, ``loss(views, labels)``;
 - ``embed(images) -> Embedding``; ``embeds_with`` names the parts that it needs;
 - where it has them, ``set_epoch(epoch)``, called before every step (epoch a float, steps

@@ -146,9 +146,13 @@ class DINO(nn.Module):
         outputs = [output for (output,) in forward_by_size(self, views)]  # V x [B, K]
         with torch.no_grad():
             targets = self.teacher(torch.cat(views[:2])).float().chunk(2)
-        return self.distilled(outputs, targets)
+        terms = self.distillation_terms(outputs, targets)
+        recentre(self.centre, torch.cat(targets), self.settings["centre_momentum"])
+        return terms
 
-    def distilled(self, outputs: list[Tensor], targets: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+    def distillation_terms(
+        self, outputs: list[Tensor], targets: tuple[Tensor, Tensor]
+    ) -> dict[str, Tensor]:
         """The terms of the loss.
 
         outputs: the student's for all views; targets: the teacher's for the standard ones;
@@ -167,7 +171,6 @@ class DINO(nn.Module):
             probabilities = torch.softmax((targets[0] - self.centre) / temperature, dim=1)
             entropy = torch.special.entr(probabilities).sum(1).mean()
             entropy_of_mean = torch.special.entr(probabilities.mean(0)).sum()
-        recentre(self.centre, torch.cat(targets), self.settings["centre_momentum"])
         return {
             "loss": torch.stack(terms).mean(),
             "entropy": entropy,
@@ -221,7 +224,8 @@ class IBOT(DINO):
         with networks.keep_running_statistics(self):  # these are not the largest views
             local = [output for (output,) in forward_by_size(self, views[2:])]
         outputs = [*student[:, 0].chunk(2), *local]
-        terms = self.distilled(outputs, teacher[:, 0].chunk(2))
+        targets = teacher[:, 0].chunk(2)  # of the class tokens
+        terms = self.distillation_terms(outputs, targets)
         patch_loss = losses.ibot_patch_loss(
             student[:, 1:],
             teacher[:, 1:],
@@ -230,6 +234,7 @@ class IBOT(DINO):
             self.settings["temperature"],
             self.teacher_temperature,
         )
+        recentre(self.centre, torch.cat(targets), self.settings["centre_momentum"])
         recentre(self.patch_centre, teacher[:, 1:].flatten(0, 1), self.settings["centre_momentum"])
         return terms | {"loss": terms["loss"] + patch_loss, "patches": patch_loss.detach()}
 

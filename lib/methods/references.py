@@ -10,7 +10,7 @@ from lib.methods.simsiam import SimSiam
 class Supervised(TwoViews):
     """The same network and views trained with labels: cross-entropy, mean over both views."""
 
-    classes = True
+    takes_labels = True
 
     def __init__(self, settings: dict, channels: int = 3):
         super().__init__(settings, channels)

@@ -50,7 +50,11 @@ class VAE(nn.Module):
     def objective(
         self, x: Tensor, r: Tensor, mean: Tensor, log_variance: Tensor, z: Tensor, views: int
     ) -> dict[str, Tensor]:
-        """The named terms for all views of a batch, one view after the other: [J B, ...]."""
+        """The named terms for all views of a batch, one view after the other.
+
+        x: pixels, and r: what ``decode`` gives for them, [J B, C, S, S]. mean, log_variance: of the
+        posterior, and z: its sample, [J B, L]. views: J, for CRVAE and SimVAE.
+        """
         return losses.vae_loss(
             r, x, mean, log_variance, **self.likelihood, beta=self.settings["beta"]
         )

@@ -102,8 +102,8 @@ def whole_number(text: str, name: str, least: int) -> int:
 # ------------------------------------------------------------------------- the commands
 def run_reproduce(options: argparse.Namespace) -> int:
     gpus = whole_number(options.gpus, "GPUS", least=0)
-    cores = whole_number(options.jobs, "JOBS", least=1) if options.jobs else None
-    return reproduce.reproduce(options.profile, options.paper, options.executor, cores, gpus)
+    at_once = whole_number(options.jobs, "JOBS", least=1) if options.jobs else None
+    return reproduce.reproduce(options.profile, options.paper, options.executor, at_once, gpus)
 
 
 def run_job(options: argparse.Namespace) -> None:

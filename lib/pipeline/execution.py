@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from lib.pipeline import jobs, notebooks, sources
+from lib.pipeline import dependencies, jobs, notebooks
 from lib.pipeline.jobs import Job
 from lib.runs import store
 
@@ -29,7 +29,7 @@ def run_job(profile: str, paper: str, name: str, expected_stamp: str = "") -> No
     with store.exclusive(path.parent / f"{name}.lock"):
         if not path.exists():
             execute(listed[name])
-            sources.write_stamp(path)
+            dependencies.write_stamp(path)
             memory_file(profile, name).unlink(missing_ok=True)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from lib.pipeline import sources
+from lib.pipeline import dependencies
 from lib.pipeline.notebooks import (
     NOTEBOOKS,
     begin,
@@ -52,7 +52,7 @@ MEASURING = {
     "prosmin": ("prosmin",),
     "vje": ("vje",),
 }
-STARTS_NOTEBOOKS = ("jobs", "notebooks")  # modules that change no number in a notebook
+IGNORED_MODULES = ("jobs", "notebooks")  # modules that change no number in a notebook
 
 
 @dataclass(frozen=True)
@@ -177,7 +177,7 @@ def source_files(notebook: str) -> list[Path]:
     waiting = [code(notebook)]
     while waiting:
         source = waiting.pop()
-        files |= set(sources.source_files(source))
+        files |= set(dependencies.imported_files(source))
         for path in _pipeline_files(source) - files:
             files.add(path)
             if path.suffix == ".py":
@@ -196,5 +196,5 @@ def _pipeline_files(source: str) -> set[Path]:
         elif (node.module or "").startswith("lib.pipeline."):
             modules.add(node.module.removeprefix("lib.pipeline."))
     room = store.ROOT / "lib" / "pipeline"
-    files = {room / f"{name}.py" for name in modules - set(STARTS_NOTEBOOKS)}
+    files = {room / f"{name}.py" for name in modules - set(IGNORED_MODULES)}
     return files | set(room.glob("*.j2")) if files else set()

@@ -170,7 +170,7 @@ def _verdicts(profile: str) -> list[str]:
     """How many claims of each paper have which verdict."""
     from lib.claims import ledger  # slow to import
 
-    counts = ledger.counts(ledger.ledger(profile))
+    counts = ledger.verdict_counts(ledger.ledger(profile))
     rows = [["paper", *counts.columns]]
     for paper, title in settings.PAPERS.items():
         rows.append([title, *counts.loc[paper]])

@@ -33,15 +33,15 @@ TO_CONTINUE = "Interrupted. Call the same command again to continue."
 
 
 def reproduce(
-    profile: str, paper: str, executor: str = "", cores: int | None = None, gpus: int = 0
+    profile: str, paper: str, executor: str = "", jobs_at_once: int | None = None, gpus: int = 0
 ) -> int:
     """Run all jobs of a profile and a paper that are not done. Returns an exit status.
 
-    executor: a Snakemake executor, "" for this machine. cores: jobs at once, None for as many as
-    cores and memory allow. gpus: GPUs that a training asks a cluster for.
+    executor: a Snakemake executor, "" for this machine. jobs_at_once: None for as many as cores and
+    memory allow. gpus: GPUs that a training asks a cluster for.
     """
-    cores = cores or usable_cores()
-    where = executor_options(executor, cores, gpus)
+    jobs_at_once = jobs_at_once or most_jobs_at_once()
+    where = executor_options(executor, jobs_at_once, gpus)
     listed = jobs.listed_jobs(profile, paper)
     for job in listed.values():
         notebooks.check_parameters(job.notebook, job.parameters)
@@ -105,7 +105,7 @@ def thread_limits(number: int) -> dict[str, str]:
 
 
 # ------------------------------------------------------------------------- where jobs run
-def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
+def executor_options(executor: str, jobs_at_once: int, gpus: int) -> list[str]:
     """Snakemake's options for where jobs run; ValueError or FileNotFoundError if they cannot.
 
     A cluster's CPUs, memory, time, partition and account are in the Snakemake profile
@@ -117,14 +117,14 @@ def executor_options(executor: str, cores: int, gpus: int) -> list[str]:
                 f"GPUS={gpus} asks a cluster for GPUs: add EXECUTOR=slurm. On this machine a GPU "
                 "that torch finds is used without asking."
             )
-        return ["--cores", str(cores)]
+        return ["--cores", str(jobs_at_once)]
     executors = known_executors()
     if executor not in executors:
         raise ValueError(
             f"EXECUTOR={executor} is none that Snakemake has here; choose one of "
             f"{', '.join(executors)}, or leave it out to run here."
         )
-    options = ["--executor", executor, "--jobs", str(cores), "--show-failed-logs"]
+    options = ["--executor", executor, "--jobs", str(jobs_at_once), "--show-failed-logs"]
     if "SNAKEMAKE_PROFILE" not in os.environ:
         options += ["--profile", str(CLUSTER_PROFILE)]
     if executor == "slurm":
@@ -156,7 +156,7 @@ def slurm_options() -> list[str]:
     return options
 
 
-def usable_cores() -> int:
+def most_jobs_at_once() -> int:
     """Jobs that cores and memory of this process and its container allow; at least one."""
     if hasattr(os, "sched_getaffinity"):
         cores = len(os.sched_getaffinity(0))

@@ -2,8 +2,8 @@
 
 Example:
     images, files = survey("holiday", image_size=64)
-    settings = training_settings(len(images), "standard")
-    kappa = score(images, settings=settings)["kappa"]
+    run = training_settings(len(images), "standard")
+    kappa = score(images, training_run=run)["kappa"]
 """
 
 import io
@@ -72,19 +72,19 @@ def training_settings(
     )
 
 
-def score(images: ImageSet, encoder: str = "", settings: dict | None = None) -> evaluation.Embedded:
+def score(
+    images: ImageSet, encoder: str = "", training_run: dict | None = None
+) -> evaluation.Embedded:
     """Features and κ of every image.
 
-    encoder: a committed encoder; "" trains one on these very images with ``settings`` (default:
-    ``training_settings`` of profile standard). A finished training is not repeated.
+    encoder: a committed encoder; "" trains one on these very images with the settings training_run
+    (``training_settings``). A finished training is not repeated.
     """
     if encoder:
         check_encoder(encoder)
         return score_by_encoder(encoder, images)
-    if settings is None:
-        settings = training_settings(len(images), "standard")
     try:
-        training.train(settings, images)
+        training.train(training_run, images)
     except training.TrainingStopped as error:
         advice = (
             "Nothing can be learned from images that are all alike: score them with a committed "
@@ -92,7 +92,7 @@ def score(images: ImageSet, encoder: str = "", settings: dict | None = None) -> 
         )
         raise training.TrainingStopped(f"{error} {advice}") from error
     channels = 3
-    return evaluation.embed_images(training.load_trained(settings, channels), images)
+    return evaluation.embed_images(training.load_trained(training_run, channels), images)
 
 
 def check_encoder(encoder: str) -> None:

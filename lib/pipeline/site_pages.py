@@ -32,7 +32,7 @@ def stored_figures(profile: str) -> dict[str, dict]:
 # ------------------------------------------------------------------------------------ front page
 def verdict_bars(rows: pd.DataFrame) -> str:
     """A bar of verdicts for each paper, and what the colours mean with their counts."""
-    counts = ledger.counts(rows)
+    counts = ledger.verdict_counts(rows)
     lines = ["```{raw} html"]
     for paper, title in settings.PAPERS.items():
         segments = []

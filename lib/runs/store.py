@@ -97,21 +97,22 @@ def run_dir(profile: str, run: str) -> Path:
 
 
 def config_path(profile: str, run: str) -> Path:
-    """What a run is: its settings, and where, from which commit and how long it was trained."""
+    """The path of a run's config.json: settings, place, commit and seconds."""
     return run_dir(profile, run) / "config.json"
 
 
 def metrics_path(profile: str, run: str) -> Path:
-    """All that was measured of a run."""
+    """The path of a run's metrics.csv."""
     return run_dir(profile, run) / "metrics.csv"
 
 
 def scores_path(profile: str, run: str, evaluated_on: str) -> Path:
-    """What a run says of each image of a set."""
+    """The path of a run's scores of each image of a set."""
     return run_dir(profile, run) / f"scores-{evaluated_on}.npz"
 
 
 def encoder_path(name: str, profile: str = "standard") -> Path:
+    """The path of a committed encoder."""
     return results_dir(profile) / "encoders" / f"{name}.safetensors"
 
 

@@ -89,7 +89,7 @@ def load_trained(settings: dict, channels: int) -> nn.Module:
     if not path.exists():
         raise FileNotFoundError(
             f"Run {run} has no trained weights here; train it with: "
-            f"make reproduce PROFILE={settings['profile']}"
+            f"python -m lib.training {run} --profile {settings['profile']}"
         )
     if "classes" in settings:
         config = store.read_json(store.config_path(settings["profile"], run), ("settings",))

@@ -99,7 +99,7 @@ def check_embedded(settings: dict, arrays: dict[str, np.ndarray]) -> None:
 # --------------------------------------------------------------------------------- what is logged
 @torch.no_grad()
 def embed_health_images(method: nn.Module, images: ImageSet, image_size: int) -> Embedding:
-    """What the method says of the first training images, in evaluation mode."""
+    """What the method says of the training images at ``places``, in evaluation mode."""
     originals = _health_images(images)
     return _embed(method, resize(originals, image_size))
 
@@ -122,7 +122,7 @@ def feature_health(features: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def kappa_health(method: nn.Module, images: ImageSet, image_size: int) -> dict[str, float]:
-    """Mean κ of the first training images: plain, cropped and blurred.
+    """Mean κ of the training images at ``places``: plain, cropped and blurred.
 
     Cropped: a random box of 5 to 20 % of the area, resized to ``image_size``, always the same.
     Blurred: a Gaussian with a standard deviation of ``image_size / 16`` pixels.
@@ -175,8 +175,7 @@ def effective_rank(features: Tensor) -> float:
 
 
 def _health_images(images: ImageSet) -> Tensor:
-    count = min(HEALTH_IMAGES, len(images))
-    return images.batch(range(count)).float() / 255
+    return images.batch(images.places(HEALTH_IMAGES)).float() / 255
 
 
 def _embed(method: nn.Module, batch: Tensor) -> Embedding:

@@ -89,7 +89,7 @@ def train(
             compiled = processes.device.type == "cuda"
         training = Training(method, images, settings, processes, precision, compiled=compiled)
         training.resume(folder, identity)
-        training.check_health()  # refuses an answer of embed that cannot be measured
+        training.health_row()  # refuses an answer of embed that cannot be measured
 
     # The configuration is written only after everything that can be refused has been checked. It
     # does not replace that of an earlier run of this name, whose weights are still there.
@@ -172,7 +172,8 @@ def first_steps(
     """Train ``method`` for a few steps as ``train`` would; yields the terms of each step's loss.
 
     Nothing is stored. It is for measurements along a short training, and for methods that no recipe
-    has, such as one with a part removed. The schedules end with the last step.
+    has, such as one with a part removed. The learning rate and the target's momentum end their
+    schedules with the last step. Warm-ups and weight decay count whole epochs.
     """
     epochs = -(-steps // steps_per_epoch(images, settings["batch_size"]))
     device = best_device()
@@ -309,7 +310,7 @@ class Training:
 
     def loss_terms(self, views: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """The method's loss and its other named terms; ValueError if they are no scalars."""
-        takes_labels = hasattr(self.method, "classes")
+        takes_labels = getattr(self.method, "takes_labels", False)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
             terms = self.wrapped.loss(views, labels) if takes_labels else self.wrapped.loss(views)
         wanted = (
@@ -356,11 +357,11 @@ class Training:
         }
         row |= terms
         if self.done % self.steps_per_epoch == 0 and self.processes.is_first:
-            row |= self.check_health()
+            row |= self.health_row()
         return row
 
-    def check_health(self) -> dict[str, float]:
-        """What the log says of the features, if they are finite; otherwise TrainingStopped."""
+    def health_row(self) -> dict[str, float]:
+        """The log's statistics of the features; TrainingStopped where they are not finite."""
         image_size = self.settings["image_size"]
         embedding = health.embed_health_images(self.method, self.images, image_size)
         health.check_embedding(embedding, self.name, self.done, self.checkpoint)

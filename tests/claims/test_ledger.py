@@ -227,12 +227,12 @@ def test_a_run_counts_if_its_knn_beats_the_untrained_network():
     number = Stored("standard").number(AGAINST)
     write("random", 0, 0.32)
     stored = Stored("standard")
-    assert not stored.counts(number)  # 0.33 ± 0.02 includes 0.32
-    assert stored.counts(number, may_collapse=True)  # one of the two has learned
+    assert not stored.has_learned(number)  # 0.33 ± 0.02 includes 0.32
+    assert stored.has_learned(number, may_collapse=True)  # one of the two has learned
     write("random", 0, 0.25)
     stored = Stored("standard")
-    assert stored.counts(number)
-    assert not stored.counts(replace(number, counts=False))
+    assert stored.has_learned(number)
+    assert not stored.has_learned(replace(number, has_learned=False))
 
 
 # ----------------------------------------------------------------------------------- the entries

@@ -81,10 +81,10 @@ def test_own_uncertainty_is_compared_with_scores_of_the_same_network(values):
 
 
 def test_who_has_learned_something(values):
-    assert tables.learned(values).to_dict() == {"simsiam": True, "vi_simsiam": True}
+    assert tables.beats_untrained(values).to_dict() == {"simsiam": True, "vi_simsiam": True}
     knn = (values.measure == "knn_accuracy") & (values.method == "simsiam") & (values.seed == 1)
     worse = values.assign(ci_low=np.where(knn, 0.2, values.ci_low))
-    assert tables.learned(worse).to_dict() == {"simsiam": False, "vi_simsiam": True}
+    assert tables.beats_untrained(worse).to_dict() == {"simsiam": False, "vi_simsiam": True}
 
 
 def test_without_runs_the_command_that_makes_them_is_named():

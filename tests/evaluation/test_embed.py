@@ -112,4 +112,4 @@ def test_embed_images_equals_direct_computation_and_restores_the_mode():
     types = {name: values.dtype for name, values in embedded.items()}
     assert types["features"] == types["direction"] == np.float32
     assert types["uncertainty"] == types["kappa"] == np.float64
-    assert embed.native_scores(embedded) == ["kappa"]
+    assert embed.native_names(embedded) == ["kappa"]

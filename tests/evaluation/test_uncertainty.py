@@ -68,22 +68,11 @@ def test_ranking_measures_are_scikit_learns_ties_included(rows, scale):
     assert np.trapezoid(our_true, our_false) == pytest.approx(expected[0], abs=1e-12)
 
 
-def test_auroc_equals_the_count_over_all_pairs_and_over_those_of_a_group():
+def test_auroc_equals_the_count_over_all_pairs():
     score, positive = scored(120, levels=5)
-    group = np.random.default_rng(2).choice(["cat", "deer", "frog"], size=120)
-    group[np.flatnonzero(positive)[:9]] = "positives only"  # no pair
     difference = score[positive][:, None] - score[~positive][None]
     wins = (difference > 0) + 0.5 * (difference == 0)
-    same = group[positive][:, None] == group[~positive][None]
     assert u.auroc(score, positive) == pytest.approx(wins.mean(), abs=1e-14)
-    assert u.auroc(score, positive, group) == pytest.approx(wins[same].mean(), abs=1e-14)
-    assert u.auroc(score, positive, np.full(120, 3)) == u.auroc(score, positive)
-
-
-def test_groups_must_hold_pairs():
-    score, positive = scored(20)
-    with pytest.raises(u.UndefinedStatistic):
-        u.auroc(score, positive, positive)
 
 
 # ---------------------------------------------------------------------------- selective prediction

@@ -56,7 +56,7 @@ def test_jobs_at_once_follow_cores_memory_and_container(
     monkeypatch.setattr(reproduce, "CONTAINER", tmp_path)
     (tmp_path / "cpu.max").write_text(cpu_limit)
     (tmp_path / "memory.max").write_text(memory_limit)
-    assert reproduce.usable_cores() == at_once
+    assert reproduce.most_jobs_at_once() == at_once
 
 
 # ------------------------------------------------------------------------- Snakemake

@@ -23,7 +23,7 @@ def test_a_truncated_file_is_an_error_that_names_it(file):
 
 def test_load_trained_gives_the_stored_weights_in_evaluation_mode():
     settings = tiny(epochs=1)
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
+    with pytest.raises(FileNotFoundError, match="python -m lib.training"):
         load_trained(settings, 1)
     train(settings)
     method = load_trained(settings, 1)

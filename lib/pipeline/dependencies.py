@@ -8,10 +8,10 @@ from pathlib import Path
 from lib.runs.store import ROOT, write_text
 
 # Modules of this room start every notebook and change no number in it.
-STARTS_NOTEBOOKS = "pipeline"
+IGNORED_ROOM = "pipeline"
 
 
-def source_files(source: str) -> list[Path]:
+def imported_files(source: str) -> list[Path]:
     """The files of the lib modules that Python source imports, and of those that these import."""
     files: dict[str, list[Path]] = {}
     waiting = imported_modules(source)
@@ -52,7 +52,7 @@ def imported_modules(source: str) -> set[str]:
     """The lib modules that the source itself imports; a room only where none of its modules is."""
     modules = set()
     for name in _names_in_imports(source):
-        if module_files(name) and not name.startswith(STARTS_NOTEBOOKS):
+        if module_files(name) and not name.startswith(IGNORED_ROOM):
             modules.add(name)
     rooms = {name.rpartition(".")[0] for name in modules}
     return modules - rooms
