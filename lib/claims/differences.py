@@ -17,6 +17,7 @@ COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")  # with ProSMin
 OTHER_VAES = ("vae", "beta_vae", "cr_vae")  # what SimVAE is compared with
 GAP = ["dataset", "method", "lower", "upper", "percent", "lower_percent", "upper_percent"]
 GAP += ["share", "ci_low", "ci_high", "seeds", "n", "runs"]
+USUAL_TEMPERATURE = 0.04  # of DINO's teacher
 TUNING = [
     "method",
     "dataset",
@@ -116,11 +117,11 @@ def tuning(profile: str) -> pd.DataFrame:
     return frame.assign(chosen=is_complete & is_best & is_trained)
 
 
-def sharpening(profile: str, usual: float = 0.04) -> pd.DataFrame:
+def sharpening(profile: str) -> pd.DataFrame:
     """DINO's k-NN accuracy by the temperature of its teacher (VI-SimSiam 2023, Claim 4.9).
 
     One row a temperature: temperature, knn_percent, untrained (the untrained network's),
-    points_behind (k-NN at the ``usual`` temperature minus at this one) with ci_low, ci_high and
+    points_behind (k-NN at the usual temperature minus at this one) with ci_low, ci_high and
     seeds, the entropies in nats of the teacher's softmax for one image and for the mean of a batch
     at the end of training, and runs. Empty for a profile without such runs.
     """
@@ -131,7 +132,7 @@ def sharpening(profile: str, usual: float = 0.04) -> pd.DataFrame:
         return pd.DataFrame(columns=columns)
     knn = pd.DataFrame([_knn_by_temperature(run) for run in listed])
     untrained = measure.learned(listed).untrained.iloc[0]
-    at_usual = knn[np.isclose(knn.temperature, usual)].set_index("seed")
+    at_usual = knn[np.isclose(knn.temperature, USUAL_TEMPERATURE)].set_index("seed")
     rows = []
     for temperature, part in knn.groupby("temperature"):
         part = part.set_index("seed")

@@ -132,7 +132,7 @@ class Stored:
         return self._metrics[name]
 
     def _in_table(self, ours: dict) -> Measured | None:
-        path = store.results_dir(self.profile) / "tables" / f"{ours['table']}.csv"
+        path = store.table_path(self.profile, ours["table"])
         if not path.exists() or path.stat().st_size < 2:  # a table without rows may have no header
             return None
         rows = store.read_csv(path)

@@ -54,7 +54,7 @@ def stored_table(
 
     name: of results/<profile>/tables/<name>.csv. again: compute it even if it is stored.
     """
-    path = store.results_dir(profile) / "tables" / f"{store.plain_name(name, 'a table')}.csv"
+    path = store.table_path(profile, name)
     if again or not path.exists():
         store.write_csv(path, compute())
     return store.read_csv(path)

@@ -5,7 +5,7 @@ lib.figures.summaries. Rows are sorted, names stand beside what they name, and a
 Student's t over seeds, drawn from three seeds on.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -54,7 +54,6 @@ def kappa_boxplot(
     hue: str | None = None,
     order: Sequence | None = None,
     hue_order: Sequence | None = None,
-    colour: str = BLUE,
     whiskers: float | tuple[float, float] = 1.5,
     ax: Axes | None = None,
 ) -> Axes:
@@ -74,14 +73,14 @@ def kappa_boxplot(
         ax = _new_axes(COLUMN[0], 0.6 + 0.2 * len(order))
     shown = data.assign(**{by: data[by].astype(str)})
     names = [str(name) for name in order]
-    look = {"linecolor": colour, "linewidth": 0.7, "width": 0.7, "showfliers": False}
+    look = {"linecolor": BLUE, "linewidth": 0.7, "width": 0.7, "showfliers": False}
     look["medianprops"] = {"color": INK, "linewidth": 1.1}
     if hue is None:
-        look["color"] = _tint(colour, 0.45)
+        look["color"] = _tint(BLUE, 0.45)
     else:
         hue_order = list(hue_order or pd.unique(data[hue]))
         look |= {"hue": hue, "hue_order": hue_order, "gap": 0.15, "saturation": 1}
-        look["palette"] = [_tint(colour, 0.45), "white"][: len(hue_order)]
+        look["palette"] = [_tint(BLUE, 0.45), "white"][: len(hue_order)]
     sns.boxplot(shown, x="kappa", y=by, order=names, whis=whiskers, log_scale=True, ax=ax, **look)
     plain_log_axis(ax.xaxis)
     ax.set(xlabel="Concentration κ", ylabel="")
@@ -222,7 +221,7 @@ def risk_coverage_plot(curves: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
 
 def reliability_diagram(
-    bins: pd.DataFrame, *, colour: str = BLUE, axes: Sequence[Axes] | None = None
+    bins: pd.DataFrame, *, axes: Sequence[Axes] | None = None
 ) -> Sequence[Axes]:
     """Accuracy against confidence, and below it the number of images in each bin.
 
@@ -235,7 +234,7 @@ def reliability_diagram(
     upper, lower = axes
     styles = curve_styles(bins["curve"].unique())
     if len(styles) == 1:
-        styles = {name: MethodStyle(style.label, colour) for name, style in styles.items()}
+        styles = {name: MethodStyle(style.label, BLUE) for name, style in styles.items()}
     for name, part in bins.groupby("curve", sort=False):
         style = styles[name]
         look = {"color": style.colour, "linestyle": style.line}
@@ -476,13 +475,11 @@ def training_curves(
     log: pd.DataFrame,
     measures: Mapping[str, str],
     *,
-    x: str = "epoch",
-    log_scale: Iterable[str] = (),
     axes: Sequence[Axes] | None = None,
 ) -> Sequence[Axes]:
     """Small multiples over training, one panel for each of `measures` (column: label).
 
-    log: `method`, `seed`, `x` and the columns; every seed is a thin line in the colour of its
+    log: `method`, `seed`, `epoch` and the columns; every seed is a thin line in the colour of its
     method, which is named at the end of the first panel's lines. Rows without a measure are left
     out of its panel.
     """
@@ -500,11 +497,10 @@ def training_curves(
             if part.empty:
                 continue
             look = {"color": style.colour, "linewidth": 0.8, "alpha": 0.8}
-            sns.lineplot(part, x=x, y=measure, units="seed", estimator=None, ax=ax, **look)
-            last = part.loc[part[x] == part[x].max()]
-            ends.append(_label(style, last[x].iloc[0], last[measure].mean()))
-        _log_axes(ax, "y" if measure in log_scale else "")
-        ax.set(xlabel=x.capitalize(), ylabel=label)
+            sns.lineplot(part, x="epoch", y=measure, units="seed", estimator=None, ax=ax, **look)
+            last = part.loc[part["epoch"] == part["epoch"].max()]
+            ends.append(_label(style, last["epoch"].iloc[0], last[measure].mean()))
+        ax.set(xlabel="Epoch", ylabel=label)
         if len(methods) == 1:
             ax.set_title(ends[0]["text"] if ax is axes[0] else "")
         else:

@@ -52,8 +52,7 @@ class Report:
 
     def save(self, id: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, all digits, without showing it."""
-        name = store.plain_name(id, "a table")
-        store.write_csv(store.results_dir(self.profile) / "tables" / f"{name}.csv", table)
+        store.write_csv(store.table_path(self.profile, id), table)
 
     def table(self, id: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, all digits, and show it."""

@@ -24,36 +24,33 @@ def box_summary(
     data: pd.DataFrame,
     by: str | list[str],
     *,
-    value: str = "kappa",
     whiskers: float | tuple[float, float] = 1.5,
 ) -> pd.DataFrame:
-    """What the box plots of a positive `value` show, one row a box: n, median, quartiles, whiskers.
+    """What the box plots of `kappa` show, one row a box: n, median, quartiles, whiskers.
 
-    whiskers: interquartile ranges of log `value`, or two percentiles.
+    whiskers: interquartile ranges of log κ, or two percentiles.
     """
     rows = []
     for group, part in data.groupby(by, sort=False, observed=True):
-        box = boxplot_stats(np.log(part[value].to_numpy(float)), whis=whiskers)[0]
+        box = boxplot_stats(np.log(part["kappa"].to_numpy(float)), whis=whiskers)[0]
         names = group if isinstance(group, tuple) else (group,)
         row = dict(zip(np.atleast_1d(by), names, strict=True))
         row["n"] = len(part)
-        row["median"] = part[value].median()
-        row["q1"] = part[value].quantile(0.25)
-        row["q3"] = part[value].quantile(0.75)
+        row["median"] = part["kappa"].median()
+        row["q1"] = part["kappa"].quantile(0.25)
+        row["q3"] = part["kappa"].quantile(0.75)
         row["whisker_low"] = np.exp(box["whislo"])
         row["whisker_high"] = np.exp(box["whishi"])
         rows.append(row)
     return pd.DataFrame(rows)
 
 
-def log_histogram(
-    data: pd.DataFrame, by: str, *, value: str = "kappa", bins: int = 40
-) -> pd.DataFrame:
-    """Densities of log₁₀ `value` by group over common bins: each group integrates to one.
+def log_histogram(data: pd.DataFrame, by: str, *, bins: int = 40) -> pd.DataFrame:
+    """Densities of log₁₀ κ by group over common bins: each group integrates to one.
 
     Returns by, bin_low, bin_high, count, density (per decade).
     """
-    logs = np.log10(data[value])
+    logs = np.log10(data["kappa"])
     edges = np.histogram_bin_edges(logs, bins)
     tables = []
     for name, part in logs.groupby(data[by], sort=False, observed=True):

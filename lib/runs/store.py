@@ -116,6 +116,11 @@ def encoder_path(name: str, profile: str = "standard") -> Path:
     return results_dir(profile) / "encoders" / f"{name}.safetensors"
 
 
+def table_path(profile: str, name: str) -> Path:
+    """The path of a notebook's table, a CSV file."""
+    return results_dir(profile) / "tables" / f"{plain_name(name, 'a table')}.csv"
+
+
 def run_configs(profile: str) -> dict[Path, dict]:
     """config.json of every stored run, by its folder.
 
