@@ -90,7 +90,8 @@ class Part:
     unit: str = ""
     published: float = np.nan
     rounding: float = 0.0  # half a last digit of what is printed
-    side: str = ""  # above, below: the bound; within: it of what is printed; at_most: of an error
+    # above or below the bound; within the bound of what is printed; an error of at_most the bound
+    side: str = ""
     bound: float = np.nan
     ours: dict = field(default_factory=dict)  # where our number is (measured.Stored.number)
     data: tuple[str, ...] = ()  # the paper's own data sets

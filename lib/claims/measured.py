@@ -85,9 +85,8 @@ class Stored:
         other = ours.get("minus", ours.get("over"))
         if other is not None:
             second = self._by_length(query | other)
-        lengths = _lengths(
-            first, second, epochs if is_papers else ours.get("epochs"), "epochs" in ours
-        )
+        wanted = epochs if is_papers else ours.get("epochs")
+        lengths = _lengths(first, second, wanted, "epochs" in ours)
         if lengths is None:
             return None
         if other is None:

@@ -187,7 +187,7 @@ def over_seeds(rows: pd.DataFrame, *keys: str, scale: float = 1.0) -> pd.DataFra
 
     Example:
         >>> accuracy = metrics[metrics.metric == "accuracy"]
-        >>> over_seeds(accuracy, "method", "classifier", scale=100)
+        >>> percent = over_seeds(accuracy, "method", "classifier", scale=100)
     """
     columns = ["value", "ci_low", "ci_high"]
     scaled = rows.assign(**{column: scale * rows[column] for column in columns})
@@ -210,7 +210,9 @@ def paired_over_seeds(
 
     Example:
         >>> accuracy = metrics[metrics.metric == "accuracy"]
-        >>> paired_over_seeds(accuracy, "vi_simsiam", "simsiam", "classifier", scale=100)
+        >>> points = paired_over_seeds(
+        ...     accuracy, "vi_simsiam", "simsiam", "classifier", scale=100
+        ... )
     """
     table = []
     for key, part in rows.groupby(list(keys), sort=False):

@@ -361,7 +361,7 @@ def write_metrics(
     with exclusive(results_dir(profile) / ".done" / "locks" / f"{run}.lock"):
         parts = [frame]
         if path.exists():
-            stored = _stored_rows(path, _version(path))
+            stored = _read_rows(path)
             parts.append(stored[stored.part != part])
         together = pd.concat(parts).sort_values("part", kind="stable").astype({"n": "Int64"})
         write_csv(path, together, digits=METRIC_DIGITS)
@@ -377,7 +377,7 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
     """
     frames = []
     for path in sorted((results_dir(profile) / "runs").glob(f"{run}/metrics.csv")):
-        rows = _stored_rows(path, _version(path))
+        rows = _read_rows(path)
         if part != "*":
             rows = rows[rows.part == part]
         if len(rows):
@@ -390,19 +390,18 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
 def has_metrics(profile: str, part: str, run: str) -> bool:
     """Whether metrics of a part are stored of a run."""
     path = metrics_path(profile, run)
-    return path.exists() and (_stored_rows(path, _version(path)).part == part).any()
+    return path.exists() and (_read_rows(path).part == part).any()
 
 
-def _version(path: Path) -> tuple[int, int]:
-    """Changes whenever a file is written anew: every write is a new file."""
+def _read_rows(path: Path) -> pd.DataFrame:
+    """metrics.csv as it is stored. Every write is a new file, which is read again."""
     stat = path.stat()
-    return stat.st_ino, stat.st_mtime_ns
+    return _parsed_rows(path, stat.st_ino, stat.st_mtime_ns)
 
 
 # Notebooks ask for the same few hundred small files again and again.
 @lru_cache(maxsize=1024)
-def _stored_rows(path: Path, version: tuple[int, int]) -> pd.DataFrame:
-    """metrics.csv as it is stored."""
+def _parsed_rows(path: Path, inode: int, modified: int) -> pd.DataFrame:
     types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float) | {"n": float}
     return _with_types(read_csv(path, tuple(ROW_COLUMNS), dtype=types))
 
