@@ -9,8 +9,7 @@ from collections.abc import Collection, Sequence
 import numpy as np
 import pandas as pd
 
-from lib.evaluation import intervals, measure
-from lib.methods import GENERATIVE
+from lib.evaluation import intervals, results
 from lib.runs import settings, store
 
 COMPARED_WITH = ("dino", "moco_v3", "dino_vit", "ibot")  # with ProSMin
@@ -51,7 +50,7 @@ def with_usual(changed: Sequence[dict], methods: Collection[str]) -> list[dict]:
     """
     listed = {settings.run_name(run): run for run in changed}
     first = changed[0]
-    for run in measure.measured(settings.runs(first["profile"], group=settings.PROTOCOL)):
+    for run in results.measured(settings.runs(first["profile"], group=settings.PROTOCOL)):
         is_alike = all(run[key] == first[key] for key in ("dataset", "epochs", "train_images"))
         if is_alike and run["method"] in methods:
             listed.setdefault(settings.run_name(run), run)
@@ -127,11 +126,11 @@ def sharpening(profile: str) -> pd.DataFrame:
     """
     columns = ["temperature", "knn_percent", "untrained", "points_behind", "ci_low", "ci_high"]
     columns += ["seeds", "entropy", "entropy_of_mean", "runs"]
-    listed = measure.measured(settings.runs(profile, group="sharpening"))
+    listed = results.measured(settings.runs(profile, group="sharpening"))
     if not listed:
         return pd.DataFrame(columns=columns)
     knn = pd.DataFrame([_knn_by_temperature(run) for run in listed])
-    untrained = measure.learned(listed).untrained.iloc[0]
+    untrained = results.learned(listed).untrained.iloc[0]
     at_usual = knn[np.isclose(knn.temperature, USUAL_TEMPERATURE)].set_index("seed")
     rows = []
     for temperature, part in knn.groupby("temperature"):
@@ -148,7 +147,7 @@ def sharpening(profile: str) -> pd.DataFrame:
 def _knn_by_temperature(run: dict) -> dict:
     """k-NN accuracy of one run with its interval, and the last entropies of its log."""
     name = settings.run_name(run)
-    metrics = measure.metrics([run])
+    metrics = results.read(store.SUITE, [run])
     is_knn = (metrics.metric == "accuracy") & (metrics.classifier == "knn")
     knn = metrics[is_knn & (metrics.condition == "clean")].iloc[0]
     last = store.read_csv(store.run_dir(run["profile"], name) / "log.csv").iloc[-1]
@@ -174,7 +173,7 @@ def over_pairs(
 ) -> pd.DataFrame:
     """``intervals.paired_over_seeds`` of each pair (first, second), and the runs of both sides.
 
-    rows: stored metrics with the column run, as ``parts.read`` has them. Columns: those of
+    rows: stored metrics with the column run, as ``results.read`` has them. Columns: those of
     paired_over_seeds, and first and second, names of runs. A pair without rows is left out.
     """
     tables = []
@@ -246,15 +245,16 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
 
     ``(accuracy - lower) / (upper - lower)``, where lower is the best of OTHER_VAES and upper the
     best predictive method: 0 is as good as the lower, 1 as the upper. scores:
-    parts.read_scores(runs, "_content"). A row for each data set where the upper is above the lower:
-    dataset, method, lower, upper (names), their accuracies in per cent, share with ci_low and
-    ci_high, seeds, n, runs.
+    results.read_scores(runs, "_content"). A row for each data set where the upper is above the
+    lower: dataset, method, lower, upper (names), their accuracies in per cent, share with ci_low
+    and ci_high, seeds, n, runs.
     """
+    from lib.methods import GENERATIVE  # slow to import, with torch
 
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
         return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
 
-    not_predictive = {*GENERATIVE, *measure.REFERENCES}
+    not_predictive = {*GENERATIVE, *results.REFERENCES}
     rows = []
     for dataset, part in scores.groupby("dataset", sort=False):
         correct = part.pivot(index="index", columns=["method", "seed"], values="mlp_paper_correct")

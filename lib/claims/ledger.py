@@ -26,7 +26,6 @@ from decimal import Decimal
 import numpy as np
 import pandas as pd
 
-from lib.claims import recipes
 from lib.claims.measured import Measured, Stored
 from lib.runs import settings
 from lib.runs.settings import ILLUSTRATIONS
@@ -327,6 +326,8 @@ def ledger(profile: str, names: Sequence[str] = ()) -> pd.DataFrame:
 
 def _judged(part: Part, stored: Stored) -> dict:
     if part.recipe:
+        from lib.claims import recipes  # slow to import, with torch
+
         compared = recipes.compare(part.recipe, part.settings)
         return {"verdict": FOLLOWED if compared.followed.all() else DEVIATES, "needs": ""}
     number = stored.number(part.ours, part.data, part.epochs, part.unit)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from lib.evaluation import intervals, measure
+from lib.evaluation import intervals, results
 from lib.runs import settings, store
 
 KEY = ("metric", "classifier", "condition", "score")
@@ -191,7 +191,7 @@ class Stored:
             ours = self._metric(name, KNN)
             levels = []
             for other_name, other in self.runs.items():
-                if other["method"] in measure.UNTRAINED and _is_like(other, run):
+                if other["method"] in results.UNTRAINED and _is_like(other, run):
                     levels.append(self._metric(other_name, KNN))
             untrained = [row["value"] for row in levels if row is not None]
             self._beats[name] = (

@@ -8,8 +8,7 @@ that every network has.
 import numpy as np
 import pandas as pd
 
-from lib import methods
-from lib.evaluation import intervals, measure
+from lib.evaluation import intervals, results
 from lib.runs import settings, store
 
 # measure -> metric, classifier and condition of its rows in the stored metrics
@@ -70,7 +69,7 @@ def runs(profile: str) -> list[dict]:
             if run["dataset"] == dataset:
                 listed.append(run)
     first: dict[tuple[str, int], dict] = {}
-    for run in measure.required(listed, profile):
+    for run in results.required(listed, profile):
         first.setdefault((run["method"], run["seed"]), run)
     return list(first.values())
 
@@ -84,7 +83,7 @@ def measurements(profile: str) -> pd.DataFrame:
     frames = []
     listed = runs(profile)
     for run in listed:
-        rows = measure.metrics([run])
+        rows = results.read(store.SUITE, [run])
         for name, where in MEASURES.items():
             is_it = (rows[["metric", "classifier", "condition"]] == list(where)).all(axis=1)
             part = rows[is_it & rows.score.isin(["", *SCORES])].assign(measure=name)
@@ -137,6 +136,8 @@ def against_trivial(values: pd.DataFrame) -> pd.DataFrame:
     For each of USES; above zero the own one is better. Columns: method, backbone, minus, measure,
     difference, ci_low, ci_high, seeds. A method whose own uncertainty is the feature norm has none.
     """
+    from lib import methods  # slow to import, with torch
+
     columns = ["method", "backbone", "minus", "measure", "difference", "ci_low", "ci_high", "seeds"]
     rows = []
     used = values[values.measure.isin(USES)]
@@ -158,7 +159,7 @@ def beats_untrained(values: pd.DataFrame) -> pd.Series:
     the same backbone. References are not in it.
     """
     knn = values[values.measure == "knn_accuracy"]
-    untrained = knn[knn.method.isin(measure.UNTRAINED)].groupby("backbone").value.mean()
-    trained = knn[~knn.method.isin(measure.REFERENCES)]
+    untrained = knn[knn.method.isin(results.UNTRAINED)].groupby("backbone").value.mean()
+    trained = knn[~knn.method.isin(results.REFERENCES)]
     beats = trained.ci_low > trained.backbone.map(untrained)
     return beats.groupby(trained.method).all()

@@ -14,14 +14,14 @@ _NAMES = {
     ),
     "encoders": "Encoder UNLIKE unlikeness",
     "measure": (
-        "REFERENCES Run UNTRAINED available compared_runs copied_images embed_views "
-        "is_measured kappa_of_views learned measure_paper_probe measure_run measured "
-        "measured_runs metrics missing_other_sets missing_sets required"
+        "Run available copied_images embed_views is_measured kappa_of_views "
+        "measure_paper_probe measure_run missing_other_sets missing_sets"
     ),
     "probes": (
         "NEAREST OWN_PROBE PAPER_PROBE PENALTIES Probe TEMPERATURE knn_accuracy knn_predict "
         "linear_probe mahalanobis_distance paper_probe"
     ),
+    "results": "REFERENCES UNTRAINED compared_runs learned measured measured_runs required",
     "shift": (
         "CORRUPTIONS corrupted corruption_errors mean_corruption_error measure_corruptions "
         "measure_own_scores"

@@ -1,20 +1,22 @@
-"""The committed encoders: load them by name, read their cards, and compare images with their
-training sets.
+"""The committed encoders: load them by name, read their cards, compare images with their training
+sets, and write one.
 
 A committed encoder is three files: the weights (safetensors), a card (Markdown) and statistics of
-its training features (npz). lib.evaluation.measure writes them.
+its training features (npz).
 """
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import scipy
 import torch
 from torch import Tensor, nn
 
 from lib import methods, training
-from lib.data import views
+from lib.data import sources, views
 from lib.data.files import read_image
 from lib.evaluation.embed import input_transform
 from lib.evaluation.probes import fitted_gaussian
@@ -23,6 +25,7 @@ from lib.runs import settings as run_settings
 from lib.runs import store
 
 INFO = ("run", "run_hash", "settings", "channels")  # what a committed encoder says of itself
+MOST_ENCODER_BYTES = 2**21  # 2 MiB
 # The unlikeness above which images do not resemble a training set. With the committed encoders,
 # photographs of things and faces stay below, and MNIST and Fashion-MNIST lie above. Textures, noise
 # and drawn shapes lie on both sides.
@@ -233,3 +236,123 @@ def unlikeness(features: np.ndarray, statistics: dict[str, np.ndarray]) -> float
         return np.interp(distance, percentiles, np.arange(101) / 100)
 
     return float(scipy.stats.ks_1samp(_distances(features, statistics), share_below).statistic)
+
+
+# ------------------------------------------------------------------------------------- writing them
+def write(run, metrics: pd.DataFrame) -> Path | None:
+    """Store what ``embed`` needs of the run's method in float16, with its card and statistics.
+
+    run: a lib.evaluation.measure.Run. metrics: its suite. An encoder of more than 2 MiB is a
+    warning, and is not stored.
+    """
+    tensors = {}
+    for name, value in run.method.state_dict().items():
+        if name.split(".")[0] in run.method.embeds_with:
+            tensors[name] = value.half() if value.is_floating_point() else value
+    size = sum(value.nbytes for value in tensors.values())
+    if size > MOST_ENCODER_BYTES:
+        warnings.warn(
+            f"The encoder of {run.name} takes {size:,} bytes, more than {MOST_ENCODER_BYTES:,}, "
+            "and is not stored; the run is complete.",
+            stacklevel=2,
+        )
+        return None
+    info = {
+        "run": run.name,
+        "run_hash": run.hash,
+        "channels": run.channels,
+        "classes": run.train.classes,
+        "settings": run_settings.trained_with(run.settings),
+    }
+    train = run.embed(run.train)["features"]
+    test = run.embed(run.test())["features"]
+    statistics = training_statistics(train, test)
+    trained_on = {"title": run.train.title, "images": len(run.train)}
+    path = store.encoder_path(name_of(run.settings), run.profile)
+    store.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **statistics)
+    store.write_text(path.with_suffix(".md"), model_card(info, trained_on, metrics))
+    store.write_tensors(path, tensors, info)  # last: this file lists the encoder
+    return path
+
+
+CARD = """\
+# {name}
+
+{facts}
+
+{measures}
+
+This is one run with one seed. Intervals are 95 % bootstrap intervals over test images.
+Uncertainty: higher is less certain. An OOD AUROC below 0.5 means that the encoder is more certain
+of images of the other set than of its own test images. The weights are stored in float16, so
+outputs differ from those of the trained network in the third digit. Not for decisions about people.
+
+```python
+import lib
+
+encoder = lib.load("{name}")
+embedding = encoder.embed(encoder.prepare("image.jpg"))
+```
+"""
+
+
+def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
+    """The card of a committed encoder in Markdown.
+
+    info: the header of the encoder's file. trained_on: title and number of images, as in the run's
+    config.json. metrics: the run's suite; sets that it was not measured on have no row.
+    """
+    settings = info["settings"]
+    method = settings["method"]
+    name = name_of(settings)
+    size = settings["image_size"]
+    _, uncertainty = methods.own_uncertainty(method)
+    has_labels = getattr(methods.METHODS[method], "takes_labels", False)
+    facts = [
+        ("encoder", name),
+        ("run", f"`{info['run']}` ({info['run_hash']})"),
+        ("data", f"{trained_on['title']}, {trained_on['images']:,} images"),
+        ("terms of the data", sources.terms(settings["dataset"])),
+        ("epochs", settings["epochs"]),
+        ("labels", "used" if has_labels else "not used"),
+        ("input", f"floats [B, {info['channels']}, {size}, {size}] in 0..1"),
+        ("uncertainty", uncertainty),
+    ]
+    if method in NOT_SEPARATED:
+        facts.append(("not separated from its data", NOT_SEPARATED[method]))
+    measures = [("measure", "by", "value", "95 % interval"), *_card_measures(metrics)]
+    return CARD.format(
+        name=name,
+        facts=store.markdown_table(facts),
+        measures=store.markdown_table(measures),
+    )
+
+
+def _card_measures(metrics: pd.DataFrame) -> list[tuple[str, str, str, str]]:
+    """Rows of a card: measure, the classifier or score it is taken with, value and interval."""
+    clean = metrics[metrics.condition == "clean"]
+    accuracy = clean[(clean.metric == "accuracy") & clean.classifier.isin(["linear", "knn"])]
+    correctness = clean[
+        (clean.metric == "correctness_auroc")
+        & (clean.classifier == "linear")
+        & clean.score.isin(["uncertainty", "max_softmax"])
+    ]
+    ood = metrics[(metrics.metric == "ood_auroc") & (metrics.score == "uncertainty")]
+    rank = clean[clean.metric == "effective_rank"]
+    rows = []
+    for row in accuracy.itertuples():
+        classifier = {"linear": "linear probe", "knn": "k-NN"}[row.classifier]
+        rows.append(("accuracy", classifier, f"{row.value:.3f}", _interval(row)))
+    for row in correctness.itertuples():
+        score = row.score.replace("_", " ")
+        rows.append(("AUROC, correct predictions", score, f"{row.value:.3f}", _interval(row)))
+    for row in ood.itertuples():
+        measure = f"AUROC, OOD images of {row.evaluated_on}"
+        rows.append((measure, "uncertainty", f"{row.value:.3f}", _interval(row)))
+    for row in rank.itertuples():
+        rows.append(("effective rank of the features", "", f"{row.value:.1f}", ""))
+    return rows
+
+
+def _interval(row) -> str:
+    return f"{row.ci_low:.3f} to {row.ci_high:.3f}"

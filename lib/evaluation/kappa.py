@@ -19,8 +19,9 @@ from lib.data.sets import ImageSet
 from lib.evaluation import theory
 from lib.evaluation.embed import Embedded, Transform, input_transform, square_crop
 from lib.evaluation.intervals import paired_test, welch_test
-from lib.evaluation.measure import Run, kappa_of_views, required, stacked
+from lib.evaluation.measure import Run, kappa_of_views
 from lib.evaluation.probes import linear_probe
+from lib.evaluation.results import required, stacked
 from lib.evaluation.suite import ood_rows
 from lib.evaluation.uncertainty import checked_values, rank_correlation, with_interval
 from lib.runs import settings as run_settings

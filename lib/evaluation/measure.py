@@ -7,17 +7,16 @@ scores of each image and the committed encoder. The measures themselves are in l
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from lib import methods, training
+from lib import training
 from lib.data import sources, views
 from lib.data.sets import ImageSet, is_copied, train_validation_split
-from lib.evaluation import encoders, intervals
+from lib.evaluation import encoders, results
 from lib.evaluation.embed import (
     Embedded,
     Transform,
@@ -35,14 +34,10 @@ from lib.runs import settings as run_settings
 from lib.runs import store
 from lib.runs.store import SUITE
 
-COMPARED = (run_settings.PROTOCOL, "vit")  # the groups of runs that methods are compared by
 # The scores that are read of runs of other groups.
 READ_OF_OTHERS = ("index", "linear_correct", "linear_top5_correct", "knn_correct")
 # Methods whose paper has a table of top-5 accuracy: their top-5 correctness is stored per image.
 WITH_TOP5 = ("vi_simsiam", "vi_simsiam_2022", "simsiam")
-UNTRAINED = ("random", "random_vit", "random_latent")
-REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat
-MOST_ENCODER_BYTES = 2**21  # 2 MiB
 # These leave an encoder of each of VI-SimSiam 2022's own sets too
 ON_OTHER_DATA = ("vi_simsiam_2022", "simsiam")
 
@@ -281,55 +276,7 @@ def copied_images(runs: Sequence[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["dataset", "test_images", "copies"])
 
 
-# ------------------------------------------------------------------------------------ stored runs
-def metrics(runs: list[dict]) -> pd.DataFrame:
-    """The stored suite of these runs as one table.
-
-    FileNotFoundError with the command that makes it where one is missing.
-    """
-    frames = []
-    for settings in runs:
-        profile = settings["profile"]
-        name = run_settings.run_name(settings)
-        frame = store.read_metrics(profile, SUITE, name)
-        if frame.empty:
-            raise FileNotFoundError(
-                f"Run {name} has no stored metrics; make them with: make reproduce "
-                f"PROFILE={profile}"
-            )
-        frames.append(frame)
-    return pd.concat(frames, ignore_index=True)
-
-
-def stacked(
-    runs: Iterable[dict], read_run: Callable[[dict], pd.DataFrame], what: str
-) -> pd.DataFrame:
-    """What is stored of each of these runs, as one table: a row's run comes first.
-
-    read_run: from a run's settings to its rows, none where nothing is stored. Columns: run, method,
-    seed, dataset, epochs, and those that are read. FileNotFoundError with the command that makes
-    ``what`` where no run has any.
-    """
-    frames = []
-    profile = "standard"
-    for run in runs:
-        profile = run["profile"]
-        frame = read_run(run)
-        if frame.empty:
-            continue
-        place = {"run": run_settings.run_name(run)}
-        place |= {column: run[column] for column in ("method", "seed", "dataset", "epochs")}
-        frame = frame.drop(columns=[column for column in place if column in frame])
-        for position, (column, value) in enumerate(place.items()):
-            frame.insert(position, column, value)
-        frames.append(frame)
-    if not frames:
-        raise FileNotFoundError(
-            f"None of these runs has stored {what}; make it with: make reproduce PROFILE={profile}"
-        )
-    return pd.concat(frames, ignore_index=True)
-
-
+# -------------------------------------------------------------------------------- what is here
 def is_measured(run: Run, part: str) -> bool:
     """Whether a part of the suite is stored of exactly this run, measured as it is today.
 
@@ -343,87 +290,6 @@ def is_measured(run: Run, part: str) -> bool:
     if (stored.evaluation_hash == current).all():
         return True
     return not training.is_finished(run.profile, run.name, run.hash)
-
-
-def measured(runs: Iterable[dict]) -> list[dict]:
-    """The runs whose metrics are stored."""
-    return [
-        run for run in runs if store.has_metrics(run["profile"], SUITE, run_settings.run_name(run))
-    ]
-
-
-def required(runs: Iterable[dict], profile: str, paper: str = "all") -> list[dict]:
-    """The runs whose metrics are stored.
-
-    FileNotFoundError with the command that makes them where there is none.
-    """
-    stored = measured(runs)
-    if not stored:
-        command = f"make reproduce PROFILE={profile}"
-        if paper != "all":
-            command += f" PAPER={paper}"
-        shorter = ""
-        if profile == "standard":
-            shorter = ' (many hours), or call make reproduce and set profile = "quick"'
-        raise FileNotFoundError(
-            f"No run of profile {profile!r} has stored metrics. Make them: {command}{shorter}."
-        )
-    return stored
-
-
-def measured_runs(
-    profile: str, paper: str = "all", group: str = run_settings.PROTOCOL
-) -> list[dict]:
-    """``required`` of the runs that a profile lists."""
-    return required(run_settings.runs(profile, paper, group), profile, paper)
-
-
-def compared_runs(profile: str, paper: str = "all") -> list[dict]:
-    """The measured runs that methods are compared by: the protocol's, and those on a ViT."""
-    return measured(_listed_to_compare(profile, paper))
-
-
-def learned(runs: Sequence[dict]) -> pd.DataFrame:
-    """Whether these runs learned something: k-NN accuracy beside the untrained network's.
-
-    One row a data set, length and method: knn in per cent with its interval, seeds, and untrained
-    and raw_pixels on the same data, NaN where these are not stored. A number of a method that is
-    not above the untrained network says nothing of the method.
-    """
-    profile = runs[0]["profile"]
-    references = [
-        run for run in measured(run_settings.runs(profile)) if run["method"] in REFERENCES
-    ]
-    levels = _knn_rows(references).groupby(["dataset", "backbone", "method"]).value.mean()
-    rows = []
-    ours = _knn_rows([run for run in runs if run["method"] not in REFERENCES])
-    for key, part in ours.groupby(["dataset", "epochs", "method", "backbone"], sort=False):
-        dataset, epochs, method, backbone = key
-        row = {"dataset": dataset, "epochs": epochs, "method": method}
-        interval = intervals.metric_over_seeds(part)
-        row |= {"knn": interval.pop("mean"), "untrained": np.nan, "raw_pixels": np.nan}
-        for (other_set, other_backbone, other), level in levels.items():
-            if other_set == dataset and other == "raw_pixels":
-                row["raw_pixels"] = level
-            elif other_set == dataset and other_backbone == backbone:
-                row["untrained"] = level
-        rows.append(row | interval)
-    return pd.DataFrame(rows)
-
-
-def _knn_rows(runs: Iterable[dict]) -> pd.DataFrame:
-    frames = []
-    for run in runs:
-        frame = store.read_metrics(run["profile"], SUITE, run_settings.run_name(run))
-        is_knn = (frame.metric == "accuracy") & (frame.classifier == "knn")
-        frame = frame[is_knn & (frame.condition == "clean")]
-        place = {column: run[column] for column in ("dataset", "epochs", "backbone")}
-        frames.append(frame.assign(**place))
-    if not frames:
-        return pd.DataFrame(columns=["dataset", "epochs", "backbone", "method", "value"])
-    rows = pd.concat(frames, ignore_index=True)
-    columns = ["value", "ci_low", "ci_high"]
-    return rows.assign(**{column: 100 * rows[column] for column in columns})
 
 
 def available(runs: Iterable[dict]) -> Iterator[Run]:
@@ -440,17 +306,12 @@ def available(runs: Iterable[dict]) -> Iterator[Run]:
             yield run
 
 
-def _listed_to_compare(profile: str, paper: str = "all") -> list[dict]:
-    runs = []
-    for group in COMPARED:
-        runs += run_settings.runs(profile, paper, group)
-    return runs
-
-
 def _is_compared(settings: dict) -> bool:
     """Whether methods are compared by this run, or no group lists it (a run of one's own)."""
     profile = settings["profile"]
-    return settings in _listed_to_compare(profile) or settings not in run_settings.runs(profile)
+    if settings in results.listed_to_compare(profile):
+        return True
+    return settings not in run_settings.runs(profile)
 
 
 def _is_graded(settings: dict) -> bool:
@@ -475,7 +336,7 @@ def _leaves_encoder(settings: dict) -> bool:
     """
     if settings["seed"] or not settings["epochs"]:
         return False
-    if settings in _listed_to_compare(settings["profile"]):
+    if settings in results.listed_to_compare(settings["profile"]):
         return True
     if settings["method"] not in ON_OTHER_DATA:
         return False
@@ -505,7 +366,7 @@ def measure_run(run: Run) -> pd.DataFrame:
     kept = _kept_scores(run.settings, scores)
     store.write_scores(run.profile, run.name, run.settings["dataset"], kept)
     if run.profile == "standard" and _leaves_encoder(run.settings):
-        write_encoder(run, frame)
+        encoders.write(run, frame)
     return frame
 
 
@@ -657,122 +518,3 @@ def kappa_of_views(run: Run, count: int = 8) -> tuple[ImageSet, np.ndarray]:
     """
     few, embedded = embed_views(run, count)
     return few, np.stack([view["kappa"] for view in embedded])
-
-
-# ----------------------------------------------------------------------------- committed encoders
-def write_encoder(run: Run, metrics: pd.DataFrame) -> Path | None:
-    """Store what ``embed`` needs of the run's method in float16, with its card and statistics.
-
-    metrics: the run's suite. An encoder of more than 2 MiB is a warning, and is not stored.
-    """
-    tensors = {}
-    for name, value in run.method.state_dict().items():
-        if name.split(".")[0] in run.method.embeds_with:
-            tensors[name] = value.half() if value.is_floating_point() else value
-    size = sum(value.nbytes for value in tensors.values())
-    if size > MOST_ENCODER_BYTES:
-        warnings.warn(
-            f"The encoder of {run.name} takes {size:,} bytes, more than {MOST_ENCODER_BYTES:,}, "
-            "and is not stored; the run is complete.",
-            stacklevel=2,
-        )
-        return None
-    info = {
-        "run": run.name,
-        "run_hash": run.hash,
-        "channels": run.channels,
-        "classes": run.train.classes,
-        "settings": run_settings.trained_with(run.settings),
-    }
-    train = run.embed(run.train)["features"]
-    test = run.embed(run.test())["features"]
-    statistics = encoders.training_statistics(train, test)
-    trained_on = {"title": run.train.title, "images": len(run.train)}
-    path = store.encoder_path(encoders.name_of(run.settings), run.profile)
-    store.write_npz(path.with_suffix(".npz"), run_hash=np.array(run.hash), **statistics)
-    store.write_text(path.with_suffix(".md"), model_card(info, trained_on, metrics))
-    store.write_tensors(path, tensors, info)  # last: this file lists the encoder
-    return path
-
-
-CARD = """\
-# {name}
-
-{facts}
-
-{measures}
-
-This is one run with one seed. Intervals are 95 % bootstrap intervals over test images.
-Uncertainty: higher is less certain. An OOD AUROC below 0.5 means that the encoder is more certain
-of images of the other set than of its own test images. The weights are stored in float16, so
-outputs differ from those of the trained network in the third digit. Not for decisions about people.
-
-```python
-import lib
-
-encoder = lib.load("{name}")
-embedding = encoder.embed(encoder.prepare("image.jpg"))
-```
-"""
-
-
-def model_card(info: dict, trained_on: dict, metrics: pd.DataFrame) -> str:
-    """The card of a committed encoder in Markdown.
-
-    info: the header of the encoder's file. trained_on: title and number of images, as in the run's
-    config.json. metrics: the run's suite; sets that it was not measured on have no row.
-    """
-    settings = info["settings"]
-    method = settings["method"]
-    name = encoders.name_of(settings)
-    size = settings["image_size"]
-    _, uncertainty = methods.own_uncertainty(method)
-    has_labels = getattr(methods.METHODS[method], "takes_labels", False)
-    facts = [
-        ("encoder", name),
-        ("run", f"`{info['run']}` ({info['run_hash']})"),
-        ("data", f"{trained_on['title']}, {trained_on['images']:,} images"),
-        ("terms of the data", sources.terms(settings["dataset"])),
-        ("epochs", settings["epochs"]),
-        ("labels", "used" if has_labels else "not used"),
-        ("input", f"floats [B, {info['channels']}, {size}, {size}] in 0..1"),
-        ("uncertainty", uncertainty),
-    ]
-    if method in encoders.NOT_SEPARATED:
-        facts.append(("not separated from its data", encoders.NOT_SEPARATED[method]))
-    measures = [("measure", "by", "value", "95 % interval"), *_card_measures(metrics)]
-    return CARD.format(
-        name=name,
-        facts=store.markdown_table(facts),
-        measures=store.markdown_table(measures),
-    )
-
-
-def _card_measures(metrics: pd.DataFrame) -> list[tuple[str, str, str, str]]:
-    """Rows of a card: measure, the classifier or score it is taken with, value and interval."""
-    clean = metrics[metrics.condition == "clean"]
-    accuracy = clean[(clean.metric == "accuracy") & clean.classifier.isin(["linear", "knn"])]
-    correctness = clean[
-        (clean.metric == "correctness_auroc")
-        & (clean.classifier == "linear")
-        & clean.score.isin(["uncertainty", "max_softmax"])
-    ]
-    ood = metrics[(metrics.metric == "ood_auroc") & (metrics.score == "uncertainty")]
-    rank = clean[clean.metric == "effective_rank"]
-    rows = []
-    for row in accuracy.itertuples():
-        classifier = {"linear": "linear probe", "knn": "k-NN"}[row.classifier]
-        rows.append(("accuracy", classifier, f"{row.value:.3f}", _interval(row)))
-    for row in correctness.itertuples():
-        score = row.score.replace("_", " ")
-        rows.append(("AUROC, correct predictions", score, f"{row.value:.3f}", _interval(row)))
-    for row in ood.itertuples():
-        measure = f"AUROC, OOD images of {row.evaluated_on}"
-        rows.append((measure, "uncertainty", f"{row.value:.3f}", _interval(row)))
-    for row in rank.itertuples():
-        rows.append(("effective rank of the features", "", f"{row.value:.1f}", ""))
-    return rows
-
-
-def _interval(row) -> str:
-    return f"{row.ci_low:.3f} to {row.ci_high:.3f}"

@@ -2,15 +2,14 @@
 
 Every run has the part "suite" (lib.evaluation.measure). The parts listed here belong to a paper's
 tables and figures, and are measured of the runs that these are about. Each writes metrics rows
-under its name, and some store an array for each image. Notebooks read what is stored.
+under its name, and some store an array for each image. lib.evaluation.results reads them.
 
 Example:
     >>> from lib.evaluation import parts
-    >>> runs = evaluation.measured_runs("standard")
-    >>> rows = parts.read("augmentation", runs)     # FileNotFoundError where nothing is stored
+    >>> parts.overview("standard")
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +25,7 @@ from lib.evaluation import (
     kappa,
     measure,
     people,
+    results,
     salience,
     shift,
     style,
@@ -72,8 +72,8 @@ def _parts_of_vi_simsiam(profile: str) -> list[Part]:
     trained = [run for run in main if run["method"] != "raw_pixels"]
     with_kappa = [run for run in main if "concentration_from" in run]
     on_resnets = [run for run in with_kappa if run["backbone"] == "resnet18"]
-    in_2023 = [run for run in measure.compared_runs(profile) if run["method"] == "vi_simsiam"]
-    pair = [run for run in measure.compared_runs(profile) if run["method"] in SIMSIAM_PAIR]
+    in_2023 = [run for run in results.compared_runs(profile) if run["method"] == "vi_simsiam"]
+    pair = [run for run in results.compared_runs(profile) if run["method"] in SIMSIAM_PAIR]
     return [
         Part("paper_probe", VI_SIMSIAM, trained, measure.measure_paper_probe),
         Part("kappa", VI_SIMSIAM, with_kappa, kappa.measure_distribution),
@@ -105,7 +105,7 @@ def _with_few_labels(profile: str) -> list[dict]:
 
 def _parts_of_simvae(profile: str) -> list[Part]:
     simvae = ("simvae",)
-    compared = measure.compared_runs(profile)
+    compared = results.compared_runs(profile)
     generative = [run for run in compared if run["method"] in methods.GENERATIVE]
     simvae_runs = [*_measured(profile, "simvae"), *generative]
     networks = [run for run in simvae_runs if run["method"] != "raw_pixels"]
@@ -127,7 +127,7 @@ def _parts_of_simvae(profile: str) -> list[Part]:
     factors = []
     for name, runs in styled.items():
         measure_factors = partial(style.measure_factors, dataset=name)
-        factors.append(Part(f"{style.FACTORS}-{name}", simvae, runs, measure_factors))
+        factors.append(Part(f"{results.FACTORS}-{name}", simvae, runs, measure_factors))
     return [
         Part("content", simvae, networks + more, style.measure_content),
         *factors,
@@ -148,8 +148,8 @@ def _measure_generation(profile: str, run: Run) -> list[dict]:
 
 def _parts_of_prosmin(profile: str) -> list[Part]:
     prosmin = ("prosmin",)
-    compared = measure.compared_runs(profile)
-    listed = measure.compared_runs(profile, "prosmin")
+    compared = results.compared_runs(profile)
+    listed = results.compared_runs(profile, "prosmin")
     networks = [run for run in listed if run["method"] != "raw_pixels"]
     several_scores = [run for run in listed if "trade_off" in run]
     transfer = []
@@ -174,7 +174,7 @@ def _parts_of_vje(profile: str) -> list[Part]:
 
 
 def _agreement_with_people(profile: str) -> Part:
-    compared = measure.compared_runs(profile)
+    compared = results.compared_runs(profile)
     runs = [
         run
         for run in compared
@@ -186,7 +186,7 @@ def _agreement_with_people(profile: str) -> Part:
 def _measured(profile: str, *groups: str, paper: str = "all") -> list[dict]:
     runs = []
     for group in groups:
-        runs += measure.measured(settings.runs(profile, paper, group))
+        runs += results.measured(settings.runs(profile, paper, group))
     return runs
 
 
@@ -237,64 +237,3 @@ def overview(profile: str) -> pd.DataFrame:
         row = {"part": part.name, "papers": " ".join(part.papers)}
         rows.append(row | {"runs": len(part.runs), "stored": len(stored)})
     return pd.DataFrame(rows)
-
-
-def read(name: str, runs: Iterable[dict]) -> pd.DataFrame:
-    """The stored metrics of one part ("*": of all), of those of these runs that have it.
-
-    Columns as lib.runs.store.read_metrics, with run, dataset and epochs of the run.
-    FileNotFoundError with the command that makes them where no run has any.
-    """
-
-    def of_run(run: dict) -> pd.DataFrame:
-        return store.read_metrics(run["profile"], name, settings.run_name(run))
-
-    return measure.stacked(runs, of_run, f"metrics of the part {name!r}")
-
-
-def read_factors(runs: Iterable[dict]) -> pd.DataFrame:
-    """The probes of content and style of these runs, of all sets with known styles.
-
-    Columns: those of lib.runs.store.read_metrics, run, dataset, and set, whose factors are probed.
-    Empty where none of these runs is probed.
-    """
-    frames = []
-    for run in runs:
-        name = settings.run_name(run)
-        rows = store.read_metrics(run["profile"], "*", name)
-        rows = rows[rows.part.str.startswith(f"{style.FACTORS}-")]
-        if len(rows):
-            probed = rows.part.str.removeprefix(f"{style.FACTORS}-")
-            frames.append(rows.assign(run=name, dataset=run["dataset"], set=probed))
-    if not frames:
-        return pd.DataFrame(columns=[*store.METRIC_COLUMNS, "run", "dataset", "set"], dtype=float)
-    return pd.concat(frames, ignore_index=True)
-
-
-def read_scores(runs: Iterable[dict], suffix: str = "") -> pd.DataFrame:
-    """Scores of each image, of those of these runs that have them: a row a run and image.
-
-    suffix: "" for the scores of the suite on the test set, or that of a part, such as "_augmented".
-    Columns: run, method, seed, dataset, epochs, and one for each stored array. FileNotFoundError
-    as ``read``.
-    """
-
-    def of_run(run: dict) -> pd.DataFrame:
-        name = f"{run['dataset']}{suffix}"
-        arrays = store.stored_scores(run["profile"], settings.run_name(run), name)
-        return pd.DataFrame({key: values for key, values in arrays.items() if values.ndim == 1})
-
-    return measure.stacked(runs, of_run, f"scores{suffix}")
-
-
-def read_logs(runs: Iterable[dict]) -> pd.DataFrame:
-    """The training logs of these runs: run, method, seed, dataset, epochs and the logged columns.
-
-    FileNotFoundError as ``read``, where none of them has one.
-    """
-
-    def of_run(run: dict) -> pd.DataFrame:
-        path = store.run_dir(run["profile"], settings.run_name(run)) / "log.csv"
-        return store.read_csv(path) if path.exists() else pd.DataFrame()
-
-    return measure.stacked(runs, of_run, "log")

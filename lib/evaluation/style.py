@@ -60,7 +60,6 @@ OWN_MLP = {
 }
 HIDDEN = 256  # units of our own MLP probe
 SMALLEST_SCALE = 0.3  # of a standardised feature, relative to the root mean square of all scales
-FACTORS = "factors"  # begins the name of a part of the evaluation suite, before the set
 NEIGHBOURS = {"most": 15, "chosen": "on a tenth of train"}
 MIXTURE = {"covariances": "full", "starts": 10}
 CLUSTERED_IMAGES = 10_000  # images that the Gaussian mixture is fitted to

@@ -15,6 +15,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import PIL.Image
 from IPython import get_ipython
 from IPython.display import Image, Markdown, display
 from matplotlib.axes import Axes
@@ -103,7 +104,8 @@ def save_figure(
     figure = figure_of(drawn)
     alt = alt or split_caption(caption)[0]
     path = _figure_path(id, profile)
-    store.write_bytes(path.with_suffix(".png"), _picture(figure, "png"))
+    picture = _picture(figure, "png")
+    store.write_bytes(path.with_suffix(".png"), picture)
     if profile not in ILLUSTRATIONS:
         store.write_bytes(path.with_suffix(".pdf"), _picture(figure, "pdf", dpi=PDF_DPI))
     store.write_csv(path.with_suffix(".csv"), data, digits=DIGITS)
@@ -118,7 +120,8 @@ def save_figure(
         "commit": store.commit(),
     }
     store.write_json(path, record)
-    _show(notebook_picture(figure, alt), _in_bold(caption))
+    plt.close(figure)
+    _show(Image(_smaller(picture), alt=alt), _in_bold(caption))
 
 
 def _readable(value) -> str:
@@ -178,9 +181,19 @@ def split_caption(caption: str) -> tuple[str, str]:
 
 def notebook_picture(figure: Figure, alt: str) -> Image:
     """The figure as an image for a notebook; the figure is closed."""
-    content = _picture(figure, "png", dpi=NOTEBOOK_DPI)
+    content = _smaller(_picture(figure, "png"))
     plt.close(figure)
     return Image(content, alt=alt)
+
+
+def _smaller(picture: bytes) -> bytes:
+    """A PNG at NOTEBOOK_DPI: drawing the figure a second time would take ten times as long."""
+    image = PIL.Image.open(io.BytesIO(picture)).convert("RGB")
+    dpi = image.info["dpi"][0]
+    size = [round(side * NOTEBOOK_DPI / dpi) for side in image.size]
+    buffer = io.BytesIO()
+    image.resize(size, PIL.Image.Resampling.LANCZOS).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
 
 
 def figure_of(drawn: Figure | Axes | np.ndarray) -> Figure:

@@ -16,7 +16,7 @@ from lib.runs import settings, store
 def encoder(run, frame, monkeypatch):
     """The smoke run's encoder, where standard's would be."""
     monkeypatch.setattr(run, "profile", "standard")
-    path = measure.write_encoder(run, frame)
+    path = encoders.write(run, frame)
     yield path
     for file in path.parent.iterdir():
         file.unlink()

@@ -10,7 +10,7 @@ from sklearn.covariance import LedoitWolf
 
 from lib import training
 from lib.data import sources, views
-from lib.evaluation import embed, measure, uncertainty
+from lib.evaluation import embed, measure, results, uncertainty
 from lib.runs import settings, store
 
 
@@ -140,14 +140,12 @@ def test_measured_runs_are_the_listed_ones_with_metrics(
     listed = [settings.resolve("simsiam", "smoke", seed=seed, **tiny) for seed in (5, 6)]
     monkeypatch.setattr(settings, "runs", lambda *_: listed)
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
-        measure.measured_runs("smoke")
+        results.measured_runs("smoke")
     row = {"method": "simsiam", "value": 1.0}
     name = settings.run_name(listed[1])
     store_metrics("smoke", measure.SUITE, name, [row])
-    assert measure.measured_runs("smoke") == [listed[1]]
-    assert len(measure.metrics([listed[1]])) == 1
-    with pytest.raises(FileNotFoundError, match="seed5"):
-        measure.metrics(listed)
+    assert results.measured_runs("smoke") == [listed[1]]
+    assert results.read(measure.SUITE, listed).seed.tolist() == [6]
 
 
 def test_runs_without_data_or_network_are_not_available(run, monkeypatch, tmp_path):

@@ -1,6 +1,6 @@
 """lib.evaluation.parts: what is measured of which runs, and how it is read."""
 
-from lib.evaluation import measure, parts, style
+from lib.evaluation import parts, results
 from lib.runs import settings, store
 
 
@@ -15,24 +15,24 @@ def store_rows(run, part):
 def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
     probed = settings.resolve("simvae", "smoke", dataset="digits")
     other = settings.resolve("vae", "smoke", dataset="digits")
-    assert parts.read_factors([probed, other]).empty
-    store_rows(probed, f"{style.FACTORS}-styled_digits")
-    store_rows(probed, f"{style.FACTORS}-celeba")
+    assert results.read_factors([probed, other]).empty
+    store_rows(probed, f"{results.FACTORS}-styled_digits")
+    store_rows(probed, f"{results.FACTORS}-celeba")
     store_rows(other, "content")
-    rows = parts.read_factors([probed, other])
+    rows = results.read_factors([probed, other])
     assert sorted(rows.set) == ["celeba", "styled_digits"]
     assert set(rows.run) == {settings.run_name(probed)}
-    assert len(parts.read("content", [probed, other])) == 1
+    assert len(results.read("content", [probed, other])) == 1
 
 
 def test_styles_that_nothing_is_trained_on_are_probed_in_networks_of_the_plain_images(monkeypatch):
-    monkeypatch.setattr(measure, "measured", lambda runs: runs)
+    monkeypatch.setattr(results, "measured", lambda runs: runs)
     for profile, probed, dataset in (
         ("standard", "styled_fashion_mnist", "fashion_mnist"),
         ("quick", "avatars", "avatars"),
     ):
         named = {part.name: part for part in parts.parts(profile)}
-        runs = named[f"{style.FACTORS}-{probed}"].runs
+        runs = named[f"{results.FACTORS}-{probed}"].runs
         assert {run["dataset"] for run in runs if run["method"] == "simvae"} == {dataset}
 
 
@@ -44,7 +44,7 @@ def test_the_longest_training_of_the_papers_sets_is_fine_tuned(monkeypatch):
     other_rate = settings.resolve(
         "vi_simsiam_2022", "standard", dataset="imagenette", epochs=200, learning_rate=1e-3
     )
-    monkeypatch.setattr(measure, "measured", lambda runs: [*stored, other_rate])
+    monkeypatch.setattr(results, "measured", lambda runs: [*stored, other_rate])
     of_2022 = [part for part in parts.parts("standard") if part.papers == ("vs1",)]
     (few_labels,) = [part for part in of_2022 if part.name == "few_labels"]
     assert {run["epochs"] for run in few_labels.runs} == {100}

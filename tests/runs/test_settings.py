@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from lib.evaluation import measure
+from lib.evaluation import results
 from lib.methods import METHODS
 from lib.runs import settings, store
 from lib.runs.settings import evaluation_hash, find_runs, resolve, run_hash, run_name, variant
@@ -138,7 +138,7 @@ def test_every_recipe_resolves_in_every_profile(profile):
         settings.check_recipe(method)
         resolved = resolve(method, profile)
         json.dumps(resolved)
-        assert (resolved["epochs"] == 0) == (method in measure.REFERENCES)
+        assert (resolved["epochs"] == 0) == (method in results.REFERENCES)
 
 
 def test_a_run_is_compared_with_its_recipe():
