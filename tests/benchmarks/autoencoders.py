@@ -1,10 +1,7 @@
 """Views per second of SimVAE's training.
 
-(a) our loop, from images in memory to updated weights, and (b) its bare networks.
-
-(b) is forward and backward pass of encoder and decoder, and the optimiser's step, on views that lie
-ready, with the sum of the outputs as a loss. A batch is so many images of J views; the paper's is
-128 views.
+(a) our loop, from images in memory to updated weights; (b) forward and backward pass of encoder and
+decoder, and the optimiser's step, on views that lie ready, with the sum of the outputs as a loss.
 """
 
 from __future__ import annotations
@@ -19,16 +16,12 @@ from lib.runs import settings as resolution
 from lib.training import optim
 from tests.benchmarks import measuring, pretraining
 
+MNIST = {"dataset": "mnist", "views": 10}
 CASES = {
-    "mnist-b12": {"dataset": "mnist", "batch_size": 12, "views": 10},
-    "mnist-b128": {"dataset": "mnist", "batch_size": 128, "views": 10},
-    "mnist-b256": {"dataset": "mnist", "batch_size": 256, "views": 10},
-    "mnist-b128-float32": {
-        "dataset": "mnist",
-        "batch_size": 128,
-        "views": 10,
-        "precision": "float32",
-    },
+    "mnist-b12": MNIST | {"batch_size": 12},
+    "mnist-b128": MNIST | {"batch_size": 128},
+    "mnist-b256": MNIST | {"batch_size": 256},
+    "mnist-b128-float32": MNIST | {"batch_size": 128, "precision": "float32"},
     "cifar10-b64": {"dataset": "cifar10", "batch_size": 64, "views": 2},
 }
 VIEWS = 12_000  # seen in one repeat, about
@@ -46,9 +39,7 @@ def bare(settings: dict, x: torch.Tensor, channels: int, steps: int) -> Callable
         with torch.autocast(device.type, torch.bfloat16, enabled=is_bf16):
             mean, _ = network.posterior(network.backbone(x)).chunk(2, dim=1)
             outputs = network.decoder(mean)
-        optimizer.zero_grad(set_to_none=True)
-        outputs.sum().backward()
-        optimizer.step()
+        measuring.update(optimizer, outputs.sum())
 
     return lambda: len(x) / measuring.seconds_per_call(step, steps)
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.benchmark import Timer
 from tqdm import tqdm
 
 from lib.runs import store
@@ -39,23 +40,8 @@ def interleaved(arms: dict[str, Callable[[], float]], repeats: int, title: str) 
 @contextlib.contextmanager
 def scratch_results():
     """What is trained in the block goes to a folder that is removed afterwards."""
-    with tempfile.TemporaryDirectory() as folder:
-        results = store.RESULTS
-        store.RESULTS = Path(folder)
-        try:
-            yield
-        finally:
-            store.RESULTS = results
-
-
-def summary(values) -> dict:
-    values = np.asarray(values, float)
-    return {
-        "median": float(np.median(values)),
-        "low": float(values.min()),
-        "high": float(values.max()),
-        "repeats": len(values),
-    }
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(store, "RESULTS", Path(folder)):
+        yield
 
 
 def speeds_and_ratios(
@@ -65,22 +51,27 @@ def speeds_and_ratios(
     by_round = timings.pivot(index="round", columns="arm", values="value")
     rows = []
     for arm, speed in by_round.items():
-        rows.append(common | {"quantity": unit, "arm": arm} | summary(speed))
+        quantities = {unit: speed}
         if arm != "a":
-            ratio = {"quantity": f"ratio a / {arm}", "arm": arm, "bar": aims.get(arm, np.nan)}
-            rows.append(common | ratio | summary(by_round["a"] / speed))
+            quantities[f"ratio a / {arm}"] = by_round["a"] / speed
+        for quantity, values in quantities.items():
+            row = common | {"quantity": quantity, "arm": arm}
+            row |= values.agg(median="median", low="min", high="max", repeats="size")
+            rows.append(row | {"bar": np.nan if quantity == unit else aims.get(arm, np.nan)})
     return rows
 
 
 def seconds_per_call(call: Callable[[], object], calls: int) -> float:
-    """Seconds of one call, after one that does not count."""
-    call()
-    synchronise()
-    start = time.perf_counter()
-    for _ in range(calls):
-        call()
-    synchronise()
-    return (time.perf_counter() - start) / calls
+    """Seconds of one call, after some that do not count."""
+    timer = Timer("call()", globals={"call": call}, num_threads=torch.get_num_threads())
+    return timer.timeit(calls).mean
+
+
+def update(optimizer: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """Backward pass and step."""
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
 
 
 def synchronise() -> None:

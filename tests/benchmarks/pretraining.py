@@ -26,7 +26,7 @@ from lightly.loss import NegativeCosineSimilarity
 from lightly.transforms import SimSiamTransform
 from PIL import Image
 from torch import nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision.transforms import v2
 
 from lib import losses, methods, training
@@ -92,13 +92,9 @@ class Case:
         def step() -> None:
             with self.autocast(self.is_bf16):
                 z, p = network(stacked)
-                loss = (
-                    losses.simsiam_loss(p[:BATCH], z[BATCH:])
-                    + losses.simsiam_loss(p[BATCH:], z[:BATCH])
-                ) / 2
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+                first = losses.simsiam_loss(p[:BATCH], z[BATCH:])
+                second = losses.simsiam_loss(p[BATCH:], z[:BATCH])
+            measuring.update(optimizer, (first + second) / 2)
 
         return lambda: BATCH / measuring.seconds_per_call(step, self.steps)
 
@@ -122,9 +118,7 @@ class Case:
                 z0, p0 = network(first)
                 z1, p1 = network(second)
                 loss = 0.5 * (criterion(z0.detach(), p1) + criterion(z1.detach(), p0))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
+            measuring.update(optimizer, loss)
 
         return self._loop(Pictures(self.images, transform), step)
 
@@ -147,19 +141,15 @@ class Case:
             stacked = torch.cat(views).to(self.device).contiguous(memory_format=torch.channels_last)
             with self.autocast(self.is_bf16):
                 loss = network.loss(list(stacked.chunk(2)))["loss"]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
+            measuring.update(optimizer, loss)
 
         return self._loop(Tensors(self.images, transform), step)
 
     def _loop(self, dataset: Dataset, step: Callable) -> float:
         """Images per second of a DataLoader's steady state."""
         buffered = BUFFERED if self.steps > 3 else 2
-        steps = self.steps + buffered
-        repeated = torch.utils.data.Subset(
-            dataset, (np.arange(steps * BATCH) % len(self.images)).tolist()
-        )
+        places = np.arange((self.steps + buffered) * BATCH) % len(self.images)
+        repeated = Subset(dataset, places.tolist())
         loader = DataLoader(repeated, BATCH, shuffle=True, drop_last=True, num_workers=WORKERS)
         start = 0.0
         for number, (views, _) in enumerate(loader, start=1):
@@ -171,7 +161,7 @@ class Case:
         return self.steps * BATCH / (time.perf_counter() - start)
 
     def shares(self) -> dict[str, float]:
-        """Seconds of one step by what is done, each timed alone."""
+        """Seconds of each part of a step, timed alone."""
         network = self.network()
         views = self.views()
         generator = torch.Generator()
@@ -185,23 +175,25 @@ class Case:
             with self.autocast(self.is_bf16):
                 return network.loss(views)["loss"]
 
-        calls = max(2, self.steps)
-        timed = {
-            "fetch the batch": measuring.seconds_per_call(lambda: self.images.batch(rows), calls),
-            "draw parameters": measuring.seconds_per_call(
-                lambda: augmentations.draw(2 * BATCH, self.size, self.size, self.recipe, generator),
-                calls,
-            ),
-            "make the views": measuring.seconds_per_call(
-                lambda: augmentations.render(batch.to(self.device), chosen, draws, self.size), calls
-            ),
-            "forward": measuring.seconds_per_call(forward, calls),
+        def draw():
+            augmentations.draw(2 * BATCH, self.size, self.size, self.recipe, generator)
+
+        def render():
+            augmentations.render(batch.to(self.device), chosen, draws, self.size)
+
+        parts = {
+            "fetch the batch": lambda: self.images.batch(rows),
+            "draw parameters": draw,
+            "make the views": render,
+            "forward": forward,
+            "backward": lambda: forward().backward(),
+            "optimiser": optimizer.step,
         }
-        both = measuring.seconds_per_call(lambda: forward().backward(), calls)
-        return timed | {
-            "backward": both - timed["forward"],
-            "optimiser": measuring.seconds_per_call(optimizer.step, calls),
-        }
+        seconds = {}
+        for name, part in parts.items():
+            seconds[name] = measuring.seconds_per_call(part, self.steps)
+        seconds["backward"] -= seconds["forward"]
+        return seconds
 
 
 def end_to_end(settings: dict, images: data.ImageSet, steps: int) -> float:
@@ -234,9 +226,8 @@ class Pictures(Dataset):
         return len(self.images)
 
     def __getitem__(self, index: int):
-        return self.transform(Image.fromarray(self.images.images[index].squeeze())), int(
-            self.images.labels[index]
-        )
+        image = Image.fromarray(self.images.images[index].squeeze())
+        return self.transform(image), int(self.images.labels[index])
 
 
 class Tensors(Pictures):
