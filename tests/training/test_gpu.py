@@ -39,8 +39,6 @@ def test_views_are_those_of_the_cpu(augmentation, channels):
 def test_losses_and_gradients_are_those_of_the_cpu(method):
     """A loss that draws noise is as near the mean of several draws as those are to each other."""
     settings = small(method, local_views=2 if recipe(method)["local_views"] else 0)
-    if settings["backbone"] == "vit":
-        pytest.importorskip("lightly")
     network = methods.build(settings).train()
     start = {name: tensor.clone() for name, tensor in network.state_dict().items()}
 

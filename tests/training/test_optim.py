@@ -1,10 +1,12 @@
 """Optimisers, their parameter groups and schedules."""
 
 import math
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from lib import methods
 from lib.networks import cosine_between
@@ -15,21 +17,17 @@ from tests.training.tiny_runs import log_of, tiny
 pytestmark = pytest.mark.usefixtures("data_dir")
 
 
-def record_groups(monkeypatch):
-    """The parameter groups of the optimiser at every step of the next training."""
+@pytest.fixture
+def steps():
+    """The parameter groups of the optimiser at every step."""
     groups = []
 
-    def recording(method, settings):
-        optimizer = make_optimizer(method, settings)
+    def record(optimizer, *_):
+        groups.append([{**group, "params": None} for group in optimizer.param_groups])
 
-        def record(optimizer, *_):
-            groups.append([{**group, "params": None} for group in optimizer.param_groups])
-
-        optimizer.register_step_pre_hook(record)
-        return optimizer
-
-    monkeypatch.setattr(loop, "make_optimizer", recording)
-    return groups
+    handle = register_optimizer_step_pre_hook(record)
+    yield groups
+    handle.remove()
 
 
 def test_learning_rate_factor():
@@ -41,8 +39,7 @@ def test_learning_rate_factor():
 
 
 @pytest.mark.parametrize("constant", [True, False])
-def test_the_learning_rate_of_the_predictor_stays_constant(monkeypatch, constant):
-    steps = record_groups(monkeypatch)
+def test_the_learning_rate_of_the_predictor_stays_constant(steps, constant):
     settings = tiny(constant_predictor_learning_rate=constant, epochs=1, warmup_epochs=0.2)
     loop.train(settings)
     expected = [0.06 * learning_rate_factor(step, 10, 2, "cosine") for step in range(10)]
@@ -68,8 +65,7 @@ def test_every_trained_weight_is_in_one_group(method, optimizer):
             assert group["constant"] == (id(parameter) in in_predictor)
 
 
-def test_only_matrices_are_decayed_where_a_recipe_says_so_and_by_its_schedule(monkeypatch):
-    steps = record_groups(monkeypatch)
+def test_only_matrices_are_decayed_where_a_recipe_says_so_and_by_its_schedule(steps):
     settings = tiny("prosmin", epochs=1, weight_decay=0.04)
     assert settings["decays_matrices_only"]
     assert settings["weight_decay_end"] == 0.4
@@ -86,25 +82,18 @@ def test_only_matrices_are_decayed_where_a_recipe_says_so_and_by_its_schedule(mo
     assert all(parameter.ndim < 2 for parameter in vectors["params"])
 
 
-def test_lars_adapts_the_rate_of_matrices_without_weight_decay_too():
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_lars_adapts_the_rate_of_matrices_and_neither_decays_nor_adapts_vectors(weight_decay):
     """The trust ratio 0.001 ‖w‖/‖g‖ (You et al. 2017) undoes the length of the gradient."""
-    network = nn.Linear(4, 4)
-    settings = tiny("simclr", optimizer="lars", weight_decay=0.0, momentum=0.0, learning_rate=0.1)
-    before = network.weight.detach().clone()
-    network.weight.grad = torch.randn(4, 4)
-    network.bias.grad = torch.zeros(4)
-    make_optimizer(network, settings).step()
-    step = (network.weight.detach() - before).norm()
-    assert float(step) == pytest.approx(0.1 * 0.001 * float(before.norm()), rel=1e-3)
-
-
-@pytest.mark.parametrize("layer", [nn.Linear(4, 4), nn.BatchNorm1d(4)])
-def test_lars_neither_decays_nor_adapts_biases_and_batch_norm(layer):
-    settings = tiny("simclr", optimizer="lars", weight_decay=0.1, momentum=0.0, learning_rate=0.5)
-    before = {name: value.clone() for name, value in layer.state_dict().items()}
-    for parameter in layer.parameters():
+    network = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    before = deepcopy(network)
+    for parameter in network.parameters():
         parameter.grad = torch.randn_like(parameter)
-    make_optimizer(layer, settings).step()
-    for name, parameter in layer.named_parameters():
+    recipe = {"optimizer": "lars", "weight_decay": weight_decay, "momentum": 0.0}
+    make_optimizer(network, tiny("simclr", learning_rate=0.1, **recipe)).step()
+    for parameter, start in zip(network.parameters(), before.parameters(), strict=True):
+        step = start.detach() - parameter.detach()
         if parameter.ndim < 2:
-            torch.testing.assert_close(parameter.detach(), before[name] - 0.5 * parameter.grad)
+            torch.testing.assert_close(step, 0.1 * parameter.grad)
+        elif not weight_decay:
+            assert step.norm().item() == pytest.approx(1e-4 * start.norm().item(), rel=1e-3)
