@@ -1,9 +1,22 @@
-"""Equality up to a tolerance, and an exact density that several tests compare with."""
+"""What tests of mathematics share: float64 draws, equality up to a tolerance, an exact density."""
 
 import mpmath
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
+
+
+def f64(x):
+    return torch.as_tensor(x, dtype=torch.float64)
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+def unit(*shape, seed=0):
+    return F.normalize(normal(*shape, seed=seed), dim=-1)
 
 
 def _array(value):

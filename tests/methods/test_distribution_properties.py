@@ -18,6 +18,7 @@ from lib.distributions import (
     PowerSpherical,
     VonMisesFisher,
 )
+from tests.methods.comparison import normal, unit
 
 drawn = settings(derandomize=True, deadline=None, max_examples=40)
 both = pytest.mark.parametrize("family", [PowerSpherical, VonMisesFisher])
@@ -31,14 +32,6 @@ precise = st.sampled_from([torch.float32, torch.float64])
 shapes = st.lists(st.integers(1, 4), max_size=3).map(tuple)
 
 
-def normal(*shape, seed=0):
-    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-
-
-def unit(*shape, seed=0):
-    return F.normalize(normal(*shape, seed=seed), dim=-1)
-
-
 def rotation(dim, seed):
     return torch.linalg.qr(normal(dim, dim, seed=seed))[0]
 
@@ -50,20 +43,26 @@ def rounding(kappa, dim):
 
 @both
 @drawn
-@given(dim=dimensions, kappa=kappas, shape=shapes, dtype=dtypes, seed=seeds)
-def test_log_densities_are_finite_of_the_batch_shape_and_at_least_in_float32(
+@given(
+    dim=st.integers(2, 4096), kappa=st.just(0.0) | kappas, shape=shapes, dtype=dtypes, seed=seeds
+)
+def test_log_densities_are_finite_with_finite_gradients_and_at_least_in_float32(
     family, dim, kappa, shape, dtype, seed
 ):
     assume(dtype != torch.float16 or kappa < 6e4)  # its largest number
-    loc = unit(*shape, dim, seed=seed).to(dtype)
+    loc = unit(*shape, dim, seed=seed).to(dtype).requires_grad_()
     value = unit(*shape, dim, seed=seed + 1).to(dtype)
-    density = family(loc, torch.full(shape, kappa).to(dtype))
+    k = torch.full(shape, kappa).to(dtype).requires_grad_()
+    density = family(loc, k)
     log_prob = density.log_prob(value)
     entropy = density.entropy()
-    assert log_prob.shape == entropy.shape == shape
+    divergence = kl_divergence(density, HypersphericalUniform(dim))
+    assert log_prob.shape == entropy.shape == divergence.shape == shape
     assert density.mean.shape == (*shape, dim)
     assert log_prob.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    for quantity in (log_prob, entropy, density.mean):
+    terms = [log_prob, density.log_prob(loc.detach()), entropy, density.mean, divergence]
+    gradients = torch.autograd.grad(sum(term.sum() for term in terms), [loc, k])
+    for quantity in (*terms, *gradients):
         assert quantity.isfinite().all()
     peak = density.log_prob(loc)
     # Where log p is of the size of κ, the last digit of float32 is κ 2⁻²⁴.

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from lib import losses, methods, networks
 from lib.distributions import best_concentration, concentration_of
-from lib.methods import METHODS, VISimSiam, distillation, forward_by_size
+from lib.methods import METHODS, VISimSiam, distillation, forward_by_size, view_pairs
 from lib.methods.simvae import VAE
 from lib.runs import settings
 from tests.methods.comparison import close
@@ -34,14 +34,9 @@ SMALL = {
     "local_size": 10,
 }
 # What only some recipes have.
-SMALL_PARTS = {
-    "head_hidden": 12,
-    "bottleneck": 6,
-    "queue_length": 24,
-    "warmup_epochs": 0.0,
-    "representation": 6,
-}
-SMALL_PARTS |= {"vit_width": 8, "vit_depth": 2, "vit_heads": 2, "patch_size": 2}
+SMALL_PARTS = {"head_hidden": 12, "bottleneck": 6, "queue_length": 24, "warmup_epochs": 0.0}
+SMALL_PARTS |= {"representation": 6, "vit_width": 8, "vit_depth": 2, "vit_heads": 2}
+SMALL_PARTS |= {"patch_size": 2}
 LEARNED = sorted(name for name in METHODS if settings.recipe(name)["epochs"] > 0)
 PROBABILISTIC = sorted(name for name in LEARNED if METHODS[name] is VISimSiam)
 
@@ -62,6 +57,12 @@ def loss_of(network, views):
     """The method's terms; one that learns from labels is given 0, 1, 2, ..."""
     labels = [torch.arange(len(views[0])) % 10] if getattr(network, "takes_labels", False) else []
     return network.loss(views, *labels)
+
+
+def mean_over_pairs(loss, predictions, targets):
+    """The mean of a loss over all pairs of a view's prediction and another view's target."""
+    pairs = view_pairs(len(predictions))
+    return torch.stack([loss(predictions[i], targets[j]) for i, j in pairs]).mean()
 
 
 def draw_views(local=0, batch=8, channels=3, seed=0):
@@ -244,9 +245,8 @@ def test_settings_that_no_method_can_have_are_errors(method, change, message):
 
 
 # ------------------------------------------------------------------------------------------- views
-@pytest.mark.parametrize("mode", ["train", "eval"])
-def test_forward_by_size_equals_a_loop_over_sizes(mode):
-    network = getattr(methods.build(small("vi_simsiam")), mode)()
+def test_forward_by_size_equals_a_loop_over_sizes():
+    network = methods.build(small("vi_simsiam")).train()
     views = draw_views(local=2)
     views = [views[0], views[2], views[1], views[3]]  # the order of sizes must not matter
     with torch.no_grad():
@@ -276,10 +276,9 @@ def test_simsiam_is_its_algorithm_1(local):
     network = built("simsiam")
     views = draw_views(local)
     z, p = zip(*(network(view) for view in views), strict=True)
-    pairs = [(i, j) for i in range(len(views)) for j in (0, 1) if i != j]
-    cosines = torch.stack([F.cosine_similarity(p[i], z[j]).mean() for i, j in pairs])
+    cosine = mean_over_pairs(lambda p, z: F.cosine_similarity(p, z).mean(), p, z)
     terms = network.loss(views)
-    close(terms["loss"], -cosines.mean(), rel=1e-4)
+    close(terms["loss"], -cosine, rel=1e-4)
     assert terms["cosine"].item() == -terms["loss"].item()
 
 
@@ -297,7 +296,7 @@ def test_vi_simsiam_is_its_algorithm_1(method, local):
     views = draw_views(local)
     nn.init.normal_(last_layer_of_kappa(network).weight)
     z, mu, kappa = zip(*(network(view) for view in views), strict=True)
-    pairs = [(i, j) for i in range(len(views)) for j in (0, 1) if i != j]
+    pairs = view_pairs(len(views))
     densities = [losses.vi_simsiam_loss(mu[i], kappa[i], z[j]) for i, j in pairs]
     expected = 2 * torch.stack(densities).mean().item()
     terms = network.loss(views)
@@ -322,15 +321,9 @@ def test_vi_simsiam_is_its_algorithm_1(method, local):
 )
 def test_the_two_published_forms_read_kappa_off_different_places(method, parts):
     network = built(method)
-    kappa = network(draw_views()[0])[2]
-    names = [name for name, _ in network.named_parameters()]
-    gradients = torch.autograd.grad(kappa.sum(), list(network.parameters()), allow_unused=True)
-    used = {
-        name.split(".")[0]
-        for name, gradient in zip(names, gradients, strict=True)
-        if gradient is not None
-    }
-    assert used == parts | {"backbone"}
+    network(draw_views()[0])[2].sum().backward()
+    used = [name for name, parameter in network.named_parameters() if parameter.grad is not None]
+    assert {name.split(".")[0] for name in used} == parts | {"backbone"}
 
 
 @pytest.mark.parametrize("method", PROBABILISTIC)
@@ -354,57 +347,25 @@ def test_kappa_learns_nothing_while_it_warms_up(method):
         assert network.backbone[0].weight.grad.abs().max() > 0
 
 
-def with_kappa_of_images(*names):
-    """Networks of one seed whose κ differs between images, and could move the features."""
-    networks_of_names = [methods.build(small(name)).train() for name in names]
-    for network in networks_of_names:
-        if hasattr(network, "concentration_head"):
-            draw(network.concentration_head[-1].weight)
-    return networks_of_names
-
-
-def same_gradients(network, other, is_compared):
-    for name, parameter in network.named_parameters():
-        if is_compared(name):
-            expected = other.get_parameter(name).grad
-            torch.testing.assert_close(parameter.grad, expected, rtol=1e-4, atol=1e-7)
-
-
-def in_head(name):
-    return name.startswith("concentration_head")
-
-
-def test_read_out_trains_simsiam_and_beside_it_the_concentration_head():
-    """Every weight of SimSiam has SimSiam's gradient; κ's head has that of the density."""
-    simsiam, read_out, dense = with_kappa_of_images("simsiam", "vi_simsiam_read_out", "vi_simsiam")
-    for network in (simsiam, read_out, dense):
+@pytest.mark.parametrize(
+    ("method", "like"), [("vi_simsiam_read_out", "simsiam"), ("vi_simsiam_detached", "vi_simsiam")]
+)
+def test_kappas_head_learns_from_the_density_and_moves_no_other_weight(method, like):
+    """The others have SimSiam's gradient, or that of the density at a κ that is held constant."""
+    gradients = []
+    for name, holds_kappa in ((method, False), (like, True), ("vi_simsiam", False)):
+        network = methods.build(small(name)).train()
+        network.warming_up = holds_kappa
+        if name != "simsiam":
+            draw(network.concentration_head[-1].weight)  # κ differs between images
         network.loss(draw_views())["loss"].backward()
-    same_gradients(read_out, simsiam, lambda name: not in_head(name))
-    same_gradients(read_out, dense, in_head)
-    assert read_out.concentration_head[-1].bias.grad.abs() > 0
-
-
-def test_detached_weighs_by_a_concentration_that_does_not_move_the_features():
-    """Every weight but the head's has the gradient of the density at a κ that is held constant."""
-    detached, held, dense = with_kappa_of_images("vi_simsiam_detached", "vi_simsiam", "vi_simsiam")
-    held.warming_up = True  # holds κ
-    for network in (detached, held, dense):
-        network.loss(draw_views())["loss"].backward()
-    same_gradients(detached, held, lambda name: not in_head(name))
-    same_gradients(detached, dense, in_head)
-    first = detached.backbone[0].weight.grad
-    assert not torch.allclose(first, dense.backbone[0].weight.grad, rtol=1e-2)
-
-
-@pytest.mark.parametrize("method", ["simsiam", *PROBABILISTIC])
-def test_targets_are_constants(method):
-    """With the prediction cut off, nothing reaches the projector's last layer from a target."""
-    network = methods.build(small(method)).train()
-    for parameter in network.predictor.parameters():
-        nn.init.zeros_(parameter)
-    nn.init.ones_(network.predictor[-1].bias)
-    network.loss(draw_views())["loss"].backward()
-    assert network.projector[-2].weight.grad.abs().max() == 0
+        gradients.append({name: part.grad for name, part in network.named_parameters()})
+    gradient, of_others, of_density = gradients
+    for name, value in gradient.items():
+        expected = of_density if name.startswith("concentration_head") else of_others
+        torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-7)
+    first = "backbone.0.weight"
+    assert not torch.allclose(gradient[first], of_density[first], rtol=1e-2)
 
 
 # --------------------------------------------------------------------------------------- baselines
@@ -435,12 +396,11 @@ def test_byol_predicts_the_targets_projection_of_the_other_view():
     network = built("byol")
     views = draw_views()
     draw(network.target[0][0].weight)  # unlike the trained network
-    p1, p2 = (network.predictor(z) for z in projections(network, views))
-    t1, t2 = (network.target(view) for view in views)
+    predictions = [network.predictor(z) for z in projections(network, views)]
+    targets = [network.target(view) for view in views]
     terms = network.loss(views)
-    close(terms["loss"], losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1), rel=1e-4)
-    cosines = [F.cosine_similarity(p1, t2), F.cosine_similarity(p2, t1)]
-    close(terms["cosine"], torch.cat(cosines).mean(), abs=1e-5)
+    close(terms["loss"], 2 * mean_over_pairs(losses.byol_loss, predictions, targets), rel=1e-4)
+    close(terms["cosine"], -mean_over_pairs(losses.simsiam_loss, predictions, targets), abs=1e-5)
 
 
 @pytest.mark.parametrize("method", ["byol", "moco_v2", "dino", "prosmin", "byol_without_average"])
@@ -488,9 +448,9 @@ def test_directpred_averages_the_correlation_of_both_views_and_predicts_the_othe
     f = F.normalize(torch.cat([z1, z2]), dim=1)
     correlation = 0.3 * before + 0.7 * f.T @ f / len(f)
     torch.testing.assert_close(network.correlation, correlation, rtol=1e-4, atol=1e-6)
-    t1, t2 = (network.target(view) for view in views)
-    p1, p2 = (z @ network.predictor for z in (z1, z2))
-    close(terms["loss"], losses.byol_loss(p1, t2) + losses.byol_loss(p2, t1), rel=1e-4)
+    targets = [network.target(view) for view in views]
+    predictions = [z @ network.predictor for z in (z1, z2)]
+    close(terms["loss"], 2 * mean_over_pairs(losses.byol_loss, predictions, targets), rel=1e-4)
 
 
 def test_directpred_takes_the_root_of_no_negative_eigenvalue():
@@ -521,9 +481,8 @@ def test_moco_v3_compares_with_each_key_of_the_batch():
     views = draw_views(local=1)
     queries = [network.predictor(z) for z in projections(network, views)]
     keys = [network.target(view) for view in views[:2]]
-    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]
-    expected = [losses.moco_v3_loss(queries[i], keys[j], 0.3) for i, j in pairs]
-    close(network.loss(views)["loss"], torch.stack(expected).mean(), rel=1e-5)
+    expected = mean_over_pairs(lambda q, k: losses.moco_v3_loss(q, k, 0.3), queries, keys)
+    close(network.loss(views)["loss"], expected, rel=1e-5)
 
 
 def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
@@ -535,10 +494,11 @@ def test_dino_is_the_mean_over_pairs_of_different_views_and_moves_its_centre():
     close(network.teacher_temperature, 0.055)
     outputs = [network.head(network.backbone(view)) for view in views]
     targets = [network.teacher(view) for view in views[:2]]
-    pairs = [(i, j) for i in range(4) for j in (0, 1) if i != j]
     terms = network.loss(views)
-    expected = [losses.dino_loss(outputs[i], targets[j], centre, 0.1, 0.055) for i, j in pairs]
-    close(terms["loss"], torch.stack(expected).mean(), rel=1e-4)
+    expected = mean_over_pairs(
+        lambda s, t: losses.dino_loss(s, t, centre, 0.1, 0.055), outputs, targets
+    )
+    close(terms["loss"], expected, rel=1e-4)
     moved = 0.9 * centre + 0.1 * torch.cat(targets).mean(0)
     torch.testing.assert_close(network.centre, moved, rtol=1e-4, atol=1e-6)
     share = torch.softmax((targets[0] - centre) / 0.055, dim=1)
@@ -590,30 +550,31 @@ def test_spread_is_one_when_isotropic_and_zero_when_collapsed():
     close(methods.spread(torch.ones(10, 32)), 0, abs=1e-5)
 
 
-def test_raw_pixels_are_the_images():
-    images = draw_views()[0]
-    assert torch.equal(built("raw_pixels").embed(images).features, images.flatten(1))
-
-
 # ---------------------------------------------------------------------------------------- ProSMin
+def three_samples(network, views):
+    """Three samples of each view's prediction, as the loss draws them after the same seed."""
+    outputs = [network(view) for view in views]
+    torch.manual_seed(7)
+    return [mean + log_sigma.exp() * torch.randn(3, *mean.shape) for mean, log_sigma in outputs]
+
+
 def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of_another():
     network = built("prosmin", samples=3)
     views = draw_views(local=1)
     draw(network.centre, 0.1)
     draw(network.predictor.log_sigma.weight, seed=1)
-    outputs = [network(view) for view in views]
     raw = [network.target(view) for view in views[:2]]
     targets = [target - network.centre for target in raw]
     centre = 0.9 * network.centre + 0.1 * torch.cat(raw).mean(0)
-    torch.manual_seed(7)
-    samples = [mean + log_sigma.exp() * torch.randn(3, *mean.shape) for mean, log_sigma in outputs]
+    samples = three_samples(network, views)
     torch.manual_seed(7)
     terms = network.loss(views)
-    pairs = [(0, 1), (1, 0), (2, 0), (2, 1)]
-    expected = [losses.scoring_rule(samples[i], targets[j], 0.4545).mean() for i, j in pairs]
-    close(terms["loss"], torch.stack(expected).mean(), rel=1e-5)
+    expected = mean_over_pairs(
+        lambda z, t: losses.scoring_rule(z, t, 0.4545).mean(), samples, targets
+    )
+    close(terms["loss"], expected, rel=1e-5)
     torch.testing.assert_close(network.centre, centre)
-    mean, log_sigma = outputs[0]
+    mean, log_sigma = network(views[0])
     close(terms["sigma"], log_sigma.exp().mean(), rel=1e-4)
     close(terms["target_std"], torch.cat(raw).std(0).mean(), rel=1e-4)
     close(terms["cosine"], F.cosine_similarity(mean, targets[1]).mean(), rel=1e-4)
@@ -622,18 +583,12 @@ def test_prosmins_loss_scores_samples_of_each_view_against_the_centred_target_of
 def test_prosmin_may_pool_the_samples_of_several_views():
     network = built("prosmin", samples=3, trade_off=0.5, pool_views=True)
     views = draw_views(local=1)
-    torch.manual_seed(7)
-    samples = []
-    for view in views:
-        mean, log_sigma = network(view)
-        samples.append(mean + log_sigma.exp() * torch.randn(3, *mean.shape))
+    first, second, local = three_samples(network, views)
+    pools = [torch.cat([first, local]), torch.cat([second, local])]
     targets = [network.target(view) for view in views[:2]]
-    scores = [
-        losses.scoring_rule(torch.cat([samples[i], samples[2]]), targets[1 - i], 0.5).mean()
-        for i in (0, 1)
-    ]
+    expected = mean_over_pairs(lambda z, t: losses.scoring_rule(z, t).mean(), pools, targets)
     torch.manual_seed(7)
-    close(network.loss(views)["loss"], torch.stack(scores).mean(), rel=1e-5)
+    close(network.loss(views)["loss"], expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["energy", "crps"])
@@ -755,16 +710,15 @@ def test_ibots_loss_is_dinos_on_class_tokens_and_the_patch_loss():
     predictions = [*student[:, 0].chunk(2), network.head(network.backbone(views[2]))]
     targets = teacher[:, 0].chunk(2)
     temperatures = (0.1, 0.07)
-    pairs = [
-        losses.dino_loss(predictions[i], targets[j], class_centre, *temperatures)
-        for i, j in ((0, 1), (1, 0), (2, 0), (2, 1))
-    ]
+    class_loss = mean_over_pairs(
+        lambda s, t: losses.dino_loss(s, t, class_centre, *temperatures), predictions, targets
+    )
     patch_loss = losses.ibot_patch_loss(
         student[:, 1:], teacher[:, 1:], mask, patch_centre, *temperatures
     )
     torch.manual_seed(3)
     loss = network.loss(views)["loss"]
-    close(loss, torch.stack(pairs).mean() + patch_loss, rel=1e-5)
+    close(loss, class_loss + patch_loss, rel=1e-5)
     moved = 0.9 * patch_centre + 0.1 * teacher[:, 1:].detach().mean((0, 1))
     torch.testing.assert_close(network.patch_centre, moved)
     loss.backward()

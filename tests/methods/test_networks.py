@@ -8,6 +8,7 @@ import torchvision
 from torch import nn
 
 from lib import networks
+from lib.evaluation.theory import at_cosine
 from lib.losses import vi_simsiam_loss
 from lib.runs import settings
 from tests.methods.comparison import close
@@ -93,11 +94,7 @@ def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(d
 def test_gradient_of_the_divided_loss_in_the_raw_output_is_of_order_one(dimension):
     """-e^a log[((1+s)/2)(D-1+κ)/((D-1)/2+κ)] for large D; with softplus it falls like 1/D."""
     s = 0.6
-    direction = torch.zeros(1, dimension)
-    target = torch.zeros(1, dimension)
-    direction[0, 0] = 1
-    target[0, 0] = s
-    target[0, 1] = math.sqrt(1 - s**2)
+    direction, target = at_cosine(torch.tensor([s]), dimension)
     raw = torch.tensor([math.log(0.15 / 0.85)], requires_grad=True)
     kappa = networks.to_concentration(raw, dimension)
     n = dimension - 1
@@ -130,16 +127,6 @@ def test_update_average_is_the_moving_average():
 
 
 # ------------------------------------------------------------------------------ vision transformer
-def test_plain_attention_gives_what_fused_attention_gives():
-    network = networks.vit(16, 2, 2, 4, 16).eval()
-    images = torch.rand(3, 3, 16, 16)
-    plain = network(images)
-    for block in network.vit.blocks:
-        assert not block.attn.fused_attn
-        block.attn.fused_attn = True
-    torch.testing.assert_close(network(images), plain)
-
-
 def test_a_vit_takes_views_of_any_side_that_patches_divide():
     network = networks.vit(16, 2, 2, 4, 16).eval()
     for size in (16, 8):

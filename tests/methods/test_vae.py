@@ -6,7 +6,6 @@ their networks and methods.
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
@@ -23,25 +22,6 @@ BINARY = {"likelihood": "bernoulli", "binarise": 0.5}
 
 
 # --------------------------------------------------------------------------------------- the bound
-@pytest.mark.parametrize("views", [1, 2])
-def test_the_evidence_is_the_integral_over_all_latents(views):
-    """By Gauss-Hermite quadrature over ψ and the noise of every z_j."""
-    model = LinearGaussian(views, latents=1, pixels=2)
-    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
-    grids = np.meshgrid(*[nodes] * (1 + views), indexing="ij")
-    weight = np.prod(np.meshgrid(*[weights / weights.sum()] * (1 + views), indexing="ij"), axis=0)
-    for image in range(3):
-        log_density = np.zeros_like(weight)
-        for j in range(views):
-            z = math.sqrt(GAMMA2) * grids[0] + math.sqrt(SIGMA2) * grids[1 + j]
-            for d in range(2):
-                error = model.x[j, image, d].item() - model.w[d, 0].item() * z
-                log_density -= error**2 / (2 * model.noise)
-                log_density -= math.log(2 * math.pi * model.noise) / 2
-        evidence = math.log(np.sum(weight * np.exp(log_density)))
-        close(model.evidence()[image], evidence, rel=1e-6)
-
-
 @pytest.mark.parametrize("views", [1, 2, 4])
 def test_the_loss_is_the_evidence_plus_the_distance_of_the_posteriors(views):
     toy = LinearGaussian(views)
@@ -91,12 +71,10 @@ def test_one_view_is_a_vae(options, scale):
     kl = kl_divergence(posterior, Normal(torch.zeros(2).double(), scale)).sum(1).mean()
     close(terms["entropy"] + terms["prior"], kl, rel=1e-12)
 
-    z = posterior.sample((20_000,))  # of three images
-    rows = [tensor[0].expand_as(z) for tensor in (toy.mean, toy.log_variance)]
-    x = toy.x[0].expand(len(z), -1, -1)
-    inputs = [tensor.flatten(0, 1) for tensor in (z @ toy.w.T, x, *rows)]
-    vae = losses.vae_loss(*inputs, variance=toy.noise)
-    close(terms["reconstruction"], vae["reconstruction"], rel=2e-3)
+    inputs = (toy.mean @ toy.w.T, toy.x, toy.mean, toy.log_variance)
+    simvae = losses.simvae_loss(*inputs, toy.mean, variance=toy.noise)
+    vae = losses.vae_loss(*[tensor[0] for tensor in inputs], variance=toy.noise)
+    close(simvae["reconstruction"], vae["reconstruction"], rel=1e-12)
 
 
 def test_terms_are_what_torch_says_they_are():
