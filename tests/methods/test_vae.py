@@ -13,7 +13,7 @@ from torch.distributions import Bernoulli, Normal, kl_divergence
 from lib import losses, methods, networks
 from lib.evaluation.toys import LinearGaussian
 from lib.runs import settings
-from tests.methods.comparison import close
+from tests.methods.comparison import close, f64, normal
 
 SIGMA2 = 0.15
 GAMMA2 = 0.7
@@ -121,7 +121,7 @@ def test_the_entropy_weight_of_the_public_code_widens_the_posterior_as_derived(
     spread = torch.linspace(-1, 1, views, dtype=torch.float64).view(views, 1, 1)
     spread *= math.sqrt((views - 1) / spread.square().sum().item())
     zero = torch.zeros_like(spread)
-    log_v = torch.tensor(math.log(expected), dtype=torch.float64, requires_grad=True)
+    log_v = f64(math.log(expected)).requires_grad_()
     sample = spread * (log_v / 2).exp()
     terms = losses.simvae_loss(
         zero, zero, zero, log_v.expand_as(zero), sample, entropy_weight=weight
@@ -147,17 +147,13 @@ def test_kl_of_gaussians_is_torchs():
     close(kl, [1e-40 * math.exp(110) / 2], rel=1e-5)
 
 
-def test_a_rotation_of_the_latents_changes_nothing():
-    toy = LinearGaussian(3)
-    z = toy.mean + 0.1
-    turn = torch.linalg.qr(torch.randn(2, 2, dtype=torch.float64))[0]
-    zero = torch.zeros_like(toy.mean)
-    decoded = z @ toy.w.T
-    usual, turned = (
-        losses.simvae_loss(decoded, toy.x, zero, zero, latent, mean_prior="normal")["loss"]
-        for latent in (z, z @ turn)
+@pytest.mark.parametrize("prior", ["uniform", "normal", "public_code"])
+def test_a_rotation_of_the_latents_changes_no_prior(prior):
+    z = normal(3, 4, 2)
+    turn = torch.linalg.qr(normal(2, 2, seed=1))[0]
+    close(
+        losses.log_shared_mean(z @ turn, mean_prior=prior), losses.log_shared_mean(z, 0.15, prior)
     )
-    close(turned, usual)
 
 
 def test_computed_in_float32_under_autocast():

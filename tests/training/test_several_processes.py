@@ -65,14 +65,6 @@ def stored(results):
     return weights, store.read_json(folder / "config.json")
 
 
-@pytest.fixture
-def untrained(monkeypatch):
-    """Call it for the weights of a run before its first step."""
-    monkeypatch.setattr(nn, "BatchNorm1d", NormalisedByImage)
-    monkeypatch.setattr(nn, "BatchNorm2d", NormalisedByImage)
-    return lambda settings, channels: methods.build(settings, channels).state_dict()
-
-
 @pytest.mark.parametrize(
     ("method", "is_killed"),
     [
@@ -91,7 +83,7 @@ def untrained(monkeypatch):
     ],
 )
 def test_two_processes_train_what_one_trains_also_if_one_is_killed(
-    tmp_path, distance, untrained, method, is_killed
+    tmp_path, distance, monkeypatch, method, is_killed
 ):
     """Tolerance: 1 % of the way that the weights have moved in 10 steps, as sums are reordered."""
     script = HERE / "train_tiny.py"
@@ -99,7 +91,10 @@ def test_two_processes_train_what_one_trains_also_if_one_is_killed(
     two, config_of_two = stored(start(tmp_path, "two", 2, [script, method, 0]))
     assert (config_of_one["processes"], config_of_two["processes"]) == (1, 2)
     assert config_of_one["run_hash"] == config_of_two["run_hash"]
-    moved = distance(untrained(config_of_one["settings"], 1), one)
+    monkeypatch.setattr(nn, "BatchNorm1d", NormalisedByImage)
+    monkeypatch.setattr(nn, "BatchNorm2d", NormalisedByImage)
+    untrained = methods.build(config_of_one["settings"], 1).state_dict()
+    moved = distance(untrained, one)
     assert moved > 0
     assert distance(one, two) < 0.01 * moved
     if is_killed:
