@@ -6,7 +6,6 @@ Kills at random moments; no half-written file; finished runs left alone; the sam
 import contextlib
 import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -35,15 +34,21 @@ def environment(results: Path, **more: str) -> dict[str, str]:
     return os.environ | limits | {"RESULTS_DIR": str(results)} | more
 
 
-def call(results: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
-    """make reproduce PROFILE=smoke, to its end."""
+def run(command: list, results: Path, **variables: str) -> subprocess.CompletedProcess:
+    """A command to its end."""
     return subprocess.run(
-        [*COMMAND, *arguments],
+        command,
         cwd=store.ROOT,
         env=environment(results, **variables),
         capture_output=True,
         text=True,
+        timeout=3600,
     )
+
+
+def call(results: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    """make reproduce PROFILE=smoke, to its end."""
+    return run([*COMMAND, *arguments], results, **variables)
 
 
 # ------------------------------------------------------------------------- kills
@@ -64,11 +69,6 @@ class Kill:
 
     seconds: float
     everything: bool
-
-
-def random_kills(generator: random.Random, count: int, longest: float) -> list[Kill]:
-    """Kills at random moments, half of them of the command alone."""
-    return [Kill(generator.uniform(0.5, longest), generator.random() < 0.5) for _ in range(count)]
 
 
 def reproduce_with_kills(results: Path, kills: list[Kill]) -> Killed:
@@ -141,19 +141,6 @@ def is_alive(process: psutil.Process) -> bool:
     return False
 
 
-def kernel_of(process: subprocess.Popen, job: str, within: float = 300.0) -> psutil.Process:
-    """The kernel of a job of a reproduction under way, once it has worked for two seconds."""
-    deadline = time.time() + within
-    while time.time() < deadline and process.poll() is None:
-        for member in family(process.pid):
-            with contextlib.suppress(psutil.Error, OSError):
-                is_kernel = any("ipykernel" in word for word in member.cmdline())
-                if is_kernel and job in member.parent().cmdline() and member.cpu_times().user > 2:
-                    return member
-        time.sleep(0.1)
-    raise AssertionError(f"no kernel of {job} was seen")
-
-
 # ------------------------------------------------------------------------- what must hold
 def finished_runs(results: Path) -> dict[Path, tuple[int, int]]:
     """The trained weights of every finished run: which file, written when."""
@@ -205,29 +192,23 @@ def read_whole(path: Path) -> None:
         assert path.read_bytes().rstrip().endswith(ENDINGS[path.suffix]), "cut short"
 
 
+def numbers(results: Path) -> set[Path]:
+    """The files of metrics, scores and weights."""
+    kinds = ("metrics.csv", "scores-*.npz", "model.safetensors")
+    paths = [path for kind in kinds for path in results.glob(f"*/runs/*/{kind}")]
+    return {path.relative_to(results) for path in paths}
+
+
 def different_results(first: Path, second: Path) -> list[str]:
-    """Metrics, scores and weights that are not the same, to the last digit, in two folders."""
-    kinds = ("*/runs/*/metrics.csv", "*/runs/*/scores-*.npz", "*/runs/*/model.safetensors")
-    names = []
-    for folder in (first, second):
-        names.append({path.relative_to(folder) for kind in kinds for path in folder.glob(kind)})
-    assert names[0] and names[1], "one of the two has no results"
-    different = [f"{name} is in one only" for name in sorted(names[0] ^ names[1])]
-    for name in sorted(names[0] & names[1]):
-        if content(first / name) != content(second / name):
+    """Metrics, scores and weights that are not the same, byte by byte, in two folders."""
+    ours = numbers(first)
+    theirs = numbers(second)
+    assert ours and theirs, "one of the two has no results"
+    different = [f"{name} is in one only" for name in sorted(ours ^ theirs)]
+    for name in sorted(ours & theirs):
+        if (first / name).read_bytes() != (second / name).read_bytes():
             different.append(f"{name} differs")
     return different
-
-
-def content(path: Path):
-    """What a file of results holds, so that two can be compared."""
-    if path.suffix == ".npz":
-        arrays = store.read_npz(path)
-        return {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
-    if path.suffix == ".safetensors":
-        tensors, info = store.read_tensors(path)
-        return info, {name: tensor.numpy().tobytes() for name, tensor in tensors.items()}
-    return path.read_bytes()
 
 
 def not_shown(results: Path, names: list[str]) -> list[str]:
@@ -246,13 +227,7 @@ def not_shown(results: Path, names: list[str]) -> list[str]:
         command = [sys.executable, "-m", "lib", "notebook", name, "--profile", "smoke"]
         if "train_missing" in notebooks.declared_parameters(name):
             command += ["--params", "train_missing=False"]
-        done = subprocess.run(
-            command,
-            cwd=store.ROOT,
-            env=environment(results),
-            capture_output=True,
-            text=True,
-        )
+        done = run(command, results)
         return f"{name}: {done.stdout}{done.stderr}" if done.returncode else ""
 
     try:

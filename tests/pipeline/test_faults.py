@@ -8,7 +8,7 @@ import textwrap
 
 import pytest
 
-from lib.runs import settings, store
+from lib.runs import settings
 from tests.pipeline import faults
 
 KILLS = 50
@@ -50,8 +50,11 @@ def test_fifty_kills_change_nothing(undisturbed, tmp_path):
     kills = 0
     while kills < KILLS:
         results = tmp_path / f"after{kills}"
-        moments = faults.random_kills(generator, KILLS - kills, LONGEST)
-        killed = faults.reproduce_with_kills(results, moments)
+        planned = []
+        for _ in range(KILLS - kills):
+            seconds = generator.uniform(0.5, LONGEST)
+            planned.append(faults.Kill(seconds, everything=generator.random() < 0.5))
+        killed = faults.reproduce_with_kills(results, planned)
         kills += killed.kills
         print(f"{killed.kills} kills, {kills} in all", flush=True)
         assert killed.done.returncode == 0, killed.done.stdout + killed.done.stderr
@@ -104,42 +107,13 @@ def test_a_job_that_raises_stops_no_other(part):
     assert not kept.exists()
 
 
-@pytest.mark.long
-def test_a_kernel_that_is_killed_is_named(part):
-    results, _ = part
-    for stamp in results.glob(f"smoke/.done/{NOTEBOOK}.????????????"):
-        stamp.unlink()
-    before = contents(results / "smoke" / "runs", "metrics.csv")
-    process = subprocess.Popen(
-        [*faults.COMMAND, *PART],
-        cwd=store.ROOT,
-        env=faults.environment(results),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-    faults.kernel_of(process, NOTEBOOK).kill()
-    output = process.communicate()[0]
-    assert process.returncode != 0 and "Traceback" not in output
-    assert f"{NOTEBOOK} failed: " in output and "memory" in output and AGAIN in output
-    assert contents(results / "smoke" / "runs", "metrics.csv") == before
-    assert faults.call(results, *PART).returncode == 0
-
-
 def in_a_namespace(results, script):
     """Run a shell script that may mount over the results folder, seen by itself only."""
     unshare = shutil.which("unshare")
     if not unshare or subprocess.run([unshare, "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system allows no mounts in a namespace (unshare -rm)")
     shell = ["sh", "-c", f'set -e; RESULTS="$1"; shift; {script}', "sh", str(results)]
-    return subprocess.run(
-        [unshare, "-rm", *shell, *faults.COMMAND, *PART],
-        cwd=store.ROOT,
-        env=faults.environment(results),
-        capture_output=True,
-        text=True,
-        timeout=1200,
-    )
+    return faults.run([unshare, "-rm", *shell, *faults.COMMAND, *PART], results)
 
 
 @pytest.mark.long

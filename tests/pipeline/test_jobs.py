@@ -10,9 +10,9 @@ from lib.runs import settings, store
 
 
 def trained_by(listed):
-    return " ".join(
-        job.parameters["runs"] for job in listed if job.notebook == settings.pipeline()["training"]
-    ).split()
+    training = settings.pipeline()["training"]
+    trained = [job.parameters["runs"].split() for job in listed if job.notebook == training]
+    return sum(trained, [])
 
 
 def listed_runs(profile):
@@ -47,8 +47,6 @@ def test_a_paper_has_its_own_jobs():
     vje = {job.name for job in jobs.jobs("quick", "vje")}
     assert {"60_vje_likelihood", "61_vje_ablations"} <= vje
     assert "50_prosmin_calibration_and_shift" not in vje
-    with pytest.raises(ValueError, match="vs3"):
-        jobs.jobs("quick", "vs3")
 
 
 def stamps(listed):
@@ -87,7 +85,6 @@ def test_a_stamp_follows_parameters_sources_and_needs(monkeypatch):
 )
 def test_an_edited_file_reruns_the_notebooks_that_depend_on_it(edited, rerun, monkeypatch):
     names = ("10_pretraining", "33_kappa_closed_form", "90_claims_ledger")
-    jobs.source_hash.cache_clear()
     before = {name: jobs.source_hash(name) for name in names}
     hashed = store.sha256
 

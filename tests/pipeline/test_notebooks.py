@@ -76,46 +76,20 @@ def test_stored_results_are_shown_without_training(smoke):
 
 
 # ----------------------------------------------------------------------------------- the site
-# What a visitor asks, and words of the page that answers it.
-QUESTIONS = {
-    "How do I run it?": "make reproduce",
-    "Where are the images of CIFAR-10 from?": "DATA_DIR",
-    "Which claims hold?": "same direction",
-    "What is κ?": "concentration of the Power Spherical distribution",
-    "What is the loss of VI-SimSiam?": "mean over the batch",
-    "How does it differ from the paper?": "Eq. 12 of 2022 is used with its second sign corrected",
-    "How certain is it of my own images?": "make score IMAGES=folder",
-    "How do I add my method?": "Name the class in",
-    "How do I use a cluster?": "EXECUTOR=slurm",
-    "Which uncertainty should I use?": "Uncertainty benchmark",
-}
-
-
 def site_of(smoke):
     results, _ = smoke
     return results / "smoke" / "site"
 
 
-@pytest.fixture(scope="module")
-def within_three_clicks(smoke):
-    """The texts of the pages within three clicks of the front page, by name."""
+def test_every_notebook_is_within_three_clicks_of_the_front_page(smoke):
     reached = browser.pages_within(site_of(smoke) / "index.html", clicks=3)
-    return {page.stem: browser.text_of(page) for page in reached}
-
-
-def test_every_notebook_is_within_three_clicks_of_the_front_page(within_three_clicks):
-    assert {path.stem for path in PATHS} <= within_three_clicks.keys()
+    assert {path.stem for path in PATHS} <= {page.stem for page in reached}
 
 
 def test_every_link_of_the_site_leads_somewhere(smoke):
     for page in site_of(smoke).glob("*.html"):
         broken = [path for path in browser.local_targets(page) if not path.exists()]
         assert not broken, f"{page.name}: {broken}"
-
-
-@pytest.mark.parametrize("question", QUESTIONS)
-def test_a_question_is_answered_within_three_clicks(within_three_clicks, question):
-    assert any(QUESTIONS[question] in text for text in within_three_clicks.values())
 
 
 def test_notebook_and_front_page_count_the_same_verdicts(smoke):
@@ -126,48 +100,43 @@ def test_notebook_and_front_page_count_the_same_verdicts(smoke):
         assert re.search(rf"\b{total} (recipe )?{verdict}\b", front), verdict
 
 
-WIDTHS = (1280, 390)
+@pytest.fixture
+def chromium():
+    window = browser.open_browser(1280)
+    yield window
+    window.quit()
 
 
-def test_pages_in_a_browser(smoke):
+def test_pages_in_a_browser(smoke, chromium):
     """Nothing overflows, pictures load, formulas are rendered."""
-    chromium = browser.open_browser(WIDTHS[0])
-    try:
-        for page in sorted(site_of(smoke).glob("[0-9i]*.html")):
-            chromium.get(page.as_uri())
-            chromium.execute_async_script(
-                "const done = arguments[0];"
-                "window.MathJax?.startup ? MathJax.startup.promise.then(done) : done();"
-            )
-            for width in WIDTHS:
-                browser.set_width(chromium, width)
-                needed = chromium.execute_script("return document.documentElement.scrollWidth")
-                assert needed <= width + 1, f"{page.name} takes {needed} px of {width}"
-            broken = chromium.execute_script(
-                "return [...document.images].filter(i => i.complete && !i.naturalWidth)"
-                ".map(i => i.src)"
-            )
-            assert not broken, f"{page.name}: {broken}"
-            raw = chromium.execute_script(
-                "return [...document.querySelectorAll('.math')]"
-                ".filter(m => !m.querySelector('mjx-container')).length"
-            )
-            assert raw == 0, f"{page.name} has {raw} formulas that are not rendered"
-    finally:
-        chromium.quit()
+    for page in sorted(site_of(smoke).glob("[0-9i]*.html")):
+        chromium.get(page.as_uri())
+        chromium.execute_async_script(
+            "const done = arguments[0];"
+            "window.MathJax?.startup ? MathJax.startup.promise.then(done) : done();"
+        )
+        for width in (1280, 390):
+            browser.set_width(chromium, width)
+            needed = chromium.execute_script("return document.documentElement.scrollWidth")
+            assert needed <= width + 1, f"{page.name} takes {needed} px of {width}"
+        broken = chromium.execute_script(
+            "return [...document.images].filter(i => i.complete && !i.naturalWidth).map(i => i.src)"
+        )
+        assert not broken, f"{page.name}: {broken}"
+        raw = chromium.execute_script(
+            "return [...document.querySelectorAll('.math')]"
+            ".filter(m => !m.querySelector('mjx-container')).length"
+        )
+        assert raw == 0, f"{page.name} has {raw} formulas that are not rendered"
 
 
-def test_search_and_dark_mode(smoke):
-    chromium = browser.open_browser(1280)
-    try:
-        chromium.get((site_of(smoke) / "search.html").as_uri() + "?q=κ")
-        chromium.implicitly_wait(20)
-        assert chromium.find_elements("css selector", "ul.search li a"), "κ is not found"
-        chromium.get((site_of(smoke) / "32_kappa_as_confidence.html").as_uri())
-        chromium.execute_script("document.documentElement.dataset.theme = 'dark'")
-        picture = chromium.find_element("css selector", ".cell_output img")
-        colour = picture.value_of_css_property("background-color")
-        red, green, blue = map(float, re.findall(r"[\d.]+", colour)[:3])
-        assert min(red, green, blue) > 180, f"dark lines on {colour}"
-    finally:
-        chromium.quit()
+def test_search_and_dark_mode(smoke, chromium):
+    chromium.get((site_of(smoke) / "search.html").as_uri() + "?q=κ")
+    chromium.implicitly_wait(20)
+    assert chromium.find_elements("css selector", "ul.search li a"), "κ is not found"
+    chromium.get((site_of(smoke) / "32_kappa_as_confidence.html").as_uri())
+    chromium.execute_script("document.documentElement.dataset.theme = 'dark'")
+    picture = chromium.find_element("css selector", ".cell_output img")
+    colour = picture.value_of_css_property("background-color")
+    red, green, blue = map(float, re.findall(r"[\d.]+", colour)[:3])
+    assert min(red, green, blue) > 180, f"dark lines on {colour}"

@@ -8,21 +8,20 @@ from lib import evaluation, training
 from lib.evaluation import measure
 from lib.runs import settings, store
 
+pytestmark = pytest.mark.usefixtures("data_dir")
 
-def write_set(name, labels, split="train"):
-    """A drawn set with these labels, where training looks for it."""
+
+def write_set(name, labels, split="train", copies=0):
+    """A drawn set with these labels, where training looks for it; so many images are in both."""
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 16, 16, 3), dtype=np.uint8)
+    if split == "test":
+        images[copies:] = 255 - images[copies:]
     folder = store.default_data_dir() / name
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"{split}.npz", images=images, labels=np.array(labels))
 
 
-@pytest.fixture
-def own_data(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
-
-
-def test_supervised_training_counts_the_classes_of_the_data(own_data):
+def test_supervised_training_counts_the_classes_of_the_data():
     labels = np.arange(192) % 3
     write_set("shapes", labels)
     write_set("shapes", labels, "test")
@@ -34,21 +33,16 @@ def test_supervised_training_counts_the_classes_of_the_data(own_data):
     assert evaluation.Run(run).name == folder.name
 
 
-def test_copies_of_training_images_in_the_test_set_are_counted(own_data):
+def test_copies_of_training_images_in_the_test_set_are_counted():
     write_set("copied", np.arange(40) % 2)
-    write_set("copied", np.arange(40) % 2, "test")
-    with np.load(store.default_data_dir() / "copied" / "test.npz") as stored:
-        images = stored["images"]
-        labels = stored["labels"]
-    images[3:] = 255 - images[3:]
-    np.savez(store.default_data_dir() / "copied" / "test.npz", images=images, labels=labels)
+    write_set("copied", np.arange(40) % 2, "test", copies=3)
     run = settings.resolve("simsiam", "smoke", dataset="copied", image_size=16)
     (row,) = measure.copied_images([run]).itertuples()
     assert (row.dataset, row.test_images, row.copies) == ("copied", 40, 3)
     assert measure.copied_images([run | {"dataset": "digits"}]).empty
 
 
-def test_copied_files_are_found_by_what_they_hold(own_data):
+def test_copied_files_are_found_by_what_they_hold():
     images = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
     for number, pixels in enumerate(images):
         split = "train" if number < 5 else "test"
@@ -61,7 +55,7 @@ def test_copied_files_are_found_by_what_they_hold(own_data):
     assert (row.test_images, row.copies) == (4, 1)
 
 
-def test_a_set_with_one_image_a_class_is_refused_before_training(own_data):
+def test_a_set_with_one_image_a_class_is_refused_before_training():
     write_set("people", np.arange(40))
     write_set("people", np.arange(40), "test")
     run = settings.resolve("simsiam", "smoke", dataset="people", image_size=16)

@@ -12,21 +12,22 @@ def test_parameters_have_the_declared_types():
     assert parsed == {"method": "simsiam", "seed": 1, "epochs": 2}
 
 
-def test_an_injected_parameter_that_is_not_declared_is_refused():
-    namespace = {"profile": "smoke", "sed": 1, "In": ["", INJECTED + "sed = 1\n"]}
-    with pytest.raises(ValueError, match="'sed'.*'seed'"):
-        notebooks.begin("10_pretraining", namespace)
+@pytest.mark.parametrize(
+    ("changed", "culprit"),
+    [
+        ({"sed": 1, "In": ["", INJECTED + "sed = 1\n"]}, "'sed'.*'seed'"),  # injected
+        ({"seed": "one"}, "seed"),  # edited by hand
+    ],
+)
+def test_a_parameter_that_is_not_declared_or_of_another_type_is_refused(changed, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        notebooks.begin("10_pretraining", {"profile": "smoke"} | changed)
 
 
 def test_other_names_in_a_notebook_are_no_parameters():
     """A startup file of IPython may have set anything before the first cell."""
     namespace = {"profile": "smoke", "DATA_ROOT": "/data", "In": ["", INJECTED, "text = 'mine'"]}
     notebooks.begin("10_pretraining", namespace | {"text": "mine"})
-
-
-def test_a_parameter_edited_by_hand_is_checked():
-    with pytest.raises(ValueError, match="seed"):
-        notebooks.begin("10_pretraining", {"profile": "smoke", "seed": "one"})
 
 
 def test_a_notebook_without_stored_runs_names_the_command():
