@@ -127,22 +127,16 @@ def store_metrics():
     What the rows say of the run itself (method, trained_on, seed) goes to its config.json.
     """
 
-    def write(profile, part, run, rows, **same):
-        rows = [same | row for row in rows]
+    def write(profile, part, run, rows):
         first = rows[0]
-        path = artifacts.config_path(profile, run)
-        config = artifacts.read_json(path) if path.exists() else {}
-        settings = {"method": first.get("method", ""), "seed": first.get("seed", 0)}
-        config["settings"] = settings | {"dataset": first.get("trained_on", "")}
-        config["data"] = {"title": first.get("trained_on", "")}
-        artifacts.write_json(path, config)
-        measured = [
-            {name: row[name] for name in artifacts.MEASURED_COLUMNS if name in row} for row in rows
-        ]
-        with pytest.MonkeyPatch.context() as patch:
-            if "commit" in first:
-                patch.setattr(artifacts, "commit", lambda: first["commit"])
-            hashes = {name: first.get(name, "") for name in ("run_hash", "evaluation_hash")}
-            return artifacts.write_metrics(profile, part, run, measured, **hashes)
+        trained_on = first.get("trained_on", "")
+        method = {"method": first["method"], "seed": first.get("seed", 0), "dataset": trained_on}
+        config = {"settings": method, "data": {"title": trained_on}}
+        artifacts.write_json(artifacts.config_path(profile, run), config)
+        measured = []
+        for row in rows:
+            names = artifacts.MEASURED_COLUMNS
+            measured.append({name: row[name] for name in names if name in row})
+        artifacts.write_metrics(profile, part, run, measured)
 
     return write

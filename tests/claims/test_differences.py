@@ -7,15 +7,7 @@ from scipy import stats
 
 from lib.claims import differences
 from lib.runs import settings, store
-
-
-def write(run, rows):
-    """Store metrics of a run that nobody trained, and return its name."""
-    name = settings.run_name(run)
-    config = {"settings": run, "data": {"title": run["dataset"]}}
-    store.write_json(store.config_path(run["profile"], name), config)
-    store.write_metrics(run["profile"], store.SUITE, name, rows)
-    return name
+from tests.claims.writers import store_run
 
 
 # -------------------------------------------------------------------------------- what is compared
@@ -31,22 +23,17 @@ def test_prosmin_is_compared_on_its_own_backbone_only():
 
 
 def test_runs_of_an_ablation_are_named_by_what_they_change():
-    runs = [
-        settings.resolve("vje", "smoke", train_images=256, **changes)
-        for changes in (
-            {},
-            {"likelihood": "product"},
-            {"learning_rate": 0.03, "directional_freedom": 1e5},
-        )
-    ]
-    runs.append(settings.resolve("random", "smoke", train_images=256))
-    assert list(differences.variants(runs).values()) == [
-        "vje",
-        "vje likelihood product",
-        "vje directional_freedom 100000, learning_rate 0.03",
-        "random",
-    ]
-    assert set(differences.variants(runs)) == {settings.run_name(run) for run in runs}
+    changes = {"learning_rate": 0.03, "directional_freedom": 1e5}
+    runs = {
+        "vje": settings.resolve("vje", "smoke"),
+        "vje likelihood product": settings.resolve("vje", "smoke", likelihood="product"),
+        "vje directional_freedom 100000, learning_rate 0.03": settings.resolve(
+            "vje", "smoke", **changes
+        ),
+        "random": settings.resolve("random", "smoke"),
+    }
+    names = {settings.run_name(run): name for name, run in runs.items()}
+    assert differences.variants(list(runs.values())) == names
 
 
 def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run():
@@ -56,7 +43,7 @@ def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run():
             assert not differences.tuning("standard").chosen.any()
         accuracy = 0.4 if place == 1 else 0.3
         row = {"metric": "accuracy", "classifier": "knn", "value": accuracy}
-        write(run, [row, {"metric": "effective_rank", "value": 10.0 + place}])
+        store_run(run, [row, {"metric": "effective_rank", "value": 10.0 + place}])
     table = differences.tuning("standard")
     (best,) = table[table.chosen].itertuples()
     assert (best.method, best.value) == ("vicreg", rates[1]["learning_rate"])
@@ -71,7 +58,7 @@ def test_temperatures_are_compared_with_the_usual_one():
         value = accuracy[run["teacher_temperature"]]
         row = {"condition": "clean", "metric": "accuracy", "classifier": "knn", "n": 10}
         interval = {"value": value, "ci_low": value - 0.03, "ci_high": value + 0.03}
-        name = write(run, [row | interval])
+        name = store_run(run, [row | interval])
         log = pd.DataFrame({"entropy": [2.0, 1.0], "entropy_of_mean": [3.0, 2.5]})
         store.write_csv(store.run_dir("smoke", name) / "log.csv", log)
     table = differences.sharpening("smoke").set_index("temperature")

@@ -5,7 +5,8 @@ import pytest
 from scipy import stats
 
 from lib.claims import tables
-from lib.runs import settings, store
+from lib.runs import settings
+from tests.claims.writers import store_run
 
 ACCURACY = {"vi_simsiam": 0.6, "simsiam": 0.5, "random": 0.3, "raw_pixels": 0.4}
 SCORES = {"uncertainty": 0.7, "feature_norm": 0.6, "knn_distance": 0.65, "max_softmax": 0.8}
@@ -14,7 +15,6 @@ SCORES = {"uncertainty": 0.7, "feature_norm": 0.6, "knn_distance": 0.65, "max_so
 def write(method, seed, accelerator="none"):
     """Metrics and config.json of one run of profile standard; value + 0.01 a seed."""
     run = settings.resolve(method, "standard", seed=seed)
-    name = settings.run_name(run)
 
     def row(metric, value, **more):
         value += 0.01 * seed
@@ -28,10 +28,8 @@ def write(method, seed, accelerator="none"):
     foreign = {"classifier": "", "condition": "far_ood", "score": "uncertainty"}
     rows.append(row("ood_auroc", 0.9, evaluated_on="mnist", **foreign))
     rows.append(row("ood_auroc", 0.7, evaluated_on="fashion_mnist", **foreign))
-    config = {"settings": run, "data": {"title": "cifar10"}, "images_per_second": 10.0}
-    config |= {"seconds": 100.0 * (seed + 1), "hardware": {"accelerator": accelerator}}
-    store.write_json(store.config_path("standard", name), config)
-    store.write_metrics("standard", store.SUITE, name, rows)
+    cost = {"images_per_second": 10.0, "seconds": 100.0 * (seed + 1)}
+    store_run(run, rows, hardware={"accelerator": accelerator}, **cost)
 
 
 @pytest.fixture

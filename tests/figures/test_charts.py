@@ -187,13 +187,6 @@ def test_the_reliability_diagram_has_the_bins_of_the_ece():
     assert upper.lines[0].get_ydata() == pytest.approx(filled["accuracy"])
 
 
-def test_tsne_draws_each_point_once():
-    data = kappas(300).rename(columns={"group": "class"})
-    data = data.assign(x=np.arange(300.0), y=np.arange(300.0) % 7)
-    drawn = figures.tsne_plot(data, colour_by="kappa").collections[0].get_offsets()
-    assert sorted(drawn[:, 0]) == sorted(data["x"])
-
-
 def test_intervals_over_seeds_begin_with_three():
     data = by_seed(vi_simsiam=[60.0, 61.0, 62.0, 63.0, 64.0], simsiam=[58.0, 60.0])
     # t(0.975, 4) = 2.776445, s = sqrt(2.5), n = 5
