@@ -50,11 +50,11 @@ def kappas(n: int = 600) -> pd.DataFrame:
 
 def by_seed(**values: list[float]) -> pd.DataFrame:
     """One row a method and seed, with its accuracy."""
-    rows = []
+    frames = []
     for method, accuracies in values.items():
-        for seed, accuracy in enumerate(accuracies):
-            rows.append({"method": method, "seed": seed, "accuracy": accuracy})
-    return pd.DataFrame(rows)
+        seeds = range(len(accuracies))
+        frames.append(pd.DataFrame({"method": method, "seed": seeds, "accuracy": accuracies}))
+    return pd.concat(frames, ignore_index=True)
 
 
 DATA = pd.DataFrame({"x": [1.0, 2.5], "y": [0.5, 1.25], "class": ["0", "1"]})
@@ -136,13 +136,14 @@ def test_boxes_are_the_quartiles_and_the_summary_says_so():
         values = data.loc[data["group"] == name, "kappa"]
         q1, median, q3 = np.percentile(values, [25, 50, 75])
         row = boxes.loc[name]
-        assert (row["q1"], row["median"], row["q3"]) == pytest.approx((q1, median, q3))
-        assert row["n"] == len(values)
+        assert (row.q1, row["median"], row.q3, row.n) == pytest.approx(
+            (q1, median, q3, len(values))
+        )
         # the chart interpolates between log κ, the summary between κ
         assert (box[:, 0].min(), box[:, 0].max()) == pytest.approx((q1, q3), rel=0.01)
         reach = (q3 / q1) ** 1.5
-        inside = values[(values >= q1 / reach) & (values <= q3 * reach)]
-        whiskers = (row["whisker_low"], row["whisker_high"])
+        inside = values[values.between(q1 / reach, q3 * reach)]
+        whiskers = (row.whisker_low, row.whisker_high)
         assert whiskers == pytest.approx((inside.min(), inside.max()))
 
 
@@ -211,15 +212,8 @@ def test_a_scatter_has_every_seed_and_the_means():
 
 def test_a_dumbbell_joins_the_published_number_and_ours():
     nan = np.nan
-    data = pd.DataFrame(
-        {
-            "name": ["A", "B", "C"],
-            "published": [1.0, 2.0, nan],
-            "ours": [0.5, nan, -1.0],
-            "ci_low": [0.1, nan, -2.0],
-            "ci_high": [0.9, nan, 0.0],
-        }
-    )
+    rows = [("A", 1.0, 0.5, 0.1, 0.9), ("B", 2.0, nan, nan, nan), ("C", nan, -1.0, -2.0, 0.0)]
+    data = pd.DataFrame(rows, columns=["name", "published", "ours", "ci_low", "ci_high"])
     ax = figures.dumbbell_plot(data, reference=0.25)
     lines = {line.get_label(): line for line in ax.lines}
     np.testing.assert_array_equal(lines["published"].get_xdata(), data["published"])
@@ -255,17 +249,23 @@ def test_an_image_grid_shows_the_pixels():
         figures.image_grid(images / 255)
 
 
+def plain_images(count: int) -> np.ndarray:
+    """Grey images [N, 4, 4] whose level is their number."""
+    return np.repeat(np.arange(count, dtype=np.uint8), 16).reshape(count, 4, 4)
+
+
+def levels_of(grid) -> list[int]:
+    return [ax.images[0].get_array()[0, 0] for ax in grid.axes]
+
+
 def test_images_of_high_and_low_kappa():
-    images = np.arange(20, dtype=np.uint8)[:, None, None] * np.ones((20, 4, 4), np.uint8)
     kappa = np.random.default_rng(0).permutation(20).astype(float)
-    grid = figures.images_by_kappa(images, kappa, columns=3)
-    shown = [ax.images[0].get_array()[0, 0] for ax in grid.axes]
-    assert kappa[shown].tolist() == [19, 18, 17, 0, 1, 2]
+    grid = figures.images_by_kappa(plain_images(20), kappa, columns=3)
+    assert kappa[levels_of(grid)].tolist() == [19, 18, 17, 0, 1, 2]
 
 
 def test_reconstructions_are_sorted_by_their_error():
-    images = np.arange(9, dtype=np.uint8)[:, None, None] * np.ones((9, 4, 4), np.uint8)
+    images = plain_images(9)
     drawn = {"vae": images[3:6], "simvae": images[6:]}
     grid = figures.reconstruction_grid(images[:3], drawn, {"vae": 0.5, "simvae": 0.25})
-    shown = [ax.images[0].get_array()[0, 0] for ax in grid.axes]
-    assert shown == [0, 1, 2, 6, 7, 8, 3, 4, 5]
+    assert levels_of(grid) == [0, 1, 2, 6, 7, 8, 3, 4, 5]
