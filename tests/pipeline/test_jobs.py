@@ -49,31 +49,26 @@ def test_a_paper_has_its_own_jobs():
     assert "50_prosmin_calibration_and_shift" not in vje
 
 
-def stamps(listed):
-    return {name: jobs.stamp(job, listed).name for name, job in listed.items()}
-
-
 def test_a_stamp_follows_parameters_sources_and_needs(monkeypatch):
     listed = jobs.listed_jobs("smoke")
-    before = stamps(listed)
+    before = {name: jobs.stamp(job, listed) for name, job in listed.items()}
+
+    def restamped(changed):
+        return {name for name, job in changed.items() if jobs.stamp(job, changed) != before[name]}
+
+    def with_dependent(needed):
+        return {needed, *(name for name, job in listed.items() if needed in job.needs)}
+
     first = next(iter(listed))
-    parameters = listed[first].parameters | {"seed": 7}
-    after = stamps(listed | {first: replace(listed[first], parameters=parameters)})
-    dependent = {name for name, job in listed.items() if first in job.needs}
-    assert dependent
-    assert {first, *dependent} <= {name for name in listed if after[name] != before[name]}
-
-    hashed = jobs.source_hash
+    other = replace(listed[first], parameters=listed[first].parameters | {"seed": 7})
+    assert with_dependent(first) <= restamped(listed | {first: other})
     edited = "32_kappa_as_confidence"
-
-    def hash_of_edited(name):
-        return "edited" if name == edited else hashed(name)
-
-    monkeypatch.setattr(jobs, "source_hash", hash_of_edited)
-    after = stamps(listed)
-    dependent = {name for name, job in listed.items() if edited in job.needs}
-    assert {edited, *dependent} <= {name for name in listed if after[name] != before[name]}
-    assert after[first] == before[first]
+    hashed = jobs.source_hash
+    monkeypatch.setattr(
+        jobs, "source_hash", lambda name: "edited" if name == edited else hashed(name)
+    )
+    assert with_dependent(edited) <= restamped(listed)
+    assert first not in restamped(listed)
 
 
 @pytest.mark.parametrize(
