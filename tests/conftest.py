@@ -5,9 +5,8 @@ One thread, fixed seeds, matplotlib's own style, and results and data folders of
 
 import os
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # read when numpy is loaded; several threads beside other work are many times slower than one
+# Read when numpy is loaded; several threads beside other work are many times slower than one.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import matplotlib as mpl
 import numpy as np
@@ -35,9 +34,8 @@ def isolated(request, monkeypatch):
     """
     torch.manual_seed(0)
     np.random.seed(0)
-    monkeypatch.setattr(
-        torch.distributions.Distribution, "_validate_args", True
-    )  # which torch.compile turns off for all that follows
+    # torch.compile turns it off for all that follows.
+    monkeypatch.setattr(torch.distributions.Distribution, "_validate_args", True)
     if artifacts.RESULTS == RESULTS:
         monkeypatch.setattr(artifacts, "RESULTS", request.getfixturevalue("tmp_path") / "results")
     with mpl.rc_context():
@@ -50,13 +48,8 @@ def distance():
 
     def between(first, second):
         assert first.keys() == second.keys()
-        return (
-            sum(
-                (first[name].double() - second[name].double()).square().sum().item()
-                for name in first
-            )
-            ** 0.5
-        )
+        squares = [(first[name].double() - second[name].double()).square().sum() for name in first]
+        return sum(squares).item() ** 0.5
 
     return between
 
@@ -111,11 +104,8 @@ def frame(run):
 @pytest.fixture(scope="module")
 def vae_run(shared_results, tiny):
     """A trained SimVAE."""
-    settings = resolution.resolve(
-        "simvae",
-        "smoke",
-        **(tiny | {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}),
-    )
+    changes = {"views": 2, "representation": 6, "image_size": 16, "learning_rate": 1e-3}
+    settings = resolution.resolve("simvae", "smoke", **(tiny | changes))
     training.train(settings)
     return protocol.Run(settings)
 

@@ -107,10 +107,10 @@ def reproduce_with_kills(results: Path, kills: list[Kill]) -> Killed:
     return outcome
 
 
-def family(process: int) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
     """A process and all that it started."""
     with contextlib.suppress(psutil.NoSuchProcess):
-        parent = psutil.Process(process)
+        parent = psutil.Process(pid)
         return [parent, *parent.children(recursive=True)]
     return []
 

@@ -8,9 +8,7 @@ tests/runs, those of data sets in tests/data.
 import pickle
 import re
 import zipfile
-from dataclasses import dataclass
 from io import BytesIO
-from pathlib import Path
 from shutil import copytree
 
 import numpy as np
@@ -37,30 +35,15 @@ SCORES = f"results/smoke/runs/{NAME}/scores-digits.npz"
 TRAIN = "data/mine/train.npz"
 
 
-@dataclass(frozen=True)
-class Place:
-    """A folder with results and data of its own."""
-
-    root: Path
-
-    def path(self, name: str) -> Path:
-        path = self.root / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path
-
-    def snapshot(self) -> dict[str, str]:
-        """Every path, with the hash of what is a file."""
-        hashes = {}
-        for path in self.root.rglob("*"):
-            is_file = path.is_file() and not path.is_symlink()
-            hashes[str(path)] = store.sha256(path) if is_file else "no file"
-        return hashes
+def snapshot(folder):
+    """Every path, with the hash of what is a file."""
+    return {path: path.is_file() and store.sha256(path) for path in folder.rglob("*")}
 
 
-def use(root, patch):
-    patch.setattr(store, "RESULTS", root / "results")
-    patch.setenv("DATA_DIR", str(root / "data"))
-    return Place(root)
+def use(folder, patch):
+    patch.setattr(store, "RESULTS", folder / "results")
+    patch.setenv("DATA_DIR", str(folder / "data"))
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -83,9 +66,9 @@ def stored(tmp_path_factory):
         weights = methods.build(small, 3).state_dict()
         store.write_tensors(store.encoder_path("vi_simsiam"), weights, info)
         for split in ("train", "test"):
-            store.write_npz(place.path(f"data/mine/{split}.npz"), images=PIXELS, labels=LABELS)
-        store.write_text(place.path("README.md"), "not a result")
-        yield place.root
+            store.write_npz(place / f"data/mine/{split}.npz", images=PIXELS, labels=LABELS)
+        store.write_text(place / "README.md", "not a result")
+        yield place
 
 
 @pytest.fixture
@@ -105,11 +88,11 @@ def refused(place, capsys):
     """Call a door, see that it refuses with one sentence that has the culprit, changing nothing."""
 
     def check(door, culprit):
-        before = place.snapshot()
+        before = snapshot(place)
         message = message_of(door, capsys)
         assert re.search(culprit, message), message
         assert "\n" not in message and 4 <= len(message.split()) and len(message) < 2000, message
-        assert place.snapshot() == before
+        assert snapshot(place) == before
 
     return check
 
@@ -159,7 +142,7 @@ def test_every_door_lets_good_input_in(place):
     ],
 )
 def test_commands(command, culprit, place, refused):
-    arguments = command.format(root=place.root).split()
+    arguments = command.format(root=place).split()
     refused(lambda: cli.main(arguments), culprit)
 
 
@@ -198,16 +181,18 @@ def exabyte():
 
 @pytest.mark.parametrize("content", [b"", b"text", pickle.dumps({}), exabyte()])
 def test_a_file_that_is_no_set(content, place, refused):
-    place.path(TRAIN).write_bytes(content)
+    (place / TRAIN).write_bytes(content)
     refused(lambda: sources.load("mine"), "train.npz")
 
 
 def test_a_folder_to_score_with_too_few_images(place, refused):
     """The message says why one is not counted."""
+    photos = place / "photos"
+    photos.mkdir()
     for index in range(63):
-        Image.new("RGB", (32, 32), (index, 0, 0)).save(place.path(f"photos/{index}.png"))
-    place.path("photos/bad.png").write_bytes(b"\x89PNG")
-    refused(lambda: own_files.survey(place.root / "photos", 64), "bad.png")
+        Image.new("RGB", (32, 32), (index, 0, 0)).save(photos / f"{index}.png")
+    (photos / "bad.png").write_bytes(b"\x89PNG")
+    refused(lambda: own_files.survey(photos, 64), "bad.png")
 
 
 # ------------------------------------------------------------------------- stored files
@@ -225,7 +210,7 @@ DOORS = {
 )
 @pytest.mark.parametrize("name", DOORS)
 def test_a_stored_file_that_is_damaged(name, content, place, refused):
-    path = place.path(name)
+    path = place / name
     whole = path.read_bytes()
     damaged = whole[: len(whole) // 2] if content == "half" else content
     if name == METRICS and content == "half":

@@ -25,8 +25,8 @@ def stamps(results):
     }
 
 
-def contents(folder, pattern="*"):
-    return {path: path.read_bytes() for path in folder.rglob(pattern) if path.is_file()}
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 @pytest.fixture(scope="module")

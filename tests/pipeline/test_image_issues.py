@@ -43,8 +43,8 @@ def test_planted_faults_are_named_and_nothing_else():
         "white": (Image.new("RGB", (128, 128), "white"), {"light", "flat"}),
         "black": (Image.new("RGB", (128, 128), "black"), {"dark", "flat"}),
         "grey": (Image.new("RGB", (128, 128), "grey"), {"flat"}),
-        "noise of 64 px": (noise(64), {"noisy"}),
-        "noise of 300 px": (noise(300), {"noisy"}),
+        "noise": (noise(64), {"noisy"}),
+        "larger noise": (noise(300), {"noisy"}),
         "blurred": (photos[0].filter(ImageFilter.GaussianBlur(8)), {"blurred"}),
         "dark": (photos[1].point(lambda value: value // 5), {"dark"}),
     }
