@@ -45,7 +45,6 @@ def close(ours, expected, tolerance=2e-5):
 @pytest.mark.parametrize("size", [7, 16, 40])
 @pytest.mark.parametrize(("height", "width"), [(24, 24), (20, 33)])
 def test_crop_and_resize_is_torchvisions(size, height, width):
-    """Up- and down-sampling, of boxes from one pixel to the whole image."""
     images = noise(12, height=height, width=width)
     box = views.random_boxes(10, height, width, (0.02, 1.0), (0.3, 3.0), generator())
     extremes = torch.tensor([[0.0, 0, height, width], [height - 1, width - 1, 1, 1]])
@@ -172,17 +171,14 @@ def test_jitter_factors_are_uniform_in_torchvisions_ranges():
     assert stats.kstest(strong[:, 0].numpy(), "uniform", (0, 2.5)).pvalue > ALIKE
 
 
-OFF = dict.fromkeys(("flip", "jitter", "grey", "blur"), 0.0)
-OFF = SIMSIAM | OFF | {"scale": (1.0, 1.0), "ratio": (1.0, 1.0)}
-
-
 @pytest.mark.parametrize("name", ["flip", "upside_down", "jitter", "grey", "blur"])
 def test_each_part_happens_as_often_as_its_recipe_says(name):
     """All other parts off, the whole image kept: what differs was changed by this part."""
     images = noise(1).expand(3000, -1, -1, -1)
     probability = SIMSIAM.get(name, 0.5)
-    strengths = OFF | {name: probability, "sigma": (1.0, 2.0)}
-    made = views.augment(images, 24, strengths, generator())
+    off = dict.fromkeys(("flip", "jitter", "grey", "blur"), 0.0)
+    whole = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "sigma": (1.0, 2.0)}
+    made = views.augment(images, 24, SIMSIAM | off | whole | {name: probability}, generator())
     changed = (made - images).abs().amax((1, 2, 3)) > 1e-4
     assert stats.binomtest(int(changed.sum()), 3000, probability).pvalue > ALIKE
     close(made[~changed], images[~changed], 1e-6)
@@ -244,7 +240,6 @@ SECOND = views.BYOL | views.BYOL["second"]
 def test_views_are_distributed_as_torchvisions(recipe):
     images = photos(400)[..., 4:]  # off-centre, so that a wrong flip or crop shows
     ours = views.augment(images.repeat(6, 1, 1, 1), 18, recipe, generator(3))
-    assert ours.min() >= -1e-6 and ours.max() <= 1 + 1e-6
     expected = statistics(torchvision_views(images, 18, recipe))
     for quantity, values in statistics(ours).items():
         # Rounded: where no colour changes, a quantity has few values, equal except for rounding.
@@ -279,17 +274,6 @@ def test_compiled_views_are_the_batched_ones(change, height, width, size, channe
     close(views.render(images.float() / 255, chosen, draws, size), batched, 5e-5)
 
 
-def test_compiled_views_do_not_depend_on_the_number_of_threads():
-    threads = torch.get_num_threads()
-    one = views.augment(photos(70), 16, SIMSIAM, generator())
-    torch.set_num_threads(3)
-    try:
-        three = views.augment(photos(70), 16, SIMSIAM, generator())
-    finally:
-        torch.set_num_threads(threads)
-    assert torch.equal(one, three)
-
-
 @pytest.mark.parametrize("local", [0, 2])
 def test_parts_of_a_batch_have_together_the_views_of_the_whole(local):
     images = photos(128)
@@ -301,14 +285,18 @@ def test_parts_of_a_batch_have_together_the_views_of_the_whole(local):
         assert torch.equal(view, torch.cat(pieces))
 
 
-def test_views_depend_only_on_the_generator():
+def test_views_depend_on_the_generator_and_not_on_the_number_of_threads():
     images = photos(70)
-    original = images.clone()
     state = torch.get_rng_state()
     first = views.augment(images, 16, SIMSIAM, generator(1))
-    assert torch.equal(first, views.augment(images, 16, SIMSIAM, generator(1)))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        assert torch.equal(first, views.augment(images, 16, SIMSIAM, generator(1)))
+    finally:
+        torch.set_num_threads(threads)
     assert not torch.equal(first, views.augment(images, 16, SIMSIAM, generator(2)))
-    assert torch.equal(torch.get_rng_state(), state) and torch.equal(images, original)
+    assert torch.equal(torch.get_rng_state(), state) and torch.equal(images, photos(70))
 
 
 # ------------------------------------------------------------------------------ kinds and recipes
@@ -317,17 +305,12 @@ def described(**changed):
     return plain | changed
 
 
-def test_make_views_gives_global_views_first():
-    made = views.make_views(photos(20), described(local_views=3), generator())
-    assert [tuple(view.shape) for view in made] == [(20, 3, 16, 16)] * 2 + [(20, 3, 8, 8)] * 3
-    assert len({view.sum().item() for view in made}) == 5
-
-
 @pytest.mark.parametrize("count", [1, 5])
-def test_a_run_may_have_any_number_of_views(count):
-    run = described(augmentation="simvae_colour", views=count)
-    made = views.make_views(photos(6), run, generator())
-    assert len({view.sum().item() for view in made}) == count
+def test_a_run_may_have_any_number_of_views_global_ones_first(count):
+    run = described(augmentation="simvae_colour", views=count, local_views=3)
+    made = views.make_views(photos(20), run, generator())
+    assert [view.shape[-1] for view in made] == [16] * count + [8] * 3
+    assert len({view.sum().item() for view in made}) == count + 3
     with pytest.raises(ValueError, match=f"'byol' is for two views, not {count}"):
         views.view_kinds(described(augmentation="byol", views=count))
 
@@ -346,15 +329,11 @@ def test_views_of_the_papers():
 
 @pytest.mark.parametrize("augmentation", ["dino", "simsiam", "simsiam_small", "byol"])
 def test_the_settings_local_scale_holds_under_every_augmentation(augmentation):
-    """A method's own area of low-resolution views stays when another augmentation is chosen."""
     run = described(augmentation=augmentation, local_views=2, local_scale=[0.1, 0.3])
     *standard, local = views.view_kinds(run)
     without = views.view_kinds({**run, "local_scale": None})
     assert local.strengths == without[-1].strengths | {"scale": (0.1, 0.3)}
     assert standard == without[:-1]
-    box = views.draw(500, 100, 100, local.strengths, generator()).box
-    area = box[:, 2] * box[:, 3] / 100**2
-    assert 0.09 < area.min() and area.max() < 0.31
 
 
 @pytest.mark.parametrize("scale", [[0.3, 0.1], [0.0, 0.5], [0.5, 1.5], [0.2]])
@@ -367,8 +346,3 @@ def test_a_changed_recipe_is_noticed():
     """Raise the version of every method that uses it in settings/recipes.toml, then this hash."""
     text = json.dumps(views.RECIPES, sort_keys=True)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == "61fc6157c7a75b24"
-
-
-def test_unknown_recipe_is_an_error():
-    with pytest.raises(ValueError, match="'none'; choose one of .*'simsiam'"):
-        views.recipe("none")

@@ -1,12 +1,9 @@
-"""Tiny data sets on disk, and a network that is not there."""
+"""Tiny data sets on disk."""
 
 import gzip
 
 import numpy as np
-import pytest
 from PIL import Image
-
-from lib.data import downloads
 
 RANDOM = np.random.default_rng(0)
 
@@ -47,12 +44,3 @@ def write_idx(folder, split="train", n=6, packed=True):
         else:
             path.write_bytes(idx(array))
     return images, labels
-
-
-@pytest.fixture
-def no_network(monkeypatch):
-    def fail(staging, name, split):
-        raise OSError("no network")
-
-    monkeypatch.setattr(downloads, "torchvision_download", fail)
-    monkeypatch.setattr(downloads, "DEBIAN", {})
