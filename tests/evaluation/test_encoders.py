@@ -62,11 +62,11 @@ def test_an_encoder_can_be_exported_and_traced(encoder):
 def test_images_and_files_are_prepared_alike(encoder, tmp_path):
     loaded = lib.load("vi_simsiam")
     pixels = np.random.default_rng(0).integers(256, size=(9, 15, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    wide = Image.fromarray(pixels)
+    wide.save(tmp_path / "wide.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
-    turned = Image.fromarray(np.rot90(pixels).copy())
-    turned.save(tmp_path / "turned.png", exif=exif)
+    wide.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "turned.png", exif=exif)
     tensor = torch.from_numpy(pixels).movedim(-1, 0)
     expected = loaded.prepare(tensor[None])
     assert expected.shape == (1, 1, 9, 9)
@@ -76,14 +76,10 @@ def test_images_and_files_are_prepared_alike(encoder, tmp_path):
     assert loaded.embed(files).features.shape == (2, loaded.method.backbone.features)
 
 
-@pytest.mark.parametrize(
-    "images",
-    [torch.zeros(2, 1, 9, 9, dtype=torch.uint8), torch.zeros(2, 3, 9, 9)],
-    ids=["bytes", "colour"],
-)
-def test_other_images_are_refused(encoder, images):
-    with pytest.raises(ValueError, match="vi_simsiam was trained on 1 channels and 9 x 9"):
-        lib.load("vi_simsiam").embed(images)
+def test_other_images_are_refused(encoder):
+    for images in (torch.zeros(2, 1, 9, 9, dtype=torch.uint8), torch.zeros(2, 3, 9, 9)):
+        with pytest.raises(ValueError, match="vi_simsiam was trained on 1 channels and 9 x 9"):
+            lib.load("vi_simsiam").embed(images)
 
 
 def test_a_run_without_weights_uses_its_own_encoder(run, encoder, monkeypatch):
@@ -137,13 +133,3 @@ def test_statistics_are_those_of_their_encoder(encoder):
     store.write_npz(encoder.with_suffix(".npz"), **statistics)
     with pytest.raises(ValueError, match="another"):
         encoders.statistics_beside(encoder)
-
-
-def test_unknown_and_incomplete_encoders_are_refused(encoder):
-    with pytest.raises(ValueError, match="simvae.*vi_simsiam"):
-        encoders.load("simvae")
-    tensors, info = store.read_tensors(encoder)
-    kept = {name: t for name, t in tensors.items() if not name.startswith("concentration_head")}
-    store.write_tensors(encoder, kept, info)
-    with pytest.raises(ValueError, match="concentration_head"):
-        encoders.load("vi_simsiam")

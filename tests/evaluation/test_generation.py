@@ -1,8 +1,5 @@
 """lib.evaluation.generation on latents whose images are known."""
 
-import copy
-from functools import partial
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -73,7 +70,6 @@ def test_samples_of_a_class_have_its_mean_and_covariance():
     assert latents.shape == (40_000, 3)
     for label, members in ((4, first), (9, second)):
         sample = latents[classes == label]
-        assert len(sample) == 20_000
         np.testing.assert_allclose(sample.mean(0), members.mean(0), atol=0.1)
         np.testing.assert_allclose(np.cov(sample.T), np.cov(members.T), rtol=0.1, atol=0.2)
 
@@ -95,11 +91,11 @@ def first_pixels(images):
 def test_fid_is_the_frechet_distance_of_features_of_coloured_bytes(monkeypatch):
     extractor = torch.nn.Module()
     extractor.forward = first_pixels
-    metric = partial(FrechetInceptionDistance, feature=extractor)
-    monkeypatch.setattr(
-        "torchmetrics.image.fid.FrechetInceptionDistance",
-        lambda reset_real_features, **_: metric(reset_real_features=reset_real_features),
-    )
+
+    def metric(reset_real_features, **_):
+        return FrechetInceptionDistance(extractor, reset_real_features=reset_real_features)
+
+    monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", metric)
     real, other = torch.rand(2, 60, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     distances = generation.fid({"same": real, "other": other}, real, "weights", batch_size=25)
     features = []
@@ -121,9 +117,8 @@ def test_damaged_weights_of_inception_are_refused(tmp_path, monkeypatch):
 # ----------------------------------------------------------------------------------------- of a run
 def test_an_encoder_without_decoder_gets_one_that_is_trained_once(vae_run, monkeypatch, tiny):
     assert generation.decoder_of(vae_run) is vae_run.method
-    bare = settings.resolve(
-        "random_latent", "smoke", **(tiny | {"representation": 6, "image_size": 16})
-    )
+    latent = tiny | {"representation": 6, "image_size": 16}
+    bare = settings.resolve("random_latent", "smoke", **latent)
     training.train(bare)
     decoder = generation.decoder_of(measure.Run(bare))
     trained = []
@@ -135,8 +130,7 @@ def test_an_encoder_without_decoder_gets_one_that_is_trained_once(vae_run, monke
     monkeypatch.setattr(generation, "fit_decoder", fit_decoder)
     stored = generation.decoder_of(measure.Run(bare))
     assert not trained
-    for name, value in decoder.state_dict().items():
-        assert torch.equal(stored.state_dict()[name], value)
+    torch.testing.assert_close(stored.state_dict(), decoder.state_dict(), rtol=0, atol=0)
     longer = bare | {"decoder_epochs": 7}
     generation.decoder_of(measure.Run(longer))
     generation.decoder_of(measure.Run(longer))
@@ -145,7 +139,6 @@ def test_an_encoder_without_decoder_gets_one_that_is_trained_once(vae_run, monke
 
 def test_a_vae_without_its_weights_has_no_decoder(vae_run):
     encoder_only = measure.Run(vae_run.settings)
-    encoder_only.method = copy.deepcopy(vae_run.method)
     del encoder_only.method.decoder  # as lib.load leaves it
     with pytest.raises(FileNotFoundError, match=vae_run.name):
         generation.decoder_of(encoder_only)

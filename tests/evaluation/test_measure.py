@@ -2,15 +2,17 @@
 
 import dataclasses
 from copy import copy
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from sklearn.covariance import LedoitWolf
+from sklearn.metrics import roc_auc_score
 
 from lib import training
 from lib.data import sources, views
-from lib.evaluation import embed, measure, results, uncertainty
+from lib.evaluation import embed, measure, results
 from lib.runs import settings, store
 
 
@@ -52,15 +54,13 @@ def test_a_stored_embedding_is_used_for_the_same_images_weights_and_version(run,
 def test_views_are_those_of_the_recipe(run):
     few, kappa = measure.kappa_of_views(run, 2)
     assert kappa.shape == (2, run.settings["condition_images"])
-    transform = embed.input_transform(run.settings, run.channels)
-    images = transform(few.batch(np.arange(len(few))).float() / 255)
+    size = run.settings["image_size"]
     strengths = views.recipe(run.settings["augmentation"])
     for i, row in enumerate(kappa):
         seed = training.seed_of(run.settings["seed"], "kappa views", i)
         generator = torch.Generator().manual_seed(seed)
-        with torch.inference_mode():
-            view = views.augment(images, run.settings["image_size"], strengths, generator)
-            expected = run.method.embed(view).native["kappa"]
+        view = partial(views.augment, size=size, strengths=strengths, generator=generator)
+        expected = run.embed_unstored(few, transform=view)["kappa"]
         np.testing.assert_allclose(row, expected, rtol=1e-4)
 
 
@@ -78,18 +78,14 @@ def test_metrics_and_scores_are_stored(run, frame):
     means = stored.query("metric == 'mean' and score == 'kappa'").set_index("condition").value
     assert means["clean"] == pytest.approx(scores["kappa"].mean(), rel=1e-4)
     assert means["crop_1"] == pytest.approx(means["blur_0"], rel=1e-6)  # the unchanged images
-    assert not store.encoder_path("vi_simsiam", "smoke").exists()
 
 
 def test_a_tuning_run_is_measured_on_validation_only(shared_results, tiny):
-    changes = tiny | {"split": "fit", "train_images": 0}
-    resolved = settings.resolve("simsiam", "smoke", **changes)
+    resolved = settings.resolve("simsiam", "smoke", **tiny | {"split": "fit", "train_images": 0})
     training.train(resolved)
     frame = measure.measure_run(measure.Run(resolved))
     assert set(frame.condition) == {"validation"} and set(frame.n) == {143}
-    values = frame.set_index("metric").value
-    assert 0.1 < values["accuracy"] <= 1
-    assert 1 <= values["effective_rank"] <= 16  # of 16 features
+    assert 0.1 < frame.set_index("metric").value["accuracy"] <= 1
     assert not store.scores_path("smoke", settings.run_name(resolved), "digits").exists()
 
 
@@ -98,21 +94,18 @@ def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
     training.train(resolved)
     run = measure.Run(resolved)
     frame = measure.measure_run(run).set_index("score")
-    assert set(frame.condition) == {"one_class"} and set(frame.metric) == {"ood_auroc"}
     assert {"feature_norm", "knn_distance", "likelihood_and_kl"} <= set(frame.index)
     test = sources.load("digits", "test", image_size=16)
     outside = test.labels != 3
     embedded = run.embed_unstored(test)
-    auroc = uncertainty.auroc(embedded["uncertainty"], outside)
-    assert frame.value["uncertainty"] == pytest.approx(auroc, abs=1e-6)
     train = run.embed_unstored(run.train)["features"].astype(float)
     distance = LedoitWolf().fit(train).mahalanobis(embedded["features"].astype(float))
-    expected = uncertainty.auroc(distance, outside)
-    assert frame.value["mahalanobis"] == pytest.approx(expected, abs=1e-6)
+    for score, values in (("uncertainty", embedded["uncertainty"]), ("mahalanobis", distance)):
+        expected = roc_auc_score(outside, values)
+        assert frame.value[score] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, frame, monkeypatch):
-    assert {"clean", "crop_0.4", "near_ood"} <= set(frame.condition)
+def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, monkeypatch):
     monkeypatch.setattr(measure, "_is_graded", lambda _: False)
     assert set(measure.measure_run(run).condition) == {"clean"}
 
@@ -142,8 +135,7 @@ def test_measured_runs_are_the_listed_ones_with_metrics(
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
         results.measured_runs("smoke")
     row = {"method": "simsiam", "value": 1.0}
-    name = settings.run_name(listed[1])
-    store_metrics("smoke", measure.SUITE, name, [row])
+    store_metrics("smoke", measure.SUITE, settings.run_name(listed[1]), [row])
     assert results.measured_runs("smoke") == [listed[1]]
     assert results.read(measure.SUITE, listed).seed.tolist() == [6]
 

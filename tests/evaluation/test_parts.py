@@ -1,24 +1,20 @@
 """lib.evaluation.parts: what is measured of which runs, and how it is read."""
 
 from lib.evaluation import parts, results
-from lib.runs import settings, store
+from lib.runs import settings
 
 
-def store_rows(run, part):
-    name = settings.run_name(run)
-    config = {"settings": run, "data": {"title": run["dataset"]}}
-    store.write_json(store.config_path(run["profile"], name), config)
-    row = {"condition": "colour", "metric": "accuracy", "value": 0.5, "n": 10}
-    store.write_metrics(run["profile"], part, name, [row])
-
-
-def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
+def test_factors_are_read_of_every_set_that_a_run_is_probed_on(store_metrics):
     probed = settings.resolve("simvae", "smoke", dataset="digits")
     other = settings.resolve("vae", "smoke", dataset="digits")
     assert results.read_factors([probed, other]).empty
-    store_rows(probed, f"{results.FACTORS}-styled_digits")
-    store_rows(probed, f"{results.FACTORS}-celeba")
-    store_rows(other, "content")
+    row = {"condition": "colour", "metric": "accuracy", "value": 0.5, "n": 10}
+    for run, part in (
+        (probed, f"{results.FACTORS}-styled_digits"),
+        (probed, f"{results.FACTORS}-celeba"),
+        (other, "content"),
+    ):
+        store_metrics("smoke", part, settings.run_name(run), [row], method=run["method"])
     rows = results.read_factors([probed, other])
     assert sorted(rows.set) == ["celeba", "styled_digits"]
     assert set(rows.run) == {settings.run_name(probed)}
