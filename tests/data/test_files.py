@@ -1,5 +1,6 @@
 """Which files of a folder are read, and the one way from a path to pixels."""
 
+import dataclasses
 import os
 import warnings
 
@@ -39,7 +40,26 @@ def untidy(tmp_path):
     return folder
 
 
-def test_a_training_folder_holds_regular_image_files_and_names_what_is_left_out(untidy):
+def test_regular_image_files_are_read_and_the_rest_is_named(untidy):
+    entries = files.walk(untidy)
+    kinds = {entry.path.relative_to(untidy).as_posix(): entry.kind for entry in entries}
+    assert kinds == {
+        "1.png": "image",
+        "3.png/deep/2.JPG": "image",
+        ".thumbs": "hidden",
+        "deep/.cache": "hidden",
+        ".hidden.png": "hidden",
+        "notes.txt": "other",
+        "phone.heic": "other",
+        "link.png": "link",
+        "linked": "link",
+        "pipe.png": "other",
+    }
+    assert all(entry.note for entry in entries if not entry.is_image)
+    assert [entry.path for entry in entries] == sorted(entry.path for entry in entries)
+
+
+def test_a_training_folder_follows_the_same_rule_and_names_what_is_left_out(untidy):
     root = untidy.parents[2]
     with pytest.warns(UserWarning, match="8 left out: birne/.*and 3 more"):
         images = sources.load("obst", data_dir=root)
@@ -68,6 +88,14 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path):
     assert [entry.kind for entry in files.walk(tmp_path)] == ["unreadable"]
 
 
+@pytest.mark.parametrize("suffix", ["bmp", "tiff", "webp"])
+def test_formats_that_pillow_reads_are_images(tmp_path, suffix):
+    path = tmp_path / f"1.{suffix}"
+    Image.fromarray(WIDE).save(path)
+    assert [entry.is_image for entry in files.walk(tmp_path)] == [True]
+    assert files.read_image(path, 20).shape == (3, 20, 20)
+
+
 def test_no_file_starts_another_program(tmp_path):
     """Pillow gives EPS to Ghostscript, whatever the file is called."""
     assert ".eps" not in files.SUFFIXES
@@ -78,9 +106,11 @@ def test_no_file_starts_another_program(tmp_path):
 
 
 # ------------------------------------------------------------------------------------- an image
-def read(path):
-    """As bytes [20, 20, 3]."""
-    return (255 * files.read_image(path, 20)).round().byte().movedim(0, -1).numpy()
+def read(path, size=20):
+    """As bytes [H, W, 3]."""
+    image = files.read_image(path, size)
+    assert image.dtype == torch.float32 and 0 <= image.min() and image.max() <= 1
+    return (255 * image).round().byte().movedim(0, -1).numpy()
 
 
 def test_an_image_is_the_centre_square_of_its_shorter_side(tmp_path):
@@ -91,6 +121,7 @@ def test_an_image_is_the_centre_square_of_its_shorter_side(tmp_path):
 
 
 def test_training_folders_and_single_images_are_read_alike(tmp_path):
+    """A photograph of 4:3, a turned one, a transparent one, 16 bits, grey, and a large one."""
     photo = Image.fromarray(WIDE).resize((64, 48))
     clear = photo.convert("RGBA")
     clear.putalpha(100)
@@ -114,6 +145,30 @@ def test_other_modes_become_rgb(tmp_path, mode):
     Image.new("RGB", (30, 30), (200, 200, 200)).convert(mode).save(path)
     level = 255 if mode == "1" else 200
     assert np.abs(read(path).mean((0, 1)) - level).max() < (60 if mode == "1" else 2)
+
+
+def test_transparency_is_put_on_white(tmp_path):
+    Image.new("RGBA", (20, 20), (200, 0, 0, 0)).save(tmp_path / "1.png")
+    assert (read(tmp_path / "1.png") == 255).all()
+
+
+def test_16_bits_are_scaled_by_their_full_range_and_floats_by_their_own(tmp_path):
+    Image.fromarray(np.full((20, 20), 257 * 100, np.uint16)).save(tmp_path / "1.png")
+    assert (read(tmp_path / "1.png") == 100).all()
+    ramp = np.linspace(3, 5, 400, dtype=np.float32).reshape(20, 20)
+    Image.fromarray(ramp).save(tmp_path / "1.tif")
+    scaled = read(tmp_path / "1.tif")[..., 0]
+    assert np.abs(scaled - 255 * (ramp - 3) / 2).max() <= 0.51
+    ramp[0, 0] = np.nan
+    Image.fromarray(ramp).save(tmp_path / "1.tif")
+    with pytest.raises(ValueError, match="1.tif .*not finite"):
+        files.read_image(tmp_path / "1.tif", 20)
+
+
+def test_a_photograph_held_sideways_is_turned_upright(tmp_path):
+    sideways = Image.fromarray(WIDE[:, :40])
+    sideways.save(tmp_path / "1.png", exif=QUARTER_TURN)
+    np.testing.assert_array_equal(read(tmp_path / "1.png", 40), np.rot90(WIDE[:, :40], -1))
 
 
 def test_without_a_size_files_have_their_own_as_they_are_seen(tmp_path):
@@ -144,3 +199,6 @@ def test_images_of_several_sizes_need_one(tmp_path):
     with pytest.raises(ValueError, match="2 sizes.*give image_size"):
         sets.image_folder(tmp_path)
     assert sets.image_folder(tmp_path, 4).images.shape == (2, 4, 4, 3)
+    pretended = dataclasses.replace(sets.image_folder(tmp_path, 4).images, image_size=None)
+    with pytest.raises(ValueError, match=r"1.png is \(8, 8\) pixels"):
+        pretended[[0]]

@@ -133,3 +133,13 @@ def test_statistics_are_those_of_their_encoder(encoder):
     store.write_npz(encoder.with_suffix(".npz"), **statistics)
     with pytest.raises(ValueError, match="another"):
         encoders.statistics_beside(encoder)
+
+
+def test_unknown_and_incomplete_encoders_are_refused(encoder):
+    with pytest.raises(ValueError, match="simvae.*vi_simsiam"):
+        encoders.load("simvae")
+    tensors, info = store.read_tensors(encoder)
+    kept = {name: t for name, t in tensors.items() if not name.startswith("concentration_head")}
+    store.write_tensors(encoder, kept, info)
+    with pytest.raises(ValueError, match="concentration_head"):
+        encoders.load("vi_simsiam")
