@@ -46,8 +46,14 @@ def with_usual(changed: Sequence[dict], methods: Collection[str]) -> list[dict]:
     """Runs of an ablation, and those of the protocol that they are compared with.
 
     changed: the runs, on the same images for the same epochs. Added are the measured runs of
-    ``methods`` on these images for as many epochs, where the protocol has them.
+    ``methods`` on these images for as many epochs, where the protocol has them. FileNotFoundError
+    with the command that makes them where no run changes anything.
     """
+    if all(settings.is_usual_at_any_length(run) for run in changed):
+        raise FileNotFoundError(
+            "Only usual runs of this ablation have stored metrics, and nothing to compare them "
+            f"with. Make the others: make reproduce PROFILE={changed[0]['profile']}."
+        )
     listed = {settings.run_name(run): run for run in changed}
     first = changed[0]
     for run in results.measured(settings.runs(first["profile"], group=settings.PROTOCOL)):
