@@ -108,25 +108,3 @@ def vae_run(shared_results, tiny):
     settings = resolution.resolve("simvae", "smoke", **(tiny | changes))
     training.train(settings)
     return protocol.Run(settings)
-
-
-@pytest.fixture(scope="session")
-def store_metrics():
-    """Store metrics rows of a run that nobody trained: store_metrics(profile, part, run, rows).
-
-    What the rows say of the run itself (method, trained_on, seed) goes to its config.json.
-    """
-
-    def write(profile, part, run, rows):
-        first = rows[0]
-        trained_on = first.get("trained_on", "")
-        method = {"method": first["method"], "seed": first.get("seed", 0), "dataset": trained_on}
-        config = {"settings": method, "data": {"title": trained_on}}
-        artifacts.write_json(artifacts.config_path(profile, run), config)
-        measured = []
-        for row in rows:
-            names = artifacts.MEASURED_COLUMNS
-            measured.append({name: row[name] for name in names if name in row})
-        artifacts.write_metrics(profile, part, run, measured)
-
-    return write

@@ -7,7 +7,7 @@ from scipy import stats
 
 from lib.claims import differences
 from lib.runs import settings, store
-from tests.claims.writers import store_run
+from tests.stored_runs import store_run
 
 
 # -------------------------------------------------------------------------------- what is compared

@@ -20,7 +20,7 @@ from lib.claims.ledger import (
 )
 from lib.claims.measured import Measured, Stored
 from lib.runs import settings, store
-from tests.claims.writers import store_run
+from tests.stored_runs import store_run
 
 OWN = {"dataset": "imagenette", "backbone": "resnet18", "epochs": 50}
 PART = Part(

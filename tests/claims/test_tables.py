@@ -6,7 +6,7 @@ from scipy import stats
 
 from lib.claims import tables
 from lib.runs import settings
-from tests.claims.writers import store_run
+from tests.stored_runs import store_run
 
 ACCURACY = {"vi_simsiam": 0.6, "simsiam": 0.5, "random": 0.3, "raw_pixels": 0.4}
 SCORES = {"uncertainty": 0.7, "feature_norm": 0.6, "knn_distance": 0.65, "max_softmax": 0.8}

@@ -8,6 +8,7 @@ from scipy import stats
 
 from lib.evaluation import kappa
 from lib.runs import settings, store
+from tests.stored_runs import store_run
 
 KAPPA = np.array([3.0, 9.0, 1.0, 7.0, 5.0, 8.0, 2.0, 6.0])
 LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1])
@@ -15,14 +16,12 @@ LABELS = np.array([0, 0, 0, 0, 0, 0, 1, 1])
 
 # --------------------------------------------------------------------------- which runs are shown
 @pytest.fixture
-def stored(store_metrics):
+def stored():
     """Store one metrics row of a run of profile standard, as if it had been measured."""
 
     def measured(method, **changes):
         run = settings.resolve(method, "standard", **changes)
-        row = {"metric": "accuracy", "value": 0.5, "method": method, "seed": run["seed"]}
-        row["trained_on"] = run["dataset"]
-        store_metrics("standard", store.SUITE, settings.run_name(run), [row])
+        store_run(run, [{"metric": "accuracy", "value": 0.5}])
         return run
 
     return measured

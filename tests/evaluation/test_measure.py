@@ -14,6 +14,7 @@ from lib import training
 from lib.data import sources, views
 from lib.evaluation import embed, measure, results
 from lib.runs import settings, store
+from tests.stored_runs import store_run
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -127,15 +128,12 @@ def test_a_run_is_measured_by_its_settings_data_and_todays_version(run, monkeypa
     assert not measure.is_measured(run, "99_other")
 
 
-def test_measured_runs_are_the_listed_ones_with_metrics(
-    shared_results, store_metrics, monkeypatch, tiny
-):
+def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch, tiny):
     listed = [settings.resolve("simsiam", "smoke", seed=seed, **tiny) for seed in (5, 6)]
     monkeypatch.setattr(settings, "runs", lambda *_: listed)
     with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
         results.measured_runs("smoke")
-    row = {"method": "simsiam", "value": 1.0}
-    store_metrics("smoke", measure.SUITE, settings.run_name(listed[1]), [row])
+    store_run(listed[1], [{"value": 1.0}])
     assert results.measured_runs("smoke") == [listed[1]]
     assert results.read(measure.SUITE, listed).seed.tolist() == [6]
 

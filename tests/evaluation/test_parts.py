@@ -2,9 +2,10 @@
 
 from lib.evaluation import parts, results
 from lib.runs import settings
+from tests.stored_runs import store_run
 
 
-def test_factors_are_read_of_every_set_that_a_run_is_probed_on(store_metrics):
+def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
     probed = settings.resolve("simvae", "smoke", dataset="digits")
     other = settings.resolve("vae", "smoke", dataset="digits")
     assert results.read_factors([probed, other]).empty
@@ -14,7 +15,7 @@ def test_factors_are_read_of_every_set_that_a_run_is_probed_on(store_metrics):
         (probed, f"{results.FACTORS}-celeba"),
         (other, "content"),
     ):
-        store_metrics("smoke", part, settings.run_name(run), [row], method=run["method"])
+        store_run(run, [row], part)
     rows = results.read_factors([probed, other])
     assert sorted(rows.set) == ["celeba", "styled_digits"]
     assert set(rows.run) == {settings.run_name(probed)}
