@@ -4,8 +4,8 @@ PAPER ?= all
 N ?= 10
 # make PY=python runs everything in the environment that is active, a conda one for example.
 PY := .venv/bin/python
-# Three files of tests at a time, in the order they are collected: the first one mostly waits for jobs.
-PARALLEL := -n 3 --dist loadfile --no-loadscope-reorder
+# Two files of tests at a time, in the order they are collected.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 # The first Python in range that really runs: a name on the path may be a launcher for a version that is not installed.
 IN_RANGE := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -51,7 +51,7 @@ endif
 reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 simvae prosmin vje) EXECUTOR= JOBS= GPUS=
 	@$(PY) -m lib reproduce --profile $(or $(PROFILE),quick) --paper $(PAPER) $(if $(EXECUTOR),--executor $(EXECUTOR)) $(if $(JOBS),--jobs="$(JOBS)") $(if $(GPUS),--gpus="$(GPUS)")
 
-test: setup ## run the tests, every notebook in profile smoke included, three at a time
+test: setup ## run the tests, every notebook in profile smoke included, two at a time
 	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions" -rs
 
 test-long: setup ## run the tests that need minutes or a cluster: fifty kills, full disks, several processes, Slurm
