@@ -21,6 +21,7 @@ from lib.distributions import (
     HypersphericalUniform,
     PowerSpherical,
     VonMisesFisher,
+    best_concentration,
     concentration_of,
     mean_cosine,
 )
@@ -256,6 +257,21 @@ def test_zero_concentration_is_the_uniform(family, dim):
     close(slope, t, abs=1e-12)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dim", [2, 3, 63, 4096])
+def test_terms_and_gradients_are_finite_everywhere(family, dtype, dim):
+    e1 = torch.eye(dim, dtype=dtype)[0]
+    loc = torch.stack([e1, -e1, unit(dim).to(dtype)]).repeat_interleave(4, 0).requires_grad_()
+    kappa = torch.tensor([0.0, 1e-3, 1e4, 1e6], dtype=dtype).repeat(3).requires_grad_()
+    p = family(loc, kappa)
+    terms = [p.log_prob(unit(12, dim, seed=5).to(dtype)), p.log_prob(loc.detach())]
+    terms += [p.entropy(), p.mean, kl_divergence(p, HypersphericalUniform(dim))]
+    gradients = torch.autograd.grad(sum(term.sum() for term in terms), [loc, kappa])
+    assert all(term.dtype == dtype for term in terms)
+    assert all(value.isfinite().all() for value in (*terms, *gradients))
+
+
 def test_antipode():
     loc = torch.eye(4)[[0, 0, 1]].requires_grad_()
     kappa = torch.tensor([0.0, 2.0, 1e4], requires_grad=True)
@@ -361,6 +377,28 @@ def test_normaliser_slope_is_minus_the_mean_resultant_length(dim):
         if 0 < value <= 1e4:
             (curvature,) = torch.autograd.grad(slope, kappa)
             close(curvature, -(1 - ratio**2 - (dim - 1) / value * ratio), rel=1e-6)
+
+
+@pytest.mark.parametrize("dim", [2, 4, 64, 2048])
+@pytest.mark.parametrize("cosine", [0.05, 0.3, 0.8, 0.99])
+def test_the_best_concentration_of_a_cosine(dim, cosine):
+    """The κ that maximises log p solves ψ(α+β) - ψ(α) + log((1+s)/2) = 0."""
+    beta = (dim - 1) / 2
+
+    def slope_at(kappa):
+        slope = sp.digamma(2 * beta + kappa) - sp.digamma(beta + kappa)
+        return slope + math.log((1 + cosine) / 2)
+
+    root = scipy.optimize.brentq(slope_at, 1e-9, 1e7)
+    kappa = f64(root).requires_grad_()
+    p = at_e1(PowerSpherical, dim, kappa)
+    x = on_plane(cosine, math.sqrt(1 - cosine**2), dim)
+    (slope,) = torch.autograd.grad(p.log_prob(x), kappa, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, kappa)
+    # A Newton step from the root goes nowhere.
+    assert abs(slope / curvature).item() < 1e-6 * root and curvature < 0
+    if dim >= 64:
+        close(best_concentration(f64(cosine), dim), root, rel=1e-3)
 
 
 # ---- samples ----

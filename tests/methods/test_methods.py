@@ -368,6 +368,17 @@ def test_kappas_head_learns_from_the_density_and_moves_no_other_weight(method, l
     assert not torch.allclose(gradient[first], of_density[first], rtol=1e-2)
 
 
+@pytest.mark.parametrize("method", ["simsiam", *PROBABILISTIC])
+def test_targets_are_constants(method):
+    """With the prediction cut off, nothing reaches the projector's last layer from a target."""
+    network = methods.build(small(method)).train()
+    for parameter in network.predictor.parameters():
+        nn.init.zeros_(parameter)
+    nn.init.ones_(network.predictor[-1].bias)
+    network.loss(draw_views())["loss"].backward()
+    assert network.projector[-2].weight.grad.abs().max() == 0
+
+
 # --------------------------------------------------------------------------------------- baselines
 def projections(network, views):
     return [network.projector(network.backbone(view)) for view in views]

@@ -6,6 +6,7 @@ their networks and methods.
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
@@ -19,6 +20,25 @@ SIGMA2 = 0.15
 GAMMA2 = 0.7
 FAMILY = ["vae", "beta_vae", "cr_vae", "simvae", "simvae_public_code"]
 BINARY = {"likelihood": "bernoulli", "binarise": 0.5}
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_the_evidence_is_the_integral_over_all_latents(views):
+    """By Gauss-Hermite quadrature over ψ and the noise of every z_j."""
+    model = LinearGaussian(views, latents=1, pixels=2)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(40)
+    grids = np.meshgrid(*[nodes] * (1 + views), indexing="ij")
+    weight = np.prod(np.meshgrid(*[weights / weights.sum()] * (1 + views), indexing="ij"), axis=0)
+    for image in range(3):
+        log_density = np.zeros_like(weight)
+        for j in range(views):
+            z = math.sqrt(GAMMA2) * grids[0] + math.sqrt(SIGMA2) * grids[1 + j]
+            for d in range(2):
+                error = model.x[j, image, d].item() - model.w[d, 0].item() * z
+                log_density -= error**2 / (2 * model.noise)
+                log_density -= math.log(2 * math.pi * model.noise) / 2
+        evidence = math.log(np.sum(weight * np.exp(log_density)))
+        close(model.evidence()[image], evidence, rel=1e-6)
 
 
 # --------------------------------------------------------------------------------------- the bound
@@ -152,7 +172,8 @@ def test_a_rotation_of_the_latents_changes_no_prior(prior):
     z = normal(3, 4, 2)
     turn = torch.linalg.qr(normal(2, 2, seed=1))[0]
     close(
-        losses.log_shared_mean(z @ turn, mean_prior=prior), losses.log_shared_mean(z, 0.15, prior)
+        losses.log_shared_mean(z @ turn, mean_prior=prior),
+        losses.log_shared_mean(z, mean_prior=prior),
     )
 
 

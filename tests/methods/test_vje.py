@@ -241,6 +241,22 @@ def test_the_directional_factor_moves_directions_and_the_radial_factor_lengths()
             assert moved.abs().min() > 1e-3
 
 
+def test_the_pull_of_an_outlier_fades_with_heavy_tails_and_grows_without():
+    """|d log p / d angle| at a small and at a large angle: the reason for the t."""
+    loc = f64([1.0, 0, 0, 0])
+    squared = torch.full_like(loc, 0.05)
+    pulls = {}
+    for freedom in (2.0, 1e6):
+        for angle in (0.3, 2.0):
+            theta = f64(angle).requires_grad_()
+            u = torch.stack([theta.cos(), theta.sin(), 0 * theta, 0 * theta])
+            DirectionalStudentT(loc, squared, freedom).log_prob(u).backward()
+            pulls[freedom, angle] = -theta.grad.item()
+    assert pulls[2.0, 2.0] < 0.5 * pulls[2.0, 0.3]
+    assert pulls[1e6, 2.0] == pytest.approx(2.0 / 0.05, rel=1e-3)
+    assert pulls[1e6, 2.0] > 6 * pulls[1e6, 0.3]
+
+
 def test_the_kl_of_the_loss_is_to_the_prior_that_is_given():
     target, mean, log_v, sample = normal(4, 5, 6)
     prior = Normal(torch.zeros_like(mean), 2.5**0.5)

@@ -41,7 +41,11 @@ RESUMED = [
     ("vi_simsiam_2022", [7], {"epochs": 1, "clip_norm": 0.5, "warmup_epochs": 0.5}),
     ("vi_simsiam", [7], {"epochs": 1, "optimizer": "adamw"}),  # channels last
     ("simvae", [7], {"epochs": 1}),  # the fused optimiser
-    ("dino", [11], {}),  # a teacher and a centre of earlier steps
+    # These remember something of earlier steps.
+    ("dino", [11], {}),
+    ("moco_v2", [7], {"epochs": 1}),
+    ("directpred", [7], {"epochs": 1}),
+    ("prosmin", [7], {"epochs": 1}),
 ]
 
 
