@@ -32,17 +32,22 @@ ifneq ($(origin PY),command line)
 	@$(LOCK) $(MAKE) -s .venv/.installed
 endif
 
+# uv installs in a minute what takes pip four. It does not read pip's configuration, so that where an
+# index is set there, pip installs after uv has failed.
 # setuptools comes first because two pins exist as source only and are built with it, like the project itself.
-# A dist-info without RECORD is an interrupted install that pip would take for a complete one.
+# A dist-info without RECORD is an interrupted install that would be taken for a complete one.
+PINNED = "$$(grep '^$(1)==' requirements.txt)"
+WITH_UV := $(PY) -m uv pip install --python $(PY) --no-deps --no-build-isolation
+WITH_PIP := $(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation
 .venv/.installed: requirements.txt pyproject.toml $(if $(MOVED),FORCE)
 	@"$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (PYTHON='$(PYTHON)'): install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@rm -f .venv/.installed
 	@{ test -z "$(MOVED)" && $(PY) -m pip --version >/dev/null 2>&1; } || { echo "Creating .venv with $(PYTHON)"; "$(PYTHON)" -m venv --clear .venv; }
 	@for info in .venv/lib/python*/site-packages/*.dist-info; do test -e "$$info/RECORD" || rm -rf "$$info"; done
-	@echo "Installing requirements.txt (a few minutes the first time)"
-	@$(PY) -m pip install --disable-pip-version-check --no-deps "$$(grep '^setuptools==' requirements.txt)"
-	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation -r requirements.txt
-	@$(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation --quiet --editable .
+	@echo "Installing requirements.txt (3 GB the first time)"
+	@$(WITH_PIP) --quiet $(call PINNED,setuptools) $(call PINNED,uv)
+	@$(WITH_UV) --requirement requirements.txt || { echo "uv could not install: trying pip, which takes some minutes"; $(WITH_PIP) --requirement requirements.txt; }
+	@$(WITH_PIP) --quiet --editable .
 	@$(PY) -m pip check
 	@echo "Compiling the augmentations, so that no job has to"
 	@$(PY) -c "from lib.data import views; views.compile_views()"
