@@ -33,12 +33,13 @@ ifneq ($(origin PY),command line)
 endif
 
 # uv installs in a minute what takes pip four. It does not read pip's configuration, so that where an
-# index is set there, pip installs after uv has failed.
+# index is set there, pip installs after uv has failed. It compiles only when told to, and where
+# PYTHONDONTWRITEBYTECODE is set, as in many containers, each job would compile all that it imports.
 # setuptools comes first because two pins exist as source only and are built with it, like the project itself.
 # A dist-info without RECORD is an interrupted install that would be taken for a complete one.
 PINNED = "$$(grep '^$(1)==' requirements.txt)"
-WITH_UV := $(PY) -m uv pip install --python $(PY) --no-deps --no-build-isolation
-WITH_PIP := $(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation
+WITH_UV := $(PY) -m uv pip install --python $(PY) --compile-bytecode --no-deps --no-build-isolation
+WITH_PIP := $(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation 
 .venv/.installed: requirements.txt pyproject.toml $(if $(MOVED),FORCE)
 	@"$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (PYTHON='$(PYTHON)'): install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@rm -f .venv/.installed
