@@ -39,7 +39,7 @@ endif
 # A dist-info without RECORD is an interrupted install that would be taken for a complete one.
 PINNED = "$$(grep '^$(1)==' requirements.txt)"
 WITH_UV := $(PY) -m uv pip install --python $(PY) --compile-bytecode --no-deps --no-build-isolation
-WITH_PIP := $(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation 
+WITH_PIP := $(PY) -m pip install --disable-pip-version-check --no-deps --no-build-isolation
 .venv/.installed: requirements.txt pyproject.toml $(if $(MOVED),FORCE)
 	@"$(PYTHON)" -c '$(IN_RANGE)' 2>/dev/null || { echo "No Python 3.11 to 3.13 found (PYTHON='$(PYTHON)'): install one, or name it: make setup PYTHON=/path/to/python3.11" >&2; exit 1; }
 	@rm -f .venv/.installed
