@@ -41,9 +41,6 @@ BY_ORDER = {
         score, POSITIVE[: len(score)]
     ),
     "rank_correlation": lambda score: uncertainty.rank_correlation(score, OTHER[: len(score)]),
-    "recall_auroc": lambda score: uncertainty.recall_auroc(
-        FEATURES[: len(score)], LABELS[: len(score)], score
-    ),
     "select": lambda score: kappa.select(score, LABELS[: len(score)], 0.5, "highest κ", seed=0),
     "bootstrap_interval": lambda score: uncertainty.bootstrap_interval(
         uncertainty.auroc, score, POSITIVE[: len(score)], draws=20
@@ -142,7 +139,7 @@ def test_spoilt_input_gives_a_number_or_a_sentence(name, spoiler):
 # Functions of class probabilities [N, C]
 PROBABILITIES = {
     "negative_log_likelihood": uncertainty.negative_log_likelihood,
-    "brier_score": uncertainty.brier_score,
+    "brier_per_image": uncertainty.brier_per_image,
     "expected_calibration_error": uncertainty.expected_calibration_error,
     "top5_correct": uncertainty.top5_correct,
     "calibrated_ece": lambda p, labels: uncertainty.calibrated_ece(

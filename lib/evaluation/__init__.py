@@ -30,10 +30,10 @@ _NAMES = {
         "OOD_MEASURES as_uncertainty evaluate ood_rows score_images unsupervised_uncertainties"
     ),
     "uncertainty": (
-        "UndefinedStatistic aurc augrc auroc average_precision bootstrap_interval brier_score "
+        "UndefinedStatistic aurc augrc auroc average_precision bootstrap_interval "
         "calibrated_ece confidence_bins confidence_calibration_error effective_rank excess_aurc "
         "expected_calibration_error fpr_at_95_tpr nearest_neighbour_correct "
-        "negative_log_likelihood rank_correlation recall_auroc risk_coverage_curve roc_curve "
+        "negative_log_likelihood rank_correlation risk_coverage_curve roc_curve "
         "with_interval"
     ),
 }

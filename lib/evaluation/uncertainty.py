@@ -8,7 +8,7 @@ NaN, unequal lengths and empty input raise ValueError. A measure without a value
 of a single class, raises UndefinedStatistic. Risk-coverage curves are defined for a single class.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from numbers import Real
 
 import numpy as np
@@ -17,7 +17,6 @@ import scipy
 from numpy.typing import ArrayLike
 
 ROUNDING = 1e-12  # values that vary by less than this share of their size differ by rounding only
-LEVELS = (0.025, 0.975)  # the ends of a 95 % interval
 
 
 class UndefinedStatistic(ValueError):
@@ -350,20 +349,6 @@ def nearest_neighbour_correct(
     return labels[nearest] == labels
 
 
-def recall_auroc(embeddings: ArrayLike, labels: ArrayLike, uncertainty: ArrayLike) -> float:
-    """AUROC of -uncertainty for "the nearest neighbour has the image's label".
-
-    Kirchhof et al. 2023, the URL benchmark. embeddings: [N, D]; labels, uncertainty: [N].
-
-    Example:
-        >>> recall_auroc([[1, 0], [2, 0.1], [0, 1]], [0, 0, 1], uncertainty=[0.1, 0.2, 0.9])
-        1.0
-    """
-    certainty = -np.asarray(uncertainty, dtype=np.float64)
-    return auroc(certainty, nearest_neighbour_correct(embeddings, labels))
-
-
-# ------------------------------------------------------------------------------------- calibration
 def _checked_probabilities(
     probabilities: ArrayLike, labels: ArrayLike, classes: ArrayLike | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -474,18 +459,6 @@ def brier_per_image(
     probabilities, columns = _checked_probabilities(probabilities, labels, classes)
     one_hot = columns[:, None] == np.arange(probabilities.shape[1])
     return np.sum((probabilities - one_hot) ** 2, axis=1)
-
-
-def brier_score(
-    probabilities: ArrayLike, labels: ArrayLike, classes: ArrayLike | None = None
-) -> float:
-    """Mean over images of the squared error summed over classes: 0 … 2. See nll_per_image.
-
-    Example:
-        >>> brier_score([[0.5, 0.5]], [1])
-        0.5
-    """
-    return float(brier_per_image(probabilities, labels, classes).mean())
 
 
 def confidence_bins(
@@ -676,49 +649,8 @@ def rank_correlation_per_image(severity: ArrayLike, values: ArrayLike) -> np.nda
 
 
 # --------------------------------------------------------------------------------------- bootstrap
-def check_draws(draws: int) -> None:
-    """ValueError where there are no draws."""
-    if not draws >= 1:
-        raise ValueError(f"draws must be >= 1, got {draws}.")
-
-
-def defined(draw: Callable[[], ArrayLike], draws: int, estimate: ArrayLike) -> np.ndarray:
-    """That many results of draw(): [B, ...]. Undefined results are drawn again.
-
-    A result is undefined if it raises UndefinedStatistic, or is NaN where the estimate is not.
-    More undefined results than ``draws`` are an UndefinedStatistic.
-    """
-    check_draws(draws)
-    expected = ~np.isnan(estimate)
-    values = []
-    undefined = 0
-    while len(values) < draws:
-        try:
-            value = np.asarray(draw(), dtype=np.float64)
-            if np.isnan(value[expected]).any():
-                raise UndefinedStatistic("The draw has no variance.")
-            values.append(value)
-        except UndefinedStatistic as error:
-            undefined += 1
-            if undefined > draws:
-                raise UndefinedStatistic(
-                    f"{undefined} draws held a single class or no variance: too few images to "
-                    "resample."
-                ) from error
-    return np.asarray(values)
-
-
-def percentiles(draws: np.ndarray) -> tuple[float, float]:
-    """The ends of the middle 95 % of the draws."""
-    low, high = np.quantile(draws, LEVELS)
-    return float(low), float(high)
-
-
-def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarray]:
-    """Arrays of one length, and an order of rows that sorts the first.
-
-    A resample taken in that order is cheap to rank.
-    """
+def _checked_rows(arrays: Sequence[ArrayLike]) -> list[np.ndarray]:
+    """Arrays of one length without NaN; otherwise ValueError."""
     arrays = [np.asarray(array) for array in arrays]
     shapes = [array.shape for array in arrays]
     lengths = {shape[0] if shape else 0 for shape in shapes}
@@ -732,22 +664,23 @@ def with_order(arrays: Sequence[ArrayLike]) -> tuple[list[np.ndarray], np.ndarra
                 f"NaN in what is to be resampled ({np.isnan(array).sum()} of {array.size} values); "
                 "find where it comes from."
             )
+    return arrays
+
+
+def _resamples(arrays: list[np.ndarray], seed: int) -> Iterator[list[np.ndarray]]:
+    """Resamples of the rows without end, the same for every array.
+
+    They are in the order of the first array, if that is of numbers: sorted rows are cheap to rank.
+    """
+    size = len(arrays[0])
+    order = np.arange(size)
     if arrays[0].ndim == 1:
-        return arrays, np.argsort(arrays[0], kind="stable")
-    return arrays, np.arange(len(arrays[0]))
-
-
-def image_counts(generator: np.random.Generator, size: int) -> np.ndarray:
-    """How often each image is in a resample: [N]."""
-    return np.bincount(generator.integers(size, size=size), minlength=size)
-
-
-def resampled(
-    statistic: Callable, arrays: list[np.ndarray], order: np.ndarray, counts: np.ndarray
-) -> ArrayLike:
-    """The statistic of a resample in which each image occurs ``counts`` [N] times."""
-    rows = np.repeat(order, counts[order])
-    return statistic(*(array[rows] for array in arrays))
+        order = np.argsort(arrays[0], kind="stable")
+    generator = np.random.default_rng(seed)
+    while True:
+        counts = np.bincount(generator.integers(size, size=size), minlength=size)
+        rows = np.repeat(order, counts[order])
+        yield [array[rows] for array in arrays]
 
 
 def bootstrap_interval(
@@ -773,16 +706,30 @@ def bootstrap_interval(
     Example:
         >>> low, high = bootstrap_interval(auroc, kappa, correct, draws=500)
     """
-    arrays, order = with_order(arrays)
+    if not draws >= 1:
+        raise ValueError(f"draws must be >= 1, got {draws}.")
+    arrays = _checked_rows(arrays)
     estimate = statistic(*arrays)  # an error on all images is the caller's, not one of a draw
-    generator = np.random.default_rng(seed)
-
-    def draw() -> ArrayLike:
-        return resampled(statistic, arrays, order, image_counts(generator, len(order)))
-
-    values = defined(draw, draws, estimate)
-    shift = estimate - values.mean(axis=0) if recentred else 0
-    return percentiles(values + shift)
+    resamples = _resamples(arrays, seed)
+    values = []
+    undefined = 0
+    while len(values) < draws:
+        try:
+            value = statistic(*next(resamples))
+        except UndefinedStatistic:
+            value = np.nan
+        if np.isnan(value) and not np.isnan(estimate):
+            undefined += 1
+            if undefined > draws:
+                raise UndefinedStatistic(
+                    f"{undefined} draws held a single class or no variance: too few images to "
+                    "resample."
+                )
+        else:
+            values.append(value)
+    low, high = np.quantile(values, (0.025, 0.975))
+    shift = estimate - np.mean(values) if recentred else 0.0
+    return float(low + shift), float(high + shift)
 
 
 def with_interval(

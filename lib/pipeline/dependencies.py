@@ -7,14 +7,14 @@ from pathlib import Path
 
 from lib.runs.store import ROOT, write_text
 
-# Modules of this room start every notebook and change no number in it.
-IGNORED_ROOM = "pipeline"
+# They start every notebook and change no number in it.
+IGNORED = {"pipeline.jobs", "pipeline.notebooks"}
 
 
 def imported_files(source: str) -> list[Path]:
     """The files of the lib modules that Python source imports, and of those that these import."""
     files: dict[str, list[Path]] = {}
-    waiting = imported_modules(source)
+    waiting = set(imported_modules(source))
     while waiting:
         name = min(waiting)
         files[name] = module_files(name)
@@ -32,30 +32,21 @@ def module_files(name: str) -> list[Path]:
 
 
 @cache
-def _names_in_imports(source: str) -> frozenset[str]:
-    """What follows ``lib.`` in the imports of Python source: modules, and names of modules."""
+def imported_modules(source: str) -> frozenset[str]:
+    """The lib modules that the source itself imports; a room where it imports that as a whole."""
     names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom) and node.module == "lib":
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            module = node.module.removeprefix("lib.")
-            names.add(module)
-            names |= {f"{module}.{alias.name}" for alias in node.names}
+            home = node.module.removeprefix("lib.")
+            for alias in node.names:
+                inner = f"{home}.{alias.name}"
+                names.add(inner if module_files(inner) else home)
         elif isinstance(node, ast.Import):
             imported = [alias.name for alias in node.names]
             names |= {name.removeprefix("lib.") for name in imported if name.startswith("lib.")}
-    return frozenset(names)
-
-
-def imported_modules(source: str) -> set[str]:
-    """The lib modules that the source itself imports; a room only where none of its modules is."""
-    modules = set()
-    for name in _names_in_imports(source):
-        if module_files(name) and not name.startswith(IGNORED_ROOM):
-            modules.add(name)
-    rooms = {name.rpartition(".")[0] for name in modules}
-    return modules - rooms
+    return frozenset(name for name in names if module_files(name)) - IGNORED
 
 
 def write_stamp(path: Path) -> None:

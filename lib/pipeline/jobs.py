@@ -6,43 +6,15 @@ parameters and of the jobs that it needs. So an edit of any of these runs the no
 finished training is recognised by its own run hash and is never repeated for such an edit.
 """
 
-import ast
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
 from lib.pipeline import dependencies
-from lib.pipeline.notebooks import (
-    NOTEBOOKS,
-    begin,
-    cells,
-    check_parameters,
-    code,
-    computing,
-    declared_parameters,
-    find_notebook,
-    headless,
-    parse_parameters,
-)
+from lib.pipeline.notebooks import begin as begin  # notebooks call these two by this module
+from lib.pipeline.notebooks import cells, code, computing, find_notebook
+from lib.pipeline.notebooks import headless as headless
 from lib.runs import settings, store
-
-# Notebooks call begin and headless by this module.
-__all__ = [
-    "NOTEBOOKS",
-    "PAPERS",
-    "Job",
-    "begin",
-    "cells",
-    "check_parameters",
-    "declared_parameters",
-    "find_notebook",
-    "headless",
-    "jobs",
-    "listed_jobs",
-    "parse_parameters",
-    "source_hash",
-    "stamp",
-]
 
 PAPERS = ("all", *settings.PAPERS)
 # The jobs that measure what was trained: group -> papers whose parts of the suite it measures.
@@ -52,7 +24,6 @@ MEASURING = {
     "prosmin": ("prosmin",),
     "vje": ("vje",),
 }
-IGNORED_MODULES = ("jobs", "notebooks")  # modules that change no number in a notebook
 
 
 @dataclass(frozen=True)
@@ -172,29 +143,9 @@ def source_hash(notebook: str) -> str:
 
 
 def source_files(notebook: str) -> list[Path]:
-    """The files of lib that a notebook imports, directly or not."""
-    files = set()
-    waiting = [code(notebook)]
-    while waiting:
-        source = waiting.pop()
-        files |= set(dependencies.imported_files(source))
-        for path in _pipeline_files(source) - files:
-            files.add(path)
-            if path.suffix == ".py":
-                waiting.append(path.read_text())
-    return sorted(files)
-
-
-def _pipeline_files(source: str) -> set[Path]:
-    """The files of lib.pipeline that Python source imports and that make numbers or pages."""
-    modules = set()
-    for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        if node.module == "lib.pipeline":
-            modules |= {alias.name for alias in node.names}
-        elif (node.module or "").startswith("lib.pipeline."):
-            modules.add(node.module.removeprefix("lib.pipeline."))
+    """The files of lib that a notebook imports, directly or not, and the templates of its page."""
+    files = set(dependencies.imported_files(code(notebook)))
     room = store.ROOT / "lib" / "pipeline"
-    files = {room / f"{name}.py" for name in modules - set(IGNORED_MODULES)}
-    return files | set(room.glob("*.j2")) if files else set()
+    if any(path.parent == room for path in files):
+        files |= set(room.glob("*.j2"))
+    return sorted(files)

@@ -21,30 +21,11 @@ from lib import evaluation, figures, methods, training
 from lib.data import sources
 from lib.data.sets import ImageSet
 from lib.evaluation import encoders, uncertainty
-from lib.pipeline.image_issues import ISSUES, find_issues, issues_by_image
-from lib.pipeline.own_files import FEWEST, NAME, STATUS, survey
+from lib.pipeline.image_issues import ISSUES, issues_by_image
+from lib.pipeline.image_issues import find_issues as find_issues  # notebook 70 calls it, and survey
+from lib.pipeline.own_files import NAME, STATUS
+from lib.pipeline.own_files import survey as survey
 from lib.runs import settings, store
-
-__all__ = [
-    "FEWEST",
-    "Source",
-    "brightness_correlation",
-    "check_encoder",
-    "compare",
-    "contact_sheet",
-    "example",
-    "find_issues",
-    "is_constant",
-    "ranked",
-    "score",
-    "score_by_encoder",
-    "short_name",
-    "stored_ranks",
-    "survey",
-    "trained_source",
-    "training_settings",
-    "write_page",
-]
 
 IMAGES_SEEN = 150_000  # by a network that is trained on a folder, with repetitions
 MOST_EPOCHS = 400

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.pipeline import jobs
+from lib.pipeline import jobs, notebooks
 from lib.runs import settings, store
 
 
@@ -30,7 +30,7 @@ def test_jobs_are_unique_checked_and_ordered(profile, monkeypatch):
     assert len(set(names)) == len(names) > 3
     for position, job in enumerate(listed):
         assert set(job.needs) <= set(names[:position]), f"{job.name} needs a job that comes later"
-        jobs.check_parameters(job.notebook, job.parameters)
+        notebooks.check_parameters(job.notebook, job.parameters)
     assert sorted(trained_by(listed)) == sorted(listed_runs(profile))
 
 
@@ -97,3 +97,5 @@ def test_a_notebook_depends_on_the_modules_that_it_imports():
     names = {path.name for path in jobs.source_files("70_your_own_images")}
     assert {"score.py", "own_files.py", "own_images.html.j2", "networks.py"} <= names
     assert "jobs.py" not in names
+    names = {path.name for path in jobs.source_files("10_pretraining")}
+    assert "suite.py" in names, "evaluation.measure_run is of a module that no import names"
