@@ -177,39 +177,18 @@ def over_pairs(
     by: str = "method",
     scale: float = 1.0,
 ) -> pd.DataFrame:
-    """``intervals.paired_over_seeds`` of each pair (first, second), and the runs of both sides.
-
-    rows: stored metrics with the column run, as ``results.read`` has them. Columns: those of
-    paired_over_seeds, and first and second, names of runs. A pair without rows is left out.
-    """
-    tables = []
-    for first, second in pairs:
-        table = intervals.paired_over_seeds(rows, first, second, *keys, by=by, scale=scale)
-        if len(table):
-            table["first"] = " ".join(rows.run[rows[by] == first].unique())
-            table["second"] = " ".join(rows.run[rows[by] == second].unique())
-            tables.append(table)
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    """``intervals.paired_over_seeds`` of each pair of values of ``by`` that has rows."""
+    empty = intervals.paired_over_seeds(rows[:0], "", "", *keys, by=by)
+    tables = [intervals.paired_over_seeds(rows, *pair, *keys, by=by, scale=scale) for pair in pairs]
+    filled = [table for table in tables if len(table)]
+    return pd.concat(filled, ignore_index=True) if filled else empty
 
 
 # ------------------------------------------------------------------------------------------ SimVAE
 def minus_others(rows: pd.DataFrame, method: str, *keys: str, scale: float = 1.0) -> pd.DataFrame:
-    """``intervals.paired_over_seeds`` of one method and each other, for each value of ``keys``.
-
-    rows: of stored metrics with a column run. Columns: keys, method, other, mean, mean_other,
-    difference, ci_low, ci_high, seeds, runs (the names of both methods' runs).
-    """
-    tables = [intervals.paired_over_seeds(rows[:0], method, "", *keys).assign(runs="")]
-    for (*place, other), part in rows.groupby([*keys, "method"], sort=False):
-        is_here = (rows[list(keys)] == place).all(axis=1)
-        ours = rows[is_here & (rows.method == method)]
-        if other == method or ours.empty:
-            continue
-        both = pd.concat([ours, part])
-        table = intervals.paired_over_seeds(both, method, other, *keys, scale=scale)
-        tables.append(table.assign(runs=" ".join([*ours.run, *part.run])))
-    filled = [table for table in tables if len(table)] or tables[:1]
-    table = pd.concat(filled, ignore_index=True)
+    """``over_pairs`` of one method and each other, with ``other`` for minus."""
+    pairs = [(method, other) for other in rows.method.unique() if other != method]
+    table = over_pairs(rows, pairs, *keys, scale=scale)
     return table.rename(columns={"minus": "other", "mean_minus": "mean_other"})
 
 

@@ -160,10 +160,8 @@ class Stored:
 
     def _named_runs(self, row: pd.Series) -> tuple[dict, ...]:
         """The settings of the runs that a row of a table names; a retired run has none."""
-        names = []
-        for column in ("runs", "first", "second"):
-            if isinstance(row.get(column), str):
-                names += row[column].split()
+        named = row.get("runs")
+        names = named.split() if isinstance(named, str) else []
         return tuple(self.runs[name] for name in dict.fromkeys(names) if name in self.runs)
 
     # ---------------------------------------------------------------------------- which runs count

@@ -202,11 +202,11 @@ def paired_over_seeds(
 ) -> pd.DataFrame:
     """``metric_difference`` of first and second for each value of the columns ``keys``.
 
-    rows: stored metrics, one a seed, value of keys and value of ``by``, such as the method or the
-    score; first and second are two values of ``by``. Keys without a seed in common are left out.
-    scale: of values and differences.
+    rows: stored metrics with a column run, one a seed, value of keys and value of ``by``, such as
+    the method or the score; first and second are two values of ``by``. Keys without a seed in
+    common are left out. scale: of values and differences.
     Columns: keys, by (first), minus (second), mean and mean_minus of the two over the common seeds,
-    difference, ci_low, ci_high, seeds.
+    difference, ci_low, ci_high, seeds, runs (of both, names with a blank between).
 
     Example:
         >>> accuracy = metrics[metrics.metric == "accuracy"]
@@ -223,8 +223,11 @@ def paired_over_seeds(
             row = dict(zip(keys, key, strict=True)) | {by: first, "minus": second}
             row["mean"] = scale * ours.value[seeds].mean()
             row["mean_minus"] = scale * theirs.value[seeds].mean()
-            table.append(row | metric_difference(ours, theirs, scale))
-    columns = [*keys, by, "minus", "mean", "mean_minus", "difference", "ci_low", "ci_high", "seeds"]
+            row |= metric_difference(ours, theirs, scale)
+            runs = dict.fromkeys([*ours.run[seeds], *theirs.run[seeds]])
+            table.append(row | {"runs": " ".join(runs)})
+    columns = [*keys, by, "minus", "mean", "mean_minus"]
+    columns += ["difference", "ci_low", "ci_high", "seeds", "runs"]
     return pd.DataFrame(table, columns=columns)
 
 

@@ -93,7 +93,7 @@ def test_pairs_of_methods_are_compared_within_a_seed():
     low, high = stats.t.interval(0.95, 2, 20, stats.sem([20, 10, 30]))
     assert (row.method, row.minus, row.seeds) == ("vje", "simsiam", 3)
     assert (row.difference, row.ci_low, row.ci_high) == pytest.approx((20, low, high))
-    assert row.first == "vje-0 vje-1 vje-2"
+    assert row.runs == "vje-0 vje-1 vje-2 simsiam-0 simsiam-1 simsiam-2"
     assert differences.over_pairs(rows, pairs[1:], "dataset").empty
 
 
