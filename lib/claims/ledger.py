@@ -85,14 +85,14 @@ class Part:
     title: str  # the claim in a few words
     where: str
     text: str
-    name: str
+    part: str  # its name
     unit: str = ""
     published: float = np.nan
     rounding: float = 0.0  # half a last digit of what is printed
     # above or below the bound; within the bound of what is printed; an error of at_most the bound
     side: str = ""
     bound: float = np.nan
-    ours: dict = field(default_factory=dict)  # where our number is (measured.Stored.number)
+    lookup: dict = field(default_factory=dict)  # where our number is (measured.Stored.number)
     data: tuple[str, ...] = ()  # the paper's own data sets
     epochs: int | None = None
     family: str = ""
@@ -100,21 +100,6 @@ class Part:
     may_collapse: bool = False  # a network that learns nothing is an answer here
     recipe: str = ""
     settings: dict = field(default_factory=dict)
-
-    def row(self) -> dict:
-        """What a row of the ledger repeats of its part."""
-        return {
-            "claim": self.claim,
-            "paper": self.paper,
-            "title": self.title,
-            "where": self.where,
-            "text": self.text,
-            "part": self.name,
-            "unit": self.unit,
-            "published": self.published,
-            "side": self.side,
-            "bound": self.bound,
-        }
 
 
 # -------------------------------------------------------------------------------- what is claimed
@@ -145,7 +130,7 @@ def _parts(claim: str, entry: dict) -> list[Part]:
         if not sides:  # nothing is claimed of a number of ours
             merged["ours"] = {}
         parts.append(_part(claim, entry, merged))
-    names = [part.name for part in parts]
+    names = [part.part for part in parts]
     if len(set(names)) < len(names):
         raise ValueError(f"Claim {claim} has two parts of one name: {names}.")
     return parts
@@ -171,13 +156,13 @@ def _part(claim: str, entry: dict, merged: dict) -> Part:
         title=entry["title"],
         where=entry["where"],
         text=entry["text"],
-        name=merged["part"],
+        part=merged["part"],
         unit=merged.get("unit", ""),
         published=published,
         rounding=rounding,
         side=side,
         bound=float(merged[side]) if side else np.nan,
-        ours=merged["ours"],
+        lookup=merged["ours"],
         data=(data,) if isinstance(data, str) else tuple(data),
         epochs=experiment.get("epochs"),
         family=experiment.get("family", ""),
@@ -320,7 +305,7 @@ def ledger(profile: str, names: Sequence[str] = ()) -> pd.DataFrame:
     parts_of = claims()
     for name in names or parts_of:
         for part in parts_of[name]:
-            rows.append(part.row() | _judged(part, stored))
+            rows.append(vars(part) | _judged(part, stored))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -330,7 +315,7 @@ def _judged(part: Part, stored: Stored) -> dict:
 
         compared = recipes.compare(part.recipe, part.settings)
         return {"verdict": FOLLOWED if compared.followed.all() else DEVIATES, "needs": ""}
-    number = stored.number(part.ours, part.data, part.epochs, part.unit)
+    number = stored.number(part.lookup, part.data, part.epochs, part.unit)
     has_learned = number is not None and stored.has_learned(number, part.may_collapse)
     verdict, needs = judge(part, number, has_learned, stored.profile)
     row = {"verdict": verdict, "needs": needs}

@@ -54,11 +54,6 @@ def stored() -> dict[str, Path]:
     return {}
 
 
-def card(name: str) -> str:
-    """The card of a committed encoder in Markdown: its training and what was measured."""
-    return _path(name).with_suffix(".md").read_text()
-
-
 def load(name: str) -> "Encoder":
     """The committed encoder of this name, in float32 and evaluation mode.
 
@@ -69,7 +64,8 @@ def load(name: str) -> "Encoder":
         >>> embedding = encoder.embed(encoder.prepare("cat.jpg"))
         >>> embedding.native["kappa"]
     """
-    path = _path(name)
+    run_settings.check_known(name, stored(), "committed encoder")
+    path = stored()[name]
     tensors, info = store.read_tensors(path, INFO)
     method = methods.build(info["settings"], info["channels"])
     for key, value in tensors.items():
@@ -81,13 +77,6 @@ def load(name: str) -> "Encoder":
             delattr(method, part)  # it was not stored, and would answer untrained
     method.settings = info["settings"]
     return Encoder(method, info["channels"])
-
-
-def _path(name: str) -> Path:
-    encoders = stored()
-    if name not in encoders:
-        raise ValueError(f"There is no committed encoder {name!r}; there are {sorted(encoders)}.")
-    return encoders[name]
 
 
 class Encoder(nn.Module):

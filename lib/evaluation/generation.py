@@ -211,20 +211,16 @@ def _colour_bytes(images: Tensor) -> Tensor:
 
 
 # ----------------------------------------------------------------------------------------- of a run
-def target_pixels(settings: dict, images: Tensor) -> Tensor:
-    """What reconstructions of images [B, C, S, S] in 0..1 are compared with: the encoder's input.
-
-    That is binarised where the encoder binarises.
-    """
-    if settings.get("binarise"):
-        return networks.Binarise(settings["binarise"])(images)
-    return images
-
-
 def pixels_of(run: measure.Run, images: sets.ImageSet) -> Tensor:
-    """``target_pixels`` of a set in the size and channels that the run takes, [N, C, S, S]."""
+    """What reconstructions are compared with: the encoder's input [N, C, S, S] in 0..1.
+
+    It has the size and channels that the run takes, and is binarised where the encoder binarises.
+    """
     fit = input_transform(run.settings, run.channels)
-    return target_pixels(run.settings, fit(images.batch(range(len(images))).float() / 255))
+    pixels = fit(images.batch(range(len(images))).float() / 255)
+    if run.settings.get("binarise"):
+        return networks.Binarise(run.settings["binarise"])(pixels)
+    return pixels
 
 
 def decoder_of(run: measure.Run) -> Decoder | VAE:

@@ -9,7 +9,7 @@ keeps of style by two similarities.
 import contextlib
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -25,7 +25,6 @@ from lib.evaluation import measure, probes, theory
 from lib.evaluation.embed import Embedded
 from lib.evaluation.uncertainty import (
     UndefinedStatistic,
-    bootstrap_interval,
     centred,
     checked_features,
     with_interval,
@@ -283,24 +282,24 @@ def retention_difference(factors: Sequence[ProbedFactor], draws: int = 2000) -> 
     Returns difference, its 95 % bootstrap interval over images (ci_low, ci_high), and n. All
     factors are of the same images in the same order, and a draw takes an image with all factors.
     """
-    columns = []
-    for factor in factors:
-        columns += [factor.truth, factor.first, factor.second]
 
-    def mean_difference(*columns: np.ndarray) -> float:
+    def mean_difference(images: np.ndarray) -> float:
         differences = []
-        for place, factor in enumerate(factors):
-            truth, first, second = columns[3 * place : 3 * place + 3]
-            differences.append((skill(first, truth) - skill(second, truth)) / factor.scale)
+        for factor in factors:
+            truth = factor.truth[images]
+            gain = skill(factor.first[images], truth) - skill(factor.second[images], truth)
+            differences.append(gain / factor.scale)
         return float(np.mean(differences))
 
-    low, high = bootstrap_interval(mean_difference, *columns, draws=draws)
-    return {
-        "difference": mean_difference(*columns),
-        "ci_low": low,
-        "ci_high": high,
-        "n": len(columns[0]),
-    }
+    return _difference_over_images(mean_difference, len(factors[0].truth), draws)
+
+
+def _difference_over_images(
+    difference: Callable[[np.ndarray], float], count: int, draws: int
+) -> dict[str, float]:
+    """A function of the indices of images: difference, ci_low, ci_high and n."""
+    interval = with_interval(difference, np.arange(count), draws=draws)
+    return {"difference": interval.pop("value"), **interval, "n": count}
 
 
 # ----------------------------------------------------------- clusters, variances and distributions
@@ -383,17 +382,9 @@ def variance_difference(
         return variance_within(features[:, images].reshape(-1, length), groups)
 
     def difference(images: np.ndarray) -> float:
-        images = images.astype(int)
         return share(first, images) - share(second, images)
 
-    count = first.shape[1]
-    interval = with_interval(difference, np.arange(count), draws=draws)
-    return {
-        "difference": interval["value"],
-        "n": count,
-        "ci_low": interval["ci_low"],
-        "ci_high": interval["ci_high"],
-    }
+    return _difference_over_images(difference, first.shape[1], draws)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:

@@ -2,7 +2,6 @@
 
 import ast
 import contextlib
-import difflib
 import math
 import os
 import shlex
@@ -71,8 +70,8 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
     A profile must exist, and a method must have a recipe, a class and a style for figures.
     """
     declared = declared_parameters(notebook)
-    _check_names(notebook, parameters)
     for name, value in parameters.items():
+        settings.check_known(name, declared, f"parameter of notebook {notebook}")
         settings.same_type(name, value, declared[name], f"{notebook}: parameter")
     if "profile" in parameters:
         settings.profile_settings(parameters["profile"])
@@ -81,18 +80,6 @@ def check_parameters(notebook: str, parameters: dict) -> dict:
     for method in sorted(named - {""}):
         _check_method(method)
     return parameters
-
-
-def _check_names(notebook: str, names: Iterable[str]) -> None:
-    declared = declared_parameters(notebook)
-    for name in names:
-        if name not in declared:
-            nearest = difflib.get_close_matches(name, declared, n=1)
-            meant = f" Did you mean {nearest[0]!r}?" if nearest else ""
-            raise ValueError(
-                f"Notebook {notebook} has no parameter {name!r}.{meant} "
-                f"Its parameters are {', '.join(declared)}."
-            )
 
 
 def _check_method(method: str) -> None:
@@ -184,8 +171,9 @@ def begin(notebook: str, namespace: dict) -> "Report":
 
     from lib import figures
 
-    _check_names(notebook, injected_names(namespace.get("In", [])))
     declared = declared_parameters(notebook)
+    for name in injected_names(namespace.get("In", [])):
+        settings.check_known(name, declared, f"parameter of notebook {notebook}")
     parameters = {name: namespace[name] for name in declared if name in namespace}
     check_parameters(notebook, parameters)
     profile = parameters.get("profile", declared["profile"])
