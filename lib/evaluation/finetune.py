@@ -229,24 +229,16 @@ def search_learning_rate(
     return accuracies
 
 
-def stored_search(run: Run, share: float) -> dict[float, float]:
-    """The result of ``search_learning_rate`` that the run of seed 0 has stored; needs no weights.
-
-    Empty where that run, as its settings are today, has not searched this grid.
-    """
-    rows = _stored_rows_of_seed_0(run, FEW_LABELS, "accuracy")
-    rows = rows[rows.condition == f"labels_{share:g}_validation"]
-    rates = rows.score.str.removeprefix(RATE_PREFIX).astype(float)
-    if set(rates) != set(run.settings["fine_tune_learning_rates"]):
-        return {}
-    return dict(zip(rates, rows.value, strict=True))
-
-
-def _stored_rows_of_seed_0(run: Run, part: str, metric: str) -> pd.DataFrame:
-    """The rows of one metric in a part of the suite, of the same run with seed 0."""
+def _rate_of_seed_0(run: Run, part: str, condition: str) -> float | None:
+    """The learning rate that the run of seed 0 chose, where it is stored and in today's grid."""
+    if run.settings["seed"] == 0:
+        return None
     first = Run(run.settings | {"seed": 0})
     rows = store.read_metrics(run.profile, part, first.name)
-    return rows[(rows.metric == metric) & (rows.run_hash == first.hash)]
+    rows = rows[(rows.metric == "learning_rate") & (rows.condition == condition)]
+    rates = set(rows.value[rows.run_hash == first.hash])
+    known = rates & set(run.settings["fine_tune_learning_rates"])
+    return known.pop() if known else None
 
 
 def _best_rate(accuracies: dict[float, float]) -> float:
@@ -317,15 +309,17 @@ def measure_few_labels(run: Run) -> list[dict]:
         neighbours, linear = _frozen_classifiers(run, labelled, test, common["condition"])
         probabilities = {"linear": linear}
         if settings["method"] != "raw_pixels":  # which have no weights to fine-tune
-            search = _search_of_share(run, share, epochs)
-            rate = _best_rate(search)
+            rate = _rate_of_seed_0(run, FEW_LABELS, common["condition"])
+            if rate is None:
+                search = search_learning_rate(run, run.train, epochs, share)
+                rate = _best_rate(search)
+                if settings["seed"] == 0 and len(search) > 1:
+                    rows += _search_rows(run, share, search)
             probabilities["fine_tuned"] = fine_tuned_probabilities(
                 run, labelled, test, epochs, rate
             )
             tuned = common | {"classifier": "fine_tuned"}
             rows += _rows(tuned, {"epochs": epochs, "learning_rate": rate})
-            if settings["seed"] == 0 and len(search) > 1:
-                rows += _search_rows(run, share, search)
         predictions = {"knn": neighbours}
         for classifier, values in probabilities.items():
             predictions[classifier] = values.argmax(1)
@@ -355,15 +349,6 @@ def _frozen_classifiers(
     neighbours, _ = probes.knn_predict(train["features"], train["label"], test_x, k=k)
     probe = probes.linear_probe(train["features"], train["label"])
     return neighbours, probe.probabilities(test_x)
-
-
-def _search_of_share(run: Run, share: float, epochs: int) -> dict[float, float]:
-    """The search of the run of seed 0: as stored, or by this run if none is."""
-    if run.settings["seed"] != 0:
-        stored = stored_search(run, share)
-        if stored:
-            return stored
-    return search_learning_rate(run, run.train, epochs, share)
 
 
 def _search_rows(run: Run, share: float, search: dict[float, float]) -> list[dict]:
@@ -414,7 +399,9 @@ def measure_transfer(run: Run, dataset: str) -> list[dict]:
     test = sets.with_channels(sources.load(dataset, "test", image_size=size), run.channels)
     labelled = train.sample(settings["transfer_images"])
     epochs = settings["transfer_epochs"]
-    rate = _transfer_rate(run, dataset, labelled, epochs)
+    rate = _rate_of_seed_0(run, f"{TRANSFER}-{dataset}", "transfer")
+    if rate is None:
+        rate = _best_rate(search_learning_rate(run, labelled, epochs))
     probabilities = fine_tuned_probabilities(run, labelled, test, epochs, rate)
     correct = probabilities.argmax(1) == test.labels
     common = {
@@ -429,14 +416,3 @@ def measure_transfer(run: Run, dataset: str) -> list[dict]:
     scores = {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": correct}
     store.write_scores(run.profile, run.name, f"{dataset}_transfer", scores)
     return rows
-
-
-def _transfer_rate(run: Run, dataset: str, labelled: sets.ImageSet, epochs: int) -> float:
-    """The learning rate that the run of seed 0 chose: as stored, or searched if none is."""
-    if run.settings["seed"] != 0:
-        part = f"{TRANSFER}-{dataset}"
-        stored = _stored_rows_of_seed_0(run, part, "learning_rate").value.tolist()
-        if set(stored) & set(run.settings["fine_tune_learning_rates"]):
-            (rate,) = stored
-            return rate
-    return _best_rate(search_learning_rate(run, labelled, epochs))

@@ -258,7 +258,3 @@ def test_other_seeds_take_the_search_of_seed_0(few, calls, monkeypatch):
     monkeypatch.setattr(finetune, "Run", lambda settings: first)
     few_labels(other)
     assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3), (4, 0.3)]
-    held_out = len(train_validation_split(few.train.labels)[1])
-    stored = finetune.stored_search(other, 0.05)
-    assert stored == pytest.approx({0.01: 1 / held_out, 0.3: 2 / held_out}, rel=1e-4)
-    assert finetune.stored_search(other, 0.5) == {}
