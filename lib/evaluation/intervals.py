@@ -71,15 +71,14 @@ def statistic_over_seeds(
     statistic: Callable[..., float],
     *per_seed: Sequence[ArrayLike],
     draws: int = 2000,
-    recentred: bool = False,
 ) -> dict[str, float]:
     """The mean over seeds of a statistic of test images, with the one interval.
 
     per_seed: for each argument of the statistic a list with one array [N, ...] a seed; row i is the
     same image for every seed. The statistic is taken within a seed, so that scores of different
     scale are never pooled. With fewer than ``SEEDS`` seeds the interval is a percentile bootstrap
-    of that mean over images, with ``draws`` resamples; recentred: as in
-    ``uncertainty.bootstrap_interval``. Returns mean, ci_low, ci_high, seeds, n (images).
+    of that mean over images, with ``draws`` resamples (``uncertainty.bootstrap_interval``). Returns
+    mean, ci_low, ci_high, seeds, n (images).
 
     Example:
         statistic_over_seeds(auroc, [score_0, score_1], [correct_0, correct_1])
@@ -103,7 +102,7 @@ def statistic_over_seeds(
         return np.mean([statistic(*resampled[start : start + arity]) for start in starts])
 
     together = list(itertools.chain(*seeds))
-    low, high = bootstrap_interval(mean_of_resample, *together, draws=draws, recentred=recentred)
+    low, high = bootstrap_interval(mean_of_resample, *together, draws=draws)
     return interval | {"ci_low": low, "ci_high": high}
 
 
@@ -112,7 +111,6 @@ def difference_over_seeds(
     first: Mapping[int, Sequence[ArrayLike]],
     second: Mapping[int, Sequence[ArrayLike]],
     draws: int = 2000,
-    recentred: bool = False,
 ) -> dict[str, float]:
     """``statistic_over_seeds`` of statistic(*first) - statistic(*second), paired by seed and image.
 
@@ -131,9 +129,7 @@ def difference_over_seeds(
         return statistic(*arrays[:arity]) - statistic(*arrays[arity:])
 
     pairs = [(*first[seed], *second[seed]) for seed in both]
-    interval = statistic_over_seeds(
-        gap, *zip(*pairs, strict=True), draws=draws, recentred=recentred
-    )
+    interval = statistic_over_seeds(gap, *zip(*pairs, strict=True), draws=draws)
     return {"difference": interval.pop("mean")} | interval
 
 

@@ -144,12 +144,8 @@ class Run:
         transform: Transform | None = None,
     ) -> Embedded:
         """The embedding of images that are needed once; embed: in place of the method's own."""
-        fitted = input_transform(self.settings, self.channels)
-
-        def fitted_and_changed(batch: Tensor) -> Tensor:
-            return transform(fitted(batch))
-
-        whole = fitted if transform is None else fitted_and_changed
+        fit = input_transform(self.settings, self.channels)
+        whole = (lambda batch: transform(fit(batch))) if transform else fit
         embedded = embed_images(self.method, images, transform=whole, embed=embed)
         training.check_embedded(self.settings, embedded)
         return embedded

@@ -10,7 +10,6 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable
 from pathlib import Path
 
 from lib.pipeline import site_pages
@@ -91,7 +90,9 @@ def build(profile: str) -> Path:
             f"{folder} has no executed notebooks to make pages of: call make reproduce "
             f"PROFILE={profile} first."
         )
-    notebooks = notebooks_without_results(executed) | executed
+    # Pages of notebooks that this profile has not run have text and code only.
+    every = {path.stem: path for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")}
+    notebooks = every | executed
     with tempfile.TemporaryDirectory() as temporary:
         source = Path(temporary) / "source"
         output = Path(temporary) / "site"
@@ -112,12 +113,6 @@ def executed_notebooks(profile: str) -> dict[str, Path]:
     for path in paths:
         executed.setdefault(path.stem.split("--")[0], path)
     return executed
-
-
-def notebooks_without_results(executed: Iterable[str]) -> dict[str, Path]:
-    """The notebooks that this profile has not run: their pages have text and code only."""
-    paths = {path.stem: path for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")}
-    return {name: path for name, path in paths.items() if name not in executed}
 
 
 # ----------------------------------------------------------------------------- Sphinx's source
