@@ -22,8 +22,8 @@ from PIL import Image
 from lib.pipeline import notebooks, reproduce
 from lib.runs import store
 
-# More jobs than cores: each waits for its kernel to start and to end.
-AT_ONCE = (os.cpu_count() or 1) + 3
+# One job more than there are cores: each waits for its kernel to start and to end.
+AT_ONCE = (os.cpu_count() or 1) + 1
 COMMAND = [sys.executable, "-m", "lib", "reproduce", "--profile", "smoke", "--jobs", str(AT_ONCE)]
 ENDINGS = {".pdf": b"%%EOF", ".svg": b"</svg>", ".html": b"</html>"}
 
