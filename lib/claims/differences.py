@@ -63,24 +63,40 @@ def with_usual(changed: Sequence[dict], methods: Collection[str]) -> list[dict]:
     return list(listed.values())
 
 
-def variants(runs: Sequence[dict]) -> dict[str, str]:
-    """What each run of an ablation changes, by the name of the run: "prosmin samples 16".
+def changed_settings(runs: Sequence[dict]) -> dict[str, dict]:
+    """What each run of an ablation changes, by the name of the run: {"samples": 16}.
 
-    The method and those settings that differ among its runs and are not as the profile has them, in
-    the order of their names: "vje directional_freedom 100000, learning_rate 0.03".
+    The settings that differ among the runs of its method on its data set and are not as the profile
+    has them, in the order of their names.
     """
-    values: dict[tuple[str, str], set] = {}
+    values: dict[tuple[str, str, str], set] = {}
     for run in runs:
         for key, value in run.items():
-            values.setdefault((run["method"], key), set()).add(str(value))
+            values.setdefault((run["method"], run["dataset"], key), set()).add(str(value))
+    changed = {}
+    for run in runs:
+        changed[settings.run_name(run)] = {
+            key: value
+            for key, value in sorted(settings.differences(run).items())
+            if len(values[run["method"], run["dataset"], key]) > 1
+        }
+    return changed
+
+
+def variants(runs: Sequence[dict]) -> dict[str, str]:
+    """The method and ``changed_settings`` of each run in words, by the name of the run.
+
+    "vje directional_freedom 100000, learning_rate 0.03".
+    """
+    changed = changed_settings(runs)
     names = {}
     for run in runs:
+        name = settings.run_name(run)
         changes = []
-        for key, value in sorted(settings.differences(run).items()):
-            if len(values[run["method"], key]) > 1:
-                text = f"{value:g}" if isinstance(value, float) else str(value)
-                changes.append(f"{key} {text}")
-        names[settings.run_name(run)] = " ".join([run["method"], ", ".join(changes)]).strip()
+        for key, value in changed[name].items():
+            text = f"{value:g}" if isinstance(value, float) else str(value)
+            changes.append(f"{key} {text}")
+        names[name] = " ".join([run["method"], ", ".join(changes)]).strip()
     return names
 
 
@@ -178,10 +194,11 @@ def over_pairs(
     scale: float = 1.0,
 ) -> pd.DataFrame:
     """``intervals.paired_over_seeds`` of each pair of values of ``by`` that has rows."""
-    empty = intervals.paired_over_seeds(rows[:0], "", "", *keys, by=by)
     tables = [intervals.paired_over_seeds(rows, *pair, *keys, by=by, scale=scale) for pair in pairs]
     filled = [table for table in tables if len(table)]
-    return pd.concat(filled, ignore_index=True) if filled else empty
+    if not filled:
+        return intervals.paired_over_seeds(rows[:0], "", "", *keys, by=by)
+    return pd.concat(filled, ignore_index=True)
 
 
 # ------------------------------------------------------------------------------------------ SimVAE

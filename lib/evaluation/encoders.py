@@ -64,8 +64,9 @@ def load(name: str) -> "Encoder":
         >>> embedding = encoder.embed(encoder.prepare("cat.jpg"))
         >>> embedding.native["kappa"]
     """
-    run_settings.check_known(name, stored(), "committed encoder")
-    path = stored()[name]
+    paths = stored()
+    run_settings.check_known(name, paths, "committed encoder")
+    path = paths[name]
     tensors, info = store.read_tensors(path, INFO)
     method = methods.build(info["settings"], info["channels"])
     for key, value in tensors.items():

@@ -236,9 +236,9 @@ def _rate_of_seed_0(run: Run, part: str, condition: str) -> float | None:
     first = Run(run.settings | {"seed": 0})
     rows = store.read_metrics(run.profile, part, first.name)
     rows = rows[(rows.metric == "learning_rate") & (rows.condition == condition)]
-    rates = set(rows.value[rows.run_hash == first.hash])
-    known = rates & set(run.settings["fine_tune_learning_rates"])
-    return known.pop() if known else None
+    chosen = set(rows.value[rows.run_hash == first.hash])
+    in_grid = chosen & set(run.settings["fine_tune_learning_rates"])
+    return in_grid.pop() if in_grid else None
 
 
 def _best_rate(accuracies: dict[float, float]) -> float:

@@ -241,9 +241,12 @@ def reliability_diagram(
         filled = part[part["count"] > 0]
         few = filled[filled["count"] < FEWEST_IN_BIN]
         label = f"{style.label}, ECE {part['ece'].iloc[0]:.3f}"
-        mark = style.marker or "o"
-        upper.plot(filled["confidence"], filled["accuracy"], marker=mark, label=label, **look)
-        upper.plot(few["confidence"], few["accuracy"], mark, color=style.colour, mfc="white")
+        upper.plot(
+            filled["confidence"], filled["accuracy"], marker=style.marker, label=label, **look
+        )
+        upper.plot(
+            few["confidence"], few["accuracy"], style.marker, color=style.colour, mfc="white"
+        )
         lower.stairs(part["count"], [*part["bin_low"], 1.0], **look)
     upper.plot([0, 1], [0, 1], **REFERENCE)
     upper.set(xlim=(0, 1), ylim=(0, 1.02), ylabel="Accuracy")

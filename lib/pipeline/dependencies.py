@@ -34,19 +34,16 @@ def module_files(name: str) -> list[Path]:
 @cache
 def imported_modules(source: str) -> frozenset[str]:
     """The lib modules that the source itself imports; a room where it imports that as a whole."""
-    names = set()
+    imported = set()  # dotted names
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and node.module == "lib":
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            home = node.module.removeprefix("lib.")
-            for alias in node.names:
-                inner = f"{home}.{alias.name}"
-                names.add(inner if module_files(inner) else home)
+        if isinstance(node, ast.ImportFrom):
+            imported |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.Import):
-            imported = [alias.name for alias in node.names]
-            names |= {name.removeprefix("lib.") for name in imported if name.startswith("lib.")}
-    return frozenset(name for name in names if module_files(name)) - IGNORED
+            imported |= {alias.name for alias in node.names}
+    inside = [name.removeprefix("lib.") for name in imported if name.startswith("lib.")]
+    # of a name that is no module, the module that has it
+    modules = {name if module_files(name) else name.rpartition(".")[0] for name in inside}
+    return frozenset(modules - {""}) - IGNORED
 
 
 def write_stamp(path: Path) -> None:

@@ -22,9 +22,7 @@ from lib.data import sources
 from lib.data.sets import ImageSet
 from lib.evaluation import encoders, uncertainty
 from lib.pipeline.image_issues import ISSUES, issues_by_image
-from lib.pipeline.image_issues import find_issues as find_issues  # notebook 70 calls it, and survey
 from lib.pipeline.own_files import NAME, STATUS
-from lib.pipeline.own_files import survey as survey
 from lib.runs import settings, store
 
 IMAGES_SEEN = 150_000  # by a network that is trained on a folder, with repetitions

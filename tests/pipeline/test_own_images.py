@@ -105,7 +105,7 @@ def surveyed(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own_files, "MOST_PIXELS", 10**6)
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)
-        found = score.survey(folder, 32)
+        found = own_files.survey(folder, 32)
         assert Image.MAX_IMAGE_PIXELS == 10**5
     return found
 
@@ -224,7 +224,7 @@ def scored(folder, tmp_path_factory):
 
 
 def test_a_folder_is_scored_by_a_committed_encoder_without_training(folder, scored):
-    found, files = score.survey(folder, 64)
+    found, files = own_files.survey(folder, 64)
     stored = pd.read_csv(scored / "files.csv", keep_default_na=False)
     assert stored.status.tolist() == files.status.tolist()
     used = files.file[files.status == "used"]
