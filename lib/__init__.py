@@ -25,9 +25,11 @@ _MODULES = (
 
 
 def load(name: str):
-    """The committed encoder of a method, e.g.
+    """The committed encoder of a method; see ``lib.evaluation.encoders.load``.
 
-    ``lib.load("vi_simsiam")``; see ``lib.evaluation.encoders.load``.
+    Example:
+        encoder = lib.load("vi_simsiam")
+        kappa = encoder.embed(encoder.prepare("cat.jpg")).native["kappa"]
     """
     from lib.evaluation import encoders
 

@@ -3,16 +3,21 @@
 import doctest
 from importlib import import_module
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+from lib import figures
 from lib.evaluation import linear_probe
+from lib.runs import settings
 
 # What some examples take for granted.
 GENERATOR = np.random.default_rng(0)
 FEATURES = GENERATOR.normal(size=(40, 4))
 LABELS = np.arange(40) % 2
+EMBEDDED = {"features": FEATURES, "label": LABELS, "uncertainty": FEATURES[:, 0]}
 ACCURACY = {"metric": "accuracy", "classifier": "knn", "n": 100, "run": "run"}
 METRICS = pd.DataFrame(
     {
@@ -21,10 +26,31 @@ METRICS = pd.DataFrame(
         "value": [0.6, 0.5, 0.7, 0.6, 0.6, 0.6],
     }
 ).assign(**ACCURACY, ci_low=0.5, ci_high=0.7)
+SEEDS = pd.DataFrame({"method": ["vi_simsiam", "simsiam"] * 3, "seed": [0, 0, 1, 1, 2, 2]})
+CLAIMS = pd.DataFrame({"name": ["crop", "blur"], "published": [0.6, 0.5], "ours": [0.5, 0.6]})
+IMAGES = pd.DataFrame({"class": np.array(["cat", "dog"])[LABELS], "correct": LABELS == 1})
+CURVES = pd.DataFrame({"curve": "κ", "correct": LABELS == 1})
+PICTURES = GENERATOR.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+VIEWS = torch.rand(2, 4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 GIVEN = {
+    "settings": settings,
+    "first": VIEWS[0],  # two views of a batch, [B, 3, 16, 16]
+    "second": VIEWS[1],
+    "labels": torch.arange(4),
+    "figures": figures,
+    "plt": plt,
+    "accuracy": SEEDS.assign(epochs=40, linear=0.6, knn=0.5, dataset="cifar10"),
+    "style": SEEDS.assign(attribute="hair colour", accuracy=0.9),
+    "claims": CLAIMS.assign(ci_low=0.4, ci_high=0.7),
+    "images": IMAGES.assign(kappa=GENERATOR.uniform(100, 1000, 40), max_softmax=FEATURES[:, 1]),
+    "log": SEEDS.assign(epoch=1.0, effective_rank=20.0),
+    "scores": CURVES.assign(uncertainty=FEATURES[:, 0], positive=LABELS == 0),
+    "confidences": CURVES.assign(confidence=GENERATOR.uniform(0.5, 1, 40)),
+    "points": IMAGES.assign(x=FEATURES[:, 0], y=FEATURES[:, 1], kappa=200.0),
+    "pictures": PICTURES,
     "metrics": METRICS,
-    "train": {"features": FEATURES, "label": LABELS},
-    "test": {"features": FEATURES, "label": LABELS},
+    "train": EMBEDDED,
+    "test": EMBEDDED,
     "features": FEATURES,
     "animals": np.array(["cat", "dog"])[LABELS],
     "kappa": FEATURES[:, 0],
@@ -36,15 +62,31 @@ MODULES = [
     "distributions",
     "networks",
     "methods.base",
+    "methods.simsiam",
+    "methods.simvae",
+    "methods.prosmin",
+    "methods.vje",
+    "methods.contrastive",
+    "methods.distillation",
+    "methods.references",
     "data.sets",
     "data.views",
+    "training.devices",
+    "training.seeds",
+    "evaluation.embed",
     "evaluation.intervals",
     "evaluation.probes",
     "evaluation.uncertainty",
+    "evaluation.suite",
+    "evaluation.shift",
+    "figures.summaries",
+    "figures.style",
+    "figures.charts",
 ]
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
     result = doctest.testmod(import_module(f"lib.{name}"), extraglobs=GIVEN)
+    plt.close("all")
     assert result.attempted and not result.failed

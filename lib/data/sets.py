@@ -227,7 +227,12 @@ def batches(image_set: ImageSet, index_batches: Iterable) -> Iterator[torch.Tens
 
 
 def to_bytes(images: torch.Tensor) -> np.ndarray:
-    """Floats [..., C, H, W] in 0..1 as an ImageSet has them, uint8 [..., H, W, C]."""
+    """Floats [..., C, H, W] in 0..1 as an ImageSet has them, uint8 [..., H, W, C].
+
+    Example:
+        >>> to_bytes(torch.ones(2, 3, 8, 8)).shape
+        (2, 8, 8, 3)
+    """
     return (255 * images).round().clamp(0, 255).byte().movedim(-3, -1).numpy()
 
 

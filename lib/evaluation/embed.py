@@ -31,6 +31,11 @@ def input_transform(settings: dict, channels: int) -> Transform:
 
     settings: those the network was trained with; channels: 1 (grey) or 3. The transform raises
     ValueError for other shapes, types and ranges.
+
+    Example:
+        >>> transform = input_transform({"image_size": 32}, channels=3)
+        >>> transform(first).shape
+        torch.Size([4, 3, 32, 32])
     """
 
     def transform(images: Tensor) -> Tensor:
@@ -50,7 +55,12 @@ def input_transform(settings: dict, channels: int) -> Transform:
 
 
 def centre_crop(area: float) -> Transform:
-    """Keep the central square with this share of the area, resized to the size of the image."""
+    """Keep the central square with this share of the area, resized to the size of the image.
+
+    Example:
+        >>> centre_crop(area=0.25)(first).shape
+        torch.Size([4, 3, 16, 16])
+    """
 
     def transform(images: Tensor) -> Tensor:
         size = images.shape[-1]
@@ -65,6 +75,10 @@ def square_crop(top: float, left: float, side: float = 0.5) -> Transform:
     """Keep the square with this corner and side, resized to the size of the image.
 
     top, left and side are shares of the image's side.
+
+    Example:
+        >>> square_crop(top=0, left=0.5)(first).shape
+        torch.Size([4, 3, 16, 16])
     """
     pixels_of_square(top, left, side, 1)  # an error here, before there is an image
 
@@ -78,6 +92,10 @@ def pixels_of_square(top: float, left: float, side: float, size: int) -> tuple[i
     """Top, left and side in pixels of a square given as shares of an image's side.
 
     ValueError if the square is not inside the image.
+
+    Example:
+        >>> pixels_of_square(top=0.25, left=0.5, side=0.5, size=32)
+        (8, 16, 16)
     """
     starts_inside = 0 <= top <= 1 and 0 <= left <= 1 and 0 < side <= 1
     if not (starts_inside and max(top, left) + side <= 1 + 1e-9):
@@ -95,7 +113,12 @@ def _square(images: Tensor, top: int, left: int, side: int) -> Tensor:
 
 
 def blur(sigma: float) -> Transform:
-    """Gaussian blur with sigma in pixels (0: none), cut at 3 sigma."""
+    """Gaussian blur with sigma in pixels (0: none), cut at 3 sigma.
+
+    Example:
+        >>> blur(sigma=2.0)(first).shape
+        torch.Size([4, 3, 16, 16])
+    """
 
     def transform(images: Tensor) -> Tensor:
         if sigma == 0:
@@ -106,7 +129,12 @@ def blur(sigma: float) -> Transform:
 
 
 def conditions() -> dict[str, Transform]:
-    """The graded conditions that runs are measured under, by "<family>_<severity>"."""
+    """The graded conditions that runs are measured under, by "<family>_<severity>".
+
+    Example:
+        >>> list(conditions())[:3]
+        ['crop_1', 'crop_0.8', 'crop_0.6']
+    """
     crops = {f"crop_{area:g}": centre_crop(area) for area in KEPT_AREAS}
     blurs = {f"blur_{sigma:g}": blur(sigma) for sigma in BLUR_SIGMAS}
     return crops | blurs
@@ -129,9 +157,8 @@ def embed_images(
     Native entries [B] become float64, those of [B, K] float32.
 
     Example:
-        >>> embedded = embed_images(method, data.load("digits", "test"), device="cuda")
-        >>> embedded["features"].shape
-        (359, 512)
+        embedded = embed_images(method, data.load("digits", "test"), device="cuda")
+        embedded["features"].shape  # (359, 512)
     """
     count = len(images.labels)
     if count == 0:
@@ -201,6 +228,11 @@ def embed_cached(path: Path, key: dict | str, compute: Callable[[], Embedded]) -
 
 
 def native_names(embedded: Embedded) -> list[str]:
-    """Names of the method's own scalar quantities."""
+    """Names of the method's own scalar quantities.
+
+    Example:
+        >>> native_names({"features": features, "uncertainty": kappa, "kappa": kappa})
+        ['kappa']
+    """
     shared = ("uncertainty", "label")
     return [name for name, values in embedded.items() if values.ndim == 1 and name not in shared]

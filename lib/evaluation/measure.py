@@ -352,6 +352,11 @@ def measure_run(run: Run) -> pd.DataFrame:
     the clean test set. A tuning run, trained on train without its validation part, is measured by
     k-NN on that part only, so that tuning never sees the test set. A run on one class is measured
     by how well it detects the other classes.
+
+    Example:
+        settings = resolve("simsiam", "quick", seed=3)
+        training.train(settings)
+        metrics = measure_run(Run(settings))
     """
     if run.settings["split"] == "fit":
         return run.write_metrics(_validation_rows(run), SUITE)
@@ -491,7 +496,12 @@ def measure_paper_probe(run: Run) -> list[dict]:
 
 # --------------------------------------------------------------------- views of training images
 def embed_views(run: Run, count: int) -> tuple[ImageSet, list[Embedded]]:
-    """``condition_images`` training images (sample), and embeddings of ``count`` views of each."""
+    """``condition_images`` training images (sample), and embeddings of ``count`` views of each.
+
+    Example:
+        images, embedded = embed_views(Run(settings), count=2)
+        embedded[0]["features"]  # of the first view of each image, [N, D]
+    """
     few = run.train.sample(run.settings["condition_images"])
     strengths = views.recipe(run.settings["augmentation"])
     embedded = []
@@ -511,6 +521,9 @@ def kappa_of_views(run: Run, count: int = 8) -> tuple[ImageSet, np.ndarray]:
     """``condition_images`` training images (sample), and κ of random views of each [views, N].
 
     VI-SimSiam 2022, Table 1, takes 8 views of every image.
+
+    Example:
+        images, kappa = kappa_of_views(Run(settings), count=8)  # kappa: [8, N]
     """
     few, embedded = embed_views(run, count)
     return few, np.stack([view["kappa"] for view in embedded])

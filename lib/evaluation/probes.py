@@ -286,6 +286,11 @@ def paper_probe(
     Deviation: η_t is outside of the velocity, as in timm; You et al. have it inside. We take the
     last epoch, the paper the best one by validation. Images are not augmented, as features are
     computed once.
+
+    Example:
+        >>> probe = paper_probe(features, animals, epochs=2)
+        >>> probe.probabilities(features).shape
+        (40, 2)
     """
     from timm.optim import Lars  # slow to import
 

@@ -36,6 +36,9 @@ def required(runs: Iterable[dict], profile: str, paper: str = "all") -> list[dic
     """The runs whose metrics are stored.
 
     FileNotFoundError with the command that makes them where there is none.
+
+    Example:
+        runs = required(settings.runs("standard", group="lengths"), "standard")
     """
     stored = measured(runs)
     if not stored:
@@ -59,7 +62,11 @@ def measured_runs(
 
 
 def compared_runs(profile: str, paper: str = "all") -> list[dict]:
-    """The measured runs that methods are compared by: the protocol's, and those on a ViT."""
+    """The measured runs that methods are compared by: the protocol's, and those on a ViT.
+
+    Example:
+        runs = compared_runs("standard", paper="vs2")
+    """
     return measured(listed_to_compare(profile, paper))
 
 
@@ -168,6 +175,9 @@ def learned(runs: Sequence[dict]) -> pd.DataFrame:
     One row a data set, length and method: knn in per cent with its interval, seeds, and untrained
     and raw_pixels on the same data, NaN where these are not stored. A number of a method that is
     not above the untrained network says nothing of the method.
+
+    Example:
+        learned(compared_runs("standard"))[["method", "knn", "untrained"]]
     """
     profile = runs[0]["profile"]
     references = [

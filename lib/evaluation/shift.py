@@ -67,7 +67,7 @@ def corrupted(
     or severity.
 
     Example:
-        >>> foggy = corrupted(data.load("cifar10", "test"), "fog", severity=3)
+        foggy = corrupted(data.load("cifar10", "test"), "fog", severity=3)
     """
     if corruption not in CORRUPTIONS or severity not in SEVERITIES:
         raise ValueError(
@@ -198,6 +198,11 @@ def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
     Hendrycks & Dietterich 2019, §4. correct, reference: which images are right under each
     corruption and severity, [N, 15, 5], as measure_corruptions stores them. ValueError for other
     shapes; UndefinedStatistic where the reference makes no error under a corruption.
+
+    Example:
+        >>> none_correct = np.zeros((4, 15, 5), bool)
+        >>> mean_corruption_error(none_correct, reference=none_correct)
+        1.0
     """
     shape = (len(CORRUPTIONS), len(SEVERITIES))
     for right in (correct, reference):

@@ -53,6 +53,11 @@ def score_images(train: Embedded, test: Embedded, probe: Probe) -> Embedded:
     Types are compact, at most 250 kB compressed for 10,000 images and one native score. The
     method's own scores, the norm and the softmax keep float32, the others float16 or less;
     linear_nll is capped at float16's 65504.
+
+    Example:
+        >>> scores = score_images(train, test, linear_probe(features, train["label"]))
+        >>> scores["linear_correct"].shape
+        (40,)
     """
     features = test["features"]
     label = test["label"]
@@ -94,6 +99,10 @@ def as_uncertainty(scores: dict[str, np.ndarray], name: str) -> np.ndarray:
     """One of the stored scores in float64 [N], with the sign that makes higher less certain.
 
     scores: those of score_images or of lib.evaluation.image_scores.
+
+    Example:
+        >>> as_uncertainty({"feature_norm": kappa}, "feature_norm").shape
+        (40,)
     """
     if name == "feature_norm":
         return -scores["feature_norm"].astype(np.float64)
@@ -107,6 +116,10 @@ def unsupervised_uncertainties(train: Embedded, embedded: Embedded) -> dict[str,
 
     These are the method's own, the negative norm of the features, and the mean cosine distance to
     the 20 nearest training images (all, where there are fewer).
+
+    Example:
+        >>> sorted(unsupervised_uncertainties(train, test))
+        ['feature_norm', 'knn_distance', 'uncertainty']
     """
     features = embedded["features"]
     k = min(NEAREST, len(train["features"]))
@@ -157,8 +170,8 @@ def evaluate(
     is undefined because only one class occurs has value NaN.
 
     Example:
-        >>> rows, scores = evaluate(train, test, "cifar10", far_ood={"mnist": mnist})
-        >>> pd.DataFrame(rows).query("metric == 'accuracy'")
+        rows, scores = evaluate(train, test, "cifar10", far_ood={"mnist": mnist})
+        pd.DataFrame(rows).query("metric == 'accuracy'")
     """
     near_ood = near_ood or {}
     far_ood = far_ood or {}

@@ -64,6 +64,10 @@ def kappa_boxplot(
 
     Args:
         hue: a column of two values, such as right and wrong: filled and hollow boxes.
+
+    Example:
+        >>> ax = figures.kappa_boxplot(images, "class")
+        >>> ax = figures.kappa_boxplot(images, "class", hue="correct")
     """
     if order is None:
         medians = data.groupby(by, observed=True)["kappa"].median()
@@ -97,6 +101,10 @@ def kappa_histogram(bins: pd.DataFrame, by: str, *, ax: Axes | None = None) -> A
 
     bins: summaries.log_histogram; its first group is blue, the others are grey. Every histogram is
     as high as its row.
+
+    Example:
+        >>> bins = figures.log_histogram(images, "class")
+        >>> ax = figures.kappa_histogram(bins, "class")
     """
     groups = dict(list(bins.groupby(by, sort=False)))
     colours = dict.fromkeys(groups, GREY) | {bins[by].iloc[0]: BLUE}
@@ -127,6 +135,9 @@ def tsne_plot(points: pd.DataFrame, *, colour_by: str = "kappa", ax: Axes | None
 
     The name of a class, in its colour, is where its points are densest. κ has a log scale from its
     1st to its 99th percentile. Points are drawn in a random order, so that no class hides another.
+
+    Example:
+        >>> ax = figures.tsne_plot(points, colour_by="class")
     """
     if ax is None:
         ax = _new_axes(*SQUARE)
@@ -171,6 +182,10 @@ def roc_plot(curves: pd.DataFrame, *, positive: str = "", ax: Axes | None = None
     """ROC curves, each named with its AUROC; curves: summaries.roc_curves.
 
     positive: the positive class in words.
+
+    Example:
+        >>> curves = figures.roc_curves(scores.rename(columns={"uncertainty": "score"}))
+        >>> ax = figures.roc_plot(curves, positive="wrong prediction")
     """
     if ax is None:
         ax = _new_axes(*SQUARE)
@@ -200,6 +215,9 @@ def risk_coverage_plot(curves: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
 
     curves: summaries.risk_coverage_curves. Grey: the error of all images, which an uninformative
     score has everywhere.
+
+    Example:
+        >>> ax = figures.risk_coverage_plot(figures.risk_coverage_curves(scores))
     """
     if ax is None:
         ax = _new_axes(COLUMN[0], 2.4)
@@ -227,6 +245,10 @@ def reliability_diagram(
 
     bins: summaries.reliability_bins. Bins of fewer than FEWEST_IN_BIN images are hollow. A curve
     below the diagonal is overconfident. axes: the upper and the lower one.
+
+    Example:
+        >>> bins = figures.reliability_bins(confidences)
+        >>> upper, lower = figures.reliability_diagram(bins)
     """
     if axes is None:
         size = {"figsize": (SQUARE[0], 3.2), "height_ratios": [3, 1], "layout": "constrained"}
@@ -273,6 +295,9 @@ def dot_plot(
 
     Rows are sorted by their mean unless `order` says otherwise. Methods have their own colours;
     of other rows the first is drawn in `lead` and the others grey.
+
+    Example:
+        >>> ax = figures.dot_plot(accuracy, "linear", xlabel="Accuracy of the linear probe")
     """
     if order is None:
         means = data.groupby(y, observed=True)[x].mean()
@@ -321,6 +346,9 @@ def attribute_bars(
     """Bars from zero, one group for each value of `y` and one bar for each method.
 
     A bar is the mean over seeds with its interval; groups are sorted by the first method.
+
+    Example:
+        >>> ax = figures.attribute_bars(style, "accuracy", reference=0.5)
     """
     methods = in_order(data["method"].unique())
     first = data[data["method"] == methods[0]]
@@ -361,7 +389,11 @@ def method_scatter(
     ylabel: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """`y` against `x`: a small mark for each seed, and the mean of each `method` with its name."""
+    """`y` against `x`: a small mark for each seed, and the mean of each `method` with its name.
+
+    Example:
+        >>> ax = figures.method_scatter(accuracy, "linear", "knn")
+    """
     if ax is None:
         ax = _new_axes(*SQUARE)
     labels = []
@@ -397,6 +429,9 @@ def dumbbell_plot(
     Args:
         reference: a line, such as no difference or chance.
         style: of ours, blue by default.
+
+    Example:
+        >>> ax = figures.dumbbell_plot(claims, xlabel="points", reference=0)
     """
     if ax is None:
         ax = _new_axes(COLUMN[0], 0.6 + 0.22 * len(data))
@@ -446,6 +481,9 @@ def line_plot(
         log: the logarithmic axes, "x", "y" or "xy".
         reference: a value of y, drawn as a thin line.
         names: whether to write the names of the lines at their ends.
+
+    Example:
+        >>> ax = figures.line_plot(accuracy, "epochs", "linear", log="x")
     """
     if ax is None:
         ax = _new_axes(*COLUMN)
@@ -486,6 +524,9 @@ def training_curves(
     log: `method`, `seed`, `epoch` and the columns; every seed is a thin line in the colour of its
     method, which is named at the end of the first panel's lines. Rows without a measure are left
     out of its panel.
+
+    Example:
+        >>> axes = figures.training_curves(log, {"effective_rank": "Effective rank"})
     """
     methods = in_order(log["method"].unique())
     if axes is None:
@@ -528,6 +569,9 @@ def image_grid(
         rows: a text at the left of each row.
         columns: a text above each column.
         notes: a text under each image, such as its κ, [R][C].
+
+    Example:
+        >>> figure = figures.image_grid(pictures[:6].reshape(2, 3, 8, 8, 3), rows=["plain", "blur"])
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim not in (4, 5):
@@ -556,7 +600,11 @@ def image_grid(
 
 
 def images_by_kappa(images: np.ndarray, kappa: np.ndarray, *, columns: int = 8) -> Figure:
-    """The images [N, H, W(, C)] of highest and of lowest κ [N], with their κ under them."""
+    """The images [N, H, W(, C)] of highest and of lowest κ [N], with their κ under them.
+
+    Example:
+        >>> figure = figures.images_by_kappa(pictures, images.kappa.to_numpy(), columns=4)
+    """
     order = np.argsort(kappa, kind="stable")
     picked = np.stack([order[::-1][:columns], order[:columns]])
     notes = [list(map(kappa_text, row)) for row in kappa[picked]]
@@ -570,6 +618,10 @@ def reconstruction_grid(
 
     reconstructions: by method, shaped like the images, drawn in order of their error. errors: by
     method, over all test images.
+
+    Example:
+        >>> mean = {"vae": pictures[:4] // 2 + 64}
+        >>> figure = figures.reconstruction_grid(pictures[:4], mean, {"vae": 0.08})
     """
     names = sorted(reconstructions, key=errors.get)
     rows = ["Input"]
@@ -583,7 +635,12 @@ def reconstruction_grid(
 
 
 def panel_letters(axes) -> None:
-    """Bold a, b, c at the top left of each of the axes."""
+    """Bold a, b, c at the top left of each of the axes.
+
+    Example:
+        >>> drawing, axes = plt.subplots(1, 2)
+        >>> figures.panel_letters(axes)
+    """
     for letter, ax in zip("abcdefghijkl", np.ravel(axes), strict=False):
         ax.annotate(
             letter,

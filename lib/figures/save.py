@@ -95,6 +95,11 @@ def save_figure(
             of the caption.
         claims: ids of claims that the figure answers.
         inputs: the files that were read; they are stored with their hashes.
+
+    Example:
+        figures.save_figure(
+            ax, "32_roc", caption="κ detects errors. …", data=curves, profile="own", notebook="mine"
+        )
     """
     caption = " ".join(caption.split())
     if not caption:
@@ -136,7 +141,11 @@ def _readable(value) -> str:
 
 
 def show_stored(id: str, profile: str) -> None:
-    """Show a stored figure with its caption, where what it is computed from is not available."""
+    """Show a stored figure with its caption, where what it is computed from is not available.
+
+    Example:
+        figures.show_stored("32_roc", "standard")
+    """
     path = _figure_path(id, profile)
     if not path.exists():
         raise FileNotFoundError(
@@ -149,7 +158,11 @@ def show_stored(id: str, profile: str) -> None:
 
 
 def stored_ids(prefix: str, profile: str) -> list[str]:
-    """The ids of the stored figures that begin so, sorted."""
+    """The ids of the stored figures that begin so, sorted.
+
+    Example:
+        figures.stored_ids("30_", "standard")  # ["30_kappa_by_class", …]
+    """
     folder = store.results_dir(profile) / "figures"
     return sorted(path.stem for path in folder.glob(f"{prefix}*.json"))
 
@@ -159,6 +172,9 @@ def stored_data(id: str, profile: str, inputs: Iterable[str | Path]) -> pd.DataF
 
     For what takes a network to compute, such as t-SNE, where the network is not available.
     Classes are read as text.
+
+    Example:
+        plane = figures.stored_data("20_tsne", "standard", inputs=[])
     """
     path = _figure_path(id, profile)
     if not path.exists() or not all(Path(name).exists() for name in inputs):

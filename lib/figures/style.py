@@ -143,7 +143,11 @@ CURVES = (
 
 
 def use_style() -> None:
-    """Draw all figures that follow in the style of figures/style.mplstyle."""
+    """Draw all figures that follow in the style of figures/style.mplstyle.
+
+    Example:
+        >>> figures.use_style()
+    """
     import matplotlib.pyplot as plt  # slow to import
 
     plt.style.use(STYLE_FILE)
@@ -168,6 +172,10 @@ def method_style(name: str) -> MethodStyle:
     """The look of a method in all figures; grey under its own name where METHODS does not list it.
 
     `<method>_latent`, a method on SimVAE's short representation, looks like the method.
+
+    Example:
+        >>> figures.method_style("vi_simsiam").label
+        'VI-SimSiam'
     """
     name = str(name).removesuffix("_latent")
     return METHODS.get(name) or MethodStyle(plain_label(name), BLACK, fill=False)
@@ -193,7 +201,12 @@ def dataset_label(name: str) -> str:
 
 
 def labelled(table: pd.DataFrame) -> pd.DataFrame:
-    """A table to be shown: display names in its columns method, minus, other, dataset."""
+    """A table to be shown: display names in its columns method, minus, other, dataset.
+
+    Example:
+        >>> figures.labelled(accuracy[["method", "dataset"]]).iloc[0].tolist()
+        ['VI-SimSiam', 'CIFAR-10']
+    """
     shown = table.copy()
     for column in shown.columns.intersection(["method", "minus", "other"]):
         shown[column] = [method_style(name).label for name in table[column]]
@@ -203,7 +216,12 @@ def labelled(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """These methods in the order of METHODS, `<method>_latent` after its method, others last."""
+    """These methods in the order of METHODS, `<method>_latent` after its method, others last.
+
+    Example:
+        >>> figures.in_order(["random", "vje", "simsiam"])
+        ['vje', 'simsiam', 'random']
+    """
     places = {name: place for place, name in enumerate(METHODS)}
 
     def key(name: str) -> tuple[int, str]:
@@ -213,7 +231,12 @@ def in_order(methods: Iterable[str]) -> list[str]:
 
 
 def curve_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
-    """The look of each curve: a method's own, otherwise the next of CURVES."""
+    """The look of each curve: a method's own, otherwise the next of CURVES.
+
+    Example:
+        >>> [style.label for style in figures.curve_styles(["κ", "simsiam"]).values()]
+        ['κ', 'SimSiam']
+    """
     styles = {}
     for place, name in enumerate(names):
         colour, line = CURVES[place % len(CURVES)]
@@ -222,7 +245,12 @@ def curve_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
 
 
 def kappa_text(value: float) -> str:
-    """A concentration as text: a whole number from 100 on, three digits below."""
+    """A concentration as text: a whole number from 100 on, three digits below.
+
+    Example:
+        >>> figures.kappa_text(2180.4), figures.kappa_text(0.98765)
+        ('2,180', '0.988')
+    """
     if value >= 100:
         return f"{value:,.0f}"
     return f"{value:.3g}"

@@ -29,6 +29,12 @@ def box_summary(
     """What the box plots of `kappa` show, one row a box: n, median, quartiles, whiskers.
 
     whiskers: interquartile ranges of log κ, or two percentiles.
+
+    Example:
+        >>> figures.box_summary(images, "class")[["class", "n"]]
+          class   n
+        0   cat  20
+        1   dog  20
     """
     rows = []
     for group, part in data.groupby(by, sort=False, observed=True):
@@ -49,6 +55,11 @@ def log_histogram(data: pd.DataFrame, by: str, *, bins: int = 40) -> pd.DataFram
     """Densities of log₁₀ κ by group over common bins: each group integrates to one.
 
     Returns by, bin_low, bin_high, count, density (per decade).
+
+    Example:
+        >>> bins = figures.log_histogram(images, "class", bins=10)
+        >>> int(bins["count"].sum())
+        40
     """
     logs = np.log10(data["kappa"])
     edges = np.histogram_bin_edges(logs, bins)
@@ -89,6 +100,11 @@ def risk_coverage_curves(data: pd.DataFrame) -> pd.DataFrame:
     Images of equal uncertainty share their mean error. The last point of a curve is the error of
     the whole set, which an uninformative score has everywhere.
     Returns curve, coverage, error (fractions, at most POINTS points a curve).
+
+    Example:
+        >>> curves = figures.risk_coverage_curves(scores)
+        >>> list(curves)
+        ['curve', 'coverage', 'error']
     """
     tables = []
     for name, part in data.groupby("curve", sort=False, observed=True):
@@ -106,6 +122,10 @@ def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
 
     ece = Σ n_b/N |accuracy_b - confidence_b| over these bins (Guo et al. 2017, Eq. 3).
     Returns curve, bin_low, bin_high, count, confidence, accuracy, ece.
+
+    Example:
+        >>> int(figures.reliability_bins(confidences)["count"].sum())
+        40
     """
     tables = []
     for name, part in data.groupby("curve", sort=False, observed=True):
@@ -124,7 +144,12 @@ def seed_interval(values: pd.Series) -> tuple[float, float]:
 
 
 def tsne_plane(features: np.ndarray) -> np.ndarray:
-    """Features [N, D] in the plane, [N, 2], by t-SNE: perplexity 30, PCA start, seed 0."""
+    """Features [N, D] in the plane, [N, 2], by t-SNE: perplexity 30, PCA start, seed 0.
+
+    Example:
+        >>> figures.tsne_plane(features).shape
+        (40, 2)
+    """
     from sklearn.manifold import TSNE  # slow to import
 
     return TSNE(perplexity=30, init="pca", random_state=0).fit_transform(features)

@@ -8,6 +8,9 @@
 - where it has them, ``set_epoch(epoch)``, called before every step (epoch a float, steps
   included), and ``update_target(progress)``, called after it (progress in 0..1).
 
+In the examples ``first`` and ``second`` are two views of a batch, [B, 3, 16, 16], and ``settings``
+is lib.runs.settings.
+
 To add one: its class in a file of this folder, a line in ``METHODS``, a recipe in
 settings/recipes.toml, and its runs in settings/runs.toml.
 """

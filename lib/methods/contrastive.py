@@ -12,6 +12,10 @@ class SimCLR(TwoViews):
     """SimCLR (Chen et al. 2020, Algorithm 1).
 
     Each view is to be recognised as its image's other view among all views of the batch.
+
+    Example:
+        >>> method = SimCLR(settings.resolve("simclr", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
     """
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
@@ -30,6 +34,10 @@ class BarlowTwins(TwoViews):
     """Barlow Twins (Zbontar et al. 2021, Algorithm 1).
 
     The loss is multiplied by ``loss_scale``, as in the authors' code (their appendix).
+
+    Example:
+        >>> method = BarlowTwins(settings.resolve("barlow_twins", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
     """
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
@@ -43,7 +51,13 @@ class BarlowTwins(TwoViews):
 
 
 class VICReg(TwoViews):
-    """VICReg (Bardes et al. 2022, Algorithm 1)."""
+    """VICReg (Bardes et al. 2022, Algorithm 1).
+
+    Example:
+        >>> method = VICReg(settings.resolve("vicreg", "smoke"))
+        >>> sorted(method.loss([first, second]))
+        ['cosine', 'covariance', 'invariance', 'loss', 'spread', 'variance']
+    """
 
     def loss(self, views: list[Tensor]) -> dict[str, Tensor]:
         first, second = self.projections(views)  # [B, D]
@@ -64,6 +78,11 @@ class MoCo(AveragedTarget):
 
     Deviation: both views are queries in turn, as in MoCo v3, so that a step costs what it costs
     the other methods. Batch norm is not shuffled: one process has nothing to shuffle between.
+
+    Example:
+        >>> method = MoCo(settings.resolve("moco_v2", "smoke"))
+        >>> method.queue.shape
+        torch.Size([256, 16])
     """
 
     def __init__(self, settings: dict, channels: int = 3):

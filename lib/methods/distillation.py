@@ -25,6 +25,11 @@ class BYOL(AveragedTarget, SimSiam):
 
     Each view's prediction is drawn to the target network's projection of the other view. With
     ``target_momentum`` 0 the target is the trained network itself, its gradient stopped.
+
+    Example:
+        >>> method = BYOL(settings.resolve("byol", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
+        >>> method.update_target(progress=0.5)
     """
 
     takes_local_views = False
@@ -42,6 +47,12 @@ class DirectPred(AveragedTarget):
 
     Deviation: f is normalised first and ε multiplies max sqrt(s), where the paper prints max s,
     so that W does not depend on the scale of f.
+
+    Example:
+        >>> method = DirectPred(settings.resolve("directpred", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
+        >>> method.predictor.shape
+        torch.Size([16, 16])
     """
 
     def __init__(self, settings: dict, channels: int = 3):
@@ -77,6 +88,11 @@ class MoCoV3(BYOL):
 
     Deviation: low-resolution views, of which the paper has none, are queries too where a profile
     asks for them. The loss is the mean over the pairs of views, where the algorithm adds its two.
+
+    Example:
+        >>> method = MoCoV3(settings.resolve("moco_v3", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
+        >>> method.update_target(progress=0.5)
     """
 
     takes_local_views = True
@@ -107,6 +123,11 @@ class DINO(nn.Module):
 
     Deviation: ``clip_norm`` bounds the norm of the whole gradient, where the authors' code bounds
     that of each tensor.
+
+    Example:
+        >>> method = DINO(settings.resolve("dino", "smoke"))
+        >>> sorted(method.loss([first, second]))
+        ['entropy', 'entropy_of_mean', 'loss']
     """
 
     embeds_with = ("teacher", "centre")
@@ -198,6 +219,11 @@ class IBOT(DINO):
 
     Deviation: the hidden patches of an image are one rectangle, not several. Half of the images
     have none, as in the paper.
+
+    Example:
+        >>> method = IBOT(settings.resolve("ibot", "smoke"))
+        >>> sorted(method.loss([first, second]))
+        ['entropy', 'entropy_of_mean', 'loss', 'patches']
     """
 
     def __init__(self, settings: dict, channels: int = 3):

@@ -39,6 +39,11 @@ class ProSMin(nn.Module):
     - ``clip_norm`` bounds the norm of the whole gradient, where that code bounds each tensor's.
     - The rows of the projector's last layer have unit length (networks.PrototypeHead), where that
       code trains their length.
+
+    Example:
+        >>> method = ProSMin(settings.resolve("prosmin", "smoke"))
+        >>> method.embed(first).native["log_sigma"].shape
+        torch.Size([4])
     """
 
     embeds_with = ("backbone", "projector", "predictor")

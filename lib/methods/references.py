@@ -8,7 +8,12 @@ from lib.methods.simsiam import SimSiam
 
 
 class Supervised(TwoViews):
-    """The same network and views trained with labels: cross-entropy, mean over both views."""
+    """The same network and views trained with labels: cross-entropy, mean over both views.
+
+    Example:
+        >>> method = Supervised(settings.resolve("supervised", "smoke") | {"classes": 10})
+        >>> method.loss([first, second], labels)["loss"].backward()
+    """
 
     takes_labels = True
 
@@ -25,11 +30,23 @@ class Supervised(TwoViews):
 
 
 class RandomInitialisation(SimSiam):
-    """SimSiam's network as initialised."""
+    """SimSiam's network as initialised.
+
+    Example:
+        >>> method = RandomInitialisation(settings.resolve("random", "smoke"))
+        >>> method.embed(first).features.shape
+        torch.Size([4, 32])
+    """
 
 
 class RawPixels(nn.Module):
-    """The image itself, flattened. Its uncertainty, a trivial one, is minus the image's norm."""
+    """The image itself, flattened. Its uncertainty, a trivial one, is minus the image's norm.
+
+    Example:
+        >>> method = RawPixels(settings.resolve("raw_pixels", "smoke"))
+        >>> method.embed(first).features.shape
+        torch.Size([4, 768])
+    """
 
     embeds_with = ()
 

@@ -19,6 +19,11 @@ class SimSiam(TwoViews):
     Deviation: all views of one size pass the network together, so batch norm takes its statistics
     over both views. Low-resolution views, where a recipe has them, predict both standard views;
     the targets are standard views only.
+
+    Example:
+        >>> method = SimSiam(settings.resolve("simsiam", "smoke"))
+        >>> sorted(method.loss([first, second]))
+        ['cosine', 'loss', 'spread']
     """
 
     takes_local_views = True
@@ -62,6 +67,11 @@ class VISimSiam(TwoViews):
       averaged and counted twice, so that the scale stays that of two views; the papers do not say.
     - ``alignment``, our controls: "detached" stops κ's gradient at the features; with "cosine"
       SimSiam's loss trains the network instead, and κ learns beside it.
+
+    Example:
+        >>> method = VISimSiam(settings.resolve("vi_simsiam", "smoke"))
+        >>> method.embed(first).native["kappa"].shape
+        torch.Size([4])
     """
 
     takes_local_views = True

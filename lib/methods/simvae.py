@@ -15,6 +15,11 @@ class VAE(nn.Module):
 
     Every view is an image of its own, and the prior is N(0, I). The representation is the
     posterior's mean; the uncertainty ½ sum_l log v_l, the posterior's log-volume up to a constant.
+
+    Example:
+        >>> method = VAE(settings.resolve("vae", "smoke"))
+        >>> method.picture(method.embed(first).features).shape
+        torch.Size([4, 3, 16, 16])
     """
 
     embeds_with = ("pixels", "backbone", "posterior")
@@ -88,6 +93,10 @@ class CRVAE(VAE):
 
     Deviation: x is a view as well, not the image itself, as all methods here see views only
     (SimVAE, §6: one augmentation strategy for all).
+
+    Example:
+        >>> method = CRVAE(settings.resolve("cr_vae", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
     """
 
     def objective(
@@ -109,6 +118,10 @@ class SimVAE(VAE):
     J views of an image share a mean ψ, around which the prior holds their latents.
     ``reconstruction_weight`` is 1, except in the authors' code, which multiplies a Bernoulli
     likelihood by 1 / exp(-4.6).
+
+    Example:
+        >>> method = SimVAE(settings.resolve("simvae", "smoke"))
+        >>> method.loss([first, second])["loss"].backward()
     """
 
     def objective(

@@ -52,6 +52,11 @@ class VJE(nn.Module):
     hence a warm-up of a quarter of the training (notebook 60 has both).
 
     Deviation: what the paper has in place of these choices is not available to us.
+
+    Example:
+        >>> method = VJE(settings.resolve("vje", "smoke"))
+        >>> sorted(method.embed(first).native)
+        ['log_variance', 'negative_log_likelihood']
     """
 
     embeds_with = ("backbone", "inference", "log_radial_scale")

@@ -69,7 +69,11 @@ def fill(
 
 
 def is_finished(profile: str, run: str, run_hash: str) -> bool:
-    """Whether the run's weights are stored and belong to exactly these settings and data."""
+    """Whether the run's weights are stored and belong to exactly these settings and data.
+
+    Example:
+        is_finished("standard", "simsiam-cifar10-e40-seed0", run_hash)
+    """
     path = store.run_dir(profile, run) / "model.safetensors"
     return path.exists() and store.read_tensors_info(path).get("run_hash") == run_hash
 
@@ -83,6 +87,9 @@ def load_trained(settings: dict, channels: int) -> nn.Module:
     """The method of a finished run, in evaluation mode; channels: of its images, 1 or 3.
 
     FileNotFoundError names the command that trains it, where its weights are missing.
+
+    Example:
+        method = load_trained(settings, channels=3)
     """
     run = run_name(settings)
     path = store.run_dir(settings["profile"], run) / "model.safetensors"

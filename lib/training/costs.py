@@ -26,6 +26,9 @@ def step_costs(runs: list[dict], images: ImageSet, rounds: int = 5, steps: int =
     images_per_second (views, forward, backward, optimiser and target; ``steps`` steps a round),
     saved_bytes (tensors kept for the backward pass of one step, each once), backbone_parameters
     and head_parameters (all others that are trained). The first step of each run is not timed.
+
+    Example:
+        costs = step_costs([resolve("simsiam", "quick"), resolve("vi_simsiam", "quick")], images)
     """
     running = [_Running(settings, images, 1 + rounds * steps) for settings in runs]
     exact = [run.first_step() for run in running]

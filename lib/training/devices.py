@@ -16,12 +16,21 @@ PRECISIONS = ("auto", "bf16", "float32")
 
 
 def best_device() -> torch.device:
-    """The GPU if there is one, else the CPU."""
+    """The GPU if there is one, else the CPU.
+
+    Example:
+        >>> images = first.to(best_device())
+    """
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def precision_of(settings: dict, device: torch.device) -> str:
-    """The precision of the settings; "auto" becomes "bf16" where the device is faster in it."""
+    """The precision of the settings; "auto" becomes "bf16" where the device is faster in it.
+
+    Example:
+        >>> precision_of({"precision": "float32"}, best_device())
+        'float32'
+    """
     precision = settings["precision"]
     if precision not in PRECISIONS:
         raise ValueError(f"Unknown precision {precision!r}; choose 'auto', 'bf16' or 'float32'.")

@@ -174,6 +174,10 @@ def first_steps(
     Nothing is stored. It is for measurements along a short training, and for methods that no recipe
     has, such as one with a part removed. The learning rate and the target's momentum end their
     schedules with the last step. Warm-ups and weight decay count whole epochs.
+
+    Example:
+        for terms in first_steps(methods.build(settings), images, settings, steps=20):
+            print(terms["loss"])
     """
     epochs = -(-steps // steps_per_epoch(images, settings["batch_size"]))
     device = best_device()

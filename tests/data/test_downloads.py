@@ -134,8 +134,8 @@ def test_an_installed_debian_package_is_used_without_a_download(tmp_path, no_net
 
 
 def test_the_real_fashion_mnist():
-    own = store.default_data_dir() / "FashionMNIST/raw"
-    places = (own, downloads.DEBIAN["fashion_mnist"][1])
+    downloaded = store.default_data_dir() / "FashionMNIST/raw"
+    places = (downloaded, downloads.DEBIAN["fashion_mnist"][1])
     if not any(place.is_dir() for place in places):
         pytest.skip("no Fashion-MNIST: python -m lib.data.sources fetch fashion_mnist")
     test = load("fashion_mnist", "test", download=False)

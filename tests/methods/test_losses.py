@@ -109,9 +109,11 @@ def test_losses_and_their_gradients_are_lightlys(ours, theirs, tolerance):
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 def test_info_nce_without_negatives_of_the_same_view_is_a_classification(similarity):
     first, _, second = draw()
-    z, w = first, second
+    z = first
+    w = second
     if similarity == "cosine":
-        z, w = F.normalize(first, dim=1), F.normalize(second, dim=1)
+        z = F.normalize(z, dim=1)
+        w = F.normalize(w, dim=1)
     logits = z @ w.T / 0.3
     labels = torch.arange(6)
     expected = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -59,8 +59,9 @@ def test_the_kernel_is_this_python_whatever_kernels_are_installed(
     )
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     path = execution.execute(tiny_notebook("import sys\nprint(sys.executable, train_missing)"))
-    here = sys.executable.removeprefix(f"{store.ROOT}/")  # as executed notebooks name paths
-    assert shown(path).split() == [here, "True"]
+    # as executed notebooks name paths
+    executable = sys.executable.removeprefix(f"{store.ROOT}/")
+    assert shown(path).split() == [executable, "True"]
 
 
 def test_a_kernel_is_reached_through_no_port(tiny_notebook):

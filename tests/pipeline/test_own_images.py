@@ -105,9 +105,9 @@ def surveyed(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(own_files, "MOST_PIXELS", 10**6)
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 10**5)
-        found = own_files.survey(folder, 32)
+        survey = own_files.survey(folder, 32)
         assert Image.MAX_IMAGE_PIXELS == 10**5
-    return found
+    return survey
 
 
 def test_every_file_is_used_or_has_its_reason(folder, surveyed):
