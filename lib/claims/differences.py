@@ -247,14 +247,17 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
 
     ``(accuracy - lower) / (upper - lower)``, where lower is the best of OTHER_VAES and upper the
     best predictive method: 0 is as good as the lower, 1 as the upper. scores:
-    results.read_scores(runs, "_content"). A row for each data set where the upper is above the
-    lower: dataset, method, lower, upper (names), their accuracies in per cent, share with ci_low
-    and ci_high, seeds, n, runs.
+    results.read_scores(runs, "_content"). A row for each data set where the upper is significantly
+    above the lower: dataset, method, lower, upper (names), their accuracies in per cent over the
+    seeds that all three have, share with ci_low and ci_high, seeds, n, runs.
     """
     from lib.methods import GENERATIVE  # slow to import, with torch
 
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
         return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
+
+    def width(lower: np.ndarray, upper: np.ndarray) -> float:
+        return upper.mean() - lower.mean()
 
     not_predictive = {*GENERATIVE, *results.REFERENCES}
     rows = []
@@ -272,10 +275,12 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
         if not seeds:
             continue
         sides = [list(correct[name][seeds].to_numpy().T) for name in compared]
+        if intervals.statistic_over_seeds(width, *sides[1:], draws=draws)["ci_low"] <= 0:
+            continue
         interval = intervals.statistic_over_seeds(share, *sides, draws=draws)
         row = {"dataset": dataset, "method": method, "lower": compared[1], "upper": compared[2]}
-        row |= {"percent": percent[method]}
-        row |= {"lower_percent": lower.max(), "upper_percent": upper.max()}
+        levels = [100 * np.mean(side) for side in sides]
+        row |= dict(zip(("percent", "lower_percent", "upper_percent"), levels, strict=True))
         row |= {"share": interval.pop("mean")} | interval
         is_behind = part.method.isin(compared) & part.seed.isin(seeds)
         rows.append(row | {"runs": " ".join(part.run[is_behind].unique())})
