@@ -256,9 +256,6 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
         return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
 
-    def width(lower: np.ndarray, upper: np.ndarray) -> float:
-        return upper.mean() - lower.mean()
-
     not_predictive = {*GENERATIVE, *results.REFERENCES}
     rows = []
     for dataset, part in scores.groupby("dataset", sort=False):
@@ -267,16 +264,19 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
         percent = 100 * correct.mean().groupby("method").mean()
         lower = percent[percent.index.isin(OTHER_VAES)]
         upper = percent[~percent.index.isin(not_predictive)]
-        if method not in percent or lower.empty or upper.empty or lower.max() >= upper.max():
+        if method not in percent or lower.empty or upper.empty:
             continue
         compared = [method, lower.idxmax(), upper.idxmax()]
         by_seed = correct[compared].columns.to_frame(index=False).groupby("method").seed.agg(set)
         seeds = sorted(set.intersection(*by_seed))
         if not seeds:
             continue
-        sides = [list(correct[name][seeds].to_numpy().T) for name in compared]
-        if intervals.statistic_over_seeds(width, *sides[1:], draws=draws)["ci_low"] <= 0:
+        lower_hits = {seed: [correct[compared[1], seed]] for seed in seeds}
+        upper_hits = {seed: [correct[compared[2], seed]] for seed in seeds}
+        lead = intervals.difference_over_seeds(np.mean, upper_hits, lower_hits, draws=draws)
+        if lead["ci_low"] <= 0:
             continue
+        sides = [list(correct[name][seeds].to_numpy().T) for name in compared]
         interval = intervals.statistic_over_seeds(share, *sides, draws=draws)
         row = {"dataset": dataset, "method": method, "lower": compared[1], "upper": compared[2]}
         levels = [100 * np.mean(side) for side in sides]
