@@ -53,7 +53,6 @@ BY_DIRECTION = {
         x, LABELS[: len(x)]
     ),
     "knn_predict": lambda x: probes.knn_predict(x, LABELS[: len(x)], x, k=3),
-    "knn_accuracy": lambda x: probes.knn_accuracy(x, LABELS[: len(x)], x, LABELS[: len(x)], k=3),
     "linear_probe": lambda x: probes.linear_probe(x, LABELS[: len(x)], [0.1]).probabilities(x),
     "mahalanobis_distance": lambda x: probes.mahalanobis_distance(x)(x),
     "variance_within": lambda x: style.variance_within(x, LABELS[: len(x)]),
@@ -138,9 +137,8 @@ def test_spoilt_input_gives_a_number_or_a_sentence(name, spoiler):
 
 # Functions of class probabilities [N, C]
 PROBABILITIES = {
-    "negative_log_likelihood": uncertainty.negative_log_likelihood,
+    "nll_per_image": uncertainty.nll_per_image,
     "brier_per_image": uncertainty.brier_per_image,
-    "expected_calibration_error": uncertainty.expected_calibration_error,
     "top5_correct": uncertainty.top5_correct,
     "calibrated_ece": lambda p, labels: uncertainty.calibrated_ece(
         np.asarray(p, float).max(1), draws=5

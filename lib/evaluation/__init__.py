@@ -18,7 +18,7 @@ _NAMES = {
         "measure_paper_probe measure_run missing_other_sets missing_sets"
     ),
     "probes": (
-        "NEAREST OWN_PROBE PAPER_PROBE PENALTIES Probe TEMPERATURE knn_accuracy knn_predict "
+        "NEAREST OWN_PROBE PAPER_PROBE PENALTIES Probe TEMPERATURE knn_predict "
         "linear_probe mahalanobis_distance paper_probe"
     ),
     "results": "REFERENCES UNTRAINED compared_runs learned measured measured_runs required",
@@ -32,8 +32,8 @@ _NAMES = {
     "uncertainty": (
         "UndefinedStatistic aurc augrc auroc average_precision bootstrap_interval "
         "calibrated_ece confidence_bins confidence_calibration_error effective_rank excess_aurc "
-        "expected_calibration_error fpr_at_95_tpr nearest_neighbour_correct "
-        "negative_log_likelihood rank_correlation risk_coverage_curve roc_curve "
+        "fpr_at_95_tpr nearest_neighbour_correct nll_per_image "
+        "rank_correlation risk_coverage_curve roc_curve "
         "with_interval"
     ),
 }

@@ -379,9 +379,11 @@ def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, flo
     so that nll is finite.
     """
     probabilities = np.maximum(probabilities.astype(np.float64), np.finfo(np.float32).tiny)
+    confidence = probabilities.max(axis=1)
+    correct = probabilities.argmax(axis=1) == labels
     return {
-        "nll": uncertainty.negative_log_likelihood(probabilities, labels),
-        "ece": uncertainty.expected_calibration_error(probabilities, labels),
+        "nll": uncertainty.nll_per_image(probabilities, labels).mean(),
+        "ece": uncertainty.confidence_calibration_error(confidence, correct),
     }
 
 

@@ -26,7 +26,7 @@ from lib.evaluation.embed import (
     input_transform,
     native_names,
 )
-from lib.evaluation.probes import knn_accuracy, mahalanobis_distance, paper_probe
+from lib.evaluation.probes import knn_predict, mahalanobis_distance, paper_probe
 from lib.evaluation.suite import evaluate, ood_rows, unsupervised_uncertainties
 from lib.evaluation.uncertainty import effective_rank, top5_correct, with_interval
 from lib.methods.base import Embedding
@@ -458,9 +458,8 @@ def _validation_rows(run: Run) -> list[dict]:
     _, held_out = train_validation_split(whole.labels)
     validation = run.embed(whole.subset(held_out), "validation")
     fitted = run.embed(run.train, "fit")
-    accuracy = knn_accuracy(
-        fitted["features"], fitted["label"], validation["features"], validation["label"]
-    )
+    predicted, _ = knn_predict(fitted["features"], fitted["label"], validation["features"])
+    accuracy = np.mean(predicted == validation["label"])
     common = {
         "evaluated_on": whole.name,
         "condition": "validation",

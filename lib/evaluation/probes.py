@@ -68,8 +68,6 @@ def vote(
 
     Each votes with weight exp(similarity / T), normalised to sum 1.
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, got {temperature}.")
     weights = torch.softmax(similarity.double() / temperature, dim=1)
     votes = torch.zeros(len(labels), classes, dtype=torch.float64)
     return votes.scatter_add_(1, labels, weights).numpy()
@@ -95,26 +93,6 @@ def knn_predict(
     similarity, rows = nearest_neighbours(train_x, test_x, k)
     probabilities = vote(similarity, torch.as_tensor(indices)[rows], len(classes), temperature)
     return classes[probabilities.argmax(axis=1)], probabilities
-
-
-def knn_accuracy(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    test_y: np.ndarray,
-    k: int = NEAREST,
-    temperature: float = TEMPERATURE,
-) -> float:
-    """Share of test images whose k-NN prediction is right; see knn_predict.
-
-    Example:
-        >>> x, y = np.eye(4), np.array([0, 0, 1, 1])
-        >>> knn_accuracy(x, y, x, y, k=1)
-        1.0
-    """
-    class_indices(test_y, "test_y", len(test_x))  # an error for other shapes
-    prediction, _ = knn_predict(train_x, train_y, test_x, k, temperature)
-    return float(np.mean(prediction == np.asarray(test_y)))
 
 
 # ------------------------------------------------------------------------------------ linear probe
@@ -157,16 +135,15 @@ def linear_probe(
         >>> accuracy = (probe.predict(test["features"]) == test["label"]).mean()
     """
     train_x, classes, labels = _labelled(train_x, train_y)
-    penalties = sorted(penalties, reverse=True)
-    if not penalties or not all(penalty >= 0 for penalty in penalties):
-        raise ValueError(f"penalties must be one or more numbers >= 0, got {penalties}.")
     x = torch.as_tensor(train_x, dtype=torch.float32)
     y = torch.as_tensor(labels)
     scale, mean = torch.std_mean(x, dim=0, correction=0)
     # The deviation of a constant feature is rounding noise, which the division would enlarge.
     scale[scale <= 1e-6 * mean.abs()] = 1
     x = (x - mean) / scale
-    penalty, validation, start = _choose_penalty(x, y, len(classes), penalties)
+    penalty, validation, start = _choose_penalty(
+        x, y, len(classes), sorted(penalties, reverse=True)
+    )
     weight, bias = _logistic_regression(x.T.contiguous(), y, len(classes), penalty, start)
     return Probe(
         classes=classes,
@@ -273,7 +250,6 @@ def paper_probe(
     x: np.ndarray,
     y: np.ndarray,
     epochs: int = PAPER_PROBE["epochs"],
-    seed: int = 0,
     device: str | torch.device = "cpu",
 ) -> Probe:
     """The paper's linear probe of features [M, D] with labels [M]: LARS on unscaled features.
@@ -299,7 +275,7 @@ def paper_probe(
     labels = torch.as_tensor(y, device=device)
     dimension = features.shape[1]
     batch_size = PAPER_PROBE["batch_size"]
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     classifier = nn.Linear(dimension, len(classes), device=device)
     with torch.no_grad():
         first = 0.01 * torch.randn(dimension, len(classes), generator=generator)

@@ -9,7 +9,6 @@ of a single class, raises UndefinedStatistic. Risk-coverage curves are defined f
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from numbers import Real
 
 import numpy as np
 import pandas as pd
@@ -24,51 +23,29 @@ class UndefinedStatistic(ValueError):
 
 
 # ------------------------------------------------------------------------------------------ inputs
-def checked_scores(
-    score: ArrayLike,
-    positive: ArrayLike,
-    names: tuple[str, str] = ("score", "positive"),
-    both: bool = True,
-) -> tuple[np.ndarray, np.ndarray]:
-    """score as float64 [N] and positive as bool [N].
+def checked_scores(score: ArrayLike, truth: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """score as float64 [N] and truth, boolean or 0/1, as bool [N].
 
-    ValueError for other shapes, for NaN, and where positive is not boolean or 0/1.
-    UndefinedStatistic for a single class if ``both`` are needed.
+    ValueError for other shapes, no image, NaN and other values.
     """
     score = np.asarray(score, dtype=np.float64)
-    positive = np.asarray(positive)
-    if score.ndim != 1 or score.shape != positive.shape:
+    truth = np.asarray(truth)
+    if score.ndim != 1 or score.size == 0 or score.shape != truth.shape:
         raise ValueError(
-            f"{names[0]} and {names[1]} must both be [N], got shapes {score.shape} and "
-            f"{positive.shape}; flatten them."
-        )
-    if score.size == 0:
-        raise ValueError(
-            f"{names[0]} and {names[1]} are empty; pass at least one image of each class."
+            "scores and their truth must both be [N] with N >= 1, got shapes "
+            f"{score.shape} and {truth.shape}."
         )
     if np.isnan(score).any():
         raise ValueError(
-            f"{names[0]} has {np.isnan(score).sum()} NaN of {score.size}; a NaN has no rank, so "
-            "find where it comes from."
+            f"{np.isnan(score).sum()} of {score.size} scores are NaN; a NaN has no rank, so find "
+            "where it comes from."
         )
-    positive = _booleans(positive, names[1])
-    if both and (positive.all() or not positive.any()):
-        raise UndefinedStatistic(
-            f"{names[1]} holds a single class ({positive[0]} for all {positive.size}), so there "
-            "is nothing to rank."
-        )
-    return score, positive
-
-
-def _booleans(values: np.ndarray, name: str) -> np.ndarray:
-    if values.dtype == bool:
-        return values
-    if not np.isin(values, (0, 1)).all():
+    if truth.dtype != bool and not np.isin(truth, (0, 1)).all():
         raise ValueError(
-            f"{name} must be boolean or 0/1, got {np.unique(values)[:4]}; compare labels and "
+            f"the truth must be boolean or 0/1, got {np.unique(truth)[:4]}; compare labels and "
             "predictions first."
         )
-    return values.astype(bool)
+    return score, truth.astype(bool)
 
 
 def checked_features(values: ArrayLike, name: str, like: np.ndarray | None = None) -> np.ndarray:
@@ -78,7 +55,10 @@ def checked_features(values: ArrayLike, name: str, like: np.ndarray | None = Non
     """
     values = np.asarray(values)
     if values.dtype.kind not in "fiub" or values.dtype == np.longdouble:
-        values = _as_float64(values, name)
+        try:
+            values = values.astype(np.float64)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{name} must be numbers: {error}.") from error
     other_columns = like is not None and values.shape[1:] != like.shape[1:]
     if values.ndim != 2 or 0 in values.shape or other_columns:
         wanted = "[N, D]"
@@ -95,29 +75,12 @@ def checked_features(values: ArrayLike, name: str, like: np.ndarray | None = Non
     return values
 
 
-def _as_float64(values: np.ndarray, name: str) -> np.ndarray:
-    try:
-        return values.astype(np.float64)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be numbers: {error}.") from error
-
-
 def checked_values(values: ArrayLike, name: str) -> np.ndarray:
     """The values as finite float64 [N] with N >= 2; otherwise ValueError."""
     values = np.asarray(values, dtype=np.float64)
     if values.ndim != 1 or values.size < 2 or not np.isfinite(values).all():
         raise ValueError(f"{name} must be [N] with N >= 2 finite values, got shape {values.shape}.")
     return values
-
-
-def checked_pair(first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays, if they have one shape; otherwise ValueError."""
-    if first.shape != second.shape:
-        raise ValueError(
-            f"first and second must be paired row by row, got shapes {first.shape} and "
-            f"{second.shape}."
-        )
-    return first, second
 
 
 def class_indices(labels: ArrayLike, name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,33 +92,19 @@ def class_indices(labels: ArrayLike, name: str, count: int) -> tuple[np.ndarray,
         >>> class_indices([2021, 2019, 2021], "years", 3)
         (array([2019, 2021]), array([1, 0, 1]))
     """
-    is_array = hasattr(labels, "dtype")
-    labels = np.asarray(labels) if is_array else np.asarray(labels, dtype=object)
+    labels = np.asarray(labels)
+    if labels.dtype.kind == "O":  # a column of a data frame, for example
+        labels = np.array(labels.tolist())
     if labels.shape != (count,) or count == 0:
         raise ValueError(
             f"{name} must hold one label for each of {count} images, at least one; got shape "
             f"{labels.shape}."
         )
-    if labels.dtype.kind == "O":
-        labels = _labels_of_one_type(labels, name)
-    if labels.dtype.kind == "f" and not (labels == np.floor(labels)).all():
-        fraction = labels[labels != np.floor(labels)][0]
-        raise ValueError(f"{name} holds {fraction}; labels must be whole numbers or strings.")
+    is_fraction = labels.dtype.kind == "f" and (labels != np.floor(labels)).any()
+    if is_fraction or labels.dtype.kind not in "biufU":
+        raise ValueError(f"{name} must be whole numbers or strings, got {labels[:4]}.")
     classes, indices = np.unique(labels, return_inverse=True)
     return classes, indices.astype(np.int64)
-
-
-def _labels_of_one_type(labels: np.ndarray, name: str) -> np.ndarray:
-    """An array of objects as one of strings or of numbers."""
-    if all(isinstance(label, str) for label in labels):
-        return labels.astype(str)
-    if all(isinstance(label, Real) for label in labels):
-        return np.array(labels.tolist())
-    types = sorted({type(label).__name__ for label in labels})
-    raise ValueError(
-        f"{name} holds values of type {', '.join(types)}; labels must be all whole numbers or all "
-        "strings."
-    )
 
 
 def scaled_rows(features: np.ndarray) -> np.ndarray:
@@ -169,12 +118,10 @@ def scaled_rows(features: np.ndarray) -> np.ndarray:
 
 
 # ----------------------------------------------------------------------------------------- ranking
-def _cumulative_counts(
-    score: np.ndarray, positive: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """True and false positives [T + 1] at every distinct threshold [T], highest first.
+def _cumulative_counts(score: np.ndarray, positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """True and false positives [T + 1] at every distinct threshold, highest first.
 
-    The first entry of the counts is that of the empty prediction.
+    The first entry is that of the empty prediction.
     """
     order = np.argsort(score, kind="stable")[::-1]
     score = score[order]
@@ -182,7 +129,17 @@ def _cumulative_counts(
     last = np.flatnonzero(is_last_of_tie)  # [T]
     true = np.cumsum(positive[order])[last]
     false = last + 1 - true
-    return np.append(0, true), np.append(0, false), score[last]
+    return np.append(0, true), np.append(0, false)
+
+
+def _checked_ranking(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+    """``checked_scores``; UndefinedStatistic where all images are positive, or none is."""
+    score, positive = checked_scores(score, positive)
+    if positive.all() or not positive.any():
+        raise UndefinedStatistic(
+            f"all {positive.size} images are of a single class, so there is nothing to rank."
+        )
+    return score, positive
 
 
 def auroc(score: ArrayLike, positive: ArrayLike) -> float:
@@ -195,7 +152,7 @@ def auroc(score: ArrayLike, positive: ArrayLike) -> float:
         >>> auroc(score=[0.1, 0.4, 0.35, 0.8], positive=[0, 0, 1, 1])
         0.75
     """
-    true, false, _ = _cumulative_counts(*checked_scores(score, positive))
+    true, false = _cumulative_counts(*_checked_ranking(score, positive))
     area = np.sum(np.diff(false) * (true[1:] + true[:-1]))
     return float(area / (2 * true[-1] * false[-1]))
 
@@ -213,7 +170,7 @@ def roc_curve(score: ArrayLike, positive: ArrayLike) -> tuple[np.ndarray, np.nda
     """
     from sklearn import metrics  # slow to import
 
-    score, positive = checked_scores(score, positive)
+    score, positive = _checked_ranking(score, positive)
     return metrics.roc_curve(positive, score, drop_intermediate=False)
 
 
@@ -227,7 +184,7 @@ def average_precision(score: ArrayLike, positive: ArrayLike) -> float:
         >>> average_precision([0.9, 0.8, 0.1], [True, False, True])
         0.8333333333333333
     """
-    true, false, _ = _cumulative_counts(*checked_scores(score, positive))
+    true, false = _cumulative_counts(*_checked_ranking(score, positive))
     gained_recall = np.diff(true) / true[-1]
     return float(np.sum(gained_recall * true[1:] / (true[1:] + false[1:])))
 
@@ -241,7 +198,7 @@ def fpr_at_95_tpr(score: ArrayLike, positive: ArrayLike) -> float:
         >>> fpr_at_95_tpr([0.9, 0.8, 0.1], [True, False, False])
         0.0
     """
-    true, false, _ = _cumulative_counts(*checked_scores(score, positive))
+    true, false = _cumulative_counts(*_checked_ranking(score, positive))
     first = np.argmax(true / true[-1] >= 0.95)
     return float(false[first] / false[-1])
 
@@ -253,9 +210,8 @@ def _expected_errors(uncertainty: ArrayLike, correct: ArrayLike) -> np.ndarray:
     Within ties it is the expectation over a random order: k of m tied images with e errors hold
     e·k/m errors, which is linear between the ends of a tie.
     """
-    names = ("uncertainty", "correct")
-    uncertainty, correct = checked_scores(uncertainty, correct, names, both=False)
-    wrong, right, _ = _cumulative_counts(uncertainty, ~correct)  # among the least certain
+    uncertainty, correct = checked_scores(uncertainty, correct)
+    wrong, right = _cumulative_counts(uncertainty, ~correct)  # among the least certain
     kept = correct.size - (wrong + right)[::-1]
     errors = wrong[-1] - wrong[::-1]
     return np.interp(np.arange(1, correct.size + 1), kept, errors)
@@ -366,45 +322,31 @@ def _checked_probabilities(
             f"{probabilities.min():.3g} and sums {total.min():.3g} … {total.max():.3g}; apply a "
             "softmax to logits."
         )
-    return probabilities, _label_columns(labels, classes, probabilities.shape)
+    return probabilities, _label_columns(labels, classes, *probabilities.shape)
 
 
 def _label_columns(
-    labels: ArrayLike, classes: ArrayLike | None, shape: tuple[int, int]
+    labels: ArrayLike, classes: ArrayLike | None, count: int, columns: int
 ) -> np.ndarray:
-    """The column of each label [N]; -1 where a label is not among ``classes``.
+    """The column of each label [N]; -1 for a label that is not among the given ``classes``.
 
-    Without ``classes``, labels in 0 … C - 1 are columns. Strings, and numbers that are all outside
-    0 … C - 1 (years), are taken in their order if all C of them occur. Labels 1 … C are an error:
-    they may be columns of a class too many.
+    Without ``classes`` the labels are columns.
     """
-    count, columns = shape
     distinct, indices = class_indices(labels, "labels", count)
-    if classes is not None:
-        classes = np.asarray(classes)
-        if classes.shape != (columns,):
-            raise ValueError(
-                f"classes must name each of the {columns} columns of probabilities, got shape "
-                f"{classes.shape}."
-            )
-        places = pd.Index(classes).get_indexer(distinct)
-        if (places < 0).all():
-            raise ValueError(
-                f"none of the labels {distinct[:4].tolist()} is among the classes "
-                f"{classes[:4].tolist()}."
-            )
-        return places[indices]
-    is_column = np.zeros(len(distinct), dtype=bool)
-    if distinct.dtype.kind in "biuf":
-        is_column = (0 <= distinct) & (distinct < columns)
-    if is_column.all():
-        return distinct.astype(np.int64)[indices]
-    if not is_column.any() and len(distinct) == columns:
-        return indices
-    raise ValueError(
-        f"labels must be whole numbers in 0 … {columns - 1}, got {distinct[:4].tolist()}; for "
-        "others pass classes, the label of each column (probe.classes)."
-    )
+    names = np.arange(columns) if classes is None else np.asarray(classes)
+    if names.shape != (columns,):
+        raise ValueError(
+            f"classes must name each of the {columns} columns of probabilities, got shape "
+            f"{names.shape}."
+        )
+    places = pd.Index(names).get_indexer(distinct)
+    is_unknown = places < 0
+    if is_unknown.all() or (classes is None and is_unknown.any()):
+        raise ValueError(
+            f"the labels {distinct[is_unknown][:4].tolist()} are not among the classes "
+            f"{names[:4].tolist()}; pass classes, the label of each column (probe.classes)."
+        )
+    return places[indices]
 
 
 def nll_per_image(
@@ -413,25 +355,16 @@ def nll_per_image(
     """-log p(label) in nats: [N]; infinite where the label has probability 0 or no column.
 
     probabilities: [N, C], labels: [N], classes: the label of each column [C] (default 0 … C - 1).
+    scikit-learn's log_loss clips probabilities, and is finite for a label of probability 0.
+
+    Example:
+        >>> nll_per_image([[0.5, 0.5]], [1]).round(4).tolist()  # log 2
+        [0.6931]
     """
     probabilities, columns = _checked_probabilities(probabilities, labels, classes)
     likelihood = probabilities[np.arange(len(columns)), columns]
     with np.errstate(divide="ignore"):
         return -np.log(np.where(columns >= 0, likelihood, 0.0))
-
-
-def negative_log_likelihood(
-    probabilities: ArrayLike, labels: ArrayLike, classes: ArrayLike | None = None
-) -> float:
-    """Mean of -log p(label) in nats; see nll_per_image.
-
-    scikit-learn's log_loss clips probabilities, and is finite for a label of probability 0.
-
-    Example:
-        >>> round(negative_log_likelihood([[0.5, 0.5]], [1]), 4)  # log 2
-        0.6931
-    """
-    return float(nll_per_image(probabilities, labels, classes).mean())
 
 
 def top5_correct(
@@ -474,22 +407,12 @@ def confidence_bins(
         >>> confidence_bins([0.6, 0.9], [False, True], bins=2)["accuracy"].tolist()
         [nan, 0.5]
     """
-    confidence = np.asarray(confidence, dtype=np.float64)
-    correct = np.asarray(correct)
-    if confidence.ndim != 1 or confidence.size == 0 or confidence.shape != correct.shape:
-        raise ValueError(
-            "confidence and correct must both be [N] with N >= 1, got shapes "
-            f"{confidence.shape} and {correct.shape}."
-        )
-    correct = _booleans(correct, "correct")
+    confidence, correct = checked_scores(confidence, correct)
     if not (confidence.min() > 0 and confidence.max() <= 1 + 1e-3):
         raise ValueError(
             f"confidence must lie in (0, 1], got {confidence.min():.3g} … {confidence.max():.3g}; "
             "pass probabilities, not scores."
         )
-    if not (bins >= 1 and float(bins).is_integer()):
-        raise ValueError(f"bins must be a whole number of at least 1, got {bins}.")
-    bins = int(bins)
     edges = _equal_mass_edges(confidence, bins) if equal_mass else np.arange(bins + 1) / bins
     index = np.searchsorted(edges, confidence, side="left") - 1
     index = np.minimum(index, edges.size - 2)  # a float32 softmax may sum to 1 + 1e-7
@@ -515,9 +438,13 @@ def _equal_mass_edges(confidence: np.ndarray, bins: int) -> np.ndarray:
 def confidence_calibration_error(
     confidence: ArrayLike, correct: ArrayLike, bins: int = 15, equal_mass: bool = False
 ) -> float:
-    """ECE from the top-label confidence [N] and its correctness [N].
+    """Top-label ECE = Σ_b (n_b / N) |accuracy_b - confidence_b| over bins (low, high].
 
-    See expected_calibration_error.
+    Guo et al. 2017, Eq. 3. confidence: the largest probability [N]; correct: whether its class is
+    the label [N]. Bins have equal width, or equal mass (Nixon et al. 2019). The error is biased
+    upwards for small N / bins. torchmetrics' calibration error has no bins of equal mass, closes
+    bins below and works in the precision of its input; on float32 confidences it differs from the
+    seventh digit.
 
     Example:
         >>> round(confidence_calibration_error([0.6, 0.9], [False, True], bins=2), 2)
@@ -528,32 +455,7 @@ def confidence_calibration_error(
     return float(np.nansum(gaps) / binned["count"].sum())
 
 
-def expected_calibration_error(
-    probabilities: ArrayLike,
-    labels: ArrayLike,
-    bins: int = 15,
-    equal_mass: bool = False,
-    classes: ArrayLike | None = None,
-) -> float:
-    """Top-label ECE = Σ_b (n_b / N) |accuracy_b - confidence_b| over bins (low, high].
-
-    Guo et al. 2017, Eq. 3. probabilities: [N, C], labels: [N], classes: the label of each column.
-    Bins have equal width, or equal mass (Nixon et al. 2019). The error is biased upwards for small
-    N / bins. torchmetrics' calibration error has no bins of equal mass, closes bins below and works
-    in the precision of its input; on float32 confidences it differs from the seventh digit.
-
-    Example:
-        >>> probe = linear_probe(features, animals)  # "cat", "dog", ...
-        >>> probabilities = probe.probabilities(features)
-        >>> ece = expected_calibration_error(probabilities, animals, classes=probe.classes)
-    """
-    probabilities, columns = _checked_probabilities(probabilities, labels, classes)
-    confidence = probabilities.max(axis=1)
-    correct = probabilities.argmax(axis=1) == columns
-    return confidence_calibration_error(confidence, correct, bins, equal_mass)
-
-
-def calibrated_ece(confidence: ArrayLike, draws: int = 200, bins: int = 15, seed: int = 0) -> float:
+def calibrated_ece(confidence: ArrayLike, draws: int = 200) -> float:
     """The mean ECE of a perfectly calibrated classifier with these confidences [N].
 
     Its correctness is drawn as Bernoulli(confidence). The result is above zero, as a bin of n
@@ -561,11 +463,11 @@ def calibrated_ece(confidence: ArrayLike, draws: int = 200, bins: int = 15, seed
     miscalibration.
     """
     confidence = np.asarray(confidence, dtype=np.float64)
-    generator = np.random.default_rng(seed)
+    generator = np.random.default_rng(0)
     errors = []
     for _ in range(draws):
         correct = generator.random(confidence.shape) < confidence
-        errors.append(confidence_calibration_error(confidence, correct, bins))
+        errors.append(confidence_calibration_error(confidence, correct))
     return float(np.mean(errors))
 
 
@@ -605,11 +507,6 @@ def centred(features: np.ndarray) -> np.ndarray:
     return differences
 
 
-def is_constant(values: ArrayLike) -> bool:
-    """Whether values [N] differ by rounding only."""
-    return np.ptp(values) <= ROUNDING * np.abs(values).max()
-
-
 def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
     """Spearman's rank correlation of two [N], N >= 2, row by row.
 
@@ -619,13 +516,10 @@ def rank_correlation(first: ArrayLike, second: ArrayLike) -> float:
         >>> rank_correlation([1, 2, 3], [10, 20, 30])
         1.0
     """
-    first, second = checked_pair(checked_values(first, "first"), checked_values(second, "second"))
-    for name, values in (("first", first), ("second", second)):
-        if is_constant(values):
-            raise UndefinedStatistic(
-                f"{name} is constant ({values[0]:g}): a rank correlation is not defined."
-            )
-    return float(scipy.stats.spearmanr(first, second).statistic)
+    both = np.stack([checked_values(first, "first"), checked_values(second, "second")])
+    if (np.ptp(both, axis=1) <= ROUNDING * np.abs(both).max(axis=1)).any():
+        raise UndefinedStatistic("one of the two is constant: a rank correlation is not defined.")
+    return float(scipy.stats.spearmanr(*both).statistic)
 
 
 def rank_correlation_per_image(severity: ArrayLike, values: ArrayLike) -> np.ndarray:

@@ -134,7 +134,7 @@ def test_rows_of_calibration_are_the_measures(measured):
             error, confidence, correct, draws=10, recentred=True
         )
         assert (row.ci_low, row.ci_high) == pytest.approx(interval, abs=1e-12)
-    nll = uncertainty.negative_log_likelihood(measured.probabilities, label)
+    nll = uncertainty.nll_per_image(measured.probabilities, label).mean()
     brier = uncertainty.brier_per_image(measured.probabilities, label).mean()
     assert measured.row(metric="nll").value == pytest.approx(nll, rel=1e-3)
     assert measured.row(metric="brier").value == pytest.approx(brier, rel=1e-3)
