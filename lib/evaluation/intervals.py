@@ -1,4 +1,4 @@
-"""The one interval of this project, and the tests that a paper names.
+"""The one interval of this project.
 
 A number that several seeds give is their mean with 95 % Student's t over the seeds, and two methods
 are compared by the differences within each seed. Fewer than ``SEEDS`` seeds say nothing of how much
@@ -8,20 +8,13 @@ marks it: wherever it is below ``SEEDS`` the interval is over images only.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy
 from numpy.typing import ArrayLike
 
-from lib.evaluation.uncertainty import (
-    ROUNDING,
-    bootstrap_interval,
-    checked_pair,
-    checked_values,
-    is_constant,
-)
+from lib.evaluation.uncertainty import bootstrap_interval
 
 SEEDS = 3  # the fewest with which an interval over seeds is taken
 
@@ -62,7 +55,7 @@ def paired_difference(first: ArrayLike, second: ArrayLike) -> dict[str, float]:
         >>> round(paired_difference([0.6, 0.7, 0.8], [0.5, 0.6, 0.7])["difference"], 4)
         0.1
     """
-    first, second = checked_pair(np.asarray(first, float), np.asarray(second, float))
+    first, second = np.stack([first, second]).astype(np.float64)
     interval = mean_over_seeds(first - second)
     return {"difference": interval.pop("mean")} | interval
 
@@ -83,26 +76,22 @@ def statistic_over_seeds(
     Example:
         statistic_over_seeds(auroc, [score_0, score_1], [correct_0, correct_1])
     """
-    lengths = {len(arrays) for arrays in per_seed}
-    if len(lengths) != 1 or 0 in lengths:
-        raise ValueError(
-            "pass lists with one array per seed, all of one length >= 1, got lengths "
-            f"{[len(arrays) for arrays in per_seed]}."
-        )
     seeds = list(zip(*per_seed, strict=True))
     interval = mean_over_seeds([statistic(*map(np.asarray, arrays)) for arrays in seeds])
     interval["n"] = len(per_seed[0][0])
     if len(seeds) >= SEEDS:
         return interval
 
-    arity = len(per_seed)
+    arguments = len(per_seed)
+    seed_after_seed = list(itertools.chain(*seeds))  # one bootstrap resamples all of them alike
 
     def mean_of_resample(*resampled: np.ndarray) -> float:
-        starts = range(0, len(resampled), arity)
-        return np.mean([statistic(*resampled[start : start + arity]) for start in starts])
+        values = []
+        for start in range(0, len(resampled), arguments):
+            values.append(statistic(*resampled[start : start + arguments]))
+        return np.mean(values)
 
-    together = list(itertools.chain(*seeds))
-    low, high = bootstrap_interval(mean_of_resample, *together, draws=draws)
+    low, high = bootstrap_interval(mean_of_resample, *seed_after_seed, draws=draws)
     return interval | {"ci_low": low, "ci_high": high}
 
 
@@ -123,13 +112,13 @@ def difference_over_seeds(
         raise ValueError(
             f"the two have no seed in common: {sorted(first)} and {sorted(second)}; train one more."
         )
-    arity = len(first[both[0]])
+    arguments = len(first[both[0]])
 
-    def gap(*arrays: np.ndarray) -> float:
-        return statistic(*arrays[:arity]) - statistic(*arrays[arity:])
+    def difference(*arrays: np.ndarray) -> float:
+        return statistic(*arrays[:arguments]) - statistic(*arrays[arguments:])
 
     pairs = [(*first[seed], *second[seed]) for seed in both]
-    interval = statistic_over_seeds(gap, *zip(*pairs, strict=True), draws=draws)
+    interval = statistic_over_seeds(difference, *zip(*pairs, strict=True), draws=draws)
     return {"difference": interval.pop("mean")} | interval
 
 
@@ -166,12 +155,13 @@ def metric_difference(
     interval = mean_over_seeds(values)
     mean = interval.pop("mean")
     if len(seeds) < SEEDS:
-        errors = [(rows.ci_high - rows.ci_low).mean() / 2 for rows in (first, second)]
-        half = scale * np.hypot(*errors)
+        first_half = (first.ci_high - first.ci_low).mean() / 2
+        second_half = (second.ci_high - second.ci_low).mean() / 2
         if ratio:
-            half = abs(mean) * np.hypot(
-                errors[0] / first.value.mean(), errors[1] / second.value.mean()
-            )
+            relative = np.hypot(first_half / first.value.mean(), second_half / second.value.mean())
+            half = abs(mean) * relative
+        else:
+            half = scale * np.hypot(first_half, second_half)
         interval |= {"ci_low": mean - half, "ci_high": mean + half}
     return {"difference": mean} | interval
 
@@ -225,61 +215,3 @@ def paired_over_seeds(
     columns = [*keys, by, "minus", "mean", "mean_minus"]
     columns += ["difference", "ci_low", "ci_high", "seeds", "runs"]
     return pd.DataFrame(table, columns=columns)
-
-
-# ----------------------------------------------------------------------------- tests over images
-class TestResult(NamedTuple):
-    """A two-sided t-test: statistic, p-value, mean of first minus mean of second, 95 % interval."""
-
-    __test__ = False  # not a test case, whatever its name suggests to pytest
-
-    statistic: float
-    p_value: float
-    mean_difference: float
-    ci_low: float
-    ci_high: float
-
-
-def welch_test(first: ArrayLike, second: ArrayLike) -> TestResult:
-    """Welch's t-test of equal means for independent samples of unequal variance (Welch 1947).
-
-    first: [N], second: [M]. ValueError where neither varies.
-
-    Example:
-        >>> round(welch_test([1.0, 2.0, 3.0], [1.0, 2.0, 3.0]).p_value, 4)
-        1.0
-    """
-    first = checked_values(first, "first")
-    second = checked_values(second, "second")
-    if is_constant(first) and is_constant(second):
-        raise ValueError(
-            f"both samples are constant ({first[0]:g} and {second[0]:g}); a t-test needs variance."
-        )
-    test = scipy.stats.ttest_ind(first, second, equal_var=False)
-    return _result(test, first.mean() - second.mean())
-
-
-def paired_test(first: ArrayLike, second: ArrayLike) -> TestResult:
-    """Paired t-test of equal means; row i of both [N] is the same image.
-
-    Example:
-        >>> round(paired_test([1.0, 2.0, 3.5], [0.0, 1.5, 2.0]).mean_difference, 4)
-        1.0
-    """
-    first, second = checked_pair(checked_values(first, "first"), checked_values(second, "second"))
-    if np.ptp(first - second) <= ROUNDING * max(np.abs(first).max(), np.abs(second).max()):
-        raise ValueError(
-            f"all differences equal {first[0] - second[0]:g}; a t-test needs variance."
-        )
-    return _result(scipy.stats.ttest_rel(first, second), (first - second).mean())
-
-
-def _result(test, difference: float) -> TestResult:
-    low, high = test.confidence_interval(0.95)
-    return TestResult(
-        statistic=float(test.statistic),
-        p_value=float(test.pvalue),
-        mean_difference=float(difference),
-        ci_low=float(low),
-        ci_high=float(high),
-    )

@@ -18,7 +18,6 @@ from lib.data import views
 from lib.data.sets import ImageSet
 from lib.evaluation import theory
 from lib.evaluation.embed import Embedded, Transform, input_transform, square_crop
-from lib.evaluation.intervals import paired_test, welch_test
 from lib.evaluation.measure import Run, kappa_of_views
 from lib.evaluation.probes import linear_probe
 from lib.evaluation.results import required, stacked
@@ -275,7 +274,8 @@ def _correctness_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
         wrong = kappa[~is_correct]
         if min(len(correct), len(wrong)) < 2 or not (np.ptp(correct) and np.ptp(wrong)):
             continue
-        welch = welch_test(correct, wrong)
+        welch = stats.ttest_ind(correct, wrong, equal_var=False)
+        difference = correct.mean() - wrong.mean()
         common = {
             "evaluated_on": run.test().title,
             "condition": "right against wrong",
@@ -284,14 +284,19 @@ def _correctness_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
             "n": len(kappa),
         }
         values = {
-            "welch_p": welch.p_value,
+            "welch_p": welch.pvalue,
             "mann_whitney_p": stats.mannwhitneyu(correct, wrong).pvalue,
-            "cohens_d": welch.mean_difference / _pooled_deviation(correct, wrong),
+            "cohens_d": difference / _pooled_deviation(correct, wrong),
         }
         rows += [common | {"metric": metric, "value": value} for metric, value in values.items()]
-        difference = {"metric": "mean_difference", "value": welch.mean_difference}
-        rows.append(common | difference | {"ci_low": welch.ci_low, "ci_high": welch.ci_high})
+        rows.append(common | _mean_difference(difference, welch))
     return rows
+
+
+def _mean_difference(difference: float, test) -> dict:
+    """Columns of a difference of means with the 95 % interval of its t-test by scipy."""
+    low, high = test.confidence_interval(0.95)
+    return {"metric": "mean_difference", "value": difference, "ci_low": low, "ci_high": high}
 
 
 def _pooled_deviation(first: np.ndarray, second: np.ndarray) -> float:
@@ -391,9 +396,8 @@ def _augmentation_rows(kappa: Embedded) -> list[dict]:
             continue  # nothing to test
         ratio = with_interval(_deviation_ratio, other, plain, draws=500)
         rows.append({"condition": augmentation, "metric": "std_ratio"} | ratio)
-        paired = paired_test(other, plain)
-        difference = {"value": paired.mean_difference, "ci_low": paired.ci_low}
-        difference |= {"ci_high": paired.ci_high, "metric": "mean_difference"}
+        paired = stats.ttest_rel(other, plain)
+        difference = _mean_difference((other - plain).mean(), paired)
         rows.append({"condition": augmentation} | difference)
     return rows
 

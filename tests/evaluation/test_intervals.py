@@ -1,4 +1,4 @@
-"""The one interval and the tests over images, against scipy, formulas and resampling by hand."""
+"""The one interval, against scipy, formulas and resampling by hand."""
 
 import numpy as np
 import pandas as pd
@@ -120,27 +120,3 @@ def test_means_over_seeds_have_a_row_a_key():
     expected = stats.t.interval(0.95, 2, 60, 10 / 3**0.5)
     assert table.loc["a", ["ci_low", "ci_high"]].to_list() == pytest.approx(expected)
     assert table.loc["b", ["ci_low", "ci_high"]].to_list() == pytest.approx([70, 90])
-
-
-# ------------------------------------------------------------------------------ tests over images
-def test_t_tests_agree_with_scipy():
-    generator = np.random.default_rng(0)
-    first = generator.normal(1, 2, size=30)
-    second = generator.normal(0, 1, size=30)
-    welch = intervals.welch_test(first, second)
-    reference = stats.ttest_ind(first, second, equal_var=False)
-    assert welch[:2] == pytest.approx((reference.statistic, reference.pvalue))
-    assert welch[3:] == pytest.approx(tuple(reference.confidence_interval(0.95)))
-    paired = intervals.paired_test(first, second)
-    reference = stats.ttest_1samp(first - second, 0)
-    assert paired[:3] == pytest.approx(
-        (reference.statistic, reference.pvalue, (first - second).mean())
-    )
-
-
-def test_t_tests_refuse_what_has_no_variance():
-    with pytest.raises(ValueError, match="variance"):
-        intervals.welch_test(np.ones(5), np.zeros(5))
-    values = np.geomspace(1e3, 1e9, 5)  # the differences vary by rounding only
-    with pytest.raises(ValueError, match="variance"):
-        intervals.paired_test(values, values - 0.1)
