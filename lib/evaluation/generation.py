@@ -20,7 +20,8 @@ from lib.data.views import check_range
 from lib.evaluation import measure
 from lib.evaluation.embed import input_transform
 from lib.evaluation.style import frechet_distance
-from lib.evaluation.uncertainty import checked_features, with_interval
+from lib.evaluation.suite import metrics_row, value_rows
+from lib.evaluation.uncertainty import checked_features
 from lib.methods.simvae import VAE
 from lib.runs import store
 from lib.runs.settings import EVALUATION_VERSION
@@ -81,8 +82,6 @@ def fit_decoder(
             f"got {len(features)} and {len(pixels)}."
         )
     check_range(pixels)
-    if epochs < 1:
-        raise ValueError(f"epochs is {epochs}; a decoder takes at least one.")
     x = torch.as_tensor(features, dtype=torch.float32)
     count = len(x) - max(1, len(x) // 10)  # training images; the rest validates
     batches = math.ceil(count / BATCH_SIZE)
@@ -189,8 +188,6 @@ def fid(
     """
     from torchmetrics.image.fid import FrechetInceptionDistance  # slow to import
 
-    for images in (real, *generated.values()):
-        check_range(images)
     metric = FrechetInceptionDistance(
         reset_real_features=False, feature_extractor_weights_path=str(weights)
     )
@@ -275,9 +272,8 @@ def measure_generation(run: measure.Run, judge: measure.Run | None) -> list[dict
     decoder = decoder_of(run)
     reconstructed = decode(decoder, run.embed(test)["features"])
     error = (reconstructed - pixels).square().flatten(1).mean(1).numpy()  # [N]
-    common = {"evaluated_on": test.title, "n": len(pixels)}
-    error_interval = with_interval(np.mean, error, draws=run.settings["bootstrap_draws"])
-    rows = [common | {"condition": "reconstructed", "metric": "mse"} | error_interval]
+    common = {"evaluated_on": test.title, "condition": "reconstructed"}
+    rows = [metrics_row("mse", np.mean, error, draws=run.settings["bootstrap_draws"], **common)]
     images = {
         "generated": _generated_images(run, decoder, len(pixels)),
         "reconstructed": reconstructed,
@@ -287,13 +283,13 @@ def measure_generation(run: measure.Run, judge: measure.Run | None) -> list[dict
         real_features = _judged_features(judge, pixels)
         for condition, pictures in images.items():
             distance = frechet_distance(_judged_features(judge, pictures), real_features)
-            row = {"condition": condition, "metric": "frechet_distance", "score": judge.name}
-            rows.append(common | row | {"value": distance, "n": len(pictures)})
+            columns = {"condition": condition, "score": judge.name, "n": len(pictures)}
+            rows += value_rows({"frechet_distance": distance}, **(common | columns))
     weights = sources.inception_weights()
     if weights:
         for condition, distance in fid(images, pixels, weights).items():
-            row = {"condition": condition, "metric": "fid", "value": distance}
-            rows.append(common | row | {"n": len(images[condition])})
+            columns = {"condition": condition, "n": len(images[condition])}
+            rows += value_rows({"fid": distance}, **(common | columns))
     store.write_scores(
         run.profile,
         run.name,

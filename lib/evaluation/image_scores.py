@@ -14,7 +14,7 @@ from PIL import Image
 from lib.data import cifar10h, sources
 from lib.data.sets import ImageSet, to_bytes
 from lib.evaluation.embed import Transform, input_transform
-from lib.evaluation.suite import ood_rows
+from lib.evaluation.suite import ood_rows_of_sets
 from lib.runs import settings as run_settings
 from lib.runs import store
 
@@ -29,29 +29,19 @@ def grey_entropy(pixels: np.ndarray) -> np.ndarray:
 
     Grey is the rounded mean over channels. pixels: uint8 [N, H, W, C]; returns float32 [N].
     """
-    grey = _checked(pixels).mean(axis=-1).round().astype(np.uint8)
+    grey = pixels.mean(axis=-1).round().astype(np.uint8)
     return np.array([Image.fromarray(image).entropy() for image in grey], dtype=np.float32)
 
 
 def png_size(pixels: np.ndarray) -> np.ndarray:
     """Bytes of each image as a PNG file: uint8 [N, H, W, C] -> int32 [N]."""
     sizes = []
-    for image in _checked(pixels):
+    for image in pixels:
         buffer = io.BytesIO()
         plane_or_rgb = image.squeeze(-1) if image.shape[-1] == 1 else image
         Image.fromarray(plane_or_rgb).save(buffer, "PNG")
         sizes.append(buffer.tell())
     return np.array(sizes, dtype=np.int32)
-
-
-def _checked(pixels: np.ndarray) -> np.ndarray:
-    """The pixels, if they are uint8 [N, H, W, 1 or 3]; otherwise ValueError."""
-    pixels = np.asarray(pixels)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] not in (1, 3):
-        raise ValueError(
-            f"pixels must be uint8 [N, H, W, 1 or 3], got {pixels.dtype} of shape {pixels.shape}."
-        )
-    return pixels
 
 
 def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:
@@ -92,13 +82,9 @@ def measure_images(profile: str) -> None:
     scores = {name: _scores(images, transform) for name, images in sets.items()}
     rows = []
     for name, condition in others.items():
-        both = {}
-        for score in NAMES:
-            values = np.append(scores[dataset][score], scores[name][score])
-            both[score] = values.astype(np.float64)
-        rows += ood_rows(
-            both,
-            outside=np.repeat([False, True], [len(test), len(sets[name])]),
+        rows += ood_rows_of_sets(
+            {score: scores[dataset][score] for score in NAMES},
+            {score: scores[name][score] for score in NAMES},
             draws=settings["bootstrap_draws"] // 4,
             evaluated_on=name,
             condition=condition,

@@ -21,7 +21,7 @@ from lib.evaluation.embed import Embedded, Transform, input_transform, square_cr
 from lib.evaluation.measure import Run, kappa_of_views
 from lib.evaluation.probes import linear_probe
 from lib.evaluation.results import required, stacked
-from lib.evaluation.suite import ood_rows
+from lib.evaluation.suite import metrics_row, ood_rows_of_sets, value_rows
 from lib.evaluation.uncertainty import checked_values, rank_correlation, with_interval
 from lib.runs import settings as run_settings
 from lib.runs import store
@@ -183,10 +183,7 @@ def _mean_and_std(condition: str, images: ImageSet, kappa: np.ndarray) -> list[d
         "score": "kappa",
         "n": len(kappa),
     }
-    return [
-        common | {"metric": "mean", "value": kappa.mean()},
-        common | {"metric": "std", "value": kappa.std()},
-    ]
+    return value_rows({"mean": kappa.mean(), "std": kappa.std()}, **common)
 
 
 def other_set_rows(run: Run, kappa: np.ndarray) -> list[dict]:
@@ -207,9 +204,9 @@ def other_set_rows(run: Run, kappa: np.ndarray) -> list[dict]:
         other = run.embed(images)["kappa"]
         arrays[f"kappa_{name}"] = other.astype(np.float32)
         rows += [row | {"evaluated_on": name} for row in _mean_and_std("other set", images, other)]
-        rows += ood_rows(
-            {"uncertainty": -np.append(kappa, other)},
-            outside=np.repeat([False, True], [len(kappa), len(other)]),
+        rows += ood_rows_of_sets(
+            {"uncertainty": -kappa},
+            {"uncertainty": -other},
             draws=run.settings["bootstrap_draws"] // 4,
             names=("ood_auroc",),
             evaluated_on=name,
@@ -235,7 +232,7 @@ def _class_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
             "median_kappa": scores.kappa[members].median(),
         }
         common = {"evaluated_on": test.title, "condition": f"class {name}", "n": members.sum()}
-        rows += [common | {"metric": metric, "value": v} for metric, v in measured.items()]
+        rows += value_rows(measured, **common)
     return rows
 
 
@@ -253,15 +250,17 @@ def _over_classes(by_class: list[dict]) -> list[dict]:
     classes = classes.dropna()
     rows = []
     for measure in ("within_class_cosine", "neighbour_purity"):
-        pair = classes.median_kappa.to_numpy(), classes[measure].to_numpy()
-        row = {
-            "evaluated_on": by_class[0]["evaluated_on"],
-            "condition": "over classes",
-            "score": measure,
-            "metric": "spearman",
-            "n": len(classes),
-        }
-        rows.append(row | with_interval(rank_correlation, *pair, draws=1000))
+        row = metrics_row(
+            "spearman",
+            rank_correlation,
+            classes.median_kappa.to_numpy(),
+            classes[measure].to_numpy(),
+            draws=1000,
+            evaluated_on=by_class[0]["evaluated_on"],
+            condition="over classes",
+            score=measure,
+        )
+        rows.append(row)
     return rows
 
 
@@ -288,7 +287,7 @@ def _correctness_rows(run: Run, scores: pd.DataFrame) -> list[dict]:
             "mann_whitney_p": stats.mannwhitneyu(correct, wrong).pvalue,
             "cohens_d": difference / _pooled_deviation(correct, wrong),
         }
-        rows += [common | {"metric": metric, "value": value} for metric, value in values.items()]
+        rows += value_rows(values, **common)
         rows.append(common | _mean_difference(difference, welch))
     return rows
 
@@ -348,7 +347,7 @@ def measure_augmentation(run: Run) -> list[dict]:
     few = test.sample(run.settings["condition_images"])
     kappa = _augmented_kappa(run, few)
     rows = _augmentation_rows(kappa)
-    higher = (kappa["centre square"] > kappa["right square"]).astype(float)
+    higher = kappa["centre square"] > kappa["right square"]
     share = {"condition": "centre against right", "metric": "share_higher"}
     rows.append(share | with_interval(np.mean, higher))
     rows += _crop_rows(kappa)
@@ -391,22 +390,15 @@ def _augmentation_rows(kappa: Embedded) -> list[dict]:
             "std": other.std(),
             "std_single_draw": np.sqrt(other.var() + np.mean(within**2)),
         }
-        rows += _metric_rows(augmentation, values)
+        rows += value_rows(values, condition=augmentation)
         if np.allclose(other, plain, rtol=1e-5):
             continue  # nothing to test
-        ratio = with_interval(_deviation_ratio, other, plain, draws=500)
+        ratio = with_interval(_std_ratio, other, plain, draws=500)
         rows.append({"condition": augmentation, "metric": "std_ratio"} | ratio)
         paired = stats.ttest_rel(other, plain)
         difference = _mean_difference((other - plain).mean(), paired)
         rows.append({"condition": augmentation} | difference)
     return rows
-
-
-def _metric_rows(condition: str, values: dict[str, float]) -> list[dict]:
-    return [
-        {"condition": condition, "metric": metric, "value": value}
-        for metric, value in values.items()
-    ]
 
 
 def relative_change(rows: pd.DataFrame) -> pd.DataFrame:
@@ -424,26 +416,28 @@ def relative_change(rows: pd.DataFrame) -> pd.DataFrame:
     return change.drop(columns="plain")
 
 
-def _deviation_ratio(first: np.ndarray, second: np.ndarray) -> float:
-    return first.std() / second.std()
-
-
 def _crop_rows(kappa: Embedded) -> list[dict]:
     """The random crop against the lowest mean and the widest spread of the others."""
-
-    def mean_difference(crop: np.ndarray, *others: np.ndarray) -> float:
-        return crop.mean() - min(other.mean() for other in others)
-
-    def std_ratio(crop: np.ndarray, *others: np.ndarray) -> float:
-        return crop.std() / max(other.std() for other in others)
 
     crop = kappa["random crop"]
     others = [kappa[name] for name in ("plain", *AUGMENTATIONS) if name != "random crop"]
     rows = []
-    for metric, statistic in (("mean_difference", mean_difference), ("std_ratio", std_ratio)):
+    for metric, statistic in (
+        ("mean_difference", _difference_from_lowest),
+        ("std_ratio", _std_ratio),
+    ):
         row = {"condition": "random crop against the others", "metric": metric}
         rows.append(row | with_interval(statistic, crop, *others, draws=500))
     return rows
+
+
+def _difference_from_lowest(crop: np.ndarray, *others: np.ndarray) -> float:
+    return crop.mean() - min(other.mean() for other in others)
+
+
+def _std_ratio(crop: np.ndarray, *others: np.ndarray) -> float:
+    """Standard deviation over the largest of the others."""
+    return crop.std() / max(other.std() for other in others)
 
 
 # ------------------------------------------------------------------------------- data selection
@@ -462,7 +456,10 @@ def select(kappa: np.ndarray, labels: np.ndarray, share: float, rule: str, seed:
         raise ValueError(f"Unknown rule {rule!r}; choose one of {SELECTION_RULES}.")
     kappa = checked_values(kappa, "kappa")
     labels = np.asarray(labels)
-    order = _selection_order(kappa, rule, seed)
+    if rule.startswith("random"):
+        order = np.random.default_rng(seed).permutation(len(kappa))
+    else:
+        order = np.argsort(-kappa if rule.startswith("highest") else kappa, kind="stable")
     if rule == "random, classes as highest κ":
         kept = select(kappa, labels, share, "highest κ", seed)
         counts = np.bincount(labels[kept], minlength=labels.max() + 1)
@@ -472,13 +469,6 @@ def select(kappa: np.ndarray, labels: np.ndarray, share: float, rule: str, seed:
         return order[: round(share * len(kappa))]
     by_class = [order[labels[order] == label][:count] for label, count in enumerate(counts)]
     return np.concatenate(by_class)
-
-
-def _selection_order(kappa: np.ndarray, rule: str, seed: int) -> np.ndarray:
-    if rule.startswith("random"):
-        return np.random.default_rng(seed).permutation(len(kappa))
-    key = -kappa if rule.startswith("highest") else kappa
-    return np.argsort(key, kind="stable")
 
 
 def measure_selection(run: Run) -> list[dict]:
@@ -503,13 +493,10 @@ def measure_selection(run: Run) -> list[dict]:
                 "condition": f"{rule} {share:g}",
                 "classifier": "linear",
             }
-            accuracy = with_interval(
-                np.mean, correct.astype(float), draws=run.settings["bootstrap_draws"]
-            )
-            rows.append(common | {"metric": "accuracy", "n": len(correct)} | accuracy)
+            draws = run.settings["bootstrap_draws"]
+            rows.append(metrics_row("accuracy", np.mean, correct, draws=draws, **common))
             described = _describe_selection(bank, kept, len(run.train.classes))
-            for metric, value in described.items():
-                rows.append(common | {"metric": metric, "value": value, "n": len(kept)})
+            rows += value_rows(described, n=len(kept), **common)
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_selection", arrays)
     return rows
 
@@ -553,11 +540,11 @@ def measure_cosine(run: Run) -> list[dict]:
         arrays[key] = together.numpy(force=True).astype(np.float32)
     store.write_scores(run.profile, run.name, name, arrays)
     common = {"evaluated_on": run.test().title, "condition": "random views", "n": len(few)}
-    rows = []
+    means = {}
     for key in ("cosine", "expected"):
         if key in arrays:
-            rows.append(common | {"metric": key, "value": float(arrays[key].mean())})
-    return rows
+            means[key] = float(arrays[key].mean())
+    return value_rows(means, **common)
 
 
 def _pair_generator(seed: int, start: int, pair: int) -> torch.Generator:

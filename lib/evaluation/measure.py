@@ -27,8 +27,14 @@ from lib.evaluation.embed import (
     native_names,
 )
 from lib.evaluation.probes import knn_predict, mahalanobis_distance, paper_probe
-from lib.evaluation.suite import evaluate, ood_rows, unsupervised_uncertainties
-from lib.evaluation.uncertainty import effective_rank, top5_correct, with_interval
+from lib.evaluation.suite import (
+    evaluate,
+    metrics_row,
+    ood_rows,
+    unsupervised_uncertainties,
+    value_rows,
+)
+from lib.evaluation.uncertainty import effective_rank, top5_correct
 from lib.methods.base import Embedding
 from lib.runs import settings as run_settings
 from lib.runs import store
@@ -465,9 +471,10 @@ def _validation_rows(run: Run) -> list[dict]:
         "condition": "validation",
         "n": len(validation["label"]),
     }
+    rank = effective_rank(validation["features"])
     return [
-        common | {"classifier": "knn", "metric": "accuracy", "value": accuracy},
-        common | {"metric": "effective_rank", "value": effective_rank(validation["features"])},
+        *value_rows({"accuracy": accuracy}, classifier="knn", **common),
+        *value_rows({"effective_rank": rank}, **common),
     ]
 
 
@@ -479,18 +486,12 @@ def measure_paper_probe(run: Run) -> list[dict]:
     probabilities = probe.probabilities(run.embed(test)["features"])
     top1 = probe.classes[probabilities.argmax(axis=1)] == test.labels
     top5 = top5_correct(probabilities, test.labels, probe.classes)
-    rows = []
-    for metric, correct in (("accuracy", top1), ("top5_accuracy", top5)):
-        row = {
-            "evaluated_on": test.title,
-            "condition": "clean",
-            "classifier": "linear_paper",
-            "metric": metric,
-            "n": len(test),
-        }
-        draws = run.settings["bootstrap_draws"]
-        rows.append(row | with_interval(np.mean, correct.astype(float), draws=draws))
-    return rows
+    columns = {"evaluated_on": test.title, "condition": "clean", "classifier": "linear_paper"}
+    draws = run.settings["bootstrap_draws"]
+    return [
+        metrics_row("accuracy", np.mean, top1, draws=draws, **columns),
+        metrics_row("top5_accuracy", np.mean, top5, draws=draws, **columns),
+    ]
 
 
 # --------------------------------------------------------------------- views of training images

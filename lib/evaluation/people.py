@@ -2,8 +2,8 @@
 
 from lib.data import cifar10h
 from lib.evaluation.measure import Run
-from lib.evaluation.suite import UNCERTAINTIES, as_uncertainty
-from lib.evaluation.uncertainty import rank_correlation, with_interval
+from lib.evaluation.suite import UNCERTAINTIES, as_uncertainty, metrics_row
+from lib.evaluation.uncertainty import rank_correlation
 from lib.runs import store
 
 PEOPLE = "people"
@@ -18,11 +18,12 @@ def measure_agreement(run: Run) -> list[dict]:
     """
     scores = store.stored_scores(run.profile, run.name, cifar10h.CIFAR10)
     entropy = cifar10h.human_entropy(cifar10h.label_counts(scores["label"]))
+    common = {"evaluated_on": cifar10h.CIFAR10, "condition": PEOPLE}
+    draws = run.settings["bootstrap_draws"]
     rows = []
     for name in UNCERTAINTIES:
-        values = as_uncertainty(scores, name)
-        draws = run.settings["bootstrap_draws"]
-        correlation = with_interval(rank_correlation, values, entropy, draws=draws)
-        common = {"evaluated_on": cifar10h.CIFAR10, "condition": PEOPLE, "n": len(entropy)}
-        rows.append(common | {"score": name, "metric": "spearman"} | correlation)
+        pair = as_uncertainty(scores, name), entropy
+        rows.append(
+            metrics_row("spearman", rank_correlation, *pair, draws=draws, score=name, **common)
+        )
     return rows

@@ -14,7 +14,7 @@ from lib import networks
 from lib.data.sets import ImageSet
 from lib.evaluation.embed import square_crop
 from lib.evaluation.measure import Run
-from lib.evaluation.uncertainty import with_interval
+from lib.evaluation.suite import metrics_row
 from lib.runs import store
 
 PART = "object_crops"  # of the evaluation suite
@@ -84,9 +84,8 @@ def measure_object_crops(run: Run) -> list[dict]:
         "plain_corner": least.astype(np.float32),
     }
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_crops", arrays)
-    share = with_interval(np.mean, (salient > plain).astype(float))
-    common = {"evaluated_on": run.test().title, "score": "kappa", "n": len(images)}
-    return [common | {"condition": CONDITION, "metric": "share_higher"} | share]
+    columns = {"evaluated_on": run.test().title, "condition": CONDITION, "score": "kappa"}
+    return [metrics_row("share_higher", np.mean, salient > plain, draws=2000, **columns)]
 
 
 def _kappa_of_crops(run: Run, images: ImageSet, corners: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from lib.data.sets import ImageSet, to_bytes
 from lib.evaluation.embed import Embedded, native_names
 from lib.evaluation.measure import Run
 from lib.evaluation.probes import Probe, linear_probe, mahalanobis_distance
-from lib.evaluation.suite import ood_rows
+from lib.evaluation.suite import metrics_row, ood_rows_of_sets
 from lib.evaluation.uncertainty import (
     UndefinedStatistic,
     rank_correlation_per_image,
@@ -47,11 +47,6 @@ def _transforms() -> dict[str, type]:
     for transform in corruption_transforms:
         words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=JPEG)(?=C)", "_", transform.__name__)
         transforms[words.lower()] = transform
-    if set(transforms) != set(CORRUPTIONS):
-        raise ImportError(
-            f"torch-uncertainty has the corruptions {sorted(transforms)}, expected "
-            f"{sorted(CORRUPTIONS)}: install the pinned version."
-        )
     return transforms
 
 
@@ -169,14 +164,14 @@ def _corruption_rows(
         right = probe.predict(values["features"]) == clean.labels
         correct.append(right)
         condition = common | {"condition": f"{corruption}_{severity}"}
-        accuracy = {"classifier": "linear", "metric": "accuracy"}
-        accuracy |= with_interval(np.mean, right.astype(float), draws=draws)
+        columns = condition | {"classifier": "linear"}
+        rows.append(metrics_row("accuracy", np.mean, right, draws=draws, **columns))
         mean = {"score": "uncertainty", "metric": "mean", "value": values["uncertainty"].mean()}
-        rows += [condition | accuracy, condition | mean]
+        rows.append(condition | mean)
     uncertainties = np.stack([values["uncertainty"] for values in embedded], axis=1)  # [N, 6]
     correlation = rank_correlation_per_image(np.array(severities), uncertainties)
-    row = {"condition": corruption, "score": "uncertainty", "metric": "severity_spearman"}
-    rows.append(common | row | with_interval(np.mean, correlation, draws=draws))
+    columns = common | {"condition": corruption, "score": "uncertainty"}
+    rows.append(metrics_row("severity_spearman", np.mean, correlation, draws=draws, **columns))
     return rows, np.stack(correct, axis=1)
 
 
@@ -196,18 +191,14 @@ def mean_corruption_error(correct: np.ndarray, reference: np.ndarray) -> float:
     """mCE: mean over corruptions c of ``sum_s E_sc / sum_s E_sc(reference)``, a fraction.
 
     Hendrycks & Dietterich 2019, §4. correct, reference: which images are right under each
-    corruption and severity, [N, 15, 5], as measure_corruptions stores them. ValueError for other
-    shapes; UndefinedStatistic where the reference makes no error under a corruption.
+    corruption and severity, [N, 15, 5], as measure_corruptions stores them. UndefinedStatistic
+    where the reference makes no error under a corruption.
 
     Example:
         >>> none_correct = np.zeros((4, 15, 5), bool)
         >>> mean_corruption_error(none_correct, reference=none_correct)
         1.0
     """
-    shape = (len(CORRUPTIONS), len(SEVERITIES))
-    for right in (correct, reference):
-        if np.shape(right)[1:] != shape or len(right) == 0:
-            raise ValueError(f"An mCE needs arrays [N, 15, 5], got {list(np.shape(right))}.")
     errors = np.sum(1 - np.mean(correct, axis=0, dtype=np.float64), axis=1)  # [15]
     reference_errors = np.sum(1 - np.mean(reference, axis=0, dtype=np.float64), axis=1)
     if not reference_errors.all():
@@ -238,8 +229,6 @@ def corruption_errors(runs: Sequence[dict]) -> pd.DataFrame:
             f"make reproduce PROFILE={runs[0]['profile']}"
         )
     reference = correct[min(untrained)]
-    # On all images it has to be defined; draws on which it is not are drawn again.
-    mean_corruption_error(reference, reference)
     rows = []
     for name, right in correct.items():
         run = by_name[name]
@@ -265,18 +254,13 @@ def measure_own_scores(run: Run) -> list[dict]:
         scores["mahalanobis"] = distance_from_bank(embedded["features"])
         return scores
 
-    test = run.test()
-    test_scores = scores_of(test)
+    test_scores = scores_of(run.test())
     rows = []
     for distance in ("near", "far"):
         for other in run.settings[f"ood_{distance}"]:
-            images = run.other(other)
-            both = {}
-            for name, values in scores_of(images).items():
-                both[name] = np.append(test_scores[name], values)
-            rows += ood_rows(
-                both,
-                outside=np.repeat([False, True], [len(test), len(images)]),
+            rows += ood_rows_of_sets(
+                test_scores,
+                scores_of(run.other(other)),
                 draws=run.settings["bootstrap_draws"] // 4,
                 evaluated_on=other,
                 condition=f"{distance}_ood",

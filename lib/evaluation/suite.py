@@ -149,6 +149,11 @@ def metrics_row(
     return row | with_interval(statistic, *arrays, draws=draws, recentred=recentred)
 
 
+def value_rows(values: dict[str, float], **columns) -> list[dict]:
+    """Rows of metrics without intervals: ``values`` by metric, and further ``columns``."""
+    return [columns | {"metric": metric, "value": value} for metric, value in values.items()]
+
+
 def evaluate(
     train: Embedded,
     test: Embedded,
@@ -187,10 +192,12 @@ def evaluate(
         metrics_row("effective_rank", effective_rank, test["features"], draws=0, **clean),
         *_description_rows(test, clean, few_draws),
     ]
+    test_scores = {name: as_uncertainty(scores, name) for name in UNCERTAINTIES}
     for condition, others in (("near_ood", near_ood), ("far_ood", far_ood)):
         for name, embedded in others.items():
             common = {"evaluated_on": name, "condition": condition}
-            rows += _ood_rows_of_set(train, probe, scores, embedded, common, few_draws)
+            other_scores = _ood_scores(train, probe, embedded)
+            rows += ood_rows_of_sets(test_scores, other_scores, draws=few_draws, **common)
             rows += _description_rows(embedded, common, few_draws)
     for condition, embedded in conditions.items():
         common = {"evaluated_on": evaluated_on, "condition": condition}
@@ -214,10 +221,9 @@ def _classification_rows(scores: Embedded, common: dict, draws: int, few_draws: 
     for classifier in ("linear", "knn"):
         common = common | {"classifier": classifier}
         correct = scores[f"{classifier}_correct"]
-        accuracy = correct.astype(np.float64)
-        rows.append(metrics_row("accuracy", np.mean, accuracy, draws=draws, **common))
+        rows.append(metrics_row("accuracy", np.mean, correct, draws=draws, **common))
         if classifier == "linear":
-            top5 = scores["linear_top5_correct"].astype(np.float64)
+            top5 = scores["linear_top5_correct"]
             rows.append(metrics_row("top5_accuracy", np.mean, top5, draws=few_draws, **common))
         for name in UNCERTAINTIES:
             values = as_uncertainty(scores, name)
@@ -299,24 +305,32 @@ def ood_rows(
     """
     rows = []
     for score, values in scores.items():
-        for metric in names:
-            row = common | {"score": score, "metric": metric, "n": len(values)}
-            rows.append(row | with_interval(OOD_MEASURES[metric], values, outside, draws=draws))
+        columns = common | {"score": score}
+        for name in names:
+            measure = OOD_MEASURES[name]
+            rows.append(metrics_row(name, measure, values, outside, draws=draws, **columns))
     return rows
 
 
-def _ood_rows_of_set(
-    train: Embedded, probe: Probe, scores: Embedded, embedded: Embedded, common: dict, draws: int
+def ood_rows_of_sets(
+    test: dict[str, np.ndarray], other: dict[str, np.ndarray], **options
 ) -> list[dict]:
-    """OOD measures of every uncertainty, test images against another set; n counts both."""
-    other = unsupervised_uncertainties(train, embedded)
-    confidence = probe.probabilities(embedded["features"]).max(axis=1)
-    other["max_softmax"] = -confidence.astype(np.float32)
+    """``ood_rows`` of test images against those of another set, from the scores of each.
+
+    options: further arguments of ``ood_rows``. n counts the images of both sets.
+    """
     both = {}
-    for name in UNCERTAINTIES:
-        both[name] = np.append(as_uncertainty(scores, name), other[name])
-    outside = np.repeat([False, True], [len(scores["label"]), len(embedded["features"])])
-    return ood_rows(both, outside, draws, classifier="", **common)
+    for name, values in other.items():
+        both[name] = np.append(test[name], values)
+        outside = np.repeat([False, True], [len(test[name]), len(values)])
+    return ood_rows(both, outside, **options)
+
+
+def _ood_scores(train: Embedded, probe: Probe, embedded: Embedded) -> dict[str, np.ndarray]:
+    """UNCERTAINTIES of the images of another set."""
+    confidence = probe.probabilities(embedded["features"]).max(axis=1)
+    scores = unsupervised_uncertainties(train, embedded)
+    return scores | {"max_softmax": -confidence.astype(np.float32)}
 
 
 def _condition_rows(probe: Probe, embedded: Embedded, common: dict, draws: int) -> list[dict]:
@@ -324,18 +338,10 @@ def _condition_rows(probe: Probe, embedded: Embedded, common: dict, draws: int) 
     common = common | {"classifier": "linear"}
     correct = probe.predict(embedded["features"]) == embedded["label"]
     certainty = -embedded["uncertainty"].astype(np.float64)
-    accuracy = correct.astype(np.float64)
+    columns = common | {"score": "uncertainty"}
     return [
-        metrics_row("accuracy", np.mean, accuracy, draws=draws, **common),
-        metrics_row(
-            "correctness_auroc",
-            auroc,
-            certainty,
-            correct,
-            draws=draws,
-            score="uncertainty",
-            **common,
-        ),
+        metrics_row("accuracy", np.mean, correct, draws=draws, **common),
+        metrics_row("correctness_auroc", auroc, certainty, correct, draws=draws, **columns),
     ]
 
 
@@ -344,20 +350,8 @@ def _families(conditions: dict[str, Embedded]) -> dict[str, dict[float, Embedded
     families = {}
     for condition, embedded in conditions.items():
         family, _, number = condition.rpartition("_")
-        try:
-            severity = float(number)
-        except ValueError:
-            raise ValueError(
-                f'condition must be "<family>_<severity>" such as "blur_2", got {condition!r}.'
-            ) from None
+        severity = float(number)
         if family in KEPT_AREA:
             severity = 1 - severity
         families.setdefault(family, {})[severity] = embedded
-    for family, severities in families.items():
-        labels = [embedded["label"] for embedded in severities.values()]
-        if not all(np.array_equal(label, labels[0]) for label in labels):
-            raise ValueError(
-                f"the severities of {family} were not embedded on the same images in the same "
-                "order; embed them again."
-            )
     return {family: severities for family, severities in families.items() if len(severities) > 1}
