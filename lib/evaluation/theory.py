@@ -2,16 +2,15 @@
 
 A latent z of an image is inferred twice: q(z | x_i) is made from the target network's output for
 view i, p(z | x_j) from the online network's output for view j. With a prior p(z) they give the
-three terms J_align, J_uniform and J_KL (Eq. 10 to 17). Table 1 says which distributions make which
-method: ``INTERPRETATIONS``. The terms are differentiable, detach nothing, and keep the floating
-type of their arguments. What a part of a method does is measured in short trainings with and
-without it: ``SHORT_RUNS`` and ``CORRESPONDENCES``.
+three terms J_align, J_uniform and J_KL (Eq. 10 to 17). Which distributions make which method is
+``table_1``. The terms are differentiable, detach nothing, and keep the floating type of their
+arguments. What a part of a method does is measured in short trainings with and without it:
+``SHORT_RUNS`` and ``CORRESPONDENCES``.
 """
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +33,8 @@ from lib.distributions import (
     mean_cosine,
 )
 from lib.evaluation import measure
-from lib.evaluation.uncertainty import rank_correlation, with_interval
+from lib.evaluation.suite import metrics_row
+from lib.evaluation.uncertainty import rank_correlation
 from lib.methods.base import agreement, forward_by_size, spread, view_pairs
 from lib.runs import settings as run_settings
 from lib.runs import store
@@ -93,78 +93,8 @@ def categorical(
     return Categorical(logits=(output - centre) / temperature)
 
 
-def uniform_on_sphere(output: Tensor) -> HypersphericalUniform:
-    """The prior of a z on the sphere, of the size and type of outputs [B, D]."""
-    return HypersphericalUniform(output.shape[-1], dtype=output.dtype, device=output.device)
-
-
-def uniform_on_vertices(output: Tensor) -> Categorical:
-    """The prior of DINO's z, of the size of outputs [B, K].
-
-    Deviation: Eq. 27 names the uniform of the whole simplex. A distribution on its vertices has no
-    finite KL to that.
-    """
-    return Categorical(logits=torch.zeros_like(output[0]))
-
-
-@dataclass
-class Interpretation:
-    """A column of Table 1: the distributions of a method, and what plays the part of each term."""
-
-    prior: Callable[[Tensor], Distribution]  # from an output, for its size
-    q: Callable[..., PointMass | Categorical]  # from the target network's output
-    p: Callable[..., Distribution]  # from the online network's output
-    align: str
-    uniform: str
-    kl: str
-
-
-INTERPRETATIONS = {
-    "simsiam": Interpretation(
-        prior=uniform_on_sphere,
-        q=point_mass,
-        p=von_mises_fisher,
-        align="g_j · f_i (Eq. 22)",
-        uniform="predictor (Claim 4.4)",
-        kl="constant",
-    ),
-    "directpred": Interpretation(
-        prior=uniform_on_sphere,
-        q=point_mass,
-        p=von_mises_fisher,
-        align="g_j · f_i (Eq. 22)",
-        uniform="predictor set to U sqrt(Λ) U' (Eq. 23)",
-        kl="constant",
-    ),
-    "simclr": Interpretation(
-        prior=uniform_on_sphere,
-        q=point_mass,
-        p=von_mises_fisher,
-        align="g_j · f_i (Eq. 22)",
-        uniform="in the loss: denominator (Eq. 26)",
-        kl="constant",
-    ),
-    "dino": Interpretation(
-        prior=uniform_on_vertices,
-        q=partial(categorical, temperature=0.04),
-        p=partial(categorical, temperature=0.1),
-        align="Σ P_i log P_j (Eq. 30)",
-        uniform="centring (Claim 4.8)",
-        kl="sharpening (Claim 4.9)",
-    ),
-    "vi_simsiam": Interpretation(
-        prior=uniform_on_sphere,
-        q=point_mass,
-        p=power_spherical,
-        align="log C(κ_j) + κ_j log(1 + μ_j · z_i) (Eq. 33)",
-        uniform="predictor (Claim 4.4)",
-        kl="constant",
-    ),
-}
-
-
 def table_1() -> dict[str, dict[str, str]]:
-    """The rows of Table 1 by method, from ``INTERPRETATIONS``.
+    """Which distributions make which method, and what plays the part of each term, by method.
 
     The distributions are built from random outputs, which gives their names and entropies. A method
     is aware of uncertainty if the entropy of its p(z | x) differs between images.
@@ -172,30 +102,74 @@ def table_1() -> dict[str, dict[str, str]]:
     generator = torch.Generator().manual_seed(0)
     output = torch.randn(16, 12, generator=generator)
     kappa = 20 * torch.rand(16, generator=generator)
-    columns = {}
-    for method, interpretation in INTERPRETATIONS.items():
-        prior = interpretation.prior(output)
-        q = interpretation.q(output)
-        if interpretation.p is power_spherical:
-            p = interpretation.p(output, kappa)
-        else:
-            p = interpretation.p(output)
+    on_sphere = HypersphericalUniform(output.shape[-1])
+    # Eq. 27 names the uniform of the whole simplex, to which no distribution on its vertices has a
+    # finite KL.
+    on_vertices = Categorical(logits=torch.zeros_like(output[0]))
+    point = point_mass(output)
+    vmf = von_mises_fisher(output)
+    teacher = categorical(output, temperature=0.04)
+    student = categorical(output, temperature=0.1)
+
+    def column(prior, q, p, align: str, uniform: str, kl: str) -> dict[str, str]:
         is_aware = float(p.entropy().std()) > 1e-5
-        columns[method] = {
+        return {
             "p(z)": type(prior).__name__,
             "q(z | x_i)": type(q).__name__,
             "p(z | x_j)": type(p).__name__,
-            "J_align": interpretation.align,
-            "J_uniform": interpretation.uniform,
-            "J_KL": interpretation.kl,
+            "J_align": align,
+            "J_uniform": uniform,
+            "J_KL": kl,
             "uncertainty aware": "yes" if is_aware else "no (κ is constant)",
         }
-    columns["barlow_twins"] = {
-        "J_align": "-Σ (1 - C_ii)²",
-        "J_uniform": "-λ Σ C_ij² (i ≠ j)",
-        "uncertainty aware": "no (no density)",
+
+    return {
+        "simsiam": column(
+            on_sphere,
+            point,
+            vmf,
+            align="g_j · f_i (Eq. 22)",
+            uniform="predictor (Claim 4.4)",
+            kl="constant",
+        ),
+        "directpred": column(
+            on_sphere,
+            point,
+            vmf,
+            align="g_j · f_i (Eq. 22)",
+            uniform="predictor set to U sqrt(Λ) U' (Eq. 23)",
+            kl="constant",
+        ),
+        "simclr": column(
+            on_sphere,
+            point,
+            vmf,
+            align="g_j · f_i (Eq. 22)",
+            uniform="in the loss: denominator (Eq. 26)",
+            kl="constant",
+        ),
+        "dino": column(
+            on_vertices,
+            teacher,
+            student,
+            align="Σ P_i log P_j (Eq. 30)",
+            uniform="centring (Claim 4.8)",
+            kl="sharpening (Claim 4.9)",
+        ),
+        "vi_simsiam": column(
+            on_sphere,
+            point,
+            power_spherical(output, kappa),
+            align="log C(κ_j) + κ_j log(1 + μ_j · z_i) (Eq. 33)",
+            uniform="predictor (Claim 4.4)",
+            kl="constant",
+        ),
+        "barlow_twins": {
+            "J_align": "-Σ (1 - C_ii)²",
+            "J_uniform": "-λ Σ C_ij² (i ≠ j)",
+            "uncertainty aware": "no (no density)",
+        },
     }
-    return columns
 
 
 # ------------------------------------------------------------------------------- the three terms
@@ -391,9 +365,8 @@ def measure_outputs(method: nn.Module, views: list[Tensor]) -> dict[str, float]:
     if hasattr(method, "teacher"):
         measures = _teacher_measures(method, views, [student for (student,) in online])
     else:
-        measures = _projection_measures(
-            [F.normalize(output[0].float(), dim=1) for output in online]
-        )
+        z = [F.normalize(output[0].float(), dim=1) for output in online]
+        measures = {"cosine": agreement(*z), "uniformity": uniformity(z[0]), "spread": spread(z[0])}
         if len(online[0]) == 2:
             predictions = [F.normalize(output[1].float(), dim=1) for output in online]
             if hasattr(method, "target"):
@@ -419,11 +392,6 @@ def _teacher_measures(
         "entropy": q[0].entropy().mean(),
         "entropy_of_mean": Categorical(q[0].probs.mean(0)).entropy(),
     }
-
-
-def _projection_measures(z: list[Tensor]) -> dict[str, Tensor]:
-    """Measures of the normalised projections of two views, [B, D] each."""
-    return {"cosine": agreement(*z), "uniformity": uniformity(z[0]), "spread": spread(z[0])}
 
 
 def _e_step_gap(predictions: list[Tensor], points: list[Tensor]) -> Tensor:
@@ -512,8 +480,6 @@ def remove_part(method: nn.Module, part: str) -> nn.Module:
     if part == "predictor":
         method.predictor = nn.Identity()
         return method
-    if part != "stop-gradient":
-        raise ValueError(f"Unknown part {part!r}; choose 'predictor' or 'stop-gradient'.")
 
     def loss(views: list[Tensor]) -> dict[str, Tensor]:
         (z1, p1), (z2, p2) = forward_by_size(method, views)
@@ -656,13 +622,8 @@ def mass_over_sphere(
 
     ``|S^{D-2}| ∫_0^π p(θ) sin^{D-2} θ dθ``, θ the angle between u and loc, by Gauss-Legendre
     quadrature on intervals that grow from the scale on. It is one for a density and at most one for
-    a sub-density. dim: D >= 2; scale: the square root of squared_scale, in radians. ValueError for
-    D < 2 or a scale that is not positive.
+    a sub-density. dim: D >= 2; scale > 0: the square root of squared_scale, in radians.
     """
-    if dim < 2 or not 0 < scale < math.inf:
-        raise ValueError(
-            f"dim is {dim} and scale {scale}; they must be at least 2, and positive and finite."
-        )
     loc, orthogonal = torch.eye(dim, dtype=torch.float64)[:2]
     squared_scale = torch.full_like(loc, scale**2)
     distribution = DirectionalStudentT(
@@ -714,11 +675,11 @@ def measure_variances(run: measure.Run) -> list[dict]:
             "evaluated_on": images.title,
             "condition": condition,
             "score": "log_variance",
-            "n": len(log_variances),
         }
-        deviation = with_interval(np.std, log_variances, draws=draws)
-        correlation = with_interval(rank_correlation, log_variances, residuals, draws=draws)
-        rows.append(common | {"metric": "spread"} | deviation)
-        rows.append(common | {"metric": "residual_spearman"} | correlation)
+        pair = log_variances, residuals
+        rows += [
+            metrics_row("spread", np.std, log_variances, draws=draws, **common),
+            metrics_row("residual_spearman", rank_correlation, *pair, draws=draws, **common),
+        ]
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_variances", scores)
     return rows
