@@ -6,7 +6,7 @@ come the claims about predictive objectives that can be computed: Eq. 3, 4 and 5
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,10 @@ from lib import losses, networks
 from lib.distributions import PowerSpherical, concentration_of
 
 COSINES = (0.05, 0.95)  # mean cosines between which log κ is uniform
+LATENTS = 4  # of the views that InfoNCE compares
+EPOCHS = 30  # of learning from posteriors
+DIMENSIONS = (16, 128)  # of posteriors
+TESTED = 2000  # posteriors of each dimension, of another seed than those to learn from
 OBJECTIVES = ("prior", "prior + entropy", "prior + reconstruction")  # of LinearGaussian.objective
 
 
@@ -69,30 +73,30 @@ def cosines(posteriors: Posteriors) -> Tensor:
     return torch.einsum("nvd,nd->nv", posteriors.views, posteriors.location)
 
 
-def bayes_log_concentration(posteriors: Posteriors, grid: int = 400) -> np.ndarray:
+def bayes_log_concentration(posteriors: Posteriors) -> np.ndarray:
     """E[log κ | views, location] [N], under the prior from which κ was drawn.
 
     No estimate of log κ has a lower mean squared error. The likelihood of V cosines t is
     C(κ)^V exp(κ Σ log(1 + t)) up to a factor without κ. So the estimate is a rising function of
     Σ log(1 + t), and no function of the views ranks the concentrations better on average.
-    Integrated on ``grid`` values of log κ.
+    Integrated on 400 values of log κ.
     """
     t = cosines(posteriors).double().numpy()
     dimension = posteriors.location.shape[1]
     low, high = _log_concentration_range(dimension)
-    log_kappa = np.linspace(low, high, grid)
+    log_kappa = np.linspace(low, high, 400)
     kappa = np.exp(log_kappa)
     beta = (dimension - 1) / 2
     # log C(κ) up to a constant: -[(2β + κ) log 2 + log Γ(β + κ) - log Γ(2β + κ)]
     log_c = -(
         kappa * math.log(2) + special.gammaln(beta + kappa) - special.gammaln(2 * beta + kappa)
     )
-    log_weight = t.shape[1] * log_c + np.log1p(t).sum(1)[:, None] * kappa  # [N, grid]
+    log_weight = t.shape[1] * log_c + np.log1p(t).sum(1)[:, None] * kappa  # [N, 400]
     log_weight[:, [0, -1]] -= math.log(2)  # the trapezoidal rule
     return special.softmax(log_weight, axis=1) @ log_kappa
 
 
-def learn_concentration(posteriors: Posteriors, epochs: int = 30) -> Callable[[Tensor], Tensor]:
+def learn_concentration(posteriors: Posteriors, epochs: int = EPOCHS) -> Callable[[Tensor], Tensor]:
     """Learn κ from the views by VI-SimSiam's loss: a function of cosines [N, V] with values κ [N].
 
     The true κ is not used, and the location is given, so that κ is all there is to learn. An MLP of
@@ -116,23 +120,16 @@ def learn_concentration(posteriors: Posteriors, epochs: int = 30) -> Callable[[T
     return lambda t: networks.to_concentration(network(t)[:, 0], dimension)
 
 
-def learn_spread(
-    posteriors: Posteriors, method: str, epochs: int = 30
-) -> Callable[[Tensor], Tensor]:
+def learn_spread(posteriors: Posteriors, method: str) -> Callable[[Tensor], Tensor]:
     """Learn the log of the spread by the loss of a method without κ: cosines [N, V] -> [N].
 
-    The mean is a location, a in 0..1 being a second output of the network. ValueError for another
-    method than these:
+    The mean is a location, a in 0..1 being a second output of the network. Methods:
 
     - "prosmin": half the energy score (λ = ½, β = 1) of four samples of N(a location, σ² I) for the
       target; log σ.
     - "vje": the bound for the target at length sqrt(D), where the prior expects it, with
       q = N(sqrt(D) a location, v I); log v.
     """
-    if method not in ("prosmin", "vje"):
-        raise ValueError(
-            f"No loss of {method!r} is put to known posteriors; choose prosmin or vje."
-        )
     length = math.sqrt(posteriors.location.shape[1])
 
     def loss(output: Tensor, location: Tensor, target: Tensor) -> Tensor:
@@ -145,24 +142,22 @@ def learn_spread(
         sample = mean + (log_spread / 2).exp() * torch.randn_like(mean)
         return losses.vje_loss(length * target, mean, log_spread, sample)["loss"]
 
-    network = _learn(posteriors, 2, loss, epochs)
+    network = _learn(posteriors, 2, loss, EPOCHS)
     return lambda t: network(t)[:, 1]
 
 
-def recover_concentrations(
-    count: int, dimensions: Sequence[int] = (16, 128), tested: int = 2000
-) -> pd.DataFrame:
-    """What the losses estimate of known concentrations, of posteriors that they have not seen.
+def recover_concentrations(count: int) -> pd.DataFrame:
+    """What the losses estimate of known concentrations, of TESTED posteriors of each of DIMENSIONS.
 
-    count: posteriors to learn from; tested: others, of another seed, that are estimated. One row a
-    posterior: dimension, kappa (the truth), vi_simsiam and bayes (κ by the loss, and exp of the
-    posterior mean of log κ, the ceiling), prosmin and vje (minus the log of their spread: it rises
-    with κ, and only its order can be compared).
+    count: other posteriors to learn from. One row a tested posterior: dimension, kappa (the truth),
+    vi_simsiam and bayes (κ by the loss, and exp of the posterior mean of log κ, the ceiling),
+    prosmin and vje (minus the log of their spread: it rises with κ, and only its order can be
+    compared).
     """
     frames = []
-    for dimension in dimensions:
+    for dimension in DIMENSIONS:
         train = draw_posteriors(count, dimension, seed=0)
-        test = draw_posteriors(tested, dimension, seed=1)
+        test = draw_posteriors(TESTED, dimension, seed=1)
         t = cosines(test)
         estimates = {"vi_simsiam": learn_concentration(train)(t)}
         for method in ("prosmin", "vje"):
@@ -352,11 +347,7 @@ class LinearGaussian:
         - entropy: ``- Σ log Σ_i exp(- |z - z̄_i|² / 2σ²)``, over all latents and images i. With the
           prior it is Σ log p(y | z), which has no finite optimum: it rises as images move apart.
         - reconstruction: Σ log p(x | z). With the prior it is concave and has one optimum.
-
-        ValueError for another name.
         """
-        if name not in OBJECTIVES:
-            raise ValueError(f"Unknown objective {name!r}; choose one of {OBJECTIVES}.")
         prior = losses.log_shared_mean(z, self.sigma2).sum()
         if name == "prior + entropy":
             distances = (z[:, :, None] - z.mean(0)).square().sum(3)  # [J, B, B]
@@ -376,18 +367,19 @@ class LinearGaussian:
         return z.detach()
 
 
-def pulled_latents(draws: int = 10, steps: int = 1000, rate: float = 0.02) -> pd.DataFrame:
+def pulled_latents() -> pd.DataFrame:
     """Where each objective moves the latents of eight views of three images (SimVAE, Eq. 3).
 
-    For ``draws`` models the latents start where the images were made from, and move by gradient
-    ascent. One row a latent: draw, objective ("drawn": the start), image, view, z1, z2.
+    For ten models the latents start where the images were made from, and move by gradient ascent:
+    1,000 steps at a rate of 0.02. One row a latent: draw, objective ("drawn": the start), image,
+    view, z1, z2.
     """
     frames = []
-    for draw in range(draws):
+    for draw in range(10):
         model = LinearGaussian(8, seed=draw)
         latents = {"drawn": model.z}
         for objective in OBJECTIVES:
-            latents[objective] = model.gradient_ascent(objective, model.z, steps, rate)
+            latents[objective] = model.gradient_ascent(objective, model.z, steps=1000, rate=0.02)
         for objective, z in latents.items():
             views, images, _ = z.shape
             frame = pd.DataFrame(z.flatten(0, 1).numpy(), columns=["z1", "z2"])
@@ -446,9 +438,9 @@ def instance_discrimination(noise: float) -> dict[str, float]:
     }
 
 
-def information_between_views(latents: int = 4, sigma2: float = 0.15) -> float:
+def information_between_views(sigma2: float = 0.15) -> float:
     """Mutual information in nats of two views z = ψ + σ ε with ψ ~ N(0, I): -L/2 log(1 - ρ²)."""
-    return -latents / 2 * math.log(1 - _correlation(sigma2) ** 2)
+    return -LATENTS / 2 * math.log(1 - _correlation(sigma2) ** 2)
 
 
 def _correlation(sigma2: float) -> float:
@@ -456,7 +448,7 @@ def _correlation(sigma2: float) -> float:
 
 
 def info_nce_by_similarity(
-    latents: int = 4, sigma2: float = 0.15, pairs: int = 4000, most_negatives: int = 511
+    sigma2: float = 0.15, pairs: int = 4000, most_negatives: int = 511
 ) -> pd.DataFrame:
     """log(k + 1) minus InfoNCE's loss with k negatives, for Gaussian latents of two views.
 
@@ -466,9 +458,9 @@ def info_nce_by_similarity(
     """
     generator = torch.Generator().manual_seed(0)
     rho = _correlation(sigma2)
-    z = torch.randn(pairs, 1, latents, generator=generator)  # of variance 1
-    noise = torch.randn(pairs, 1, latents, generator=generator)
-    negatives = torch.randn(pairs, most_negatives, latents, generator=generator)
+    z = torch.randn(pairs, 1, LATENTS, generator=generator)  # of variance 1
+    noise = torch.randn(pairs, 1, LATENTS, generator=generator)
+    negatives = torch.randn(pairs, most_negatives, LATENTS, generator=generator)
     candidates = torch.cat([rho * z + math.sqrt(1 - rho**2) * noise, negatives], 1)  # [B, k+1, L]
     dot = (z * candidates).sum(2)
     lengths = (z.square() + candidates.square()).sum(2)
