@@ -23,6 +23,7 @@ from lib.data import sources
 from lib.data.sets import ImageSet
 from lib.evaluation import measure, probes, theory
 from lib.evaluation.embed import Embedded
+from lib.evaluation.suite import metrics_row, value_rows
 from lib.evaluation.uncertainty import (
     UndefinedStatistic,
     centred,
@@ -92,14 +93,8 @@ def mlp_probe(
         predicted = mlp_probe(train["features"], train["label"], test["features"])
         accuracy = skill(predicted, test["label"])
     """
-    train_x, train_y = _labelled(train_x, train_y, "train_x", "train_y")
+    train_x, train_y = _labelled(train_x, train_y)
     test_x = checked_features(test_x, "test_x", train_x).astype(np.float32)
-    if len(np.unique(train_y)) < 2:
-        raise ValueError(
-            f"train_y holds a single value ({train_y[0]}); a probe needs at least two."
-        )
-    if recipe not in ("own", "paper"):
-        raise ValueError(f'recipe must be "own" or "paper", got {recipe!r}.')
     from sklearn.exceptions import ConvergenceWarning  # slow to import
     from sklearn.neural_network import MLPClassifier, MLPRegressor
 
@@ -121,15 +116,13 @@ def mlp_probe(
         return network.predict(test_x) * deviation + mean
 
 
-def _labelled(
-    x: np.ndarray, y: np.ndarray, x_name: str, y_name: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Features [N, D] in float32 and labels or targets [N]; ValueError for anything else."""
-    x = checked_features(x, x_name)
+    x = checked_features(x, "features")
     y = np.asarray(y)
     if y.shape != (len(x),) or (y.dtype.kind == "f" and not np.isfinite(y).all()):
         raise ValueError(
-            f"{y_name} must be [N] like {x_name} {list(x.shape)}, without NaN or infinite values, "
+            f"labels must be [N] like features {list(x.shape)}, without NaN or infinite values, "
             f"got shape {list(y.shape)}."
         )
     return x.astype(np.float32), y
@@ -162,16 +155,11 @@ def knn_chosen(
     several (SimVAE, App. A.7.5). Of tied classes the one with the nearest neighbour wins.
     Deviation: the paper takes the k that is best on test.
     """
-    train_x, train_y = _labelled(train_x, train_y, "train_x", "train_y")
+    train_x, train_y = _labelled(train_x, train_y)
     test_x = checked_features(test_x, "test_x", train_x).astype(np.float32)
     held_out = np.random.default_rng(0).permutation(len(train_x)) < max(1, len(train_x) // 10)
     fitted = ~held_out
     largest_k = min(largest_k, int(fitted.sum()))
-    if largest_k < 1:
-        raise ValueError(
-            f"{len(train_x)} training images leave {largest_k} neighbours to choose from; "
-            "pass two or more, and largest_k >= 1."
-        )
     votes = _majority_votes(train_x[fitted], train_y[fitted], train_x[held_out], largest_k)
     accuracies = np.mean(votes == train_y[held_out], axis=1)  # [largest_k]
     k = int(accuracies.argmax()) + 1
@@ -200,33 +188,21 @@ def skill(predicted: np.ndarray, truth: np.ndarray) -> float:
     UndefinedStatistic where all float targets are equal, so that the bootstrap redraws. It is
     called for every draw, and scikit-learn's metrics take many times as long.
     """
-    predicted = np.asarray(predicted)
-    truth = np.asarray(truth)
-    if predicted.shape != truth.shape or not len(truth):
-        raise ValueError(
-            f"predicted {list(predicted.shape)} and truth {list(truth.shape)} must have one shape "
-            "[N], N > 0."
-        )
     if truth.dtype.kind != "f":
         return float(np.mean(predicted == truth))
     if not np.ptp(truth):
         raise UndefinedStatistic(
             f"All {len(truth)} true values are {truth[0]:g}, so that R² is not defined."
         )
-    if not np.isfinite(predicted).all():
-        raise ValueError(
-            f"predicted has {np.sum(~np.isfinite(predicted))} NaN or infinite values of "
-            f"{len(predicted)}; find where they come from."
-        )
     return float(1 - np.sum((truth - predicted) ** 2) / np.sum((truth - truth.mean()) ** 2))
 
 
 def chance(train_y: np.ndarray, test_y: np.ndarray) -> float:
     """Skill without features: accuracy of the most frequent training class, or R² = 0."""
-    if np.asarray(test_y).dtype.kind == "f":
+    if test_y.dtype.kind == "f":
         return 0.0
     classes, counts = np.unique(train_y, return_counts=True)
-    return float(np.mean(np.asarray(test_y) == classes[counts.argmax()]))
+    return float(np.mean(test_y == classes[counts.argmax()]))
 
 
 # ------------------------------------------------------------------------------ retention of style
@@ -322,11 +298,7 @@ def clustering_scores(
     from sklearn.mixture import GaussianMixture
 
     train_x = checked_features(train_x, "train_x").astype(np.float32)
-    test_x, test_y = _labelled(test_x, test_y, "test_x", "test_y")
-    if not 2 <= clusters <= len(train_x):
-        raise ValueError(
-            f"clusters is {clusters}; it must be 2 to {len(train_x)}, the number of images."
-        )
+    test_x, test_y = _labelled(test_x, test_y)
     mixture = GaussianMixture(
         clusters, covariance_type=MIXTURE["covariances"], n_init=starts, random_state=seed
     )
@@ -356,7 +328,7 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
     their size. ValueError where no group has two members, UndefinedStatistic where all features
     are equal up to rounding.
     """
-    features, groups = _labelled(features, groups, "features", "groups")
+    features, groups = _labelled(features, groups)
     x = centred(features)
     count = len(np.unique(groups))
     if count == len(x):
@@ -442,10 +414,12 @@ def measure_content(run: measure.Run) -> list[dict]:
     scores = {"index": np.arange(len(test_images), dtype=np.int32)}
     for classifier, predicted in predictions.items():
         correct = predicted == test["label"]
-        accuracy = with_interval(
-            np.mean, correct.astype(float), draws=run.settings["bootstrap_draws"]
+        columns = common | {"classifier": classifier}
+        rows.append(
+            metrics_row(
+                "accuracy", np.mean, correct, draws=run.settings["bootstrap_draws"], **columns
+            )
         )
-        rows.append(common | {"classifier": classifier, "metric": "accuracy"} | accuracy)
         scores[f"{classifier}_correct"] = correct
     clustering = clustering_scores(
         train["features"][train_images.places(CLUSTERED_IMAGES)],
@@ -454,8 +428,7 @@ def measure_content(run: measure.Run) -> list[dict]:
         clusters=len(run.train.classes),
         seed=seed,
     )
-    for metric, value in clustering.items():
-        rows.append(common | {"classifier": "gmm", "metric": metric, "value": value})
+    rows += value_rows(clustering, classifier="gmm", **common)
     rows += _variance_rows(run, test, common)
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_content", scores)
     return rows
@@ -500,8 +473,8 @@ def measure_factors(run: measure.Run, dataset: str) -> list[dict]:
     test_x = run.embed(test)["features"]
     rows = []
     for factor in ("content", *sources.style_factors(train)):
-        train_y = train.labels if factor == "content" else train.extra[factor]
-        test_y = test.labels if factor == "content" else test.extra[factor]
+        train_y = _truth(train, factor)
+        test_y = _truth(test, factor)
         train_known = _is_known(train_y)
         test_known = _is_known(test_y)
         train_y = train_y[train_known]
@@ -509,7 +482,6 @@ def measure_factors(run: measure.Run, dataset: str) -> list[dict]:
         predicted = mlp_probe(
             train_x[train_known], train_y, test_x[test_known], seed=run.settings["seed"]
         )
-        probed = with_interval(skill, predicted, test_y, draws=run.settings["bootstrap_draws"])
         metric = "r2" if test_y.dtype.kind == "f" else "accuracy"
         common = {
             "evaluated_on": test.title,
@@ -517,9 +489,15 @@ def measure_factors(run: measure.Run, dataset: str) -> list[dict]:
             "classifier": "mlp",
             "n": len(test_y),
         }
-        rows.append(common | {"metric": metric} | probed)
-        rows.append(common | {"metric": "chance", "value": chance(train_y, test_y)})
+        draws = run.settings["bootstrap_draws"]
+        rows.append(metrics_row(metric, skill, predicted, test_y, draws=draws, **common))
+        rows += value_rows({"chance": chance(train_y, test_y)}, **common)
     return rows
+
+
+def _truth(images: ImageSet, factor: str) -> np.ndarray:
+    """The labels of the content, or the values of a style factor, of every image."""
+    return images.labels if factor in ("content", KNN) else images.extra[factor]
 
 
 def _is_known(labels: np.ndarray) -> np.ndarray:
@@ -595,10 +573,6 @@ def _probe_layer(
     return ProbedLayer(outputs.float().numpy(), predicted)
 
 
-def _truth(images: ImageSet, factor: str) -> np.ndarray:
-    return images.labels if factor in ("content", KNN) else images.extra[factor]
-
-
 def _layers_table(
     layers: dict[tuple[str, str], ProbedLayer], pixels: ProbedLayer, train: ImageSet, test: ImageSet
 ) -> pd.DataFrame:
@@ -630,21 +604,26 @@ def _differences(
         projector = layers[similarity, "projector"]
         factors = []
         for factor, scale in scales.items():
-            predictions = encoder.predicted[factor], projector.predicted[factor]
-            factors.append(ProbedFactor(_truth(test, factor), *predictions, scale))
+            factors.append(
+                ProbedFactor(
+                    truth=_truth(test, factor),
+                    first=encoder.predicted[factor],
+                    second=projector.predicted[factor],
+                    scale=scale,
+                )
+            )
         kept = retention_difference(factors, draws)
         variance = variance_difference(encoder.views, projector.views, draws // 4)
         for question, difference in (("style kept", kept), ("variance among views", variance)):
             row = {"question": f"{question}, encoder minus projector", "similarity": similarity}
             rows.append(row | difference)
-    accuracy = {
-        name: (layers[name, "encoder"].predicted[KNN] == test.labels).astype(float)
-        for name in SIMILARITIES
-    }
+    accuracy = {}
+    for name in SIMILARITIES:
+        accuracy[name] = (layers[name, "encoder"].predicted[KNN] == test.labels).astype(float)
     for first, second in itertools.combinations(SIMILARITIES, 2):
         interval = with_interval(np.mean, accuracy[first] - accuracy[second], draws=draws)
-        names = first.split(",")[0], second.split(",")[0]
-        row = {"question": "{} minus {}".format(*names), "difference": interval.pop("value")}
+        question = f"{first.split(',')[0]} minus {second.split(',')[0]}"
+        row = {"question": question, "difference": interval.pop("value")}
         rows.append(row | interval | {"n": len(test)})
     frame = pd.DataFrame(rows)
     gains = frame[frame.question.str.endswith("minus untrained")]
