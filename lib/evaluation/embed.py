@@ -147,17 +147,15 @@ def embed_images(
     batch_size: int = 512,
     transform: Transform | None = None,
     embed: Callable[[Tensor], Embedding] | None = None,
-    device: str | torch.device | None = None,
 ) -> Embedded:
     """The embedding of every image of a set: in eval mode, without gradients or augmentation.
 
     transform: applied to float images [B, C, H, W] in 0..1 (a crop, a blur). embed: a function of a
-    batch to use in place of ``method.embed``. device: where to compute (default: where the method
-    is); the method is put back afterwards, and the training mode of every submodule restored.
+    batch to use in place of ``method.embed``. The training mode of every submodule is restored.
     Native entries [B] become float64, those of [B, K] float32.
 
     Example:
-        embedded = embed_images(method, data.load("digits", "test"), device="cuda")
+        embedded = embed_images(method, data.load("digits", "test"))
         embedded["features"].shape  # (359, 512)
     """
     count = len(images.labels)
@@ -166,11 +164,10 @@ def embed_images(
             f"{images.name} {images.split} has no images to embed; check how it was built."
         )
     embed = embed or method.embed
-    home = next(method.parameters(), torch.empty(0)).device
-    device = torch.device(device or home)
+    device = next(method.parameters(), torch.empty(0)).device
     modes = {module: module.training for module in method.modules()}
     batches = []
-    method.to(device).eval()
+    method.eval()
     try:
         with torch.no_grad():
             for start in range(0, count, batch_size):
@@ -181,7 +178,6 @@ def embed_images(
                 embedding = embed(batch.contiguous(memory_format=torch.channels_last))
                 batches.append(_arrays(embedding, len(indices)))
     finally:
-        method.to(home)
         for module, training in modes.items():
             module.training = training
     embedded = {}

@@ -151,17 +151,13 @@ class Encoder(nn.Module):
             f"{self.settings['method']} was trained on {self.channels} channels and "
             f"{self.image_size} x {self.image_size} pixels, as floats in 0..1"
         )
-        mend = "encoder.prepare(images) makes images and files fit"
-        if not isinstance(images, Tensor):
-            raise ValueError(
-                f"These images are of type {type(images).__name__}; {wanted}: give a torch tensor "
-                f"[B, C, H, W]. {mend}."
-            )
         size = (self.channels, self.image_size, self.image_size)
-        if images.ndim != 4 or images.shape[1:] != size or not images.is_floating_point():
-            kind = str(images.dtype).removeprefix("torch.")
+        is_batch = isinstance(images, Tensor) and images.ndim == 4 and images.shape[1:] == size
+        if not is_batch or not images.is_floating_point():
+            kind = getattr(images, "dtype", type(images).__name__)
             raise ValueError(
-                f"These images are {kind} of shape {tuple(images.shape)}; {wanted}: {mend}."
+                f"These images are {kind} of shape {tuple(np.shape(images))}; {wanted}: "
+                "encoder.prepare(images) makes images and files fit."
             )
         views.check_range(images, wanted)
 
