@@ -19,7 +19,8 @@ from lib import training
 from lib.data import sets, sources, views
 from lib.evaluation import probes, uncertainty
 from lib.evaluation.embed import Embedded, embed_cached, embed_images
-from lib.evaluation.measure import Run
+from lib.evaluation.measure import Run, check_classes
+from lib.evaluation.suite import metrics_row, value_rows
 from lib.runs import store
 from lib.runs.settings import EVALUATION_VERSION
 
@@ -60,14 +61,12 @@ def fine_tune(
     - Order, views and dropout follow from (seed, step) alone.
 
     Both image sets are uint8, of one size and with the same classes. progress_path: the file that
-    lib.training.Progress writes. Raises ValueError for input that cannot work, and
-    TrainingStopped if the loss is no longer finite.
+    lib.training.Progress writes. TrainingStopped if the loss is no longer finite.
 
     Example:
         probabilities = fine_tune(run.method, labelled, test, epochs=20, learning_rate=0.1)
         accuracy = np.mean(probabilities.argmax(1) == test.labels)
     """
-    _check_fine_tuning(method, labelled, test, epochs, learning_rate, batch_size, optimizer)
     device = next(method.parameters()).device
     autocast = training.precision_of({"precision": precision}, device) == "bf16"
     network = deepcopy(method).requires_grad_(True)
@@ -118,35 +117,6 @@ def fine_tune(
     features = torch.as_tensor(embed_images(network, test)["features"], device=device)
     with torch.no_grad():
         return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
-
-
-def _check_fine_tuning(
-    method: nn.Module,
-    labelled: sets.ImageSet,
-    test: sets.ImageSet,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    optimizer: str,
-) -> None:
-    """ValueError for arguments of fine_tune that cannot work."""
-    if next(method.parameters(), None) is None:
-        raise ValueError(
-            f"{type(method).__name__} has no weights to fine-tune; "
-            "train linear_probe on its features."
-        )
-    if len(labelled) < 2 or list(labelled.classes) != list(test.classes):
-        raise ValueError(
-            f"labelled must be at least 2 images of the {len(test.classes)} classes of "
-            f"{test.title}, got {labelled.title}."
-        )
-    if epochs < 1 or not 0 < learning_rate < math.inf or batch_size < 2:
-        raise ValueError(
-            "epochs, learning_rate and batch_size must be >= 1, > 0 and >= 2, "
-            f"got {epochs}, {learning_rate}, {batch_size}."
-        )
-    if optimizer not in WARMUP:
-        raise ValueError(f"optimizer is {optimizer!r}; choose from {list(WARMUP)}.")
 
 
 def _zero_classifier(network: nn.Module, images: sets.ImageSet) -> nn.Linear:
@@ -294,6 +264,7 @@ def measure_few_labels(run: Run) -> list[dict]:
     - Scores "<classifier>_<share>" [N]: which test images are classified correctly.
     """
     settings = run.settings
+    draws = settings["bootstrap_draws"]
     test = run.test()
     rows = []
     scores = {
@@ -319,24 +290,19 @@ def measure_few_labels(run: Run) -> list[dict]:
                 run, labelled, test, epochs, rate
             )
             tuned = common | {"classifier": "fine_tuned"}
-            rows += _rows(tuned, {"epochs": epochs, "learning_rate": rate})
+            rows += value_rows({"epochs": epochs, "learning_rate": rate}, **tuned)
         predictions = {"knn": neighbours}
         for classifier, values in probabilities.items():
             predictions[classifier] = values.argmax(1)
             calibration = _calibration(values, test.labels)
-            rows += _rows(common | {"classifier": classifier}, calibration)
+            rows += value_rows(calibration, classifier=classifier, **common)
         for classifier, predicted in predictions.items():
             correct = predicted == test.labels
-            accuracy = _accuracy(run, correct)
-            rows.append(common | {"classifier": classifier} | accuracy)
+            columns = common | {"classifier": classifier}
+            rows.append(metrics_row("accuracy", np.mean, correct, draws=draws, **columns))
             scores[f"{classifier}_{share:g}"] = correct
     store.write_scores(run.profile, run.name, f"{settings['dataset']}_few_labels", scores)
     return rows
-
-
-def _rows(common: dict, values: dict[str, float]) -> list[dict]:
-    """Metrics rows of values by metric."""
-    return [common | {"metric": metric, "value": value} for metric, value in values.items()]
 
 
 def _frozen_classifiers(
@@ -362,14 +328,6 @@ def _search_rows(run: Run, share: float, search: dict[float, float]) -> list[dic
     for rate, accuracy in search.items():
         rows.append(common | {"score": f"{RATE_PREFIX}{rate:g}", "value": accuracy})
     return rows
-
-
-def _accuracy(run: Run, correct: np.ndarray) -> dict:
-    """Metric accuracy with its 95 % bootstrap interval over images."""
-    interval = uncertainty.with_interval(
-        np.mean, correct.astype(float), draws=run.settings["bootstrap_draws"]
-    )
-    return {"metric": "accuracy"} | interval
 
 
 def _calibration(probabilities: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -399,6 +357,7 @@ def measure_transfer(run: Run, dataset: str) -> list[dict]:
     size = settings["image_size"]
     train = sets.with_channels(sources.load(dataset, "train", image_size=size), run.channels)
     test = sets.with_channels(sources.load(dataset, "test", image_size=size), run.channels)
+    check_classes(train, test)
     labelled = train.sample(settings["transfer_images"])
     epochs = settings["transfer_epochs"]
     rate = _rate_of_seed_0(run, f"{TRANSFER}-{dataset}", "transfer")
@@ -412,9 +371,12 @@ def measure_transfer(run: Run, dataset: str) -> list[dict]:
         "classifier": "fine_tuned",
         "n": len(test),
     }
-    rows = [common | _accuracy(run, correct)]
-    rows += _rows(common, _calibration(probabilities, test.labels))
-    rows += _rows(common, {"images": len(labelled), "epochs": epochs, "learning_rate": rate})
+    effort = {"images": len(labelled), "epochs": epochs, "learning_rate": rate}
+    rows = [
+        metrics_row("accuracy", np.mean, correct, draws=settings["bootstrap_draws"], **common),
+        *value_rows(_calibration(probabilities, test.labels), **common),
+        *value_rows(effort, **common),
+    ]
     scores = {"index": np.arange(len(test), dtype=np.int32), "fine_tuned_correct": correct}
     store.write_scores(run.profile, run.name, f"{dataset}_transfer", scores)
     return rows
