@@ -17,17 +17,7 @@ OTHER_VAES = ("vae", "beta_vae", "cr_vae")  # what SimVAE is compared with
 GAP = ["dataset", "method", "lower", "upper", "percent", "lower_percent", "upper_percent"]
 GAP += ["share", "ci_low", "ci_high", "seeds", "n", "runs"]
 USUAL_TEMPERATURE = 0.04  # of DINO's teacher
-TUNING = [
-    "method",
-    "dataset",
-    "epochs",
-    "setting",
-    "value",
-    "used",
-    "validation_knn_percent",
-    "effective_rank",
-    "run",
-]
+TUNING = ["method", "epochs", "setting", "value", "validation_knn_percent"]
 
 
 # -------------------------------------------------------------------------------- what is compared
@@ -103,31 +93,24 @@ def variants(runs: Sequence[dict]) -> dict[str, str]:
 def tuning(profile: str) -> pd.DataFrame:
     """What was tried before the runs, a row a value of a method's learning rate (β of the β-VAE).
 
-    Columns: method, dataset, epochs, setting, value, used (by the profile), validation_knn_percent
-    (NaN where not run), effective_rank of the features, run, and chosen: the best of a method all
-    of whose values are run. The untrained network and raw pixels are rows of it.
+    Columns: method, epochs, setting, value, validation_knn_percent (NaN where not run), and chosen:
+    the best of a method all of whose values are run. The untrained network and raw pixels are rows
+    of it.
     """
     rows = []
     for run in settings.tuning_runs(profile):
         setting = "beta" if run["method"] == "beta_vae" else "learning_rate"
         if set(settings.differences(run)) - {"split", setting}:  # an ablation at one rate
             continue
-        name = settings.run_name(run)
-        metrics = store.read_metrics(profile, store.SUITE, name)
-        used = settings.resolve(run["method"], profile, dataset=run["dataset"])
+        metrics = store.read_metrics(profile, store.SUITE, settings.run_name(run))
         accuracy = metrics[metrics.metric == "accuracy"].value
-        rank = metrics[metrics.metric == "effective_rank"].value
         rows.append(
             {
                 "method": run["method"],
-                "dataset": run["dataset"],
                 "epochs": run["epochs"],
                 "setting": setting,
                 "value": run[setting],
-                "used": used[setting],
                 "validation_knn_percent": 100 * accuracy.mean(),
-                "effective_rank": rank.mean(),
-                "run": name,
             }
         )
     frame = pd.DataFrame(rows, columns=TUNING)
@@ -253,8 +236,11 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
     """
     from lib.methods import GENERATIVE  # slow to import, with torch
 
+    def gap(upper: np.ndarray, lower: np.ndarray) -> float:
+        return upper.mean() - lower.mean()
+
     def share(ours: np.ndarray, lower: np.ndarray, upper: np.ndarray) -> float:
-        return (ours.mean() - lower.mean()) / (upper.mean() - lower.mean())
+        return gap(ours, lower) / gap(upper, lower)
 
     not_predictive = {*GENERATIVE, *results.REFERENCES}
     rows = []
@@ -266,22 +252,26 @@ def content_gaps(scores: pd.DataFrame, method: str, draws: int) -> pd.DataFrame:
         upper = percent[~percent.index.isin(not_predictive)]
         if method not in percent or lower.empty or upper.empty:
             continue
-        compared = [method, lower.idxmax(), upper.idxmax()]
-        by_seed = correct[compared].columns.to_frame(index=False).groupby("method").seed.agg(set)
-        seeds = sorted(set.intersection(*by_seed))
+        compared = {"method": method, "lower": lower.idxmax(), "upper": upper.idxmax()}
+        seeds = _common_seeds(part, compared.values())
         if not seeds:
             continue
-        lower_hits = {seed: [correct[compared[1], seed]] for seed in seeds}
-        upper_hits = {seed: [correct[compared[2], seed]] for seed in seeds}
-        lead = intervals.difference_over_seeds(np.mean, upper_hits, lower_hits, draws=draws)
+        ours, lower, upper = (list(correct[name][seeds].to_numpy().T) for name in compared.values())
+        lead = intervals.statistic_over_seeds(gap, upper, lower, draws=draws)
         if lead["ci_low"] <= 0:
             continue
-        sides = [list(correct[name][seeds].to_numpy().T) for name in compared]
-        interval = intervals.statistic_over_seeds(share, *sides, draws=draws)
-        row = {"dataset": dataset, "method": method, "lower": compared[1], "upper": compared[2]}
-        levels = [100 * np.mean(side) for side in sides]
-        row |= dict(zip(("percent", "lower_percent", "upper_percent"), levels, strict=True))
-        row |= {"share": interval.pop("mean")} | interval
-        is_behind = part.method.isin(compared) & part.seed.isin(seeds)
-        rows.append(row | {"runs": " ".join(part.run[is_behind].unique())})
+        interval = intervals.statistic_over_seeds(share, ours, lower, upper, draws=draws)
+        row = {"dataset": dataset, "share": interval.pop("mean")} | compared | interval
+        row["percent"] = 100 * np.mean(ours)
+        row["lower_percent"] = 100 * np.mean(lower)
+        row["upper_percent"] = 100 * np.mean(upper)
+        is_behind = part.method.isin(compared.values()) & part.seed.isin(seeds)
+        row["runs"] = " ".join(part.run[is_behind].unique())
+        rows.append(row)
     return pd.DataFrame(rows, columns=GAP)
+
+
+def _common_seeds(rows: pd.DataFrame, methods: Collection[str]) -> list[int]:
+    """The seeds that each of these methods has."""
+    seeds = [set(rows.seed[rows.method == method]) for method in methods]
+    return sorted(set.intersection(*seeds))
