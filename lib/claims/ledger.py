@@ -137,9 +137,11 @@ def _parts(claim: str, entry: dict) -> list[Part]:
 
 
 def _check_keys(where: str, entry: dict, known: set[str], needed: tuple[str, ...]) -> None:
-    if missing := [key for key in needed if key not in entry]:
+    missing = [key for key in needed if key not in entry]
+    if missing:
         raise ValueError(f"{where} of settings/claims.toml lacks {', '.join(missing)}.")
-    if unknown := sorted(set(entry) - known):
+    unknown = sorted(set(entry) - known)
+    if unknown:
         raise ValueError(
             f"{where}: nothing reads {', '.join(unknown)}; it may have {sorted(known)}."
         )

@@ -62,7 +62,8 @@ class Stored:
             return None
         if "table" in ours:
             return self._in_table(ours)
-        if unknown := sorted(set(ours) - OF_A_METRIC):
+        unknown = sorted(set(ours) - OF_A_METRIC)
+        if unknown:
             raise ValueError(f"{ours} of settings/claims.toml: nothing reads {unknown}.")
         scale = 100.0 if unit in PER_CENT else 1.0
         if "dataset" in ours:
@@ -111,7 +112,8 @@ class Stored:
             rows = [row for row in rows if row["evaluated_on"] == query["evaluated_on"]]
         if not rows:
             return None
-        if len(sets := {row["evaluated_on"] for row in rows}) > 1:
+        sets = {row["evaluated_on"] for row in rows}
+        if len(sets) > 1:
             raise ValueError(
                 f"{query} of settings/claims.toml is measured on {sorted(sets)}; "
                 "name one as evaluated_on."
@@ -138,7 +140,8 @@ class Stored:
         wanted = {key: value for key, value in ours.items() if key not in ("table", "value")}
         if rows.empty:
             return None
-        if missing := {*wanted, ours["value"]} - set(rows.columns):
+        missing = {*wanted, ours["value"]} - set(rows.columns)
+        if missing:
             raise ValueError(f"{path.name} has no columns {sorted(missing)}, which {ours} names.")
         for column, value in wanted.items():
             is_number = isinstance(value, float)
@@ -209,23 +212,23 @@ def _lengths(first: dict, second: dict, wanted: int | None, exact: bool) -> tupl
     trained has every length.
     """
 
-    def share_a_seed(epochs: int, others: int) -> bool:
-        return len(first[epochs].index.intersection(second[others].index)) > 0
-
     common = []
-    for epochs in first:
+    for epochs, rows in first.items():
         others = epochs if epochs in second else 0
-        if others in second and share_a_seed(epochs, others):
+        if others in second and _share_a_seed(rows, second[others]):
+            if epochs == wanted:
+                return epochs, others
             common.append((epochs, others))
-    for lengths in common:
-        if lengths[0] == wanted:
-            return lengths
     if exact or not first or not second:
         return None
     if common:
         return max(common)
     longest = max(first), max(second)
-    return longest if share_a_seed(*longest) else None
+    return longest if _share_a_seed(first[longest[0]], second[longest[1]]) else None
+
+
+def _share_a_seed(first: pd.DataFrame, second: pd.DataFrame) -> bool:
+    return len(first.index.intersection(second.index)) > 0
 
 
 def _level(rows: pd.DataFrame, scale: float, runs: dict[str, dict]) -> Measured:
