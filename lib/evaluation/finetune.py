@@ -78,8 +78,10 @@ def fine_tune(
     size = labelled.images.shape[1]
     labels = torch.from_numpy(labelled.labels).to(device)
     generator = torch.Generator()
-    batches = min(math.ceil(len(labelled) / batch_size), len(labelled) // 2)
-    steps = epochs * batches
+    batches = []
+    for epoch in range(epochs):
+        batches += _batches_of_epoch(len(labelled), batch_size, seed, epoch)
+    steps = len(batches)
     warmup = round(WARMUP[optimizer] * steps)
     progress = training.Progress(
         progress_path,
@@ -91,12 +93,7 @@ def fine_tune(
     )
     network.train()
     with closing(progress):
-        for step in range(steps):
-            epoch, batch = divmod(step, batches)
-            if batch == 0:
-                generator.manual_seed(training.seed_of(seed, "order", epoch))
-                order = torch.randperm(len(labelled), generator=generator).tensor_split(batches)
-            rows = order[batch]
+        for step, rows in enumerate(batches):
             generator.manual_seed(training.seed_of(seed, "views", step))
             torch.manual_seed(training.seed_of(seed, "method", step))
             images = views.augment(labelled.batch(rows), size, strengths, generator)
@@ -117,6 +114,13 @@ def fine_tune(
     features = torch.as_tensor(embed_images(network, test)["features"], device=device)
     with torch.no_grad():
         return torch.softmax(classifier(features).double(), dim=1).cpu().numpy()
+
+
+def _batches_of_epoch(count: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:
+    """The rows of each batch: equal batches of at most batch_size images, none of one image."""
+    batches = min(math.ceil(count / batch_size), count // 2)
+    generator = torch.Generator().manual_seed(training.seed_of(seed, "order", epoch))
+    return torch.randperm(count, generator=generator).tensor_split(batches)
 
 
 def _zero_classifier(network: nn.Module, images: sets.ImageSet) -> nn.Linear:
