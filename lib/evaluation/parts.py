@@ -111,21 +111,10 @@ def _parts_of_simvae(profile: str) -> list[Part]:
     networks = [run for run in simvae_runs if run["method"] != "raw_pixels"]
     more = _measured(profile, "views", "ablations")
     pictures = [run for run in networks if not run["dataset"].startswith("styled_")]
-    others = [
-        run
-        for run in compared
-        if run["method"] not in methods.GENERATIVE and run["method"] != "raw_pixels"
-    ]
-    styled: dict[str, list[dict]] = {}
-    for run in simvae_runs + more:
-        if sources.has_styles(run["dataset"]):
-            styled.setdefault(run["dataset"], []).append(run)
-    for name in settings.profile_settings(profile)["factor_sets"]:
-        if name not in styled:  # nothing is trained on these styles: networks of the plain images
-            styled[name] = [run for run in simvae_runs if name == f"styled_{run['dataset']}"]
-        styled[name].extend(compared)
+    without_part = {*methods.GENERATIVE, "raw_pixels"}  # those that ``measure_content`` measures
+    others = [run for run in compared if run["method"] not in without_part]
     factors = []
-    for name, runs in styled.items():
+    for name, runs in _runs_by_factor_set(profile, simvae_runs, more).items():
         measure_factors = partial(style.measure_factors, dataset=name)
         factors.append(Part(f"{results.FACTORS}-{name}", simvae, runs, measure_factors))
     return [
@@ -134,6 +123,25 @@ def _parts_of_simvae(profile: str) -> list[Part]:
         Part("generation", simvae, pictures, partial(_measure_generation, profile)),
         Part("variance_within", simvae, others, style.measure_variance_within),
     ]
+
+
+def _runs_by_factor_set(
+    profile: str, simvae_runs: list[dict], more: list[dict]
+) -> dict[str, list[dict]]:
+    """The runs that are probed for the style factors of each set: those that are trained on it.
+
+    A set of the profile's ``factor_sets`` that nothing is trained on is probed in the networks of
+    its plain images; each of these sets also in the compared runs.
+    """
+    by_set: dict[str, list[dict]] = {}
+    for run in simvae_runs + more:
+        if sources.has_styles(run["dataset"]):
+            by_set.setdefault(run["dataset"], []).append(run)
+    for name in settings.profile_settings(profile)["factor_sets"]:
+        if name not in by_set:
+            by_set[name] = [run for run in simvae_runs if name == f"styled_{run['dataset']}"]
+        by_set[name] += results.compared_runs(profile)
+    return by_set
 
 
 def _measure_generation(profile: str, run: Run) -> list[dict]:
@@ -175,11 +183,8 @@ def _parts_of_vje(profile: str) -> list[Part]:
 
 def _agreement_with_people(profile: str) -> Part:
     compared = results.compared_runs(profile)
-    runs = [
-        run
-        for run in compared
-        if run["dataset"] == cifar10h.CIFAR10 and run["method"] != "raw_pixels"
-    ]
+    networks = [run for run in compared if run["method"] != "raw_pixels"]
+    runs = [run for run in networks if run["dataset"] == cifar10h.CIFAR10]
     return Part(people.PEOPLE, VI_SIMSIAM, runs, people.measure_agreement, from_scores=True)
 
 
