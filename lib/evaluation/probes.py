@@ -4,6 +4,7 @@ Labels are whole numbers or strings. Predictions are labels; columns of probabil
 order of the sorted labels (``Probe.classes``).
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -106,7 +107,6 @@ class Probe:
     weight: np.ndarray  # [D, C]
     bias: np.ndarray  # [C]
     penalty: float = 0.0  # the chosen L2 weight
-    validation: dict[float, float] | None = None  # NLL in nats of each candidate penalty
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Class probabilities in float64 [N, C] of features [N, D]."""
@@ -141,9 +141,7 @@ def linear_probe(
     # The deviation of a constant feature is rounding noise, which the division would enlarge.
     scale[scale <= 1e-6 * mean.abs()] = 1
     x = (x - mean) / scale
-    penalty, validation, start = _choose_penalty(
-        x, y, len(classes), sorted(penalties, reverse=True)
-    )
+    penalty, start = _choose_penalty(x, y, len(classes), sorted(penalties, reverse=True))
     weight, bias = _logistic_regression(x.T.contiguous(), y, len(classes), penalty, start)
     return Probe(
         classes=classes,
@@ -152,29 +150,29 @@ def linear_probe(
         weight=weight.contiguous().numpy(),
         bias=bias.contiguous().numpy(),
         penalty=penalty,
-        validation=validation,
     )
 
 
 def _choose_penalty(
     x: Tensor, y: Tensor, classes: int, penalties: list[float]
-) -> tuple[float, dict[float, float], tuple[Tensor, Tensor] | None]:
-    """The penalty with the lowest validation NLL, the NLL of all, and the fit of the chosen one."""
+) -> tuple[float, tuple[Tensor, Tensor] | None]:
+    """The penalty with the lowest validation NLL, and its fit to train without validation."""
     if len(penalties) == 1:
-        return penalties[0], {}, None
+        return penalties[0], None
     held_out = torch.as_tensor(_tenth(y.numpy()))
     fitted_x = x[~held_out].T.contiguous()
     fitted_y = y[~held_out]
-    validation = {}
-    fits = {}
+    chosen = penalties[0], None
+    lowest = math.inf
     fit = None
     for penalty in penalties:
         fit = _logistic_regression(fitted_x, fitted_y, classes, penalty, fit)
         weight, bias = fit
-        fits[penalty] = fit
-        validation[penalty] = F.cross_entropy(x[held_out] @ weight + bias, y[held_out]).item()
-    chosen = min(validation, key=validation.get)
-    return chosen, validation, fits[chosen]
+        nll = F.cross_entropy(x[held_out] @ weight + bias, y[held_out]).item()
+        if nll < lowest:
+            lowest = nll
+            chosen = penalty, fit
+    return chosen
 
 
 def _labelled(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
