@@ -8,7 +8,6 @@ more to see.
 import io
 
 import numpy as np
-import pandas as pd
 from PIL import Image
 
 from lib.data import cifar10h, sources
@@ -42,16 +41,6 @@ def png_size(pixels: np.ndarray) -> np.ndarray:
         Image.fromarray(plane_or_rgb).save(buffer, "PNG")
         sizes.append(buffer.tell())
     return np.array(sizes, dtype=np.int32)
-
-
-def stored(profile: str, dataset: str) -> dict[str, np.ndarray]:
-    """The stored scores NAMES [N] of a test set; empty where there are none."""
-    return store.stored_scores(profile, RUN, dataset)
-
-
-def stored_metrics(profile: str) -> pd.DataFrame:
-    """OOD measures of both scores, as rows of metrics."""
-    return store.read_metrics(profile, run=RUN)
 
 
 def measure_images(profile: str) -> None:
@@ -107,10 +96,11 @@ def measure_images(profile: str) -> None:
 
 def _stored_checksums(profile: str, dataset: str, others: dict[str, str]) -> set[str]:
     """Checksums of the test sets that metrics are stored of; empty if scores are missing."""
-    is_complete = "label" in stored(profile, dataset) and all(
-        stored(profile, name) for name in others
-    )
-    return set(stored_metrics(profile).run_hash) if is_complete else set()
+    if "label" not in store.stored_scores(profile, RUN, dataset):
+        return set()
+    if not all(store.stored_scores(profile, RUN, name) for name in others):
+        return set()
+    return set(store.read_metrics(profile, run=RUN).run_hash)
 
 
 def _official_index(labels: np.ndarray) -> dict[str, np.ndarray]:

@@ -37,7 +37,7 @@ def test_scores_are_stored_once_and_need_no_data_afterwards(monkeypatch):
     load = loader({"digits": 1, "generated": 255})
     monkeypatch.setattr(image_scores.sources, "load", load)
     image_scores.measure_images("smoke")
-    metrics = image_scores.stored_metrics("smoke").set_index(["score", "metric"])
+    metrics = store.read_metrics("smoke", run=image_scores.RUN).set_index(["score", "metric"])
     for score in image_scores.NAMES:
         assert metrics.value[score, "ood_auroc"] == 1  # noise against black
 
@@ -56,7 +56,7 @@ def test_scores_of_another_copy_of_the_set_are_taken_again(monkeypatch):
     load = loader({"digits": 255, "generated": 32})
     monkeypatch.setattr(image_scores.sources, "load", load)
     image_scores.measure_images("smoke")
-    first = image_scores.stored("smoke", "digits")["image_entropy"]
+    first = store.stored_scores("smoke", image_scores.RUN, "digits")["image_entropy"]
 
     def reversed_load(*arguments, **options):
         images = load(*arguments, **options)
@@ -64,5 +64,5 @@ def test_scores_of_another_copy_of_the_set_are_taken_again(monkeypatch):
 
     monkeypatch.setattr(image_scores.sources, "load", reversed_load)
     image_scores.measure_images("smoke")
-    again = image_scores.stored("smoke", "digits")["image_entropy"]
+    again = store.stored_scores("smoke", image_scores.RUN, "digits")["image_entropy"]
     np.testing.assert_array_equal(again, first[::-1])
