@@ -184,20 +184,25 @@ def learned(runs: Sequence[dict]) -> pd.DataFrame:
         run for run in measured(run_settings.runs(profile)) if run["method"] in REFERENCES
     ]
     levels = _knn_rows(references).groupby(["dataset", "backbone", "method"]).value.mean()
+    levels = levels.reset_index()
+    is_raw = levels.method == "raw_pixels"
     rows = []
     ours = _knn_rows([run for run in runs if run["method"] not in REFERENCES])
     for key, part in ours.groupby(["dataset", "epochs", "method", "backbone"], sort=False):
         dataset, epochs, method, backbone = key
         row = {"dataset": dataset, "epochs": epochs, "method": method}
         interval = intervals.metric_over_seeds(part)
-        row |= {"knn": interval.pop("mean"), "untrained": np.nan, "raw_pixels": np.nan}
-        for (other_set, other_backbone, other), level in levels.items():
-            if other_set == dataset and other == "raw_pixels":
-                row["raw_pixels"] = level
-            elif other_set == dataset and other_backbone == backbone:
-                row["untrained"] = level
+        row["knn"] = interval.pop("mean")
+        is_same_set = levels.dataset == dataset
+        is_untrained = ~is_raw & (levels.backbone == backbone)
+        row["untrained"] = _last(levels.value[is_same_set & is_untrained])
+        row["raw_pixels"] = _last(levels.value[is_same_set & is_raw])
         rows.append(row | interval)
     return pd.DataFrame(rows)
+
+
+def _last(values: pd.Series) -> float:
+    return values.iloc[-1] if len(values) else np.nan
 
 
 def _knn_rows(runs: Iterable[dict]) -> pd.DataFrame:

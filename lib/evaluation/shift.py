@@ -2,7 +2,6 @@
 
 import contextlib
 import random
-import re
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -43,11 +42,8 @@ def _transforms() -> dict[str, type]:
     """torch-uncertainty's corruptions by name."""
     from torch_uncertainty.transforms.corruption import corruption_transforms  # slow to import
 
-    transforms = {}
-    for transform in corruption_transforms:
-        words = re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=JPEG)(?=C)", "_", transform.__name__)
-        transforms[words.lower()] = transform
-    return transforms
+    by_name = {transform.__name__.lower(): transform for transform in corruption_transforms}
+    return {name: by_name[name.replace("_", "")] for name in CORRUPTIONS}
 
 
 def corrupted(
@@ -58,17 +54,11 @@ def corrupted(
     Hendrycks & Dietterich 2019. corruption: one of CORRUPTIONS; severity: 1 to 5. Each image has
     random numbers of its own, which depend on corruption, severity and its place in the set only.
     The strengths are ImageNet-C's at every size of images (CIFAR-10-C has weaker ones). Grey images
-    are corrupted as three equal channels and made grey again. ValueError for an unknown corruption
-    or severity.
+    are corrupted as three equal channels and made grey again.
 
     Example:
         foggy = corrupted(data.load("cifar10", "test"), "fog", severity=3)
     """
-    if corruption not in CORRUPTIONS or severity not in SEVERITIES:
-        raise ValueError(
-            f"Unknown corruption {corruption!r} of severity {severity!r}; choose one of "
-            f"{', '.join(CORRUPTIONS)} and 1 to 5."
-        )
     name = f"{images.name}-{corruption}_{severity}"
     seed = CORRUPTIONS.index(corruption) * len(SEVERITIES) + severity
     pixels = np.empty(images.images.shape, np.uint8)
