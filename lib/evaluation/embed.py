@@ -230,5 +230,5 @@ def native_names(embedded: Embedded) -> list[str]:
         >>> native_names({"features": features, "uncertainty": kappa, "kappa": kappa})
         ['kappa']
     """
-    shared = ("uncertainty", "label")
-    return [name for name, values in embedded.items() if values.ndim == 1 and name not in shared]
+    names = [name for name, values in embedded.items() if values.ndim == 1]
+    return [name for name in names if name not in ("uncertainty", "label")]

@@ -76,11 +76,6 @@ def fit_decoder(
         images = decode(decoder, test["features"])
     """
     features = checked_features(features, "features")
-    if len(features) != len(pixels) or len(features) < 20:
-        raise ValueError(
-            "Expected features and pixels of the same images, at least 20, "
-            f"got {len(features)} and {len(pixels)}."
-        )
     check_range(pixels)
     x = torch.as_tensor(features, dtype=torch.float32)
     count = len(x) - max(1, len(x) // 10)  # training images; the rest validates
@@ -159,8 +154,6 @@ def sample_classes(
     They are drawn from a Gaussian with full covariance fitted to the class's features, of [N, L].
     """
     features = checked_features(features, "features")
-    if np.shape(labels) != (len(features),):
-        raise ValueError(f"labels must be [N] = [{len(features)}], got shape {np.shape(labels)}.")
     generator = np.random.default_rng(seed)
     classes = np.unique(labels)
     latents = []

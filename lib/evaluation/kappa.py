@@ -130,7 +130,7 @@ def read_by_set(runs: Iterable[dict]) -> pd.DataFrame:
         if not others:
             return pd.DataFrame()
         test = store.read_scores(run["profile"], name, dataset, ("kappa",))
-        by_set = {f"kappa_{dataset}": test["kappa"], **others}
+        by_set = {f"kappa_{dataset}": test["kappa"]} | others
         frames = []
         for key, values in by_set.items():
             frame = pd.DataFrame({"kappa": values.astype(float)})

@@ -151,8 +151,12 @@ class Run:
     ) -> Embedded:
         """The embedding of images that are needed once; embed: in place of the method's own."""
         fit = input_transform(self.settings, self.channels)
-        whole = (lambda batch: transform(fit(batch))) if transform else fit
-        embedded = embed_images(self.method, images, transform=whole, embed=embed)
+
+        def fit_and_transform(batch: Tensor) -> Tensor:
+            fitted = fit(batch)
+            return transform(fitted) if transform else fitted
+
+        embedded = embed_images(self.method, images, transform=fit_and_transform, embed=embed)
         training.check_embedded(self.settings, embedded)
         return embedded
 
@@ -517,10 +521,8 @@ def embed_views(run: Run, count: int) -> tuple[ImageSet, list[Embedded]]:
     return few, embedded
 
 
-def kappa_of_views(run: Run, count: int = 8) -> tuple[ImageSet, np.ndarray]:
+def kappa_of_views(run: Run, count: int) -> tuple[ImageSet, np.ndarray]:
     """``condition_images`` training images (sample), and κ of random views of each [views, N].
-
-    VI-SimSiam 2022, Table 1, takes 8 views of every image.
 
     Example:
         images, kappa = kappa_of_views(Run(settings), count=8)  # kappa: [8, N]

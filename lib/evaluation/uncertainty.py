@@ -546,11 +546,11 @@ def rank_correlation_per_image(severity: ArrayLike, values: ArrayLike) -> np.nda
 def _checked_rows(arrays: Sequence[ArrayLike]) -> list[np.ndarray]:
     """Arrays of one length without NaN; otherwise ValueError."""
     arrays = [np.asarray(array) for array in arrays]
-    shapes = [array.shape for array in arrays]
-    lengths = {shape[0] if shape else 0 for shape in shapes}
+    lengths = {len(array) for array in arrays}
     if len(lengths) != 1 or 0 in lengths:
         raise ValueError(
-            f"pass at least one array, all with the same N >= 1 rows, got shapes {shapes}."
+            "pass at least one array, all with the same N >= 1 rows, got "
+            f"{[len(array) for array in arrays]} rows."
         )
     for array in arrays:
         if array.dtype.kind == "f" and np.isnan(array).any():
