@@ -49,16 +49,6 @@ def test_what_cannot_be_seen_has_no_label(faces):
     np.testing.assert_array_equal(faces.extra["eyes"] == avatars.UNKNOWN, sunglasses)
 
 
-def test_attributes_are_independent_and_uniform():
-    chosen = avatars.chosen_faces(20_000, seed=0)
-    codes = {"hair": chosen.hair} | chosen.attributes
-    for name, values in codes.items():
-        share = np.bincount(values) / len(values)
-        np.testing.assert_allclose(share, 1 / len(share), atol=0.015, err_msg=name)
-    correlations = np.corrcoef(np.stack(list(codes.values())))
-    assert np.abs(correlations - np.eye(len(codes))).max() < 0.03
-
-
 def test_a_split_is_drawn_once(monkeypatch, tmp_path):
     few = replace(DATASETS["avatars"], splits={"test": Split(120)})
     monkeypatch.setitem(DATASETS, "avatars", few)

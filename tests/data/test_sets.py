@@ -142,12 +142,6 @@ def test_validation_has_the_same_fraction_of_every_class():
     assert not np.array_equal(validation, sets.train_validation_split(labels, seed=1)[1])
 
 
-@pytest.mark.parametrize("fraction", [0, 1.5, float("nan"), 1.0])
-def test_a_fraction_that_leaves_nothing_is_an_error(fraction):
-    with pytest.raises(ValueError, match="fraction"):
-        sets.train_validation_split(np.arange(20) % 2, fraction)
-
-
 def test_label_subset_has_at_least_one_image_a_class():
     labels = np.repeat([0, 1, 2], [1000, 500, 3])
     chosen = sets.label_subset(labels, 0.01, seed=3)
@@ -178,12 +172,6 @@ def test_generated_shapes_show_what_their_labels_say():
     disc = images.labels == sets.SHAPES.index("disc")
     area = (bytes_[disc].max(axis=3) > 130).mean(axis=(1, 2))
     np.testing.assert_allclose(area, np.pi * (0.9 * images.extra["scale"][disc]) ** 2, rtol=0.15)
-
-
-@pytest.mark.parametrize("wrong", [{"kind": "faces"}, {"n": 0}, {"size": 0}])
-def test_what_cannot_be_drawn_is_an_error(wrong):
-    with pytest.raises(ValueError, match="'faces'|n = 0|size = 0"):
-        generated(**wrong)
 
 
 def marked_disc():

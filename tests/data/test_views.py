@@ -150,16 +150,6 @@ def test_boxes_are_distributed_as_torchvisions(height, width, scale):
         assert same_distribution(values, expected[name]), name
 
 
-@pytest.mark.parametrize(("height", "width"), [(10, 100), (100, 10), (30, 30)])
-def test_where_no_box_fits_the_largest_central_one_is_taken(height, width):
-    scale = (2.0, 3.0)  # never fits
-    ratio = (3 / 4, 4 / 3)
-    image = torch.empty(1, height, width)
-    expected = transforms.RandomResizedCrop.get_params(image, list(scale), list(ratio))
-    boxes = views.random_boxes(2, height, width, scale, ratio, generator())
-    assert boxes.int().tolist() == [list(expected)] * 2
-
-
 def test_jitter_factors_are_uniform_in_torchvisions_ranges():
     factors = views.jitter_factors(20_000, SIMSIAM, generator())
     ranges = [(0.6, 1.4), (0.6, 1.4), (0.6, 1.4), (-0.1, 0.1)]
@@ -334,12 +324,6 @@ def test_the_settings_local_scale_holds_under_every_augmentation(augmentation):
     without = views.view_kinds({**run, "local_scale": None})
     assert local.strengths == without[-1].strengths | {"scale": (0.1, 0.3)}
     assert standard == without[:-1]
-
-
-@pytest.mark.parametrize("scale", [[0.3, 0.1], [0.0, 0.5], [0.5, 1.5], [0.2]])
-def test_a_local_scale_that_is_no_range_of_areas_is_an_error(scale):
-    with pytest.raises(ValueError, match="local_scale"):
-        views.view_kinds(described(local_views=1, local_scale=scale))
 
 
 def test_a_changed_recipe_is_noticed():
