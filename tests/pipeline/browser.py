@@ -58,20 +58,3 @@ def local_targets(page: Path) -> set[Path]:
         if path and ":" not in path:
             targets.add((page.parent / path).resolve())
     return targets
-
-
-def pages_within(front: Path, clicks: int) -> set[Path]:
-    """The pages that so many clicks reach from the front page."""
-    reached = {front.resolve()}
-    latest = set(reached)
-    for _ in range(clicks):
-        linked = set()
-        for page in latest:
-            linked |= {path for path in local_targets(page) if path.suffix == ".html"}
-        latest = {path for path in linked - reached if path.exists()}
-        reached |= latest
-    return reached
-
-
-def text_of(page: Path) -> str:
-    return " ".join("".join(Links(page).text).split())

@@ -10,7 +10,6 @@ import pandas as pd
 import pytest
 from PIL import Image, PngImagePlugin
 
-from lib import training
 from lib.data import files as image_files
 from lib.data import sources
 from lib.evaluation import encoders
@@ -135,12 +134,6 @@ def test_files_are_read_as_training_reads_them(folder, surveyed):
 
 
 # ------------------------------------------------------------------------- settings and tables
-@pytest.mark.parametrize("count, epochs", [(64, 400), (2000, 75), (10**6, 1)])
-def test_epochs_follow_the_number_of_images(count, epochs):
-    assert score.training_settings(count, "standard")["epochs"] == epochs
-    assert score.training_settings(count, "standard", epochs=7)["epochs"] == 7
-
-
 def test_folders_of_years_are_names_and_no_numbers(tmp_path):
     files = pd.DataFrame(
         {
@@ -156,23 +149,6 @@ def test_folders_of_years_are_names_and_no_numbers(tmp_path):
     assert stored.folder.tolist() == ["2020", "2019"]
     assert stored.kappa.tolist() == [5.0, 3.0]
     assert stored.issues.tolist() == ["dark, flat", ""]
-
-
-def test_names_in_figures_are_short_and_different():
-    names = [score.short_name(name, place) for place, name in enumerate(["a" * 40, "a" * 41])]
-    assert len(set(names)) == 2 and max(len(name) for name in names) <= 24
-    assert score.short_name("$x^2$", 1) == r"\$x^2\$"
-
-
-def test_a_contact_sheet_shows_the_ranked_in_reading_order():
-    images = np.zeros((64, 16, 16, 3), np.uint8)
-    images[:, :, :, 0] = np.arange(64)[:, None, None]
-    index = np.arange(64)[::-1]
-    table = pd.DataFrame({"index": index, "rank": 64 - index, "kappa": index + 1.0})
-    figure = score.contact_sheet(images, table)
-    tenth = figure.axes[9].get_images()[0].get_array()
-    assert tenth[0, 0, 0] == 54
-    assert figure.axes[9].get_xlabel() == "10 · 55"
 
 
 # ------------------------------------------------------------------------- encoders
@@ -195,15 +171,6 @@ def test_every_committed_encoder_gives_a_column(committed):
     assert columns.shape == (64, len(about))
     np.testing.assert_allclose(columns.uncertainty_vi_simsiam_kappa, -embedded["kappa"])
     assert about.set_index("encoder").spearman["vi_simsiam"] == pytest.approx(1)
-
-
-def test_a_collapsed_training_names_the_way_out(monkeypatch):
-    def stop(*_):
-        raise training.TrainingStopped("the outputs have collapsed.")
-
-    monkeypatch.setattr(training, "train", stop)
-    with pytest.raises(training.TrainingStopped, match="collapsed.*ENCODER=vi_simsiam"):
-        score.score(None, "", {})
 
 
 # ------------------------------------------------------------------------- the whole way
@@ -250,14 +217,6 @@ def test_the_page_escapes_names_and_loads_nothing(scored):
 
 
 # ------------------------------------------------------------------------- what is refused
-def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
-    folder = os.fsencode(tmp_path) + b"/\xf6rtlich"
-    os.mkdir(folder)
-    with pytest.raises(ValueError, match="udcf6rtlich.*UTF-8"):
-        score_folder.score_folder(os.fsdecode(folder), "smoke", out=str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("theirs", "culprit"),
     [

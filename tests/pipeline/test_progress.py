@@ -45,16 +45,6 @@ def test_hours_to_come_are_estimated_by_epochs():
     assert math.isnan(progress.estimated_hours(longer | {"dataset": "generated"}, stored))
 
 
-def test_the_page_shows_stored_figures_with_escaped_text():
-    folder = store.results_dir("smoke")
-    store.write_text(folder / "notebooks" / "32_kappa_as_confidence.ipynb", "")
-    record = {"id": "32_roc", "caption": "κ detects errors. One seed.", "alt": 'a "curve"'}
-    record["notebook"] = "32_kappa_as_confidence"
-    store.write_json(folder / "figures" / "32_roc.json", record)
-    page = progress.write_readme("smoke").read_text()
-    assert '<img src="figures/32_roc.png" alt="a &quot;curve&quot;"' in page
-
-
 # ------------------------------------------------------------------------- published figures
 @pytest.fixture
 def repository(tmp_path, monkeypatch):

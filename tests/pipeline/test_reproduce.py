@@ -23,21 +23,6 @@ def test_slurm_without_sbatch_is_refused_before_any_work(tmp_path, monkeypatch):
     assert not store.RESULTS.exists()
 
 
-@pytest.mark.parametrize("status, asks", [(0, "sacct"), (1, "squeue")])
-def test_squeue_is_asked_where_there_is_no_accounting(status, asks, tmp_path, monkeypatch):
-    for name in ("sbatch", "sacct"):
-        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert ("squeue" in reproduce.executor_options("slurm", 2, 1)) == (asks == "squeue")
-
-
-def test_a_cluster_profile_of_ones_own_replaces_the_committed_one(monkeypatch):
-    assert str(reproduce.CLUSTER_PROFILE) in reproduce.executor_options("dryrun", 2, 0)
-    monkeypatch.setenv("SNAKEMAKE_PROFILE", "/mine")
-    assert "--profile" not in reproduce.executor_options("dryrun", 2, 0)
-
-
 @pytest.mark.parametrize(
     "cores, gigabytes, cpu_limit, memory_limit, at_once",
     [

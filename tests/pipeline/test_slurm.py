@@ -76,17 +76,3 @@ def test_a_failed_job_is_named_then_continued_then_there_is_nothing_to_do(cluste
 
     again = reproduce(cluster, gpus=1)
     assert again.returncode == 0 and submitted(cluster) == after
-
-
-@pytest.mark.parametrize(
-    "gpus, partition, message",
-    [
-        (2, "main", "Requested node configuration is not available"),
-        (0, "other", "Invalid partition name specified"),
-    ],
-)
-def test_what_slurm_refuses_is_shown(cluster, tmp_path, gpus, partition, message):
-    profile = f"default-resources:\n  - slurm_partition={partition}\n"
-    (tmp_path / "config.yaml").write_text(profile)
-    refused = reproduce(cluster, gpus, SNAKEMAKE_PROFILE=str(tmp_path))
-    assert refused.returncode == 1 and message in refused.stdout, refused.stdout
