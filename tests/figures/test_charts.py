@@ -94,20 +94,6 @@ def test_redrawing_gives_the_same_bytes():
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"caption": " "}, {"data": pd.DataFrame()}, {"profile": "../elsewhere"}]
-)
-def test_an_incomplete_figure_is_not_written(changes):
-    with pytest.raises(ValueError):
-        save_figure(**changes)
-    assert not store.RESULTS.exists()
-
-
-def test_an_absent_figure_names_the_command_that_draws_it():
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=standard"):
-        figures.show_stored("30_absent", "standard")
-
-
 # -------------------------------------------------------------------------------------- charts
 def test_any_name_can_be_drawn():
     accuracy = by_seed(**{name: [1.0, 2.0, 3.0] for name in ODD_NAMES})
@@ -197,19 +183,6 @@ def test_intervals_over_seeds_begin_with_three():
     assert max(np.nanmax(end) for end in ends) == pytest.approx(high)
 
 
-def test_bars_are_the_means_over_seeds():
-    data = by_seed(simvae=[50.0, 52.0, 54.0], simclr=[40.0, 42.0, 44.0])
-    ax = figures.attribute_bars(data.assign(attribute="hair"), "accuracy")
-    widths = [bar.get_width() for container in ax.containers for bar in container]
-    assert sorted(widths) == [42, 52]
-
-
-def test_a_scatter_has_every_seed_and_the_means():
-    data = by_seed(simvae=[50.0, 54.0], simclr=[40.0, 44.0])
-    ax = figures.method_scatter(data.assign(style=data.accuracy / 100), "accuracy", "style")
-    assert [line.get_xdata().tolist() for line in ax.lines] == [[50, 54], [52], [40, 44], [42]]
-
-
 def test_a_dumbbell_joins_the_published_number_and_ours():
     nan = np.nan
     rows = [("A", 1.0, 0.5, 0.1, 0.9), ("B", 2.0, nan, nan, nan), ("C", nan, -1.0, -2.0, 0.0)]
@@ -222,31 +195,6 @@ def test_a_dumbbell_joins_the_published_number_and_ours():
     np.testing.assert_array_equal(joined.get_segments()[0], [[1.0, 0], [0.5, 0]])
     np.testing.assert_array_equal(intervals.get_segments()[0], [[0.1, 0], [0.9, 0]])
     figures.dumbbell_plot(data.assign(published=nan))
-
-
-def test_lines_are_the_means_over_seeds():
-    data = by_seed(simsiam=[1.0, 2.0, 3.0], dino=[4.0, 5.0, 6.0])
-    data = pd.concat([data.assign(severity=step, accuracy=data.accuracy + step) for step in (1, 2)])
-    ax = figures.line_plot(data, "severity", "accuracy", reference=5)
-    assert [list(line.get_ydata()) for line in ax.lines] == [[3, 4], [6, 7], [5, 5]]
-
-
-def test_training_curves_draw_every_seed_and_leave_out_what_was_not_logged():
-    log = by_seed(simsiam=[1.0, 2.0])
-    log = pd.concat([log.assign(epoch=epoch, loss=log.accuracy / epoch) for epoch in (1, 2)])
-    log["kappa"] = np.where(log.epoch == 1, np.nan, 7.0)
-    left, right = figures.training_curves(log, {"loss": "Loss", "kappa": "κ"})
-    assert [line.get_ydata().tolist() for line in left.lines] == [[1, 0.5], [2, 1]]
-    assert [line.get_ydata().tolist() for line in right.lines] == [[7], [7]]
-
-
-def test_an_image_grid_shows_the_pixels():
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
-    grid = figures.image_grid(images, rows=["Input", "Output"], notes=[["κ 1"] * 3] * 2)
-    shown = [np.asarray(ax.images[0].get_array()) for ax in grid.axes]
-    np.testing.assert_array_equal(shown, images.reshape(6, 8, 8, 3))
-    with pytest.raises(ValueError, match="uint8"):
-        figures.image_grid(images / 255)
 
 
 def plain_images(count: int) -> np.ndarray:
