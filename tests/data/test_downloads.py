@@ -4,8 +4,6 @@ import gzip
 import hashlib
 import io
 import pickle
-import shutil
-import subprocess
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -90,29 +88,6 @@ def test_own_files_outlive_two_downloads_into_their_folder(tmp_path):
 
 # --------------------------------------------------------------------------------------- Debian
 PACKAGE = "dataset-fashion-mnist"
-
-
-@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb builds the test package")
-def test_debian_package_is_fetched_and_unpacked(tmp_path, no_network, monkeypatch):
-    package = tmp_path / "package"
-    images, _ = write_idx(package / "usr/share/datasets/not-installed-here")
-    (package / "DEBIAN").mkdir()
-    (package / "DEBIAN/control").write_text(
-        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n"
-    )
-    archive = tmp_path / "x_1_all.deb"
-    subprocess.run(["dpkg-deb", "-b", package, archive], check=True, capture_output=True)
-    apt_get = tmp_path / "bin/apt-get"
-    apt_get.parent.mkdir()
-    copying = f'for last; do :; done; [ "$last" = {PACKAGE} ] && cp {archive} .'
-    apt_get.write_text(f"#!/bin/sh\n{copying}\n")
-    apt_get.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{apt_get.parent}:/usr/bin:/bin")
-    files = Path("/usr/share/datasets/not-installed-here")
-    monkeypatch.setattr(downloads, "DEBIAN", {"fashion_mnist": (PACKAGE, files)})
-    train = load("fashion_mnist", data_dir=tmp_path / "data")
-    np.testing.assert_array_equal(train.images[..., 0], images)
-    assert train.source == f"Debian package {PACKAGE}, now in DATA_DIR/FashionMNIST/raw"
 
 
 def test_an_installed_debian_package_is_used_without_a_download(tmp_path, no_network, monkeypatch):

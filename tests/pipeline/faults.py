@@ -18,27 +18,27 @@ AT_ONCE = (os.cpu_count() or 1) + 1
 COMMAND = [sys.executable, "-m", "lib", "reproduce", "--profile", "smoke", "--jobs", str(AT_ONCE)]
 
 
-def environment(results: Path, **more: str) -> dict[str, str]:
+def environment(results: Path) -> dict[str, str]:
     """The environment of a call whose results go to a folder of its own."""
     limits = reproduce.thread_limits(reproduce.THREADS)
-    return os.environ | limits | {"RESULTS_DIR": str(results)} | more
+    return os.environ | limits | {"RESULTS_DIR": str(results)}
 
 
-def run(command: list, results: Path, **variables: str) -> subprocess.CompletedProcess:
+def run(command: list, results: Path) -> subprocess.CompletedProcess:
     """A command to its end."""
     return subprocess.run(
         command,
         cwd=store.ROOT,
-        env=environment(results, **variables),
+        env=environment(results),
         capture_output=True,
         text=True,
         timeout=3600,
     )
 
 
-def call(results: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+def call(results: Path, *arguments: str) -> subprocess.CompletedProcess:
     """make reproduce PROFILE=smoke, to its end."""
-    return run([*COMMAND, *arguments], results, **variables)
+    return run([*COMMAND, *arguments], results)
 
 
 def kill_under_way(results: Path, seconds: float) -> None:

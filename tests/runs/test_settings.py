@@ -1,7 +1,6 @@
 """lib.runs.settings: order of the layers, errors, names and hashes of runs, the plan of runs."""
 
 import json
-import re
 
 import pytest
 
@@ -170,21 +169,6 @@ def test_a_value_of_another_type_or_out_of_range_is_refused(method, name, value)
 
 def test_a_whole_number_is_taken_for_a_float():
     assert isinstance(resolve("simsiam", "smoke", learning_rate=1)["learning_rate"], float)
-
-
-@pytest.mark.parametrize(
-    ("call", "nearest"),
-    [
-        (lambda: resolve("simsaim", "smoke"), "simsiam"),
-        (lambda: resolve("simsiam", "standart"), "standard"),
-        (lambda: resolve("simsiam", "smoke", learning_rat=1.0), "learning_rate"),
-        (lambda: settings.runs("smoke", group="length"), "lengths"),
-        (lambda: find_runs(["simsiam-digits-e9-seed0"], "smoke"), "simsiam-digits-e1-seed0"),
-    ],
-)
-def test_an_unknown_name_is_answered_by_the_nearest(call, nearest):
-    with pytest.raises(ValueError, match=re.escape(nearest)):
-        call()
 
 
 @pytest.mark.parametrize(
