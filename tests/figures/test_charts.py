@@ -17,17 +17,7 @@ from lib.evaluation import uncertainty
 from lib.runs import store
 
 # Folders may have any of these names, so a person's own method or class may.
-ODD_NAMES = [
-    "$x^{2",
-    "a $b$ c",
-    "_hidden",
-    "___",
-    "two\nlines",
-    "\udcff",
-    "x" * 255,
-    "100 %",
-    "日本",
-]
+ODD_NAMES = ["$x^{2", "_hidden", "two\nlines", "\udcff", "x" * 255]
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +89,7 @@ def test_any_name_can_be_drawn():
     accuracy = by_seed(**{name: [1.0, 2.0, 3.0] for name in ODD_NAMES})
     log = accuracy.assign(epoch=accuracy.seed)
     kappa = pd.DataFrame(
-        {"class": ODD_NAMES * 2, "kappa": np.arange(1.0, 19.0), "x": 1.0, "y": 2.0}
+        {"class": ODD_NAMES * 2, "kappa": np.arange(1.0, 11.0), "x": 1.0, "y": 2.0}
     )
     axes = [
         figures.dot_plot(accuracy, "accuracy"),

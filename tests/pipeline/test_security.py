@@ -1,8 +1,4 @@
-"""Nothing from outside is executed, and the notebook server is for this machine only.
-
-That names reach the shell quoted is seen in test_reproduce.py, and that a page escapes names in
-test_own_images.py.
-"""
+"""The notebook server is for this machine only."""
 
 import subprocess
 
