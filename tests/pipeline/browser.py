@@ -33,21 +33,17 @@ def set_width(browser, width: int) -> None:
 
 
 class Links(HTMLParser):
-    """The targets of a page's links and pictures, and its text."""
+    """The targets of a page's links and pictures."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.targets: list[str] = []
-        self.text: list[str] = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in ("href", "src") and value:
                 self.targets.append(value)
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def local_targets(page: Path) -> set[Path]:
