@@ -265,8 +265,10 @@ def _render_compiled(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor
     threads = torch.get_num_threads()
     length = math.ceil(len(chosen) / threads)
     shares = [slice(start, start + length) for start in range(0, len(chosen), length)]
-    for _ in _pool(threads).map(render_share, shares):
-        pass  # waits, and raises what a thread raised
+    others = [_pool(threads).submit(render_share, rows) for rows in shares[1:]]
+    render_share(shares[0])
+    for share in others:
+        share.result()  # waits, and raises what a thread raised
 
 
 @cache

@@ -35,7 +35,7 @@ from lib.training.checkpoints import (
 from lib.training.devices import Processes, best_device, join_processes, precision_of
 from lib.training.optim import check_schedule, learning_rate_factor, make_optimizer, set_rates
 from lib.training.progress import Progress
-from lib.training.seeds import seed_of
+from lib.training.seeds import seed_noise, seed_of
 
 CHECKPOINT_SECONDS = 30
 LOGS_PER_EPOCH = 5
@@ -297,7 +297,7 @@ class Training:
         epoch = step / self.steps_per_epoch
         rank = self.processes.rank
         purpose = f"method of process {rank}" if rank else "method"
-        torch.manual_seed(seed_of(self.settings["seed"], purpose, step))
+        seed_noise(seed_of(self.settings["seed"], purpose, step), self.device)
         if hasattr(self.method, "set_epoch"):
             self.method.set_epoch(epoch)
 
