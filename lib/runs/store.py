@@ -92,32 +92,27 @@ def results_dir(profile: str) -> Path:
 
 
 def run_dir(profile: str, run: str) -> Path:
-    """The folder of one run."""
     return results_dir(profile) / "runs" / run
 
 
 def config_path(profile: str, run: str) -> Path:
-    """The path of a run's config.json: settings, place, commit and seconds."""
     return run_dir(profile, run) / "config.json"
 
 
 def metrics_path(profile: str, run: str) -> Path:
-    """The path of a run's metrics.csv."""
     return run_dir(profile, run) / "metrics.csv"
 
 
 def scores_path(profile: str, run: str, evaluated_on: str) -> Path:
-    """The path of a run's scores of each image of a set."""
     return run_dir(profile, run) / f"scores-{evaluated_on}.npz"
 
 
 def encoder_path(name: str, profile: str = "standard") -> Path:
-    """The path of a committed encoder."""
     return results_dir(profile) / "encoders" / f"{name}.safetensors"
 
 
 def table_path(profile: str, name: str) -> Path:
-    """The path of a notebook's table, a CSV file."""
+    """The CSV file of a notebook's table."""
     return results_dir(profile) / "tables" / f"{plain_name(name, 'a table')}.csv"
 
 
@@ -278,12 +273,9 @@ def read_tensors_info(path: Path, needs: tuple[str, ...] = ()) -> dict:
     """The ``info`` of such a file, without reading its tensors."""
     from safetensors import safe_open
 
-    kind = "a safetensors file"
-    with (
-        _readable(path, kind, TRAIN_AGAIN),
-        safe_open(str(path), framework="numpy") as file,
-    ):
-        info = json.loads((file.metadata() or {}).get("info", "{}"))
+    with _readable(path, "a safetensors file", TRAIN_AGAIN):
+        with safe_open(str(path), framework="numpy") as file:
+            info = json.loads((file.metadata() or {}).get("info", "{}"))
     if not isinstance(info, dict):
         raise ValueError(f"{path} describes itself by {info!r}, not by names; {TRAIN_AGAIN}.")
     return _complete(path, info, needs, TRAIN_AGAIN)
@@ -369,7 +361,7 @@ def write_metrics(
 
 
 def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
-    """Stored metrics with METRIC_COLUMNS: those of one part or run, or of all (\"*\").
+    """Stored metrics with METRIC_COLUMNS; part or run "*": of all.
 
     Example:
         >>> rows = read_metrics("standard", "suite")
@@ -388,7 +380,6 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
 
 
 def has_metrics(profile: str, part: str, run: str) -> bool:
-    """Whether metrics of a part are stored of a run."""
     path = metrics_path(profile, run)
     return path.exists() and (_read_rows(path).part == part).any()
 
@@ -456,9 +447,9 @@ def read_scores(
 
 def stored_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.ndarray]:
     """What ``read_scores`` reads; empty where no such scores are stored."""
-    if not scores_path(profile, run, evaluated_on).exists():
-        return {}
-    return read_scores(profile, run, evaluated_on)
+    if scores_path(profile, run, evaluated_on).exists():
+        return read_scores(profile, run, evaluated_on)
+    return {}
 
 
 # -------------------------------------------------------------------------------------- provenance
@@ -466,7 +457,9 @@ def sha256(content: Path | str | bytes) -> str:
     """Hex digest of a file (Path), a text or bytes."""
     if isinstance(content, Path):
         content = content.read_bytes()
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+    if isinstance(content, str):
+        content = content.encode()
+    return hashlib.sha256(content).hexdigest()
 
 
 def _git(*arguments: str) -> str:
