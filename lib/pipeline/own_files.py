@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lib.data import files as image_files
 from lib.data.sets import ImageSet
-from lib.training import loop
+from lib.training.progress import Progress
 
 NAME = "own_images"  # of the set, in settings and runs
 FEWEST = 64  # images: one batch
@@ -90,7 +90,7 @@ def survey(
 def read_all(root: Path, image_size: int, progress: Path | None) -> list[File]:
     """All files below a folder, sorted by path, each read as far as it can be."""
     waiting = listed(root)
-    bar = loop.Progress(progress, "reading files", len(waiting), 0, 1, show=False)
+    bar = Progress(progress, "reading files", len(waiting), done=0, batch_size=1, show=False)
     files = []
     with (
         contextlib.closing(bar),

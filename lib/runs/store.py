@@ -65,7 +65,7 @@ ROW_COLUMNS = ["part", *MEASURED_COLUMNS, "run_hash", "evaluation_hash", "commit
 RUN_COLUMNS = ["method", "trained_on", "variant", "seed", "profile"]
 METRIC_COLUMNS = RUN_COLUMNS + ROW_COLUMNS
 QUANTITY = ["part", "evaluated_on", "condition", "classifier", "score", "metric"]
-NUMBERS = ("value", "ci_low", "ci_high")
+NUMBERS = ("value", "ci_low", "ci_high", "n")
 METRIC_DIGITS = 5  # significant digits: some thousand images give no more
 
 
@@ -393,7 +393,7 @@ def _read_rows(path: Path) -> pd.DataFrame:
 # Notebooks ask for the same few hundred small files again and again.
 @lru_cache(maxsize=1024)
 def _parsed_rows(path: Path, inode: int, modified: int) -> pd.DataFrame:
-    types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float) | {"n": float}
+    types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float)
     return _with_types(read_csv(path, tuple(ROW_COLUMNS), dtype=types))
 
 
@@ -401,7 +401,7 @@ def _with_types(frame: pd.DataFrame) -> pd.DataFrame:
     """Absent texts as "", absent numbers as NaN."""
     typed = {}
     for name in ROW_COLUMNS:
-        if name in (*NUMBERS, "n"):
+        if name in NUMBERS:
             typed[name] = frame[name].astype(float)
         else:
             typed[name] = frame[name].astype(object).fillna("")
@@ -453,13 +453,11 @@ def stored_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.nda
 
 
 # -------------------------------------------------------------------------------------- provenance
-def sha256(content: Path | str | bytes) -> str:
-    """Hex digest of a file (Path), a text or bytes."""
-    if isinstance(content, Path):
-        content = content.read_bytes()
+def sha256(content: Path | str) -> str:
+    """Hex digest of a file (Path) or a text."""
     if isinstance(content, str):
-        content = content.encode()
-    return hashlib.sha256(content).hexdigest()
+        return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(content.read_bytes()).hexdigest()
 
 
 def _git(*arguments: str) -> str:

@@ -91,8 +91,8 @@ def train(
         training.resume(folder, identity)
         training.health_row()  # refuses an answer of embed that cannot be measured
 
-    # The configuration is written only after everything that can be refused has been checked. It
-    # does not replace that of an earlier run of this name, whose weights are still there.
+    # Written only after all checks. It does not replace the configuration of an earlier run of
+    # this name, whose weights are still there.
     config = _config(settings, images, method, precision, processes.count)
     if processes.is_first and not (folder / "model.safetensors").exists():
         store.write_json(folder / "config.json", config | {"finished": False})

@@ -43,11 +43,11 @@ def parameter_groups(method: nn.Module, settings: dict) -> list[dict]:
     Each group has ``constant`` (its learning rate) and ``decays`` (whether it has weight decay).
     """
     lars = settings["optimizer"] == "lars"
-    vectors_apart = lars or settings.get("decays_matrices_only", False)
+    separates_vectors = lars or settings.get("decays_matrices_only", False)
     parameters: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            is_vector = vectors_apart and parameter.ndim < 2
+            is_vector = separates_vectors and parameter.ndim < 2
             in_predictor = name.startswith("predictor.")
             is_constant = settings["constant_predictor_learning_rate"] and in_predictor
             parameters.setdefault((is_vector, is_constant), []).append(parameter)
