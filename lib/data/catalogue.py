@@ -304,14 +304,14 @@ def style_factors(train: ImageSet) -> list[str]:
     Of CelebA these are the hair and the 20 most balanced of CELEBA_ATTRIBUTES: those nearest to
     one half in these images. The class itself is content and left out, under any name.
     """
+    labels = train.extra
     if train.name != "celeba":
-        return [
-            name for name, values in train.extra.items() if not np.array_equal(values, train.labels)
-        ]
+        return [name for name in labels if not np.array_equal(labels[name], train.labels)]
 
     def imbalance(name: str) -> float:
-        return abs(train.extra[name].mean() - 0.5)
+        return abs(labels[name].mean() - 0.5)
 
-    candidates = [name for name in CELEBA_ATTRIBUTES if name in train.extra and name != "Male"]
+    stored = [name for name in CELEBA_ATTRIBUTES if name in labels]
+    candidates = [name for name in stored if name != "Male"]
     balanced = sorted(candidates, key=imbalance)[:BALANCED]
-    return [name for name in ("hair", *balanced) if name in train.extra]
+    return [name for name in ("hair", *balanced) if name in labels]

@@ -31,24 +31,15 @@ from lib.data import downloads, layouts
 from lib.data.catalogue import (
     CELEBA_ATTRIBUTES,
     DATASETS,
-    HAIR,
     SEEDS,
     has_styles,
     style_factors,
     terms,
 )
-from lib.data.downloads import INCEPTION, NETWORK_TIMEOUT, inception_weights
+from lib.data.downloads import INCEPTION, inception_weights
+from lib.data.drawn import generated, styled
 from lib.data.files import square
-from lib.data.sets import (
-    ImageSet,
-    batches,
-    generated,
-    image_folder,
-    label_subset,
-    read_npz,
-    styled,
-    train_validation_split,
-)
+from lib.data.sets import ImageSet, image_folder, read_npz, train_validation_split
 from lib.runs import store
 from lib.runs.settings import ONE_CLASS
 from lib.runs.store import default_data_dir
@@ -56,24 +47,14 @@ from lib.runs.store import default_data_dir
 __all__ = [
     "CELEBA_ATTRIBUTES",
     "DATASETS",
-    "HAIR",
     "INCEPTION",
-    "ImageSet",
-    "NETWORK_TIMEOUT",
-    "batches",
     "check_name",
-    "default_data_dir",
     "generated",
     "has_styles",
-    "image_folder",
     "inception_weights",
-    "label_subset",
     "load",
-    "main",
     "style_factors",
-    "styled",
     "terms",
-    "train_validation_split",
 ]
 
 
