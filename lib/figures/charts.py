@@ -14,7 +14,7 @@ import seaborn as sns
 from matplotlib import patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 from scipy.spatial import cKDTree
@@ -88,8 +88,7 @@ def kappa_boxplot(
     sns.boxplot(shown, x="kappa", y=by, order=names, whis=whiskers, log_scale=True, ax=ax, **look)
     plain_log_axis(ax.xaxis)
     ax.set(xlabel="Concentration κ", ylabel="")
-    ax.set_yticks(range(len(names)), [safe_text(name) for name in names])
-    ax.tick_params(axis="y", length=0)
+    _name_rows(ax, [safe_text(name) for name in names])
     _count_rows(ax, [int((shown[by] == name).sum()) for name in names])
     if hue is not None:
         sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1), ncols=2, title=None)
@@ -124,45 +123,34 @@ def kappa_histogram(bins: pd.DataFrame, by: str, *, ax: Axes | None = None) -> A
         ax.stairs(height, edges, baseline=row, color=colours[name], linewidth=0.8)
     ax.set_xscale("log")
     ax.set(xlabel="Concentration κ", ylim=(0, len(order)))
-    ax.set_yticks(range(len(order)), [safe_text(name) for name in order], va="bottom")
-    ax.tick_params(axis="y", length=0)
+    _name_rows(ax, [safe_text(name) for name in order], va="bottom")
     plain_log_axis(ax.xaxis)
     return ax
 
 
-def tsne_plot(points: pd.DataFrame, *, colour_by: str = "kappa", ax: Axes | None = None) -> Axes:
-    """t-SNE of features (`x`, `y`, `class`), coloured by `kappa` or by `class`.
+def tsne_plot(points: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """t-SNE of features (`x`, `y`), coloured by `class`.
 
-    The name of a class, in its colour, is where its points are densest. κ has a log scale from its
-    1st to its 99th percentile. Points are drawn in a random order, so that no class hides another.
+    The name of a class, in its colour, is where its points are densest. Points are drawn in a
+    random order, so that no class hides another.
 
     Example:
-        >>> ax = figures.tsne_plot(points, colour_by="class")
+        >>> ax = figures.tsne_plot(points)
     """
     if ax is None:
         ax = _new_axes(*SQUARE)
     points = points.sample(frac=1, random_state=0)
-    look = {"s": np.clip(8000 / len(points), 1, 8), "linewidths": 0, "rasterized": True}
-    if colour_by == "kappa":
-        low, high = np.percentile(points["kappa"], [1, 99])
-        norm = LogNorm(low, max(high, 1.01 * low))
-        drawn = ax.scatter(points["x"], points["y"], c=points["kappa"], norm=norm, **look)
-        bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
-        bar.outline.set_visible(False)
-        bar.set_label("Concentration κ")
-        plain_log_axis(bar.ax.yaxis)
-    else:
-        classes = sorted(points[colour_by].unique())
-        palette = dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
-        ax.scatter(points["x"], points["y"], c=points[colour_by].map(palette).tolist(), **look)
+    classes = sorted(points["class"].unique())
+    palette = dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
+    colours = points["class"].map(palette).tolist()
+    size = np.clip(8000 / len(points), 1, 8)
+    ax.scatter(points["x"], points["y"], c=colours, s=size, linewidths=0, rasterized=True)
     ax.set_aspect("equal", adjustable="box")
     ax.axis("off")
     labels = []
     for name, part in points.groupby("class"):
         place = _densest(part[["x", "y"]].to_numpy())
-        colour = INK
-        if colour_by == "class":
-            colour = tuple(0.5 * np.array(palette[name]))  # darker, to be read
+        colour = tuple(0.5 * np.array(palette[name]))  # darker, to be read
         labels.append({"x": place[0], "y": place[1], "text": safe_text(name), "colour": colour})
     write_apart(ax, labels, ha="center", va="center", outline=True, near=0.2)
     return ax
@@ -305,12 +293,12 @@ def dot_plot(
     order = list(order)
     if ax is None:
         ax = _new_axes(COLUMN[0], 0.6 + 0.18 * len(order))
-    if y == "method":
-        styles = {name: method_style(name) for name in order}
-    else:
-        styles = {
-            name: MethodStyle(str(name), lead if name == order[0] else GREY) for name in order
-        }
+    styles = {}
+    for name in order:
+        if y == "method":
+            styles[name] = method_style(name)
+        else:
+            styles[name] = MethodStyle(str(name), GREY if styles else lead)
     palette = {name: style.colour for name, style in styles.items()}
     rows = {"data": data, "x": x, "y": y, "order": order, "orient": "h", "ax": ax}
     rows |= {"hue": y, "palette": palette, "legend": False}
@@ -327,9 +315,8 @@ def dot_plot(
     if reference is not None:
         ax.axvline(reference, **REFERENCE)
     ax.set(xlabel=xlabel or x, ylabel="")
-    ax.set_yticks(range(len(order)), [style.label for style in styles.values()])
+    _name_rows(ax, [style.label for style in styles.values()])
     ax.set_ylim(len(order) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
     _few_ticks(ax)
     ax.grid(axis="x")
     return ax
@@ -446,8 +433,7 @@ def dumbbell_plot(
     ax.hlines(rows, data["ci_low"], data["ci_high"], color=style.colour, linewidth=1.2)
     ax.plot(data["ours"], rows, style.marker, color=style.colour, mfc=face, label="ours", zorder=4)
     ax.set(xlabel=xlabel, ylim=(len(data) - 0.5, -0.5))
-    ax.set_yticks(rows, data["name"])
-    ax.tick_params(axis="y", length=0)
+    _name_rows(ax, data["name"])
     _few_ticks(ax)
     ax.grid(axis="x")
     if data["published"].notna().any():
@@ -721,6 +707,11 @@ def _label(style: MethodStyle, x: float, y: float) -> dict:
 
 def _new_axes(width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _name_rows(ax: Axes, names: Sequence[str], **look) -> None:
+    ax.set_yticks(range(len(names)), names, **look)
+    ax.tick_params(axis="y", length=0)
 
 
 def _log_axes(ax: Axes, log: str) -> None:

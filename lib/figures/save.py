@@ -225,12 +225,13 @@ def _figure_path(id: str, profile: str) -> Path:
     return store.results_dir(profile) / "figures" / f"{name}.json"
 
 
-def _picture(figure: Figure, kind: str, dpi: float | str = "figure") -> bytes:
-    """The figure as the bytes of a file, in this project's style whoever drew it."""
+def _picture(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
+    """The figure as the bytes of a file, in this project's style whoever drew it.
+
+    dpi: by default that of the style.
+    """
     buffer = io.BytesIO()
     with plt.style.context(STYLE_FILE):
-        if dpi == "figure":
-            dpi = plt.rcParams["savefig.dpi"]
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
     return buffer.getvalue()
 

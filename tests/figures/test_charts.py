@@ -120,7 +120,7 @@ def test_any_name_can_be_drawn():
         figures.line_plot(log, "epoch", "accuracy"),
         figures.training_curves(log, {"accuracy": "Accuracy"})[0],
         figures.kappa_boxplot(kappa, "class"),
-        figures.tsne_plot(kappa, colour_by="class"),
+        figures.tsne_plot(kappa),
     ]
     for ax in axes:
         ax.figure.canvas.draw()
