@@ -6,7 +6,6 @@ Example:
     kappa = score(images, training_run=run)["kappa"]
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -161,11 +160,6 @@ def stored_ranks(output: Path) -> pd.DataFrame:
     )
 
 
-def brightness_correlation(images: np.ndarray, kappa: np.ndarray) -> float:
-    """Rank correlation of κ with the plainest property of an image, its mean brightness."""
-    return rank_correlation(images.mean((1, 2, 3)), kappa)
-
-
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
     """Spearman's; NaN where κ, or what it is compared with, is the same for all images."""
     try:
@@ -180,10 +174,10 @@ def is_constant(kappa: np.ndarray) -> bool:
 
 
 def short_name(name: str, place: int) -> str:
-    """A name as a figure can show it: cut and numbered if long, a dollar sign no formula."""
+    """A long name cut, and numbered so that it differs from others."""
     if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 5]}… {place}"
-    return name.replace("$", r"\$")
+        return f"{name[: LONGEST_NAME - 5]}… {place}"
+    return name
 
 
 # ------------------------------------------------------------------------- the page
@@ -239,6 +233,7 @@ def write_page(
     """
     output = Path(output)
     by_index = table.set_index("index").sort_index()
+    brightness = images.mean((1, 2, 3))
     named = issues.join(by_index[["file", "kappa"]], on="index")
     store.write_csv(output / "kappa.csv", table.drop(columns="index"))
     store.write_csv(output / "files.csv", files)
@@ -258,7 +253,7 @@ def write_page(
         source=source,
         encoder=by_name.get(source.encoder),
         constant=is_constant(table.kappa.to_numpy()),
-        brightness=brightness_correlation(images[table["index"]], table.kappa.to_numpy()),
+        brightness=rank_correlation(brightness, by_index.kappa.to_numpy()),
         counts=files.status.value_counts().to_dict(),
         status=STATUS,
         sheets=sheets,
@@ -284,10 +279,9 @@ def kappa_by_folder(table: pd.DataFrame) -> pd.DataFrame:
 
 def _write_sheet(path: Path, images: np.ndarray, shown: pd.DataFrame) -> None:
     figure = contact_sheet(images, shown)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=220)
+    with store.atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=220)
     plt.close(figure)
-    store.write_bytes(path, content.getvalue())
 
 
 # ------------------------------------------------------------------------- an example

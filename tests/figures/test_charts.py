@@ -63,9 +63,9 @@ DATA = pd.DataFrame({"x": [1.0, 2.5], "y": [0.5, 1.25], "class": ["0", "1"]})
 def save_figure(**changes) -> None:
     figure, ax = plt.subplots()
     ax.scatter(DATA["x"], DATA["y"])
-    options = {"profile": "standard", "notebook": "some_notebook", "data": DATA}
-    options["caption"] = "κ falls. Dots: seeds."
-    figures.save_figure(figure, "30_points", **(options | changes))
+    report = figures.Report("some_notebook", changes.pop("profile", "standard"))
+    options = {"data": DATA, "caption": "κ falls. Dots: seeds."}
+    report.figure("30_points", figure, **(options | changes))
 
 
 # -------------------------------------------------------------------------------------- saving
