@@ -69,6 +69,7 @@ MODULES = [
     "methods.contrastive",
     "methods.distillation",
     "methods.references",
+    "data.drawn",
     "data.sets",
     "data.views",
     "training.devices",

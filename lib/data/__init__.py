@@ -13,21 +13,10 @@ from lib.lazy import lazily
 
 # Names are imported when they are used, as torch is slow to import.
 _MODULE_OF = {
-    "DATASETS": "catalogue",
     "ImageSet": "sets",
-    "augment": "views",
     "generated": "drawn",
-    "image_folder": "sets",
-    "is_copied": "sets",
-    "label_subset": "sets",
     "load": "sources",
-    "make_views": "views",
     "read_image": "files",
-    "styled": "drawn",
-    "terms": "catalogue",
-    "to_bytes": "sets",
-    "train_validation_split": "sets",
-    "walk": "files",
 }
 _MODULES = (
     "avatars",
