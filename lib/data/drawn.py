@@ -127,8 +127,6 @@ def styled(plain: ImageSet, size: int = 32, seed: int = 0) -> ImageSet:
     The same for the same arguments on any machine: the pixels are moved in fixed-point
     arithmetic.
     """
-    if size < 8:
-        raise ValueError(f"size is {size} px; give at least 8.")
     count = len(plain)
     generator = np.random.default_rng([seed, size])
     colour = generator.integers(0, len(HUES), count)

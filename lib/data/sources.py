@@ -82,8 +82,8 @@ def load(
     ``all`` is split 80/20, stratified, seed 0. A set of one's own may call its test images
     ``val``.
 
-    ValueError: malformed. FileNotFoundError: unknown, or nowhere to be found; the error names every
-    way to provide it.
+    ValueError for malformed data. FileNotFoundError for an unknown or missing set; the error names
+    every way to provide it.
 
     Example:
         images = load("cifar10", "test", image_size=32)
@@ -284,7 +284,7 @@ def _own_places(root: Path, name: str, split: str) -> str:
 
 
 def _every_way(request: Request, reasons: list[str]) -> str:
-    """That a set was not found, why, and every way to provide it."""
+    """The message for a set that was not found: why, and every way to provide it."""
     name = request.name
     known_set = DATASETS[name]
     layout = request.root / known_set.folder

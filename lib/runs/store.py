@@ -133,8 +133,8 @@ def run_configs(profile: str) -> dict[Path, dict]:
 def atomic_path(path: Path):
     """Yield a path of the same name in a new folder beside ``path``; move it into place at the end.
 
-    Where the block fails it is removed. In a folder of its own, what a killed writer left is found
-    by no pattern that looks for finished files.
+    Where the block fails it is removed. The folder hides what a killed writer left from patterns
+    that look for finished files.
     """
     path = Path(path)
     folder = path.parent / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
@@ -180,7 +180,7 @@ def check_writable(folder: Path) -> None:
 def exclusive(path: Path, busy: str = ""):
     """Hold a lock file, which the system releases when this process ends, however it ends.
 
-    A held lock is awaited. With a text in ``busy`` it is a RuntimeError with that text.
+    A lock that another process holds is awaited; with ``busy`` it is a RuntimeError of that text.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     operation = fcntl.LOCK_EX | fcntl.LOCK_NB if busy else fcntl.LOCK_EX
@@ -329,10 +329,9 @@ def write_metrics(
 ) -> pd.DataFrame:
     """Store rows of metrics as a part of a run's metrics.csv, and return them with RUN_COLUMNS.
 
-    The rows replace those of the same part; other parts stay. Rows have the columns evaluated_on,
-    condition, classifier, score, metric, value, ci_low, ci_high and n. A text that is absent is
-    empty, a number that is absent is NaN. The run must have its config.json. ValueError for an
-    unknown column and for the same quantity twice.
+    Rows have columns of MEASURED_COLUMNS; an absent text is empty, an absent number NaN. They
+    replace those of the same part. The run must have its config.json. ValueError for an unknown
+    column and for the same quantity twice.
     """
     unknown = sorted(set().union(*rows) - set(MEASURED_COLUMNS))
     if unknown:
