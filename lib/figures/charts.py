@@ -6,6 +6,7 @@ Student's t over seeds, drawn from three seeds on.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -151,8 +152,8 @@ def tsne_plot(points: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
     for name, part in points.groupby("class"):
         place = _densest(part[["x", "y"]].to_numpy())
         colour = tuple(0.5 * np.array(palette[name]))  # darker, to be read
-        labels.append({"x": place[0], "y": place[1], "text": safe_text(name), "colour": colour})
-    write_apart(ax, labels, ha="center", va="center", outline=True, near=0.2)
+        labels.append(Label(safe_text(name), place[0], place[1], colour))
+    write_apart(ax, labels, ha="center", outline=True, near=0.2)
     return ax
 
 
@@ -391,11 +392,11 @@ def method_scatter(
         look = {"marker": style.marker, "color": style.colour, "linestyle": "none"}
         ax.plot(part[x], part[y], markersize=2, alpha=0.5, **look)
         ax.plot(part[x].mean(), part[y].mean(), markersize=5, markerfacecolor=face, **look)
-        label = _label(style, part[x].mean(), part[y].mean())
-        labels.append(label | {"text": f" {style.label}"})  # clear of the mark
+        text = f" {style.label}"  # clear of the mark
+        labels.append(Label(text, part[x].mean(), part[y].mean(), style.text_colour))
     ax.margins(0.1)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
-    write_apart(ax, labels, ha="left", va="center", outline=True, near=0.15)
+    write_apart(ax, labels, outline=True, near=0.15)
     return ax
 
 
@@ -487,7 +488,7 @@ def line_plot(
             part, x=x, y=y, errorbar=seed_interval, err_kws={"linewidth": 0}, ax=ax, **look
         )
         mean = part.groupby(x)[y].mean()
-        ends.append(_label(style, mean.index[-1], mean.iloc[-1]))
+        ends.append(Label(style.label, mean.index[-1], mean.iloc[-1], style.text_colour))
     if reference is not None:
         ax.axhline(reference, **REFERENCE)
     _log_axes(ax, log)
@@ -495,7 +496,7 @@ def line_plot(
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     ax.set(xlabel=xlabel or x, ylabel=ylabel or ax.get_ylabel())
     if names:
-        write_apart(ax, ends, ha="left", va="center")
+        write_apart(ax, ends)
     return ax
 
 
@@ -529,13 +530,14 @@ def training_curves(
                 continue
             look = {"color": style.colour, "linewidth": 0.8, "alpha": 0.8}
             sns.lineplot(part, x="epoch", y=measure, units="seed", estimator=None, ax=ax, **look)
-            last = part.loc[part["epoch"] == part["epoch"].max()]
-            ends.append(_label(style, last["epoch"].iloc[0], last[measure].mean()))
+            last_epoch = part["epoch"].max()
+            mean = part.loc[part["epoch"] == last_epoch, measure].mean()
+            ends.append(Label(style.label, last_epoch, mean, style.text_colour))
         ax.set(xlabel="Epoch", ylabel=label)
         if len(methods) == 1:
-            ax.set_title(ends[0]["text"] if ax is axes[0] else "")
+            ax.set_title(ends[0].text if ax is axes[0] else "")
         else:
-            write_apart(ax, ends, ha="left", va="center")
+            write_apart(ax, ends)
     return axes
 
 
@@ -655,20 +657,34 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def write_apart(
-    ax: Axes, labels: list[dict], *, ha: str, va: str, outline: bool = False, near: float = np.inf
-) -> None:
-    """Write labels (x, y, text, colour) at their places, moved up or down where they overlap.
+@dataclass(frozen=True)
+class Label:
+    """A text at a place in the data of a chart."""
 
-    near: labels further apart than this share of the width do not overlap. Labels left-aligned to
-    the end of a line stand three points right of it. What overlaps depends on the limits of the
-    axes: whoever wants other limits sets them before.
+    text: str
+    x: float
+    y: float
+    colour: str | tuple[float, ...]
+
+
+def write_apart(
+    ax: Axes,
+    labels: list[Label],
+    *,
+    ha: str = "left",
+    outline: bool = False,
+    near: float = np.inf,
+) -> None:
+    """Write labels at their places, moved up or down where they overlap.
+
+    near: labels further apart than this share of the width do not overlap. Left-aligned labels are
+    three points right of their places. Limits of the axes have to be set before.
     """
     if not labels:
         return
     ax.figure.draw_without_rendering()  # the layout moves the axes
     to_points = ax.transData + ax.figure.dpi_scale_trans.inverted()
-    places = 72 * to_points.transform([(label["x"], label["y"]) for label in labels])
+    places = 72 * to_points.transform([(label.x, label.y) for label in labels])
     near *= 72 * _inches(ax)[0]
     by_x = np.argsort(places[:, 0], kind="stable")
     new_column = np.diff(places[by_x, 0], prepend=places[by_x[0], 0]) > near
@@ -678,14 +694,14 @@ def write_apart(
     right = 3 if ha == "left" else 0
     for label, up in zip(labels, heights - places[:, 1], strict=True):
         text = ax.annotate(
-            label["text"],
-            (label["x"], label["y"]),
+            label.text,
+            (label.x, label.y),
             (right, up),
             textcoords="offset points",
-            color=label["colour"],
+            color=label.colour,
             fontsize=LABEL_SIZE,
             ha=ha,
-            va=va,
+            va="center",
             annotation_clip=False,
         )
         if outline:
@@ -699,10 +715,6 @@ def moved_apart(positions: np.ndarray, gap: float) -> np.ndarray:
     moved = np.empty(len(positions))
     moved[order] = isotonic_regression(positions[order] - steps).x + steps
     return moved
-
-
-def _label(style: MethodStyle, x: float, y: float) -> dict:
-    return {"x": x, "y": y, "text": style.label, "colour": style.text_colour}
 
 
 def _new_axes(width: float, height: float) -> Axes:

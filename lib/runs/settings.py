@@ -227,13 +227,11 @@ def check_recipe(method: str) -> None:
     another recipe is taken for a slip, because nothing would read it.
     """
     _recipe_tables(method)
-    recipes = read("recipes")
-    others = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset", "inherits", "datasets"}
-    for name, table in recipes.items():
-        if name != method:
-            others |= set(table)
-    for name in sorted(set(recipes[method]) - others):
-        nearest = difflib.get_close_matches(name, others, n=1, cutoff=0.9)
+    recipes = dict(read("recipes"))
+    recipe_table = recipes.pop(method)
+    known = _known_settings(recipes) | {"inherits", "datasets"}
+    for name in sorted(set(recipe_table) - known):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
         if nearest:
             raise ValueError(
                 f"Recipe {method!r} of settings/recipes.toml sets {name!r}, which no other recipe "
@@ -241,9 +239,10 @@ def check_recipe(method: str) -> None:
             )
 
 
-def _known_settings() -> set[str]:
+def _known_settings(recipes: dict) -> set[str]:
+    """The settings that every run has, and those of these recipes."""
     everywhere = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}
-    return everywhere.union(*read("recipes").values()) - {"inherits", "datasets"}
+    return everywhere.union(*recipes.values()) - {"inherits", "datasets"}
 
 
 # ---------------------------------------------------------------------------------------- profiles
@@ -300,17 +299,12 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     usual_set = from_method.get("dataset", from_profile.get("dataset"))
     dataset = str(parameters.get("dataset", usual_set))
     whole_set = ONE_CLASS.sub(r"\g<name>", dataset)
-    where = f"Profile {profile!r} of settings/profiles.toml"
-    budget = {
-        **_typed(from_profile, from_recipe, where),
-        **_typed(_profile_part(profile, "datasets", whole_set), from_recipe, where),
-        **_typed(
-            recipe_of_set(method, whole_set),
-            from_recipe,
-            f"Recipe {method!r} of settings/recipes.toml, data set {whole_set!r}",
-        ),
-        **_typed(from_method, from_recipe, where),
-    }
+    in_profile = f"Profile {profile!r} of settings/profiles.toml"
+    in_recipe = f"Recipe {method!r} of settings/recipes.toml, data set {whole_set!r}"
+    budget = _typed(from_profile, from_recipe, in_profile)
+    budget |= _typed(_profile_part(profile, "datasets", whole_set), from_recipe, in_profile)
+    budget |= _typed(recipe_of_set(method, whole_set), from_recipe, in_recipe)
+    budget |= _typed(from_method, from_recipe, in_profile)
     if from_recipe.get("epochs") == 0:
         budget.pop("epochs", None)
 
@@ -350,7 +344,7 @@ def same_type(name: str, value, current, what: str = "Parameter"):
 def _typed(table: dict, from_recipe: dict, where: str) -> dict:
     """The table in the types of the recipe; ValueError for a setting that no recipe has."""
     model = DEFAULTS | from_recipe
-    everywhere = _known_settings()
+    everywhere = _known_settings(read("recipes"))
     typed = {}
     for name, value in table.items():
         if name in model:

@@ -288,9 +288,8 @@ def one_line(error: BaseException) -> str:
 
 def _complete(path: Path, content, needs: tuple[str, ...], advice: str = AGAIN):
     """The content, if it has all the names it needs. Without needs it may be anything."""
-    missing = list(needs)
-    if isinstance(content, (dict, pd.DataFrame)):
-        missing = [name for name in needs if name not in content]
+    names = content if isinstance(content, (dict, pd.DataFrame)) else ()
+    missing = [name for name in needs if name not in names]
     if missing:
         raise ValueError(f"{path} lacks {missing}; {advice}.")
     return content
