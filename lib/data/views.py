@@ -68,15 +68,9 @@ BYOL = SIMSIAM | {
     "solarise": 0.0,
     "second": {"blur": 0.1, "solarise": 0.2},
 }
-COLOURS_UNCHANGED = {
-    "jitter": 0.0,
-    "brightness": 0.0,
-    "contrast": 0.0,
-    "saturation": 0.0,
-    "hue": 0.0,
-    "grey": 0.0,
-    "blur": 0.0,
-}
+COLOURS_UNCHANGED = dict.fromkeys(
+    ("jitter", "brightness", "contrast", "saturation", "hue", "grey", "blur"), 0.0
+)
 # SimVAE (Bizeul et al. 2024, Table 2): crop, and flip upside down
 SIMVAE = {"ratio": (3 / 4, 1.3), "flip": 0.0, "upside_down": 0.5}
 # Its colour images, CIFAR-10 and CelebA: neither greyscale nor blur
