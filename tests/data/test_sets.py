@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from lib.data import sets, sources, views
-from lib.data.sets import ImageSet, batches, generated, image_folder, styled
+from lib.data import drawn, sets, sources, views
+from lib.data.drawn import generated, styled
+from lib.data.sets import ImageSet, batches, image_folder
 from tests.data.writers import RANDOM, pixels, write_image
 
 
@@ -164,12 +165,12 @@ def test_generated_shapes_show_what_their_labels_say():
     assert images.checksum != generated("shapes", 300, 48, 6).checksum
     assert np.bincount(images.labels).tolist() == [60] * 5
     bytes_ = images.images.astype(float)
-    colours = np.array(list(sets.COLOURS.values()))[images.extra["colour"]]
+    colours = np.array(list(drawn.COLOURS.values()))[images.extra["colour"]]
     assert np.abs(bytes_.max(axis=(1, 2)) - colours).mean() < 25
     x, y = centroid(np.clip(bytes_.max(axis=3) - 110, 0, None), (np.arange(48) + 0.5) / 48)
     assert np.abs(x - images.extra["x"]).max() < 0.02
     assert np.abs(y - images.extra["y"]).max() < 0.02
-    disc = images.labels == sets.SHAPES.index("disc")
+    disc = images.labels == drawn.SHAPES.index("disc")
     area = (bytes_[disc].max(axis=3) > 130).mean(axis=(1, 2))
     np.testing.assert_allclose(area, np.pi * (0.9 * images.extra["scale"][disc]) ** 2, rtol=0.15)
 
@@ -192,7 +193,7 @@ def test_styled_images_show_what_their_factors_say():
     assert images.checksum != styled(marked_disc(), 48, seed=1).checksum
     np.testing.assert_array_equal(images.labels, marked_disc().labels)
     bytes_ = images.images.astype(float)
-    hue = np.array(list(sets.HUES.values()))[extra["colour"]]
+    hue = np.array(list(drawn.HUES.values()))[extra["colour"]]
     assert np.abs(bytes_.max(axis=(1, 2)) - hue * 200 / 255).max() <= 1
     # 1 on the disc, 0.25 on the spot
     level = bytes_.sum(3) / hue.sum(1)[:, None, None] * 255 / 200
@@ -218,6 +219,6 @@ def test_images_with_colours_are_tinted_and_keep_their_labels():
     images = styled(faces, 24)
     np.testing.assert_array_equal(images.extra["age"], faces.extra["age"])
     assert sources.style_factors(images) == ["age", "tint", "scale", "rotation", "x", "y"]
-    tint = (np.array(list(sets.HUES.values()))[images.extra["tint"]] + 255) // 2
+    tint = (np.array(list(drawn.HUES.values()))[images.extra["tint"]] + 255) // 2
     middle = images.images[:, 12, 12].astype(int)  # always on the image
     assert np.abs(middle - tint * 200 / 255).max() <= 1

@@ -11,7 +11,8 @@ from PIL import Image
 
 from lib import data
 from lib.data import sources
-from lib.data.sets import ImageSet, image_folder, styled
+from lib.data.drawn import styled
+from lib.data.sets import ImageSet, image_folder
 from lib.data.sources import load
 from tests.data.writers import RANDOM, pixels, write_idx, write_image, write_npz
 

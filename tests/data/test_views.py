@@ -13,7 +13,7 @@ from torchvision.transforms import functional as tv
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv2
 
-from lib.data import sets, views
+from lib.data import drawn, views
 from lib.runs import settings
 
 SIMSIAM = views.RECIPES["simsiam"]
@@ -30,7 +30,7 @@ def noise(batch=6, channels=3, height=24, width=24, seed=0):
 
 def photos(count=600, size=24):
     """Drawn colour images, uint8 [N, 3, H, W]."""
-    return sets.generated("shapes", count, size).batch(np.arange(count)).contiguous()
+    return drawn.generated("shapes", count, size).batch(np.arange(count)).contiguous()
 
 
 def same_distribution(ours, theirs):

@@ -53,9 +53,9 @@ DATA = pd.DataFrame({"x": [1.0, 2.5], "y": [0.5, 1.25], "class": ["0", "1"]})
 def save_figure(**changes) -> None:
     figure, ax = plt.subplots()
     ax.scatter(DATA["x"], DATA["y"])
-    options = {"profile": "standard", "notebook": "some_notebook", "data": DATA}
-    options["caption"] = "κ falls. Dots: seeds."
-    figures.save_figure(figure, "30_points", **(options | changes))
+    report = figures.Report("some_notebook", changes.pop("profile", "standard"))
+    options = {"data": DATA, "caption": "κ falls. Dots: seeds."}
+    report.figure("30_points", figure, **(options | changes))
 
 
 # -------------------------------------------------------------------------------------- saving
@@ -96,7 +96,7 @@ def test_any_name_can_be_drawn():
         figures.line_plot(log, "epoch", "accuracy"),
         figures.training_curves(log, {"accuracy": "Accuracy"})[0],
         figures.kappa_boxplot(kappa, "class"),
-        figures.tsne_plot(kappa, colour_by="class"),
+        figures.tsne_plot(kappa),
     ]
     for ax in axes:
         ax.figure.canvas.draw()

@@ -51,11 +51,15 @@ def files(tmp_path, monkeypatch):
         texts = {"recipes": recipes, "profiles": profiles, "runs": runs}
         for name, text in texts.items():
             (tmp_path / "settings" / f"{name}.toml").write_text(text)
-        settings.read_again()
+        read_again()
+
+    def read_again():
+        for cached in (settings.read, settings._usual, settings._listed):
+            cached.cache_clear()
 
     write()
     yield write
-    settings.read_again()
+    read_again()
 
 
 # --------------------------------------------------------------------------------------- the layers
