@@ -60,7 +60,7 @@ reproduce: setup ## pretrain, evaluate, draw: PROFILE=quick PAPER=all (vs1 vs2 s
 test: setup ## run the tests, every notebook in profile smoke included, two at a time
 	@$(PY) -m pytest $(PARALLEL) -m "not long and not versions" -rs
 
-test-long: setup ## run the tests that need minutes or a cluster: fifty kills, full disks, several processes, Slurm
+test-long: setup ## run the tests that need minutes or a cluster: a killed reproduction, several processes, Slurm
 	@$(PY) -m pytest $(PARALLEL) -m long -rs
 
 test-versions: setup ## run the tests under the oldest and newest versions allowed; resolve the pins for other Pythons and systems

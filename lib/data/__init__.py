@@ -5,35 +5,25 @@
     batch = images.batch([0, 1, 2])                  uint8 [3, C, H, W]
     image = data.read_image("mine.jpg", 32)          floats in 0..1, [3, 32, 32]
 
-sources.py finds sets by name; sets.py says what a set is; files.py reads image files; views.py
-makes random views, which kernels.py compiles.
+sources.py finds sets by name; sets.py says what a set is; files.py reads image files; drawn.py
+draws sets; views.py makes random views, which kernels.py compiles.
 """
 
 from lib.lazy import lazily
 
 # Names are imported when they are used, as torch is slow to import.
 _MODULE_OF = {
-    "DATASETS": "catalogue",
     "ImageSet": "sets",
-    "augment": "views",
-    "generated": "sets",
-    "image_folder": "sets",
-    "is_copied": "sets",
-    "label_subset": "sets",
+    "generated": "drawn",
     "load": "sources",
-    "make_views": "views",
     "read_image": "files",
-    "styled": "sets",
-    "terms": "catalogue",
-    "to_bytes": "sets",
-    "train_validation_split": "sets",
-    "walk": "files",
 }
 _MODULES = (
     "avatars",
     "catalogue",
     "constants",
     "downloads",
+    "drawn",
     "files",
     "kernels",
     "layouts",

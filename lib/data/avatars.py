@@ -105,17 +105,16 @@ def check_pixels(images: ImageSet) -> None:
     digest = digest_of(images)
     if digest == PINNED[images.split]:
         return
-    drawn_by = {name: importlib.metadata.version(name) for name in VERSIONS}
-    names = ", ".join(f"{name} {version}" for name, version in drawn_by.items())
-    if drawn_by != VERSIONS:
-        wanted = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+    pinned = ", ".join(f"{name} {version}" for name, version in VERSIONS.items())
+    installed = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in VERSIONS)
+    if installed != pinned:
         raise ValueError(
-            f"The avatars drawn by {names} are not those of the stored results (SHA-256 of the "
-            f"first {CHECKED}: {digest[:12]}, not {PINNED[images.split][:12]}): install {wanted}."
+            f"The avatars drawn by {installed} are not those of the stored results (SHA-256 of the "
+            f"first {CHECKED}: {digest[:12]}, not {PINNED[images.split][:12]}): install {pinned}."
         )
     warnings.warn(
-        f"{names} draw the avatars a little otherwise on this processor: numbers differ from the "
-        "stored ones by more than the seed says.",
+        f"{installed} draw the avatars a little otherwise on this processor: numbers differ from "
+        "the stored ones by more than the seed says.",
         stacklevel=3,
     )
 

@@ -31,6 +31,11 @@ def _train_test(train: int, test: int) -> dict[str, Split]:
     return {"train": Split(train, {"train": True}), "test": Split(test, {"train": False})}
 
 
+def _by_name(**images: int) -> dict[str, Split]:
+    """Splits that torchvision calls by the same names."""
+    return {name: Split(count, {"split": name}) for name, count in images.items()}
+
+
 def _plain(**images: int) -> dict[str, Split]:
     return {name: Split(count) for name, count in images.items()}
 
@@ -73,12 +78,9 @@ DATASETS = {
     "stl10": KnownSet(
         provider="STL10",
         folder="stl10_binary",
-        splits={
-            "train": Split(5_000, {"split": "train"}),
-            "test": Split(8_000, {"split": "test"}),
-            "unlabeled": Split(100_000, {"split": "unlabeled"}),
-            "train+unlabeled": Split(105_000, {"split": "train+unlabeled"}),
-        },
+        splits=_by_name(
+            **{"train": 5_000, "test": 8_000, "unlabeled": 100_000, "train+unlabeled": 105_000}
+        ),
         size=96,
         terms="no licence stated, images from ImageNet (Coates et al. 2011)",
     ),
@@ -117,43 +119,28 @@ DATASETS = {
     "flowers102": KnownSet(
         provider="Flowers102",
         folder="flowers-102",
-        splits={
-            "train": Split(1_020, {"split": "train"}),
-            "val": Split(1_020, {"split": "val"}),
-            "test": Split(6_149, {"split": "test"}),
-        },
+        splits=_by_name(train=1_020, val=1_020, test=6_149),
         size=None,
         terms="no licence stated, research use (Nilsback & Zisserman 2008)",
     ),
     "food101": KnownSet(
         provider="Food101",
         folder="food-101",
-        splits={
-            "train": Split(75_750, {"split": "train"}),
-            "test": Split(25_250, {"split": "test"}),
-        },
+        splits=_by_name(train=75_750, test=25_250),
         size=None,
         terms="research use (Bossard et al. 2014)",
     ),
     "dtd": KnownSet(
         provider="DTD",
         folder="dtd",
-        splits={
-            "train": Split(1_880, {"split": "train"}),
-            "val": Split(1_880, {"split": "val"}),
-            "test": Split(1_880, {"split": "test"}),
-        },
+        splits=_by_name(train=1_880, val=1_880, test=1_880),
         size=None,
         terms="research use (Cimpoi et al. 2014)",
     ),
     "aircraft": KnownSet(
         provider="FGVCAircraft",
         folder="fgvc-aircraft-2013b",
-        splits={
-            "train": Split(3_334, {"split": "train"}),
-            "val": Split(3_333, {"split": "val"}),
-            "test": Split(3_333, {"split": "test"}),
-        },
+        splits=_by_name(train=3_334, val=3_333, test=3_333),
         size=None,
         terms="non-commercial research (Maji et al. 2013)",
     ),
@@ -179,10 +166,7 @@ DATASETS = {
     "cars": KnownSet(
         provider="StanfordCars",
         folder="stanford_cars",
-        splits={
-            "train": Split(8_144, {"split": "train"}),
-            "test": Split(8_041, {"split": "test"}),
-        },
+        splits=_by_name(train=8_144, test=8_041),
         size=None,
         terms="non-commercial research (Krause et al. 2013)",
         note="its download no longer exists: put devkit/, cars_train/, cars_test/ and "
@@ -304,14 +288,14 @@ def style_factors(train: ImageSet) -> list[str]:
     Of CelebA these are the hair and the 20 most balanced of CELEBA_ATTRIBUTES: those nearest to
     one half in these images. The class itself is content and left out, under any name.
     """
+    labels = train.extra
     if train.name != "celeba":
-        return [
-            name for name, values in train.extra.items() if not np.array_equal(values, train.labels)
-        ]
+        return [name for name in labels if not np.array_equal(labels[name], train.labels)]
 
     def imbalance(name: str) -> float:
-        return abs(train.extra[name].mean() - 0.5)
+        return abs(labels[name].mean() - 0.5)
 
-    candidates = [name for name in CELEBA_ATTRIBUTES if name in train.extra and name != "Male"]
+    stored = [name for name in CELEBA_ATTRIBUTES if name in labels]
+    candidates = [name for name in stored if name != "Male"]
     balanced = sorted(candidates, key=imbalance)[:BALANCED]
-    return [name for name in ("hair", *balanced) if name in train.extra]
+    return [name for name in ("hair", *balanced) if name in labels]

@@ -84,13 +84,9 @@ def debian_package(staging: Path, name: str, split: str) -> None:
 def _unpack_debian_package(staging: Path, package: str) -> None:
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
         raise OSError("this system has no apt-get and dpkg")
-    command = ["apt-get"]
-    for option in (
-        f"Acquire::http::Timeout={NETWORK_TIMEOUT}",
-        f"Acquire::https::Timeout={NETWORK_TIMEOUT}",
-        "Acquire::Retries=1",
-    ):
-        command += ["-o", option]
+    command = ["apt-get", "-o", "Acquire::Retries=1"]
+    command += ["-o", f"Acquire::http::Timeout={NETWORK_TIMEOUT}"]
+    command += ["-o", f"Acquire::https::Timeout={NETWORK_TIMEOUT}"]
     done = subprocess.run(
         [*command, "download", package],
         cwd=staging,

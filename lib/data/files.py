@@ -24,15 +24,15 @@ from PIL import Image, ImageOps
 from lib.runs.store import one_line
 
 DECODERS = min(8, os.cpu_count() or 1)  # threads
+MOST_NAMED = 5  # files that a message names
 
 Image.init()  # registers all formats
 # Pillow starts Ghostscript for EPS, and recognises the others without decoding them.
 NOT_DECODED = {"EPS", "BUFR", "GRIB", "HDF5", "MPEG", "WMF"}
 FORMATS = tuple(sorted(set(Image.OPEN) - NOT_DECODED))
+# MPO, several JPEGs in one file, is opened as JPEG.
 SUFFIXES = {
-    suffix
-    for suffix, name in Image.registered_extensions().items()
-    if name in FORMATS or name == "MPO"  # several JPEGs in one file, opened as JPEG
+    suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO")
 }
 ORIENTATION = 0x0112  # EXIF
 TURNED_BY_A_QUARTER = (5, 6, 7, 8)
@@ -106,14 +106,14 @@ def _judged(path: Path) -> Entry:
     return Entry(path, "other", note)
 
 
-def describe_left_out(entries: list[Entry], root: Path, most: int = 5) -> str:
+def describe_left_out(entries: list[Entry], root: Path) -> str:
     """What ``walk`` left out, for a message: "3 left out: a/.thumbs (hidden), ..."; "" if none."""
     left_out = [entry for entry in entries if not entry.is_image]
     if not left_out:
         return ""
-    named = [f"{entry.path.relative_to(root)} ({entry.note})" for entry in left_out[:most]]
-    if len(left_out) > most:
-        named.append(f"and {len(left_out) - most:,} more")
+    named = [f"{entry.path.relative_to(root)} ({entry.note})" for entry in left_out[:MOST_NAMED]]
+    if len(left_out) > MOST_NAMED:
+        named.append(f"and {len(left_out) - MOST_NAMED:,} more")
     return f"{len(left_out):,} left out: {', '.join(named)}"
 
 

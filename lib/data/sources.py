@@ -31,24 +31,15 @@ from lib.data import downloads, layouts
 from lib.data.catalogue import (
     CELEBA_ATTRIBUTES,
     DATASETS,
-    HAIR,
     SEEDS,
     has_styles,
     style_factors,
     terms,
 )
-from lib.data.downloads import INCEPTION, NETWORK_TIMEOUT, inception_weights
+from lib.data.downloads import INCEPTION, inception_weights
+from lib.data.drawn import generated, styled
 from lib.data.files import square
-from lib.data.sets import (
-    ImageSet,
-    batches,
-    generated,
-    image_folder,
-    label_subset,
-    read_npz,
-    styled,
-    train_validation_split,
-)
+from lib.data.sets import ImageSet, image_folder, read_npz, train_validation_split
 from lib.runs import store
 from lib.runs.settings import ONE_CLASS
 from lib.runs.store import default_data_dir
@@ -56,24 +47,14 @@ from lib.runs.store import default_data_dir
 __all__ = [
     "CELEBA_ATTRIBUTES",
     "DATASETS",
-    "HAIR",
     "INCEPTION",
-    "ImageSet",
-    "NETWORK_TIMEOUT",
-    "batches",
     "check_name",
-    "default_data_dir",
     "generated",
     "has_styles",
-    "image_folder",
     "inception_weights",
-    "label_subset",
     "load",
-    "main",
     "style_factors",
-    "styled",
     "terms",
-    "train_validation_split",
 ]
 
 
@@ -101,8 +82,8 @@ def load(
     ``all`` is split 80/20, stratified, seed 0. A set of one's own may call its test images
     ``val``.
 
-    ValueError: malformed. FileNotFoundError: unknown, or nowhere to be found; the error names every
-    way to provide it.
+    ValueError for malformed data. FileNotFoundError for an unknown or missing set; the error names
+    every way to provide it.
 
     Example:
         images = load("cifar10", "test", image_size=32)
@@ -234,19 +215,33 @@ def _known_set(request: Request) -> ImageSet:
         raise ValueError(
             f"{request.name} has images of many sizes: give image_size, as in image_size=64."
         )
+    stored = replace(request, split="all") if is_part else request
     reasons: list[str] = []
-    stored_as = "all" if is_part else request.split
-    images = _from_torchvision(replace(request, split=stored_as), reasons)
+    images = _in_place(stored, reasons)
+    if images is None:
+        images = _fetched(stored, reasons)
     if images is None:
         raise FileNotFoundError(_every_way(request, reasons))
     return _part_of_all(images, request.split) if is_part else images
 
 
-def _from_torchvision(request: Request, reasons: list[str]) -> ImageSet | None:
-    """The set in torchvision's layout, fetched if need be; None, and ``reasons``, if it is not."""
-    images = _in_place(request, reasons)
-    if images is not None:
-        return images
+# These two return None where they have no images, and add the reason to ``reasons``.
+def _in_place(request: Request, reasons: list[str]) -> ImageSet | None:
+    """The set as torchvision stores it."""
+    folder = request.root / DATASETS[request.name].folder
+    if not folder.is_dir():
+        return None
+    try:
+        return _read(request)
+    except Exception as error:  # readers of images, archives and annotations raise a dozen types
+        problem = f"{folder} is incomplete or damaged: {store.one_line(error)}"
+        if problem not in reasons:
+            reasons.append(problem)
+        return None
+
+
+def _fetched(request: Request, reasons: list[str]) -> ImageSet | None:
+    """The set by the first route that gives it, moved into its place."""
     routes = downloads.routes(request.name, request.download)
     if not routes:
         reasons.append("Nothing was fetched (download=False).")
@@ -263,39 +258,22 @@ def _from_torchvision(request: Request, reasons: list[str]) -> ImageSet | None:
             return None
         # Another job may have fetched it while this one waited for the lock.
         images = _in_place(request, reasons)
-        if images is None:
-            images = _fetched(request, staging, routes, reasons)
-        return images
-
-
-def _in_place(request: Request, reasons: list[str]) -> ImageSet | None:
-    folder = request.root / DATASETS[request.name].folder
-    if not folder.is_dir():
-        return None
-    try:
-        return _read(request)
-    except Exception as error:  # readers of images, archives and annotations raise a dozen types
-        problem = f"{folder} is incomplete or damaged: {store.one_line(error)}"
-        if problem not in reasons:
-            reasons.append(problem)
-        return None
+        if images is not None:
+            return images
+        for route, fetch in routes.items():
+            try:
+                fetch(staging, request.name, request.split)
+            except Exception as error:  # torchvision, gdown and archives raise a dozen types
+                reasons.append(f"{route} failed: {store.one_line(error)}.")
+                continue
+            downloads.put_in_place(staging, request.root)
+            folder = request.root / DATASETS[request.name].folder
+            return replace(_read(request), source=f"{route}, now in {folder}")
+    return None
 
 
 def _read(request: Request) -> ImageSet:
     return layouts.read_torchvision(request.root, request.name, request.split, request.image_size)
-
-
-def _fetched(request: Request, staging: Path, routes: dict, reasons: list[str]) -> ImageSet | None:
-    folder = request.root / DATASETS[request.name].folder
-    for route, fetch in routes.items():
-        try:
-            fetch(staging, request.name, request.split)
-        except Exception as error:  # torchvision, gdown and archives raise a dozen types
-            reasons.append(f"{route} failed: {store.one_line(error)}.")
-        else:
-            downloads.put_in_place(staging, request.root)
-            return replace(_read(request), source=f"{route}, now in {folder}")
-    return None
 
 
 def _own_places(root: Path, name: str, split: str) -> str:
@@ -306,7 +284,7 @@ def _own_places(root: Path, name: str, split: str) -> str:
 
 
 def _every_way(request: Request, reasons: list[str]) -> str:
-    """That a set was not found, why, and every way to provide it."""
+    """The message for a set that was not found: why, and every way to provide it."""
     name = request.name
     known_set = DATASETS[name]
     layout = request.root / known_set.folder

@@ -22,7 +22,6 @@ from lib.figures.charts import (
 from lib.figures.save import (
     Report,
     notebook_picture,
-    save_figure,
     show_note,
     show_stored,
     stored_data,

@@ -6,6 +6,7 @@ Student's t over seeds, drawn from three seeds on.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,7 +15,7 @@ import seaborn as sns
 from matplotlib import patheffects, ticker
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import LogNorm, to_rgb
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.optimize import isotonic_regression
 from scipy.spatial import cKDTree
@@ -88,8 +89,7 @@ def kappa_boxplot(
     sns.boxplot(shown, x="kappa", y=by, order=names, whis=whiskers, log_scale=True, ax=ax, **look)
     plain_log_axis(ax.xaxis)
     ax.set(xlabel="Concentration κ", ylabel="")
-    ax.set_yticks(range(len(names)), [safe_text(name) for name in names])
-    ax.tick_params(axis="y", length=0)
+    _name_rows(ax, [safe_text(name) for name in names])
     _count_rows(ax, [int((shown[by] == name).sum()) for name in names])
     if hue is not None:
         sns.move_legend(ax, "lower left", bbox_to_anchor=(0, 1), ncols=2, title=None)
@@ -124,47 +124,36 @@ def kappa_histogram(bins: pd.DataFrame, by: str, *, ax: Axes | None = None) -> A
         ax.stairs(height, edges, baseline=row, color=colours[name], linewidth=0.8)
     ax.set_xscale("log")
     ax.set(xlabel="Concentration κ", ylim=(0, len(order)))
-    ax.set_yticks(range(len(order)), [safe_text(name) for name in order], va="bottom")
-    ax.tick_params(axis="y", length=0)
+    _name_rows(ax, [safe_text(name) for name in order], va="bottom")
     plain_log_axis(ax.xaxis)
     return ax
 
 
-def tsne_plot(points: pd.DataFrame, *, colour_by: str = "kappa", ax: Axes | None = None) -> Axes:
-    """t-SNE of features (`x`, `y`, `class`), coloured by `kappa` or by `class`.
+def tsne_plot(points: pd.DataFrame, *, ax: Axes | None = None) -> Axes:
+    """t-SNE of features (`x`, `y`), coloured by `class`.
 
-    The name of a class, in its colour, is where its points are densest. κ has a log scale from its
-    1st to its 99th percentile. Points are drawn in a random order, so that no class hides another.
+    The name of a class, in its colour, is where its points are densest. Points are drawn in a
+    random order, so that no class hides another.
 
     Example:
-        >>> ax = figures.tsne_plot(points, colour_by="class")
+        >>> ax = figures.tsne_plot(points)
     """
     if ax is None:
         ax = _new_axes(*SQUARE)
     points = points.sample(frac=1, random_state=0)
-    look = {"s": np.clip(8000 / len(points), 1, 8), "linewidths": 0, "rasterized": True}
-    if colour_by == "kappa":
-        low, high = np.percentile(points["kappa"], [1, 99])
-        norm = LogNorm(low, max(high, 1.01 * low))
-        drawn = ax.scatter(points["x"], points["y"], c=points["kappa"], norm=norm, **look)
-        bar = ax.figure.colorbar(drawn, ax=ax, shrink=0.7, aspect=18, pad=0.02, extend="both")
-        bar.outline.set_visible(False)
-        bar.set_label("Concentration κ")
-        plain_log_axis(bar.ax.yaxis)
-    else:
-        classes = sorted(points[colour_by].unique())
-        palette = dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
-        ax.scatter(points["x"], points["y"], c=points[colour_by].map(palette).tolist(), **look)
+    classes = sorted(points["class"].unique())
+    palette = dict(zip(classes, sns.color_palette("colorblind", len(classes)), strict=True))
+    colours = points["class"].map(palette).tolist()
+    size = np.clip(8000 / len(points), 1, 8)
+    ax.scatter(points["x"], points["y"], c=colours, s=size, linewidths=0, rasterized=True)
     ax.set_aspect("equal", adjustable="box")
     ax.axis("off")
     labels = []
     for name, part in points.groupby("class"):
         place = _densest(part[["x", "y"]].to_numpy())
-        colour = INK
-        if colour_by == "class":
-            colour = tuple(0.5 * np.array(palette[name]))  # darker, to be read
-        labels.append({"x": place[0], "y": place[1], "text": safe_text(name), "colour": colour})
-    write_apart(ax, labels, ha="center", va="center", outline=True, near=0.2)
+        colour = tuple(0.5 * np.array(palette[name]))  # darker, to be read
+        labels.append(Label(safe_text(name), place[0], place[1], colour))
+    write_apart(ax, labels, ha="center", outline=True, near=0.2)
     return ax
 
 
@@ -305,12 +294,12 @@ def dot_plot(
     order = list(order)
     if ax is None:
         ax = _new_axes(COLUMN[0], 0.6 + 0.18 * len(order))
-    if y == "method":
-        styles = {name: method_style(name) for name in order}
-    else:
-        styles = {
-            name: MethodStyle(str(name), lead if name == order[0] else GREY) for name in order
-        }
+    styles = {}
+    for name in order:
+        if y == "method":
+            styles[name] = method_style(name)
+        else:
+            styles[name] = MethodStyle(str(name), GREY if styles else lead)
     palette = {name: style.colour for name, style in styles.items()}
     rows = {"data": data, "x": x, "y": y, "order": order, "orient": "h", "ax": ax}
     rows |= {"hue": y, "palette": palette, "legend": False}
@@ -327,9 +316,8 @@ def dot_plot(
     if reference is not None:
         ax.axvline(reference, **REFERENCE)
     ax.set(xlabel=xlabel or x, ylabel="")
-    ax.set_yticks(range(len(order)), [style.label for style in styles.values()])
+    _name_rows(ax, [style.label for style in styles.values()])
     ax.set_ylim(len(order) - 0.5, -0.5)
-    ax.tick_params(axis="y", length=0)
     _few_ticks(ax)
     ax.grid(axis="x")
     return ax
@@ -404,11 +392,11 @@ def method_scatter(
         look = {"marker": style.marker, "color": style.colour, "linestyle": "none"}
         ax.plot(part[x], part[y], markersize=2, alpha=0.5, **look)
         ax.plot(part[x].mean(), part[y].mean(), markersize=5, markerfacecolor=face, **look)
-        label = _label(style, part[x].mean(), part[y].mean())
-        labels.append(label | {"text": f" {style.label}"})  # clear of the mark
+        text = f" {style.label}"  # clear of the mark
+        labels.append(Label(text, part[x].mean(), part[y].mean(), style.text_colour))
     ax.margins(0.1)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y)
-    write_apart(ax, labels, ha="left", va="center", outline=True, near=0.15)
+    write_apart(ax, labels, outline=True, near=0.15)
     return ax
 
 
@@ -446,8 +434,7 @@ def dumbbell_plot(
     ax.hlines(rows, data["ci_low"], data["ci_high"], color=style.colour, linewidth=1.2)
     ax.plot(data["ours"], rows, style.marker, color=style.colour, mfc=face, label="ours", zorder=4)
     ax.set(xlabel=xlabel, ylim=(len(data) - 0.5, -0.5))
-    ax.set_yticks(rows, data["name"])
-    ax.tick_params(axis="y", length=0)
+    _name_rows(ax, data["name"])
     _few_ticks(ax)
     ax.grid(axis="x")
     if data["published"].notna().any():
@@ -501,7 +488,7 @@ def line_plot(
             part, x=x, y=y, errorbar=seed_interval, err_kws={"linewidth": 0}, ax=ax, **look
         )
         mean = part.groupby(x)[y].mean()
-        ends.append(_label(style, mean.index[-1], mean.iloc[-1]))
+        ends.append(Label(style.label, mean.index[-1], mean.iloc[-1], style.text_colour))
     if reference is not None:
         ax.axhline(reference, **REFERENCE)
     _log_axes(ax, log)
@@ -509,7 +496,7 @@ def line_plot(
         ax.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     ax.set(xlabel=xlabel or x, ylabel=ylabel or ax.get_ylabel())
     if names:
-        write_apart(ax, ends, ha="left", va="center")
+        write_apart(ax, ends)
     return ax
 
 
@@ -543,13 +530,14 @@ def training_curves(
                 continue
             look = {"color": style.colour, "linewidth": 0.8, "alpha": 0.8}
             sns.lineplot(part, x="epoch", y=measure, units="seed", estimator=None, ax=ax, **look)
-            last = part.loc[part["epoch"] == part["epoch"].max()]
-            ends.append(_label(style, last["epoch"].iloc[0], last[measure].mean()))
+            last_epoch = part["epoch"].max()
+            mean = part.loc[part["epoch"] == last_epoch, measure].mean()
+            ends.append(Label(style.label, last_epoch, mean, style.text_colour))
         ax.set(xlabel="Epoch", ylabel=label)
         if len(methods) == 1:
-            ax.set_title(ends[0]["text"] if ax is axes[0] else "")
+            ax.set_title(ends[0].text if ax is axes[0] else "")
         else:
-            write_apart(ax, ends, ha="left", va="center")
+            write_apart(ax, ends)
     return axes
 
 
@@ -669,20 +657,34 @@ def plain_log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(ticker.NullFormatter())
 
 
-def write_apart(
-    ax: Axes, labels: list[dict], *, ha: str, va: str, outline: bool = False, near: float = np.inf
-) -> None:
-    """Write labels (x, y, text, colour) at their places, moved up or down where they overlap.
+@dataclass(frozen=True)
+class Label:
+    """A text at a place in the data of a chart."""
 
-    near: labels further apart than this share of the width do not overlap. Labels left-aligned to
-    the end of a line stand three points right of it. What overlaps depends on the limits of the
-    axes: whoever wants other limits sets them before.
+    text: str
+    x: float
+    y: float
+    colour: str | tuple[float, ...]
+
+
+def write_apart(
+    ax: Axes,
+    labels: list[Label],
+    *,
+    ha: str = "left",
+    outline: bool = False,
+    near: float = np.inf,
+) -> None:
+    """Write labels at their places, moved up or down where they overlap.
+
+    near: labels further apart than this share of the width do not overlap. Left-aligned labels are
+    three points right of their places. Limits of the axes have to be set before.
     """
     if not labels:
         return
     ax.figure.draw_without_rendering()  # the layout moves the axes
     to_points = ax.transData + ax.figure.dpi_scale_trans.inverted()
-    places = 72 * to_points.transform([(label["x"], label["y"]) for label in labels])
+    places = 72 * to_points.transform([(label.x, label.y) for label in labels])
     near *= 72 * _inches(ax)[0]
     by_x = np.argsort(places[:, 0], kind="stable")
     new_column = np.diff(places[by_x, 0], prepend=places[by_x[0], 0]) > near
@@ -692,14 +694,14 @@ def write_apart(
     right = 3 if ha == "left" else 0
     for label, up in zip(labels, heights - places[:, 1], strict=True):
         text = ax.annotate(
-            label["text"],
-            (label["x"], label["y"]),
+            label.text,
+            (label.x, label.y),
             (right, up),
             textcoords="offset points",
-            color=label["colour"],
+            color=label.colour,
             fontsize=LABEL_SIZE,
             ha=ha,
-            va=va,
+            va="center",
             annotation_clip=False,
         )
         if outline:
@@ -715,12 +717,13 @@ def moved_apart(positions: np.ndarray, gap: float) -> np.ndarray:
     return moved
 
 
-def _label(style: MethodStyle, x: float, y: float) -> dict:
-    return {"x": x, "y": y, "text": style.label, "colour": style.text_colour}
-
-
 def _new_axes(width: float, height: float) -> Axes:
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
+
+
+def _name_rows(ax: Axes, names: Sequence[str], **look) -> None:
+    ax.set_yticks(range(len(names)), names, **look)
+    ax.tick_params(axis="y", length=0)
 
 
 def _log_axes(ax: Axes, log: str) -> None:

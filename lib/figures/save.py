@@ -46,10 +46,54 @@ class Report:
     notebook: str
     profile: str
 
-    def figure(self, id: str, drawn, *, data: pd.DataFrame, caption: str, **options) -> None:
-        """Save and show a figure; for the arguments see save_figure."""
-        place = {"profile": self.profile, "notebook": self.notebook}
-        save_figure(drawn, id, data=data, caption=caption, **place, **options)
+    def figure(
+        self,
+        id: str,
+        drawn: Figure | Axes | np.ndarray,
+        *,
+        data: pd.DataFrame,
+        caption: str,
+        alt: str = "",
+        claims: Iterable[str] = (),
+        inputs: Iterable[str | Path] = (),
+    ) -> None:
+        """Write results/<profile>/figures/<id>.{png,pdf,csv,json}; in a notebook, show the figure.
+
+        Args:
+            drawn: the figure, or axes of it. It is closed.
+            data: exactly what is drawn, tidy, units in the column names.
+            caption: what is to be seen, in one sentence (shown bold), and how to read the figure.
+            alt: the trend in words, for whoever cannot see the figure; by default the first
+                sentence of the caption.
+            claims: ids of claims that the figure answers.
+            inputs: the files that were read; they are stored with their hashes.
+        """
+        caption = " ".join(caption.split())
+        if not caption:
+            raise ValueError(f"Figure {id} has no caption: say what is to be seen.")
+        if data.empty:
+            raise ValueError(f"The data of figure {id} have no rows: pass exactly what is drawn.")
+        figure = figure_of(drawn)
+        alt = alt or split_caption(caption)[0]
+        path = _figure_path(id, self.profile)
+        picture = _picture(figure, "png")
+        store.write_bytes(path.with_suffix(".png"), picture)
+        if self.profile not in ILLUSTRATIONS:
+            store.write_bytes(path.with_suffix(".pdf"), _picture(figure, "pdf", dpi=PDF_DPI))
+        store.write_csv(path.with_suffix(".csv"), data, digits=DIGITS)
+        record = {
+            "id": id,
+            "caption": caption,
+            "alt": alt,
+            "claims": list(claims),
+            "notebook": self.notebook,
+            "profile": self.profile,
+            "inputs": _hashes(inputs),
+            "commit": store.commit(),
+        }
+        store.write_json(path, record)
+        plt.close(figure)
+        _show(Image(_smaller(picture), alt=alt), _in_bold(caption))
 
     def save(self, id: str, table: pd.DataFrame) -> None:
         """Save a table as CSV, all digits, without showing it."""
@@ -69,64 +113,6 @@ class Report:
         if pd.api.types.is_integer_dtype(table.index):  # numbers of rows
             shown = shown.hide(axis="index")
         _show(shown, *([_in_bold(caption)] if caption else []))
-
-
-def save_figure(
-    drawn: Figure | Axes | np.ndarray,
-    id: str,
-    *,
-    caption: str,
-    data: pd.DataFrame,
-    profile: str,
-    notebook: str,
-    alt: str = "",
-    claims: Iterable[str] = (),
-    inputs: Iterable[str | Path] = (),
-) -> None:
-    """Write results/<profile>/figures/<id>.{png,pdf,csv,json}; in a notebook, show the figure.
-
-    Args:
-        drawn: the figure, or axes of it. It is closed.
-        id: the name of the files.
-        caption: what is to be seen, in one sentence (shown bold), and how to read the figure.
-        data: exactly what is drawn, tidy, units in the column names.
-        notebook: which notebook draws it.
-        alt: the trend in words, for whoever cannot see the figure; by default the first sentence
-            of the caption.
-        claims: ids of claims that the figure answers.
-        inputs: the files that were read; they are stored with their hashes.
-
-    Example:
-        figures.save_figure(
-            ax, "32_roc", caption="κ detects errors. …", data=curves, profile="own", notebook="mine"
-        )
-    """
-    caption = " ".join(caption.split())
-    if not caption:
-        raise ValueError(f"Figure {id} has no caption: say what is to be seen.")
-    if data.empty:
-        raise ValueError(f"The data of figure {id} have no rows: pass exactly what is drawn.")
-    figure = figure_of(drawn)
-    alt = alt or split_caption(caption)[0]
-    path = _figure_path(id, profile)
-    picture = _picture(figure, "png")
-    store.write_bytes(path.with_suffix(".png"), picture)
-    if profile not in ILLUSTRATIONS:
-        store.write_bytes(path.with_suffix(".pdf"), _picture(figure, "pdf", dpi=PDF_DPI))
-    store.write_csv(path.with_suffix(".csv"), data, digits=DIGITS)
-    record = {
-        "id": id,
-        "caption": caption,
-        "alt": alt,
-        "claims": list(claims),
-        "notebook": notebook,
-        "profile": profile,
-        "inputs": _hashes(inputs),
-        "commit": store.commit(),
-    }
-    store.write_json(path, record)
-    plt.close(figure)
-    _show(Image(_smaller(picture), alt=alt), _in_bold(caption))
 
 
 def _readable(value) -> str:
@@ -225,12 +211,13 @@ def _figure_path(id: str, profile: str) -> Path:
     return store.results_dir(profile) / "figures" / f"{name}.json"
 
 
-def _picture(figure: Figure, kind: str, dpi: float | str = "figure") -> bytes:
-    """The figure as the bytes of a file, in this project's style whoever drew it."""
+def _picture(figure: Figure, kind: str, dpi: float | None = None) -> bytes:
+    """The figure as the bytes of a file, in this project's style whoever drew it.
+
+    dpi: by default that of the style.
+    """
     buffer = io.BytesIO()
     with plt.style.context(STYLE_FILE):
-        if dpi == "figure":
-            dpi = plt.rcParams["savefig.dpi"]
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=METADATA[kind])
     return buffer.getvalue()
 

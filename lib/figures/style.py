@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from lib.runs import store
+from lib.runs.settings import ONE_CLASS
 
 STYLE_FILE = store.ROOT / "figures" / "style.mplstyle"
 
@@ -193,9 +194,9 @@ def dataset_label(name: str) -> str:
         return DATASETS[name]
     if name.startswith("styled_"):
         return f"Styled {dataset_label(name.removeprefix('styled_'))}"
-    one_class = re.fullmatch(r"(.+)_class_(\d+)", name)
+    one_class = ONE_CLASS.fullmatch(name)
     if one_class:
-        return f"{dataset_label(one_class[1])}, class {one_class[2]}"
+        return f"{dataset_label(one_class['name'])}, class {one_class['label']}"
     without_size = re.sub(r"_?\d+$", "", name)
     return DATASETS.get(without_size) or plain_label(name)
 

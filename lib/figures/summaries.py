@@ -3,6 +3,8 @@
 A notebook computes such a frame, draws it with lib.figures.charts and saves it with the figure.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import pandas as pd
 from matplotlib.cbook import boxplot_stats
@@ -36,11 +38,11 @@ def box_summary(
         0   cat  20
         1   dog  20
     """
+    columns = [by] if isinstance(by, str) else by
     rows = []
-    for group, part in data.groupby(by, sort=False, observed=True):
+    for group, part in data.groupby(columns, sort=False, observed=True):
         box = boxplot_stats(np.log(part["kappa"].to_numpy(float)), whis=whiskers)[0]
-        names = group if isinstance(group, tuple) else (group,)
-        row = dict(zip(np.atleast_1d(by), names, strict=True))
+        row = dict(zip(columns, group, strict=True))
         row["n"] = len(part)
         row["median"] = part["kappa"].median()
         row["q1"] = part["kappa"].quantile(0.25)
@@ -82,16 +84,19 @@ def roc_curves(data: pd.DataFrame) -> pd.DataFrame:
         >>> long = images.melt("correct", scores, var_name="curve", value_name="score")
         >>> curves = roc_curves(long.rename(columns={"correct": "positive"}))
     """
-    tables = []
-    for name, part in data.groupby("curve", sort=False, observed=True):
-        false_positive, true_positive, _ = roc_curve(part["score"], part["positive"])
-        kept = _evenly_spaced(len(false_positive))
-        table = pd.DataFrame({"false_positive_rate": false_positive[kept]})
-        table["true_positive_rate"] = true_positive[kept]
-        table["auroc"] = auroc(part["score"], part["positive"])
-        table.insert(0, "curve", name)
-        tables.append(table)
-    return pd.concat(tables, ignore_index=True)
+    return _by_curve(data, _roc_curve)
+
+
+def _roc_curve(part: pd.DataFrame) -> pd.DataFrame:
+    false_positive, true_positive, _ = roc_curve(part["score"], part["positive"])
+    kept = _evenly_spaced(len(false_positive))
+    return pd.DataFrame(
+        {
+            "false_positive_rate": false_positive[kept],
+            "true_positive_rate": true_positive[kept],
+            "auroc": auroc(part["score"], part["positive"]),
+        }
+    )
 
 
 def risk_coverage_curves(data: pd.DataFrame) -> pd.DataFrame:
@@ -106,15 +111,14 @@ def risk_coverage_curves(data: pd.DataFrame) -> pd.DataFrame:
         >>> list(curves)
         ['curve', 'coverage', 'error']
     """
-    tables = []
-    for name, part in data.groupby("curve", sort=False, observed=True):
-        coverage, error = risk_coverage_curve(part["uncertainty"], part["correct"])
-        first = np.searchsorted(coverage, SMALLEST_COVERAGE)
-        kept = first + _evenly_spaced(len(coverage) - first)
-        tables.append(
-            pd.DataFrame({"curve": name, "coverage": coverage[kept], "error": error[kept]})
-        )
-    return pd.concat(tables, ignore_index=True)
+    return _by_curve(data, _risk_coverage_curve)
+
+
+def _risk_coverage_curve(part: pd.DataFrame) -> pd.DataFrame:
+    coverage, error = risk_coverage_curve(part["uncertainty"], part["correct"])
+    first = np.searchsorted(coverage, SMALLEST_COVERAGE)
+    kept = first + _evenly_spaced(len(coverage) - first)
+    return pd.DataFrame({"coverage": coverage[kept], "error": error[kept]})
 
 
 def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
@@ -127,13 +131,22 @@ def reliability_bins(data: pd.DataFrame) -> pd.DataFrame:
         >>> int(figures.reliability_bins(confidences)["count"].sum())
         40
     """
+    return _by_curve(data, _reliability_bins)
+
+
+def _reliability_bins(part: pd.DataFrame) -> pd.DataFrame:
+    table = pd.DataFrame(confidence_bins(part["confidence"], part["correct"]))
+    table = table.rename(columns={"low": "bin_low", "high": "bin_high"})
+    return table.assign(ece=confidence_calibration_error(part["confidence"], part["correct"]))
+
+
+def _by_curve(data: pd.DataFrame, table: Callable[[pd.DataFrame], pd.DataFrame]) -> pd.DataFrame:
+    """The tables of all curves under one another, with a column `curve` before the others."""
     tables = []
     for name, part in data.groupby("curve", sort=False, observed=True):
-        table = pd.DataFrame(confidence_bins(part["confidence"], part["correct"]))
-        table = table.rename(columns={"low": "bin_low", "high": "bin_high"})
-        table["ece"] = confidence_calibration_error(part["confidence"], part["correct"])
-        table.insert(0, "curve", name)
-        tables.append(table)
+        of_curve = table(part)
+        of_curve.insert(0, "curve", name)
+        tables.append(of_curve)
     return pd.concat(tables, ignore_index=True)
 
 

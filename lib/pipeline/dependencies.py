@@ -1,11 +1,11 @@
-"""Which files of lib a notebook depends on, and the stamp of a job that was done with them."""
+"""Which files of lib a notebook depends on."""
 
 import ast
 import itertools
 from functools import cache
 from pathlib import Path
 
-from lib.runs.store import ROOT, write_text
+from lib.runs.store import ROOT
 
 # They start every notebook and change no number in it.
 IGNORED = {"pipeline.jobs", "pipeline.notebooks"}
@@ -44,10 +44,3 @@ def imported_modules(source: str) -> frozenset[str]:
     # of a name that is no module, the module that has it
     modules = {name if module_files(name) else name.rpartition(".")[0] for name in inside}
     return frozenset(modules - {""}) - IGNORED
-
-
-def write_stamp(path: Path) -> None:
-    """Write the empty file <name>.<digest>, in place of any of that name with another digest."""
-    for old in path.parent.glob(f"{path.stem}.????????????"):
-        old.unlink()
-    write_text(path, "")

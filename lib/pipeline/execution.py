@@ -6,7 +6,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from lib.pipeline import dependencies, jobs, notebooks
+from lib.pipeline import jobs, notebooks
 from lib.pipeline.jobs import Job
 from lib.runs import store
 
@@ -29,7 +29,9 @@ def run_job(profile: str, paper: str, name: str, expected_stamp: str = "") -> No
     with store.exclusive(path.parent / f"{name}.lock"):
         if not path.exists():
             execute(listed[name])
-            dependencies.write_stamp(path)
+            for earlier in path.parent.glob(f"{path.stem}.????????????"):  # with another digest
+                earlier.unlink()
+            store.write_text(path, "")
             memory_file(profile, name).unlink(missing_ok=True)
 
 

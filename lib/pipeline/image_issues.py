@@ -9,6 +9,8 @@ Example:
     issues = find_issues(images.images, files[files.status == "used"])
 """
 
+from dataclasses import dataclass
+
 import imagehash
 import numpy as np
 import pandas as pd
@@ -40,6 +42,18 @@ HASH_BITS = 64
 MOST_DIFFERENT_BITS = 8  # of the perceptual hashes of near duplicates
 
 
+@dataclass(frozen=True)
+class Marks:
+    """Which images [N] have an issue, with a score [N] from 0, the worst, to 1, the best.
+
+    group: the group of copies that each is in, 0: none.
+    """
+
+    has_issue: np.ndarray
+    score: np.ndarray
+    group: np.ndarray | int = 0
+
+
 class Squares(VisionDataset):
     """Images [N, S, S, 3] as the kind of data set that CleanVision reads."""
 
@@ -64,21 +78,17 @@ def find_issues(images: np.ndarray, files: pd.DataFrame) -> pd.DataFrame:
     """
     small = _reduced(images)
     correlation = neighbour_correlation(small)
-    by_pixels, exact = _cleanvision(small)
-    is_flat = by_pixels["flat"][0]
-    near = near_duplicates(small, exact, is_flat)
-    marks = by_pixels | _odd_files(files)
-    marks["blurred"] = (~is_flat & (correlation > BLURRED), 1 - correlation)
-    marks["noisy"] = (~is_flat & (correlation < NOISY), correlation.clip(0))
-    marks["exact duplicate"] = (exact > 0, np.zeros(len(images)))
-    marks["near duplicate"] = (near > 0, np.zeros(len(images)))
-    groups = {"exact duplicate": exact, "near duplicate": near}
+    marks = _cleanvision(small) | _odd_files(files)
+    is_flat = marks["flat"].has_issue
+    exact = marks["exact duplicate"].group
+    marks["blurred"] = Marks(~is_flat & (correlation > BLURRED), 1 - correlation)
+    marks["noisy"] = Marks(~is_flat & (correlation < NOISY), correlation.clip(0))
+    marks["near duplicate"] = _copies(near_duplicates(small, exact, is_flat))
     parts = []
     for issue in ISSUES:
-        has_issue, score = marks[issue]
-        index = np.flatnonzero(has_issue)
-        group = groups[issue][index] if issue in groups else 0
-        part = pd.DataFrame({"index": index, "issue": issue, "score": score[index], "group": group})
+        columns = {"index": np.arange(len(images)), "issue": issue}
+        part = pd.DataFrame(columns | {"score": marks[issue].score, "group": marks[issue].group})
+        part = part[marks[issue].has_issue]
         parts.append(part.sort_values(["group", "score", "index"]))
     return pd.concat(parts, ignore_index=True)
 
@@ -140,22 +150,26 @@ def _without_repetition(groups: np.ndarray, exact: np.ndarray) -> np.ndarray:
     return numbered
 
 
-def _cleanvision(images: np.ndarray) -> tuple[dict, np.ndarray]:
-    """Which images have an issue and its score, by issue; the group of each in exact copies."""
+def _copies(group: np.ndarray) -> Marks:
+    return Marks(group > 0, np.zeros(len(group)), group)
+
+
+def _cleanvision(images: np.ndarray) -> dict[str, Marks]:
+    """The issues that CleanVision finds in pixels, and exact copies."""
     lab = Imagelab(torchvision_dataset=Squares(images), verbose=False)
     kinds = dict.fromkeys([*BY_PIXELS, "exact_duplicates"], {})
     lab.find_issues(kinds, n_jobs=1, verbose=False)
     marks = {}
     for kind, issue in BY_PIXELS.items():
         has_issue = lab.issues[f"is_{kind}_issue"].to_numpy(bool)
-        marks[issue] = (has_issue, lab.issues[f"{kind}_score"].to_numpy(float))
+        marks[issue] = Marks(has_issue, lab.issues[f"{kind}_score"].to_numpy(float))
     exact = np.zeros(len(images), int)
     for number, copies in enumerate(lab.info["exact_duplicates"]["sets"], start=1):
         exact[copies] = number
-    return marks, exact
+    return marks | {"exact duplicate": _copies(exact)}
 
 
-def _odd_files(files: pd.DataFrame) -> dict:
+def _odd_files(files: pd.DataFrame) -> dict[str, Marks]:
     """CleanVision's judgement of the sizes and shapes of files."""
     width = files.width.to_numpy(float)
     height = files.height.to_numpy(float)
@@ -166,8 +180,8 @@ def _odd_files(files: pd.DataFrame) -> dict:
     shape = AspectRatioProperty()
     shapes = shape.get_scores(pd.DataFrame({"aspect_ratio": ratio}), "odd_aspect_ratio")
     return {
-        "odd size": (is_odd_size, sizes.to_numpy()[:, 0]),
-        "odd shape": (ratio < NARROWEST, shapes.to_numpy()[:, 0]),
+        "odd size": Marks(is_odd_size, sizes.to_numpy()[:, 0]),
+        "odd shape": Marks(ratio < NARROWEST, shapes.to_numpy()[:, 0]),
     }
 
 

@@ -86,33 +86,30 @@ def training_groups(profile: str, paper: str) -> dict[str, list[str]]:
     of the common protocol are kept apart from others; searches of learning rates always are. Runs
     on a set that is not available are left out.
     """
-    grouping = settings.plan(profile)["one_job_per"]
+    one_job_per = settings.plan(profile)["one_job_per"]
     absent_sets = settings.absent_sets(profile)
     groups: dict[str, list[str]] = {}
-    for name, (compared_in, run) in _runs_with_group(profile, paper).items():
-        if run["dataset"] in absent_sets:
-            continue
-        if grouping == "run":
-            group = name
-        elif grouping == "group":
-            group = compared_in
-        else:
-            group = run["method"] if grouping == "method" else "all"
-            if compared_in != settings.PROTOCOL:
-                group += "-apart"
-        groups.setdefault(group, []).append(name)
+    listed = set()
+    for compared_in in settings.GROUPS:  # of a run in several groups the first counts
+        for run in settings.runs(profile, paper, compared_in):
+            name = settings.run_name(run)
+            if name not in listed and run["dataset"] not in absent_sets:
+                group = _training_group(one_job_per, run, compared_in)
+                groups.setdefault(group, []).append(name)
+            listed.add(name)
     for run in settings.tuning_runs(profile, paper):
         groups.setdefault(f"tuning-{run['method']}", []).append(settings.run_name(run))
     return groups
 
 
-def _runs_with_group(profile: str, paper: str) -> dict[str, tuple[str, dict]]:
-    """Each run of a profile by its name: the group it is compared in, the first of several."""
-    listed: dict[str, tuple[str, dict]] = {}
-    for group in settings.GROUPS:
-        for run in settings.runs(profile, paper, group):
-            listed.setdefault(settings.run_name(run), (group, run))
-    return listed
+def _training_group(one_job_per: str, run: dict, compared_in: str) -> str:
+    """The name of the group that a run is trained in."""
+    if one_job_per == "run":
+        return settings.run_name(run)
+    if one_job_per == "group":
+        return compared_in
+    group = run["method"] if one_job_per == "method" else "all"
+    return group if compared_in == settings.PROTOCOL else f"{group}-apart"
 
 
 # ------------------------------------------------------------------------- when a job is done

@@ -23,8 +23,8 @@ INJECTED = "# Parameters"  # the first line of the cell that papermill adds
 def find_notebook(name: str) -> str:
     """The full name of a notebook given by its name or its number: "10" -> "10_pretraining"."""
     names = sorted(path.stem for path in NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    number = str(name).zfill(2)
-    matching = [stem for stem in names if stem == name or stem.split("_")[0] == number]
+    wanted = str(name).zfill(2)
+    matching = [stem for stem in names if wanted in (stem, stem[:2])]
     if len(matching) != 1:
         raise ValueError(f"No notebook {name!r}; the notebooks are {names}.")
     return matching[0]

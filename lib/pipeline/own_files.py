@@ -1,4 +1,4 @@
-"""A folder of somebody's images: every file read, or reported by its name."""
+"""A folder of a user's images: every file is read, or reported by its name."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lib.data import files as image_files
 from lib.data.sets import ImageSet
-from lib.training import loop
+from lib.training.progress import Progress
 
 NAME = "own_images"  # of the set, in settings and runs
 FEWEST = 64  # images: one batch
@@ -34,7 +34,7 @@ COLUMNS = ["file", "folder", "status", "width", "height", "mode", "note"]
 
 @dataclass
 class File:
-    """What was found of one file; ``pixels`` [S, S, 3] only where its status is "used"."""
+    """A file and what is known of it; ``pixels`` [S, S, 3] only where its status is "used"."""
 
     path: Path
     status: str = "used"
@@ -64,7 +64,7 @@ def survey(
 
     Columns of the table: file (relative), folder, status (one of STATUS), width, height, mode as
     stored, note. The rows with status "used" are the images in order. A file that cannot be read
-    is a row, never an error. progress: a progress.json for whoever watches.
+    is a row, never an error. progress: a progress.json to write.
 
     ValueError if fewer than FEWEST images can be used; FileNotFoundError without a folder.
     """
@@ -90,7 +90,7 @@ def survey(
 def read_all(root: Path, image_size: int, progress: Path | None) -> list[File]:
     """All files below a folder, sorted by path, each read as far as it can be."""
     waiting = listed(root)
-    bar = loop.Progress(progress, "reading files", len(waiting), 0, 1, show=False)
+    bar = Progress(progress, "reading files", len(waiting), done=0, batch_size=1, show=False)
     files = []
     with (
         contextlib.closing(bar),

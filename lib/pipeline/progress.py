@@ -59,20 +59,20 @@ def estimated_hours(run: dict, stored: dict[str, dict]) -> float:
     Similar are finished runs of the same method on the same data set, or else of any method on that
     set. NaN where none is finished: networks and views differ too much between sets.
     """
-    finished = [
-        config
-        for config in stored.values()
-        if config.get("finished") and config["settings"]["epochs"] > 0
-    ]
-    on_set = [config for config in finished if config["settings"]["dataset"] == run["dataset"]]
-    of_method = [config for config in on_set if config["settings"]["method"] == run["method"]]
-    similar = of_method or on_set
     if run["epochs"] == 0:
         return 0.0
-    per_epoch = pd.Series(
-        [config["seconds"] / config["settings"]["epochs"] for config in similar], dtype=float
-    )
-    return float(run["epochs"] * per_epoch.median() / 3600)
+    on_set = []
+    of_method = []
+    for config in stored.values():
+        trained = config["settings"]
+        is_finished = config.get("finished") and trained["epochs"] > 0
+        if is_finished and trained["dataset"] == run["dataset"]:
+            seconds = config["seconds"] / trained["epochs"]
+            on_set.append(seconds)
+            if trained["method"] == run["method"]:
+                of_method.append(seconds)
+    per_epoch = pd.Series(of_method or on_set, dtype=float).median()
+    return float(run["epochs"] * per_epoch / 3600)
 
 
 def _state_of_unfinished(profile: str, run: dict, absent_sets: list[str]) -> str:
@@ -102,7 +102,7 @@ def write_readme(profile: str) -> Path:
         *_running(profile, runs),
         *_verdicts(profile),
         *_links(folder),
-        *_wall(folder),
+        *_wall(profile),
     ]
     path = folder / "README.md"
     store.write_text(path, "\n\n".join(parts) + "\n")
@@ -177,16 +177,24 @@ def _verdicts(profile: str) -> list[str]:
     return ["## Verdicts of claims", store.markdown_table(rows)]
 
 
-def _wall(folder: Path) -> list[str]:
+def stored_figures(profile: str) -> dict[str, dict]:
+    """The records of all stored figures by id, each with the path of its picture."""
+    figures = {}
+    for path in sorted((store.results_dir(profile) / "figures").glob("*.json")):
+        record = store.read_json(path, ("id", "caption", "alt", "notebook"))
+        figures[record["id"]] = record | {"picture": path.with_suffix(".png")}
+    return figures
+
+
+def _wall(profile: str) -> list[str]:
     """Every executed notebook with its figures as thumbnails, each with what is to be seen."""
     from lib.figures.save import split_caption  # slow to import: matplotlib
 
     figures: dict[str, list[dict]] = {}
-    for path in sorted((folder / "figures").glob("*.json")):
-        record = store.read_json(path, ("id", "caption", "alt", "notebook"))
+    for record in stored_figures(profile).values():
         figures.setdefault(record["notebook"], []).append(record)
     sections = []
-    for path in sorted((folder / "notebooks").glob("*.ipynb")):
+    for path in sorted((store.results_dir(profile) / "notebooks").glob("*.ipynb")):
         name = path.stem.split("--")[0]
         sections.append(f"### [{path.stem}](notebooks/{path.name})")
         pictures = []
@@ -206,7 +214,7 @@ def _wall(folder: Path) -> list[str]:
 def _links(folder: Path) -> list[str]:
     """What else is stored, in a line."""
     links = []
-    for name, words in (("tables", "tables"), ("runs", "runs"), ("encoders", "encoders")):
+    for name in ("tables", "runs", "encoders"):
         if (folder / name).is_dir():
-            links.append(f"[{words}]({name})")
+            links.append(f"[{name}]({name})")
     return [f"Stored beside this page: {', '.join(links)}."] if links else []

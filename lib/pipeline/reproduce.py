@@ -5,6 +5,7 @@ import ctypes
 import math
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -46,12 +47,14 @@ def reproduce(
     for job in listed.values():
         notebooks.check_parameters(job.notebook, job.parameters)
     stamps = {name: jobs.stamp(job, listed) for name, job in listed.items()}
-    waiting = [name for name, path in stamps.items() if not path.exists()]
+    waiting = [job for name, job in listed.items() if not stamps[name].exists()]
     folder = store.results_dir(profile)
     store.check_writable(folder)
     log_path = jobs.stamp_folder(profile) / "snakemake.log"
     log_path.parent.mkdir(exist_ok=True)
-    print_plan(profile, paper, listed, stamps)
+    done = len(listed) - len(waiting)
+    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {done} done.")
+    print_missing_sets(profile, waiting)
     print(f"The log is {log_path}.")
     # A file, so that `config` of a Snakemake profile is not overruled as it is by --config.
     config_path = log_path.with_name("config.json")
@@ -92,8 +95,7 @@ def write_pages(profile: str) -> None:
 def snakemake_command(config_path: Path) -> list[str]:
     """Snakemake over the Snakefile, with options that hold wherever the jobs run."""
     command = [sys.executable, "-m", "snakemake"]
-    command += ["--snakefile", str(store.ROOT / "Snakefile")]
-    command += ["--directory", str(store.ROOT)]
+    command += ["--snakefile", str(store.ROOT / "Snakefile"), "--directory", str(store.ROOT)]
     command += ["--configfile", str(config_path)]
     command += ["--keep-going", "--rerun-triggers", "mtime", "--nolock", "--rerun-incomplete"]
     return command
@@ -182,14 +184,6 @@ def container_limit(name: str) -> float:
 
 
 # ------------------------------------------------------------------------- before and after
-def print_plan(profile: str, paper: str, listed: dict[str, Job], stamps: dict[str, Path]) -> None:
-    """Print how many jobs there are, how many are done, and which data sets the others lack."""
-    waiting = [job for name, job in listed.items() if not stamps[name].exists()]
-    done = len(listed) - len(waiting)
-    print(f"{len(listed)} jobs, profile {profile}, paper {paper}; {done} done.")
-    print_missing_sets(profile, waiting)
-
-
 def print_missing_sets(profile: str, waiting: Iterable[Job]) -> None:
     """Print which data sets are missing that the waiting jobs need, and how to provide them."""
     from lib.evaluation import measure  # slow to import
@@ -228,7 +222,7 @@ def causes(log: str) -> list[str]:
     slurmstepd speaks.
     """
     lines = [line.strip() for line in log.splitlines()]
-    named = [line for line in lines if "failed:" in line or "slurmstepd: error:" in line]
+    named = [line for line in lines if re.search("failed:|slurmstepd: error:", line)]
     return list(dict.fromkeys(named))
 
 

@@ -6,7 +6,6 @@ Example:
     kappa = score(images, training_run=run)["kappa"]
 """
 
-import io
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,15 +154,10 @@ def ranked(files: pd.DataFrame, kappa: np.ndarray, issues: pd.DataFrame) -> pd.D
 
 
 def stored_ranks(output: Path) -> pd.DataFrame:
-    """The kappa.csv of ``write_page``; names are text, also those of folders of years."""
+    """The kappa.csv of ``write_tables``; names are text, also those of folders of years."""
     return store.read_csv(
         Path(output, "kappa.csv"), dtype={"file": str, "folder": str}, keep_default_na=False
     )
-
-
-def brightness_correlation(images: np.ndarray, kappa: np.ndarray) -> float:
-    """Rank correlation of κ with the plainest property of an image, its mean brightness."""
-    return rank_correlation(images.mean((1, 2, 3)), kappa)
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -180,10 +174,10 @@ def is_constant(kappa: np.ndarray) -> bool:
 
 
 def short_name(name: str, place: int) -> str:
-    """A name as a figure can show it: cut and numbered if long, a dollar sign no formula."""
+    """A long name cut, and numbered so that it differs from others."""
     if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 5]}… {place}"
-    return name.replace("$", r"\$")
+        return f"{name[: LONGEST_NAME - 5]}… {place}"
+    return name
 
 
 # ------------------------------------------------------------------------- the page
@@ -220,6 +214,26 @@ def contact_sheet(images: np.ndarray, table: pd.DataFrame) -> plt.Figure:
     return figures.image_grid(tiles, notes=np.array(notes).reshape(ROWS, COLUMNS))
 
 
+# files: of ``survey``; table: of ``ranked``; issues: of ``find_issues``; uncertainties and about:
+# the two tables of ``compare``.
+def write_tables(
+    output: Path,
+    files: pd.DataFrame,
+    table: pd.DataFrame,
+    issues: pd.DataFrame,
+    uncertainties: pd.DataFrame,
+    about: pd.DataFrame,
+) -> None:
+    """Write the tables that the page links to."""
+    named = named_issues(issues, table)
+    names = table.set_index("index").sort_index().file
+    store.write_csv(output / "kappa.csv", table.drop(columns="index"))
+    store.write_csv(output / "files.csv", files)
+    store.write_csv(output / "issues.csv", named[["issue", "group", "file", "score", "kappa"]])
+    store.write_csv(output / "encoders.csv", about)
+    store.write_csv(output / "uncertainties.csv", pd.concat([names, uncertainties], axis=1))
+
+
 def write_page(
     output: Path,
     title: str,
@@ -227,25 +241,11 @@ def write_page(
     files: pd.DataFrame,
     table: pd.DataFrame,
     issues: pd.DataFrame,
-    uncertainties: pd.DataFrame,
     about: pd.DataFrame,
     source: Source,
-) -> Path:
-    """Write the page, its tables and its contact sheets into ``output``; the path of the page.
-
-    files: of ``survey``; table: of ``ranked``; issues: of ``find_issues``; uncertainties and
-    about: the two tables of ``compare``. The page loads nothing from elsewhere, and names are
-    escaped.
-    """
-    output = Path(output)
-    by_index = table.set_index("index").sort_index()
-    named = issues.join(by_index[["file", "kappa"]], on="index")
-    store.write_csv(output / "kappa.csv", table.drop(columns="index"))
-    store.write_csv(output / "files.csv", files)
-    store.write_csv(output / "issues.csv", named[["issue", "group", "file", "score", "kappa"]])
-    store.write_csv(output / "encoders.csv", about)
-    by_encoder = pd.concat([by_index.file, uncertainties], axis=1)
-    store.write_csv(output / "uncertainties.csv", by_encoder)
+) -> None:
+    """Write the page and its contact sheets; it loads nothing from elsewhere, names are escaped."""
+    brightness = images[table["index"]].mean((1, 2, 3))
     sheets = {
         "most_certain": table.head(ROWS * COLUMNS),
         "least_certain": table.tail(ROWS * COLUMNS)[::-1],
@@ -258,12 +258,12 @@ def write_page(
         source=source,
         encoder=by_name.get(source.encoder),
         constant=is_constant(table.kappa.to_numpy()),
-        brightness=brightness_correlation(images[table["index"]], table.kappa.to_numpy()),
+        brightness=rank_correlation(brightness, table.kappa.to_numpy()),
         counts=files.status.value_counts().to_dict(),
         status=STATUS,
         sheets=sheets,
         folders=kappa_by_folder(table),
-        issues=dict(list(named.groupby("issue", sort=False))),
+        issues=dict(list(named_issues(issues, table).groupby("issue", sort=False))),
         meaning=ISSUES,
         about=about,
         left_out=files[files.status != "used"],
@@ -272,7 +272,11 @@ def write_page(
         unlike=encoders.UNLIKE,
     )
     store.write_text(output / "index.html", page)
-    return output / "index.html"
+
+
+def named_issues(issues: pd.DataFrame, table: pd.DataFrame) -> pd.DataFrame:
+    """The issues with the file and the κ of each image."""
+    return issues.join(table.set_index("index")[["file", "kappa"]], on="index")
 
 
 def kappa_by_folder(table: pd.DataFrame) -> pd.DataFrame:
@@ -284,10 +288,9 @@ def kappa_by_folder(table: pd.DataFrame) -> pd.DataFrame:
 
 def _write_sheet(path: Path, images: np.ndarray, shown: pd.DataFrame) -> None:
     figure = contact_sheet(images, shown)
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=220)
+    with store.atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=220)
     plt.close(figure)
-    store.write_bytes(path, content.getvalue())
 
 
 # ------------------------------------------------------------------------- an example

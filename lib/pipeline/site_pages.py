@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from lib.claims import ledger
+from lib.pipeline.progress import stored_figures
 from lib.runs import settings, store
 
 
@@ -18,15 +19,6 @@ def write_fragments(profile: str, notebooks: list[str], source: Path) -> None:
     (fragments / "verdicts.md").write_text(verdict_bars(rows))
     (fragments / "wall.md").write_text(wall(figures, notebooks, source))
     (source / "ledger.md").write_text(ledger_page(rows, figures, notebooks))
-
-
-def stored_figures(profile: str) -> dict[str, dict]:
-    """The records of all stored figures by id, each with the path of its picture."""
-    figures = {}
-    for path in sorted((store.results_dir(profile) / "figures").glob("*.json")):
-        record = store.read_json(path, ("id", "caption", "alt", "claims", "notebook"))
-        figures[record["id"]] = record | {"picture": path.with_suffix(".png")}
-    return figures
 
 
 # ------------------------------------------------------------------------------------ front page
@@ -102,8 +94,12 @@ def ledger_page(rows: pd.DataFrame, figures: dict[str, dict], notebooks: list[st
         for claim, summary in of_paper[~is_recipe & ~is_untested].iterrows():
             parts = rows[rows.claim == claim]
             lines += _claim(claim, summary, parts, figures, notebooks)
-        lines += _recipes(title, of_paper[is_recipe])
-        lines += _untested(title, of_paper[is_untested])
+        recipes = of_paper[is_recipe]
+        lines += _table_of_claims(f"Recipes of {title}", recipes, "our recipe", recipes.verdict)
+        untested = of_paper[is_untested]
+        lines += _table_of_claims(
+            f"Not tested of {title}", untested, "what a test would take", untested.needs
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -145,26 +141,17 @@ def _claim(
     return lines
 
 
-def _recipes(title: str, claims: pd.DataFrame) -> list[str]:
-    """A table of the claims about settings: whether our recipes have what the paper prints."""
+def _table_of_claims(
+    heading: str, claims: pd.DataFrame, last_column: str, remarks: pd.Series
+) -> list[str]:
+    """Claims without numbers, each with what its paper says and a remark; nothing if none."""
     if claims.empty:
         return []
-    table = [["claim", "what the paper says", "our recipe"]]
+    table = [["claim", "what the paper says", last_column]]
     for claim, summary in claims.iterrows():
-        text = f"{_cell(summary.text)} ({_cell(summary['where'])})"
-        table.append([f"{summary.title} ({claim})", text, summary.verdict])
-    return [f"### Recipes of {title}", "", store.markdown_table(table), ""]
-
-
-def _untested(title: str, claims: pd.DataFrame) -> list[str]:
-    """A table of the claims that no stored run can decide, and what a test would take."""
-    if claims.empty:
-        return []
-    table = [["claim", "what the paper says", "what a test would take"]]
-    for claim, summary in claims.iterrows():
-        claimed = f"{_cell(summary.text)} ({_cell(summary['where'])})"
-        table.append([f"{summary.title} ({claim})", claimed, _cell(summary.needs)])
-    return [f"### Not tested of {title}", "", store.markdown_table(table), ""]
+        text = f"{summary.text} ({summary['where']})"
+        table.append([f"{summary.title} ({claim})", _cell(text), _cell(remarks[claim])])
+    return [f"### {heading}", "", store.markdown_table(table), ""]
 
 
 def _cell(text: str) -> str:

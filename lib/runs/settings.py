@@ -155,12 +155,6 @@ def read(name: str, parse_float: type[float] = float) -> dict:
         raise ValueError(f"{path} is not valid TOML: {error}; correct that line.") from error
 
 
-def read_again() -> None:
-    """Forget what was read, after an edit of settings/ within one process."""
-    for cached in (read, _usual, _listed):
-        cached.cache_clear()
-
-
 def check_known(name: str, known: Collection[str], what: str, advice: str = "") -> None:
     """ValueError for a name that is not known; it has the nearest one, or all if none is near."""
     if name in known:
@@ -223,7 +217,7 @@ def recipe(method: str) -> dict:
 def recipe_of_set(method: str, dataset: str) -> dict:
     """What a method's recipe sets for one data set alone; empty for most."""
     tables = [table.get("datasets", {}) for table in _recipe_tables(method)]
-    return _merged([sets[dataset] for sets in tables if dataset in sets])
+    return _merged([datasets[dataset] for datasets in tables if dataset in datasets])
 
 
 def check_recipe(method: str) -> None:
@@ -233,13 +227,11 @@ def check_recipe(method: str) -> None:
     another recipe is taken for a slip, because nothing would read it.
     """
     _recipe_tables(method)
-    recipes = read("recipes")
-    others = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset", "inherits", "datasets"}
-    for name, table in recipes.items():
-        if name != method:
-            others |= set(table)
-    for name in sorted(set(recipes[method]) - others):
-        nearest = difflib.get_close_matches(name, others, n=1, cutoff=0.9)
+    recipes = dict(read("recipes"))
+    recipe_table = recipes.pop(method)
+    known = _known_settings(recipes) | {"inherits", "datasets"}
+    for name in sorted(set(recipe_table) - known):
+        nearest = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
         if nearest:
             raise ValueError(
                 f"Recipe {method!r} of settings/recipes.toml sets {name!r}, which no other recipe "
@@ -247,9 +239,10 @@ def check_recipe(method: str) -> None:
             )
 
 
-def _known_settings() -> set[str]:
+def _known_settings(recipes: dict) -> set[str]:
+    """The settings that every run has, and those of these recipes."""
     everywhere = {*DEFAULTS, *NOT_TRAINED_WITH, "dataset"}
-    return everywhere.union(*read("recipes").values()) - {"inherits", "datasets"}
+    return everywhere.union(*recipes.values()) - {"inherits", "datasets"}
 
 
 # ---------------------------------------------------------------------------------------- profiles
@@ -306,17 +299,12 @@ def resolve(method: str, profile: str, **parameters) -> dict:
     usual_set = from_method.get("dataset", from_profile.get("dataset"))
     dataset = str(parameters.get("dataset", usual_set))
     whole_set = ONE_CLASS.sub(r"\g<name>", dataset)
-    where = f"Profile {profile!r} of settings/profiles.toml"
-    budget = {
-        **_typed(from_profile, from_recipe, where),
-        **_typed(_profile_part(profile, "datasets", whole_set), from_recipe, where),
-        **_typed(
-            recipe_of_set(method, whole_set),
-            from_recipe,
-            f"Recipe {method!r} of settings/recipes.toml, data set {whole_set!r}",
-        ),
-        **_typed(from_method, from_recipe, where),
-    }
+    in_profile = f"Profile {profile!r} of settings/profiles.toml"
+    in_recipe = f"Recipe {method!r} of settings/recipes.toml, data set {whole_set!r}"
+    budget = _typed(from_profile, from_recipe, in_profile)
+    budget |= _typed(_profile_part(profile, "datasets", whole_set), from_recipe, in_profile)
+    budget |= _typed(recipe_of_set(method, whole_set), from_recipe, in_recipe)
+    budget |= _typed(from_method, from_recipe, in_profile)
     if from_recipe.get("epochs") == 0:
         budget.pop("epochs", None)
 
@@ -356,7 +344,7 @@ def same_type(name: str, value, current, what: str = "Parameter"):
 def _typed(table: dict, from_recipe: dict, where: str) -> dict:
     """The table in the types of the recipe; ValueError for a setting that no recipe has."""
     model = DEFAULTS | from_recipe
-    everywhere = _known_settings()
+    everywhere = _known_settings(read("recipes"))
     typed = {}
     for name, value in table.items():
         if name in model:
@@ -368,8 +356,7 @@ def _typed(table: dict, from_recipe: dict, where: str) -> dict:
 
 
 def _check_values(settings: dict) -> None:
-    needed = {*AT_LEAST, *NOT_NEGATIVE, "dataset"}
-    missing = sorted(needed - set(settings))
+    missing = sorted({*AT_LEAST, *NOT_NEGATIVE, "dataset"} - set(settings))
     if missing:
         raise ValueError(
             f"Method {settings['method']!r} lacks {missing}; add them in settings/recipes.toml."
@@ -377,10 +364,10 @@ def _check_values(settings: dict) -> None:
     bounds = dict(AT_LEAST)
     if settings["local_views"]:
         bounds["local_size"] = 8
-    for name, bound in bounds.items():
-        if same_type(name, settings[name], bound) < bound:
+    for name, least in bounds.items():
+        if same_type(name, settings[name], least) < least:
             raise ValueError(
-                f"Parameter {name!r} is {settings[name]}; it must be at least {bound}."
+                f"Parameter {name!r} is {settings[name]}; it must be at least {least}."
             )
     for name, value in settings.items():
         fault = _range_fault(name, value)
@@ -410,12 +397,11 @@ def differences(settings: dict) -> dict:
     Seed, epochs and settings of evaluation are left out.
     """
     usual = _usual(settings["method"], settings["profile"], settings["dataset"], settings["epochs"])
-    ignored = ("epochs", "seed", "dataset", *NOT_TRAINED_WITH)
-    return {
-        name: value
-        for name, value in settings.items()
-        if name not in ignored and value != usual.get(name)
-    }
+    differing = {}
+    for name, value in trained_with(settings).items():
+        if name not in ("epochs", "seed", "dataset") and value != usual.get(name):
+            differing[name] = value
+    return differing
 
 
 @cache
@@ -541,19 +527,17 @@ def _entries(profile: str, group: str, paper: str, needs: tuple[str, ...]) -> li
 
 def _varied(entry: dict) -> dict[str, list]:
     """The settings of which an entry has several values."""
-    return {
-        name: values
-        for name, values in entry.items()
-        if name not in ENTRY and isinstance(values, list)
-    }
+    varied = {}
+    for name, values in entry.items():
+        if name not in ENTRY and isinstance(values, list):
+            varied[name] = values
+    return varied
 
 
 def _changes(entry: dict) -> list[dict]:
     """The settings of each run of an entry: its cases, and every combination of its lists."""
     varied = _varied(entry)
-    fixed = {
-        name: value for name, value in entry.items() if name not in ENTRY and name not in varied
-    }
+    fixed = {name: value for name, value in entry.items() if name not in (*ENTRY, *varied)}
     changes = []
     for values in itertools.product(*varied.values()):
         combination = dict(zip(varied, values, strict=True))
@@ -641,9 +625,9 @@ def notebooks(profile: str = "") -> list[dict]:
 
     profile: leave out those that are about a group of runs that it does not have.
     """
-    entries = [
-        {"name": name, "group": ""} | entry for name, entry in read("runs")["notebooks"].items()
-    ]
-    if not profile:
-        return entries
-    return [entry for entry in entries if not entry["group"] or runs(profile, group=entry["group"])]
+    entries = []
+    for name, entry in read("runs")["notebooks"].items():
+        group = entry.get("group", "")
+        if not profile or not group or runs(profile, group=group):
+            entries.append({"name": name, "group": ""} | entry)
+    return entries

@@ -65,7 +65,7 @@ ROW_COLUMNS = ["part", *MEASURED_COLUMNS, "run_hash", "evaluation_hash", "commit
 RUN_COLUMNS = ["method", "trained_on", "variant", "seed", "profile"]
 METRIC_COLUMNS = RUN_COLUMNS + ROW_COLUMNS
 QUANTITY = ["part", "evaluated_on", "condition", "classifier", "score", "metric"]
-NUMBERS = ("value", "ci_low", "ci_high")
+NUMBERS = ("value", "ci_low", "ci_high", "n")
 METRIC_DIGITS = 5  # significant digits: some thousand images give no more
 
 
@@ -92,32 +92,27 @@ def results_dir(profile: str) -> Path:
 
 
 def run_dir(profile: str, run: str) -> Path:
-    """The folder of one run."""
     return results_dir(profile) / "runs" / run
 
 
 def config_path(profile: str, run: str) -> Path:
-    """The path of a run's config.json: settings, place, commit and seconds."""
     return run_dir(profile, run) / "config.json"
 
 
 def metrics_path(profile: str, run: str) -> Path:
-    """The path of a run's metrics.csv."""
     return run_dir(profile, run) / "metrics.csv"
 
 
 def scores_path(profile: str, run: str, evaluated_on: str) -> Path:
-    """The path of a run's scores of each image of a set."""
     return run_dir(profile, run) / f"scores-{evaluated_on}.npz"
 
 
 def encoder_path(name: str, profile: str = "standard") -> Path:
-    """The path of a committed encoder."""
     return results_dir(profile) / "encoders" / f"{name}.safetensors"
 
 
 def table_path(profile: str, name: str) -> Path:
-    """The path of a notebook's table, a CSV file."""
+    """The CSV file of a notebook's table."""
     return results_dir(profile) / "tables" / f"{plain_name(name, 'a table')}.csv"
 
 
@@ -138,8 +133,8 @@ def run_configs(profile: str) -> dict[Path, dict]:
 def atomic_path(path: Path):
     """Yield a path of the same name in a new folder beside ``path``; move it into place at the end.
 
-    Where the block fails it is removed. In a folder of its own, what a killed writer left is found
-    by no pattern that looks for finished files.
+    Where the block fails it is removed. The folder hides what a killed writer left from patterns
+    that look for finished files.
     """
     path = Path(path)
     folder = path.parent / f"{UNFINISHED}{uuid.uuid4().hex[:8]}"
@@ -185,7 +180,7 @@ def check_writable(folder: Path) -> None:
 def exclusive(path: Path, busy: str = ""):
     """Hold a lock file, which the system releases when this process ends, however it ends.
 
-    A held lock is awaited. With a text in ``busy`` it is a RuntimeError with that text.
+    A lock that another process holds is awaited; with ``busy`` it is a RuntimeError of that text.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     operation = fcntl.LOCK_EX | fcntl.LOCK_NB if busy else fcntl.LOCK_EX
@@ -278,12 +273,9 @@ def read_tensors_info(path: Path, needs: tuple[str, ...] = ()) -> dict:
     """The ``info`` of such a file, without reading its tensors."""
     from safetensors import safe_open
 
-    kind = "a safetensors file"
-    with (
-        _readable(path, kind, TRAIN_AGAIN),
-        safe_open(str(path), framework="numpy") as file,
-    ):
-        info = json.loads((file.metadata() or {}).get("info", "{}"))
+    with _readable(path, "a safetensors file", TRAIN_AGAIN):
+        with safe_open(str(path), framework="numpy") as file:
+            info = json.loads((file.metadata() or {}).get("info", "{}"))
     if not isinstance(info, dict):
         raise ValueError(f"{path} describes itself by {info!r}, not by names; {TRAIN_AGAIN}.")
     return _complete(path, info, needs, TRAIN_AGAIN)
@@ -296,9 +288,8 @@ def one_line(error: BaseException) -> str:
 
 def _complete(path: Path, content, needs: tuple[str, ...], advice: str = AGAIN):
     """The content, if it has all the names it needs. Without needs it may be anything."""
-    missing = list(needs)
-    if isinstance(content, (dict, pd.DataFrame)):
-        missing = [name for name in needs if name not in content]
+    names = content if isinstance(content, (dict, pd.DataFrame)) else ()
+    missing = [name for name in needs if name not in names]
     if missing:
         raise ValueError(f"{path} lacks {missing}; {advice}.")
     return content
@@ -337,10 +328,9 @@ def write_metrics(
 ) -> pd.DataFrame:
     """Store rows of metrics as a part of a run's metrics.csv, and return them with RUN_COLUMNS.
 
-    The rows replace those of the same part; other parts stay. Rows have the columns evaluated_on,
-    condition, classifier, score, metric, value, ci_low, ci_high and n. A text that is absent is
-    empty, a number that is absent is NaN. The run must have its config.json. ValueError for an
-    unknown column and for the same quantity twice.
+    Rows have columns of MEASURED_COLUMNS; an absent text is empty, an absent number NaN. They
+    replace those of the same part. The run must have its config.json. ValueError for an unknown
+    column and for the same quantity twice.
     """
     unknown = sorted(set().union(*rows) - set(MEASURED_COLUMNS))
     if unknown:
@@ -369,7 +359,7 @@ def write_metrics(
 
 
 def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
-    """Stored metrics with METRIC_COLUMNS: those of one part or run, or of all (\"*\").
+    """Stored metrics with METRIC_COLUMNS; part or run "*": of all.
 
     Example:
         >>> rows = read_metrics("standard", "suite")
@@ -388,7 +378,6 @@ def read_metrics(profile: str, part: str = "*", run: str = "*") -> pd.DataFrame:
 
 
 def has_metrics(profile: str, part: str, run: str) -> bool:
-    """Whether metrics of a part are stored of a run."""
     path = metrics_path(profile, run)
     return path.exists() and (_read_rows(path).part == part).any()
 
@@ -402,7 +391,7 @@ def _read_rows(path: Path) -> pd.DataFrame:
 # Notebooks ask for the same few hundred small files again and again.
 @lru_cache(maxsize=1024)
 def _parsed_rows(path: Path, inode: int, modified: int) -> pd.DataFrame:
-    types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float) | {"n": float}
+    types = dict.fromkeys(ROW_COLUMNS, str) | dict.fromkeys(NUMBERS, float)
     return _with_types(read_csv(path, tuple(ROW_COLUMNS), dtype=types))
 
 
@@ -410,7 +399,7 @@ def _with_types(frame: pd.DataFrame) -> pd.DataFrame:
     """Absent texts as "", absent numbers as NaN."""
     typed = {}
     for name in ROW_COLUMNS:
-        if name in (*NUMBERS, "n"):
+        if name in NUMBERS:
             typed[name] = frame[name].astype(float)
         else:
             typed[name] = frame[name].astype(object).fillna("")
@@ -456,17 +445,17 @@ def read_scores(
 
 def stored_scores(profile: str, run: str, evaluated_on: str) -> dict[str, np.ndarray]:
     """What ``read_scores`` reads; empty where no such scores are stored."""
-    if not scores_path(profile, run, evaluated_on).exists():
-        return {}
-    return read_scores(profile, run, evaluated_on)
+    if scores_path(profile, run, evaluated_on).exists():
+        return read_scores(profile, run, evaluated_on)
+    return {}
 
 
 # -------------------------------------------------------------------------------------- provenance
-def sha256(content: Path | str | bytes) -> str:
-    """Hex digest of a file (Path), a text or bytes."""
-    if isinstance(content, Path):
-        content = content.read_bytes()
-    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+def sha256(content: Path | str) -> str:
+    """Hex digest of a file (Path) or a text."""
+    if isinstance(content, str):
+        return hashlib.sha256(content.encode()).hexdigest()
+    return hashlib.sha256(content.read_bytes()).hexdigest()
 
 
 def _git(*arguments: str) -> str:

@@ -6,16 +6,15 @@ finished run. ``first_steps`` trains a method for a few steps without storing an
 
 from lib.training.batches import training_images
 from lib.training.checkpoints import fill, is_finished, load_trained
-from lib.training.costs import cost_ratios, step_costs, stored_step_costs
+from lib.training.costs import cost_ratios, stored_step_costs
 from lib.training.devices import best_device, precision_of
-from lib.training.health import HEALTH_IMAGES, TrainingStopped, check_embedded
+from lib.training.health import TrainingStopped, check_embedded
 from lib.training.loop import first_steps, train
 from lib.training.optim import learning_rate_factor
 from lib.training.progress import Progress
 from lib.training.seeds import seed_of
 
 __all__ = [
-    "HEALTH_IMAGES",
     "Progress",
     "TrainingStopped",
     "best_device",
@@ -28,7 +27,6 @@ __all__ = [
     "load_trained",
     "precision_of",
     "seed_of",
-    "step_costs",
     "stored_step_costs",
     "train",
     "training_images",

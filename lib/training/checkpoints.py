@@ -55,7 +55,9 @@ def fill(
     be stored, by default all. ValueError where names or shapes do not fit.
     """
     state = module.state_dict()
-    required = [name for name in state if parts is None or name.split(".")[0] in parts]
+    required = list(state)
+    if parts is not None:
+        required = [name for name in state if name.split(".")[0] in parts]
     missing = [name for name in required if name not in tensors]
     unexpected = [name for name in tensors if name not in state]
     shared = [name for name in tensors if name in state]
@@ -80,7 +82,9 @@ def is_finished(profile: str, run: str, run_hash: str) -> bool:
 
 def with_classes(settings: dict, classes: int) -> dict:
     """The settings with the number of classes of the data, where a method has classes."""
-    return settings | {"classes": classes} if "classes" in settings else settings
+    if "classes" in settings:
+        return settings | {"classes": classes}
+    return settings
 
 
 def load_trained(settings: dict, channels: int) -> nn.Module:

@@ -13,8 +13,7 @@ from lib.data.sets import ImageSet
 from lib.runs import store
 from lib.runs.settings import run_hash
 from lib.training.batches import training_images
-from lib.training.devices import Processes, best_device, precision_of
-from lib.training.loop import Training
+from lib.training.loop import first_steps
 
 EXACT_COSTS = ["backbone_parameters", "head_parameters", "saved_bytes"]
 
@@ -30,80 +29,55 @@ def step_costs(runs: list[dict], images: ImageSet, rounds: int = 5, steps: int =
     Example:
         costs = step_costs([resolve("simsiam", "quick"), resolve("vi_simsiam", "quick")], images)
     """
-    running = [_Running(settings, images, 1 + rounds * steps) for settings in runs]
-    exact = [run.first_step() for run in running]
+    trainings = []
+    exact = []
+    for settings in runs:
+        method = methods.build(settings, images.images.shape[3])
+        # Every step is an epoch of the same images. So what a method does only in its first epoch,
+        # such as DINO's constant prototypes, is over after the first step.
+        batch = images.sample(settings["batch_size"])
+        training = first_steps(method, batch, settings, 1 + rounds * steps)
+        trainings.append(training)
+        exact.append({"saved_bytes": _saved_bytes(training, method)} | _trained_parameters(method))
     rows = []
     for number in range(rounds):
-        for run, costs in zip(running, exact, strict=True):
+        for settings, training, costs in zip(runs, trainings, exact, strict=True):
             start = time.perf_counter()
             for _ in range(steps):
-                run.step()
+                next(training)
             seconds = time.perf_counter() - start
-            row = {"method": run.settings["method"], **costs}
-            row["run_hash"] = run_hash(run.settings, images.checksum)
+            row = {"method": settings["method"], **costs}
+            row["run_hash"] = run_hash(settings, images.checksum)
             row["round"] = number
-            row["images_per_second"] = steps * run.settings["batch_size"] / seconds
+            row["images_per_second"] = steps * settings["batch_size"] / seconds
             rows.append(row)
     return pd.DataFrame(rows)
 
 
-class _Running:
-    """A training of ``steps`` steps that is advanced step by step; nothing is stored.
+def _saved_bytes(training: Iterator, method: nn.Module) -> int:
+    """Take a step of the training; the bytes that it kept for its backward pass."""
+    sizes: dict[int, int] = {}  # by address
 
-    Every step sees the same images, as an epoch of its own. So what a method does only in its
-    first epoch, such as DINO's constant prototypes, is over after the first step.
-    """
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
 
-    def __init__(self, settings: dict, images: ImageSet, steps: int):
-        self.settings = settings
-        device = best_device()
-        method = methods.build(settings, images.images.shape[3]).to(device).train()
-        self.training = Training(
-            method,
-            images.sample(settings["batch_size"]),
-            settings | {"epochs": steps},
-            Processes(device),
-            precision_of(settings, device),
-        )
-        self.batches: Iterator[tuple[list[Tensor], Tensor]] = self.training.batches.from_step(0)
-        self.done = 0
-
-    def step(self) -> None:
-        views, labels = next(self.batches)
-        terms = self.training.step(views, labels, self.done)
-        terms["loss"].item()  # waits for the device
-        self.done += 1
-
-    def first_step(self) -> dict[str, int]:
-        """Take a step and count what it keeps for its backward pass, and what is trained."""
-        sizes: dict[int, int] = {}  # by address
-
-        def note(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            sizes[storage.data_ptr()] = storage.nbytes()
-            return tensor
-
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            self.step()
-        for parameter in self.training.method.parameters():
-            sizes.pop(parameter.untyped_storage().data_ptr(), None)
-        backbone, head = _trained_parameters(self.training.method)
-        return {
-            "saved_bytes": sum(sizes.values()),
-            "backbone_parameters": backbone,
-            "head_parameters": head,
-        }
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        next(training)
+    for parameter in method.parameters():
+        sizes.pop(parameter.untyped_storage().data_ptr(), None)
+    return sum(sizes.values())
 
 
-def _trained_parameters(method: nn.Module) -> tuple[int, int]:
+def _trained_parameters(method: nn.Module) -> dict[str, int]:
     """How many trained numbers are in the backbone, and in everything else."""
-    backbone = head = 0
+    counts = {"backbone_parameters": 0, "head_parameters": 0}
     for name, parameter in method.named_parameters():
-        if parameter.requires_grad and name.startswith("backbone."):
-            backbone += parameter.numel()
-        elif parameter.requires_grad:
-            head += parameter.numel()
-    return backbone, head
+        if parameter.requires_grad:
+            part = "backbone" if name.startswith("backbone.") else "head"
+            counts[f"{part}_parameters"] += parameter.numel()
+    return counts
 
 
 def stored_step_costs(path: Path, runs: list[dict], measure: bool) -> pd.DataFrame:

@@ -95,7 +95,9 @@ class Processes:
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of the values over the processes."""
-        return self.fabric.all_reduce(values, reduce_op="mean") if self.fabric else values
+        if self.fabric:
+            return self.fabric.all_reduce(values, reduce_op="mean")
+        return values
 
     def wait(self) -> None:
         """Return when every process has come here."""

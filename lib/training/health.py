@@ -85,15 +85,15 @@ def check_embedded(settings: dict, arrays: dict[str, np.ndarray]) -> None:
 
     settings: the run's. arrays: features, uncertainty and native quantities by name.
     """
-    for name, values in arrays.items():
-        if not np.isfinite(values).all():
-            run = run_name(settings)
-            folder = store.run_dir(settings["profile"], run)
-            log = folder / "log.csv"
-            steps = store.read_csv(log)["step"].tolist() if log.exists() else []
-            step = steps[-1] if steps else 0
-            checkpoint = folder / "checkpoint.safetensors"
-            raise diverged(run, step, f"the {name} of images", checkpoint)
+    not_finite = [name for name, values in arrays.items() if not np.isfinite(values).all()]
+    if not not_finite:
+        return
+    run = run_name(settings)
+    folder = store.run_dir(settings["profile"], run)
+    log = folder / "log.csv"
+    steps = [0, *store.read_csv(log)["step"]] if log.exists() else [0]
+    where = f"the {', '.join(not_finite)} of images"
+    raise diverged(run, steps[-1], where, folder / "checkpoint.safetensors")
 
 
 # --------------------------------------------------------------------------------- what is logged

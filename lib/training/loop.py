@@ -33,9 +33,9 @@ from lib.training.checkpoints import (
     with_classes,
 )
 from lib.training.devices import Processes, best_device, join_processes, precision_of
-from lib.training.optim import check_schedule, learning_rate_factor, make_optimizer, set_rates
+from lib.training.optim import learning_rate_factor, make_optimizer, set_rates
 from lib.training.progress import Progress
-from lib.training.seeds import seed_of
+from lib.training.seeds import seed_noise, seed_of
 
 CHECKPOINT_SECONDS = 30
 LOGS_PER_EPOCH = 5
@@ -91,8 +91,8 @@ def train(
         training.resume(folder, identity)
         training.health_row()  # refuses an answer of embed that cannot be measured
 
-    # The configuration is written only after everything that can be refused has been checked. It
-    # does not replace that of an earlier run of this name, whose weights are still there.
+    # Written only after all checks. It does not replace the configuration of an earlier run of
+    # this name, whose weights are still there.
     config = _config(settings, images, method, precision, processes.count)
     if processes.is_first and not (folder / "model.safetensors").exists():
         store.write_json(folder / "config.json", config | {"finished": False})
@@ -109,7 +109,7 @@ def check_trainable(settings: dict, images: ImageSet) -> None:
     if settings["epochs"]:
         steps_per_epoch(images, settings["batch_size"])
     view_kinds(settings)
-    check_schedule(settings["schedule"])
+    learning_rate_factor(0, 1, warmup=0, schedule=settings["schedule"])
 
 
 def check_shares(batch_size: int, processes: int) -> None:
@@ -297,7 +297,7 @@ class Training:
         epoch = step / self.steps_per_epoch
         rank = self.processes.rank
         purpose = f"method of process {rank}" if rank else "method"
-        torch.manual_seed(seed_of(self.settings["seed"], purpose, step))
+        seed_noise(seed_of(self.settings["seed"], purpose, step), self.device)
         if hasattr(self.method, "set_epoch"):
             self.method.set_epoch(epoch)
 
@@ -328,7 +328,6 @@ class Training:
         return terms
 
     def rate_factor(self, step: int) -> float:
-        """Factor on the learning rate at a step."""
         return learning_rate_factor(step, self.steps, self.warmup_steps, self.settings["schedule"])
 
     def is_logged(self, done: int) -> bool:
@@ -349,7 +348,7 @@ class Training:
         return dict(zip(terms[0], means.tolist(), strict=True))
 
     def log_row(self, terms: dict[str, float]) -> dict[str, float]:
-        """A row of the log, if the training is sound; otherwise TrainingStopped."""
+        """A row of the log; TrainingStopped if the training has diverged or collapsed."""
         health.check_finite(terms, self.method, self.name, self.done, self.checkpoint)
         if self.done >= self.steps_per_epoch:
             health.check_collapse(terms, self.name, self.done)

@@ -5,9 +5,6 @@ from torch import nn
 
 from lib.networks import cosine_between
 
-SCHEDULES = ("cosine", "constant")
-OPTIMIZERS = ("sgd", "lars", "adamw", "adam")
-
 
 def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
     """The optimiser that the settings name, over the groups of ``parameter_groups``."""
@@ -29,7 +26,7 @@ def make_optimizer(method: nn.Module, settings: dict) -> torch.optim.Optimizer:
         return torch.optim.AdamW(groups, lr=rate, fused=fused)
     if name == "adam":
         return torch.optim.Adam(groups, lr=rate, eps=settings["adam_epsilon"], fused=fused)
-    raise ValueError(f"Unknown optimizer {name!r}; choose one of {OPTIMIZERS}.")
+    raise ValueError(f"Unknown optimizer {name!r}; choose 'sgd', 'lars', 'adamw' or 'adam'.")
 
 
 def parameter_groups(method: nn.Module, settings: dict) -> list[dict]:
@@ -43,11 +40,11 @@ def parameter_groups(method: nn.Module, settings: dict) -> list[dict]:
     Each group has ``constant`` (its learning rate) and ``decays`` (whether it has weight decay).
     """
     lars = settings["optimizer"] == "lars"
-    vectors_apart = lars or settings.get("decays_matrices_only", False)
+    separates_vectors = lars or settings.get("decays_matrices_only", False)
     parameters: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in method.named_parameters():
         if parameter.requires_grad:
-            is_vector = vectors_apart and parameter.ndim < 2
+            is_vector = separates_vectors and parameter.ndim < 2
             in_predictor = name.startswith("predictor.")
             is_constant = settings["constant_predictor_learning_rate"] and in_predictor
             parameters.setdefault((is_vector, is_constant), []).append(parameter)
@@ -66,12 +63,6 @@ def parameter_groups(method: nn.Module, settings: dict) -> list[dict]:
     return groups
 
 
-def check_schedule(schedule: str) -> None:
-    """ValueError for a schedule that does not exist."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"Unknown schedule {schedule!r}; choose 'cosine' or 'constant'.")
-
-
 def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> float:
     """Factor on the learning rate at ``step`` of ``steps``.
 
@@ -82,12 +73,13 @@ def learning_rate_factor(step: int, steps: int, warmup: int, schedule: str) -> f
         learning_rate_factor(0, steps=10, warmup=2, schedule="cosine")  # 0.5
         learning_rate_factor(6, steps=10, warmup=2, schedule="cosine")  # 0.5, half the way down
     """
-    check_schedule(schedule)
     if step < warmup:
         return (step + 1) / warmup
     if schedule == "constant":
         return 1.0
-    return cosine_between(1.0, 0.0, (step - warmup) / max(1, steps - warmup))
+    if schedule == "cosine":
+        return cosine_between(1.0, 0.0, (step - warmup) / max(1, steps - warmup))
+    raise ValueError(f"Unknown schedule {schedule!r}; choose 'cosine' or 'constant'.")
 
 
 def set_rates(

@@ -1,4 +1,4 @@
-"""How far a run is: a bar for whoever looks, and progress.json for whoever watches from outside."""
+"""How far a run is: a bar on the screen, and progress.json for other processes."""
 
 import time
 from pathlib import Path
@@ -13,8 +13,8 @@ SECONDS_BETWEEN_WRITES = 1
 class Progress:
     """Progress of one run of ``steps`` steps, of which ``done`` were done in earlier sittings.
 
-    path: the progress.json to write, at most once a second; None: no file and no bar.
-    batch_size: images a step, for the images per second. show: whether to draw a tqdm bar.
+    path: the progress.json, written at most once a second; None: no file and no bar.
+    batch_size: images a step. show: whether to draw the bar.
     """
 
     def __init__(

@@ -56,11 +56,10 @@ def pretraining() -> None:
     figures.panel_letters([left, right])
     machine = table.iloc[0]
     drawn = table[table.quantity.str.startswith("ratio a / ")]
-    figures.save_figure(
-        figure,
+    report = figures.Report("tests/benchmarks", measuring.FOLDER)
+    report.figure(
         "benchmark_pretraining",
-        profile=measuring.FOLDER,
-        notebook="tests/benchmarks",
+        figure,
         caption=(
             "Speed of pretraining, relative to others and by its parts. (a) Our images per second,"
             " end to end, divided by those of the network alone and of the same method as a"

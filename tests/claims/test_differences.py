@@ -36,14 +36,6 @@ def test_runs_of_an_ablation_are_named_by_what_they_change():
     assert differences.variants(list(runs.values())) == names
 
 
-def test_an_ablation_that_changes_nothing_yet_names_the_command():
-    usual = settings.resolve("vje", "smoke")
-    changed = settings.resolve("vje", "smoke", likelihood="product")
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
-        differences.with_usual([usual], methods=["vje"])
-    assert differences.with_usual([usual, changed], methods=["vje"]) == [usual, changed]
-
-
 def test_the_best_of_a_tuning_is_chosen_once_all_of_it_is_run():
     rates = [run for run in settings.tuning_runs("standard") if run["method"] == "vicreg"]
     for place, run in enumerate(rates):

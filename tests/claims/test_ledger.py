@@ -192,8 +192,6 @@ def test_a_metric_that_two_notebooks_store_counts_once_and_of_two_sets_one_is_na
         Stored("standard").number(ACCURACY)
     number = Stored("standard").number(ACCURACY | {"evaluated_on": "mnist"})
     assert number.value == pytest.approx(0.7)
-    with pytest.raises(ValueError, match="metrc"):
-        stored.number(ACCURACY | {"metrc": "accuracy"})
 
 
 def test_a_row_of_a_table():
@@ -209,8 +207,6 @@ def test_a_row_of_a_table():
     assert stored.number({"table": "99_effects", "value": "value", "name": "c"}) is None
     with pytest.raises(ValueError, match="2 rows"):
         stored.number({"table": "99_effects", "value": "value", "seeds": 3})
-    with pytest.raises(ValueError, match="no columns"):
-        stored.number({"table": "99_effects", "value": "auroc"})
 
 
 def test_a_run_counts_if_its_knn_beats_the_untrained_network():
@@ -251,9 +247,7 @@ def test_printed_numbers_keep_their_digits():
     ("change", "named"),
     [
         ({"ours": {"method": "byol"}}, "give one of"),
-        ({"above": 0, "below": 0}, "give one of"),
         ({"published": 1, "abvoe": 0}, "abvoe"),
-        ({"experiment": {"dataset": "cifar10"}}, "dataset"),
     ],
 )
 def test_a_part_that_cannot_be_judged_is_refused(monkeypatch, change, named):
@@ -274,5 +268,3 @@ def test_a_recipe_is_followed_or_deviates():
         ["batch_size", -1, False],
         ["unheard_of", 3, False],
     ]
-    with pytest.raises(ValueError, match="simsaim"):
-        recipes.compare("simsaim", {})

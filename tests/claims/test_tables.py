@@ -83,8 +83,3 @@ def test_who_has_learned_something(values):
     knn = (values.measure == "knn_accuracy") & (values.method == "simsiam") & (values.seed == 1)
     worse = values.assign(ci_low=np.where(knn, 0.2, values.ci_low))
     assert tables.beats_untrained(worse).to_dict() == {"simsiam": False, "vi_simsiam": True}
-
-
-def test_without_runs_the_command_that_makes_them_is_named():
-    with pytest.raises(FileNotFoundError, match="make reproduce"):
-        tables.measurements("standard")

@@ -29,34 +29,11 @@ def test_fewer_faces_are_the_first_of_more(faces):
     np.testing.assert_array_equal(fewer.extra["mouth"], faces.extra["mouth"][:10])
 
 
-@pytest.mark.parametrize("name", [*avatars.ATTRIBUTES, "hair"])
-def test_every_value_of_an_attribute_changes_the_picture(name):
-    first = {attribute: 0 for attribute in ("hair", *avatars.ATTRIBUTES)}
-    first["beard"] = avatars.ATTRIBUTES["beard"].index("BEARD_MEDIUM")
-    values = range(len(avatars.HAIR_STYLES if name == "hair" else avatars.ATTRIBUTES[name]))
-    pictures = set()
-    for value in values:
-        codes = {attribute: np.array([code]) for attribute, code in (first | {name: value}).items()}
-        face = avatars.Faces(codes.pop("hair"), np.array([0]), codes)
-        pictures.add(avatars._picture(face, 0).tobytes())
-    assert len(pictures) == len(values)
-
-
 def test_what_cannot_be_seen_has_no_label(faces):
     no_beard = faces.extra["beard"] == avatars.ATTRIBUTES["beard"].index("NONE")
     np.testing.assert_array_equal(faces.extra["beard_colour"] == avatars.UNKNOWN, no_beard)
     sunglasses = faces.extra["glasses"] == avatars.ATTRIBUTES["glasses"].index("SUNGLASSES")
     np.testing.assert_array_equal(faces.extra["eyes"] == avatars.UNKNOWN, sunglasses)
-
-
-def test_attributes_are_independent_and_uniform():
-    chosen = avatars.chosen_faces(20_000, seed=0)
-    codes = {"hair": chosen.hair} | chosen.attributes
-    for name, values in codes.items():
-        share = np.bincount(values) / len(values)
-        np.testing.assert_allclose(share, 1 / len(share), atol=0.015, err_msg=name)
-    correlations = np.corrcoef(np.stack(list(codes.values())))
-    assert np.abs(correlations - np.eye(len(codes))).max() < 0.03
 
 
 def test_a_split_is_drawn_once(monkeypatch, tmp_path):

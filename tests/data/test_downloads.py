@@ -4,8 +4,6 @@ import gzip
 import hashlib
 import io
 import pickle
-import shutil
-import subprocess
 import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -54,18 +52,6 @@ def test_two_jobs_at_once_fetch_once(tmp_path, fetched):
     assert len({images.checksum for images in loaded}) == 1 and fetched == ["mnist"]
 
 
-def test_failed_download_leaves_nothing_behind(tmp_path, no_network, monkeypatch):
-    def half(staging, name, split):
-        (staging / "MNIST/raw").mkdir(parents=True)
-        (staging / "MNIST/raw/train-images-idx3-ubyte.gz").write_bytes(b"half")
-        raise OSError("connection reset")
-
-    monkeypatch.setattr(downloads, "torchvision_download", half)
-    with pytest.raises(FileNotFoundError, match="torchvision download failed: connection reset"):
-        load("mnist", data_dir=tmp_path)
-    assert [path.name for path in tmp_path.iterdir()] == [".mnist.lock"]
-
-
 DAMAGES = {
     "cut gz": lambda content: content[: len(content) // 2],
     "cut data": lambda content: gzip.compress(gzip.decompress(content)[:-10]),
@@ -102,29 +88,6 @@ def test_own_files_outlive_two_downloads_into_their_folder(tmp_path):
 
 # --------------------------------------------------------------------------------------- Debian
 PACKAGE = "dataset-fashion-mnist"
-
-
-@pytest.mark.skipif(not shutil.which("dpkg-deb"), reason="dpkg-deb builds the test package")
-def test_debian_package_is_fetched_and_unpacked(tmp_path, no_network, monkeypatch):
-    package = tmp_path / "package"
-    images, _ = write_idx(package / "usr/share/datasets/not-installed-here")
-    (package / "DEBIAN").mkdir()
-    (package / "DEBIAN/control").write_text(
-        "Package: x\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: d\n"
-    )
-    archive = tmp_path / "x_1_all.deb"
-    subprocess.run(["dpkg-deb", "-b", package, archive], check=True, capture_output=True)
-    apt_get = tmp_path / "bin/apt-get"
-    apt_get.parent.mkdir()
-    copying = f'for last; do :; done; [ "$last" = {PACKAGE} ] && cp {archive} .'
-    apt_get.write_text(f"#!/bin/sh\n{copying}\n")
-    apt_get.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{apt_get.parent}:/usr/bin:/bin")
-    files = Path("/usr/share/datasets/not-installed-here")
-    monkeypatch.setattr(downloads, "DEBIAN", {"fashion_mnist": (PACKAGE, files)})
-    train = load("fashion_mnist", data_dir=tmp_path / "data")
-    np.testing.assert_array_equal(train.images[..., 0], images)
-    assert train.source == f"Debian package {PACKAGE}, now in DATA_DIR/FashionMNIST/raw"
 
 
 def test_an_installed_debian_package_is_used_without_a_download(tmp_path, no_network, monkeypatch):
@@ -242,25 +205,15 @@ def test_sets_without_a_checksum_of_their_own_are_never_downloaded(name, server)
 @pytest.mark.parametrize(
     "members",
     [
-        {"../outside": b"x"},
         {"fgvc-aircraft-2013b/../../../outside": b"x"},
-        {"{absolute}/outside": b"x"},
         {"link": (tarfile.SYMTYPE, "../../.."), "link/outside": b"x"},
-        {"link": (tarfile.SYMTYPE, "{absolute}"), "link/outside": b"x"},
         {"link": (tarfile.LNKTYPE, "../../../secret")},
-        {"device": (tarfile.CHRTYPE, "")},
     ],
 )
 def test_an_archive_never_leaves_its_folder(members, server, tmp_path, monkeypatch):
     """Not even one whose checksum is right."""
     (tmp_path / "secret").write_text("secret")
-    placed = {}
-    for name, content in members.items():
-        if isinstance(content, tuple):
-            kind, target = content
-            content = (kind, target.format(absolute=tmp_path))
-        placed[name.format(absolute=tmp_path)] = content
-    server.content = archive(**placed)
+    server.content = archive(**members)
     monkeypatch.setattr(downloads, "AIRCRAFT_MD5", hashlib.md5(server.content).hexdigest())
     with pytest.raises(FileNotFoundError, match="torchvision download failed"):
         load("aircraft", "train", server.folder, image_size=8)

@@ -17,17 +17,7 @@ from lib.evaluation import uncertainty
 from lib.runs import store
 
 # Folders may have any of these names, so a person's own method or class may.
-ODD_NAMES = [
-    "$x^{2",
-    "a $b$ c",
-    "_hidden",
-    "___",
-    "two\nlines",
-    "\udcff",
-    "x" * 255,
-    "100 %",
-    "日本",
-]
+ODD_NAMES = ["$x^{2", "_hidden", "two\nlines", "\udcff", "x" * 255]
 
 
 @pytest.fixture(autouse=True)
@@ -63,9 +53,9 @@ DATA = pd.DataFrame({"x": [1.0, 2.5], "y": [0.5, 1.25], "class": ["0", "1"]})
 def save_figure(**changes) -> None:
     figure, ax = plt.subplots()
     ax.scatter(DATA["x"], DATA["y"])
-    options = {"profile": "standard", "notebook": "some_notebook", "data": DATA}
-    options["caption"] = "κ falls. Dots: seeds."
-    figures.save_figure(figure, "30_points", **(options | changes))
+    report = figures.Report("some_notebook", changes.pop("profile", "standard"))
+    options = {"data": DATA, "caption": "κ falls. Dots: seeds."}
+    report.figure("30_points", figure, **(options | changes))
 
 
 # -------------------------------------------------------------------------------------- saving
@@ -94,33 +84,19 @@ def test_redrawing_gives_the_same_bytes():
     assert contents[0] == contents[1]
 
 
-@pytest.mark.parametrize(
-    "changes", [{"caption": " "}, {"data": pd.DataFrame()}, {"profile": "../elsewhere"}]
-)
-def test_an_incomplete_figure_is_not_written(changes):
-    with pytest.raises(ValueError):
-        save_figure(**changes)
-    assert not store.RESULTS.exists()
-
-
-def test_an_absent_figure_names_the_command_that_draws_it():
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=standard"):
-        figures.show_stored("30_absent", "standard")
-
-
 # -------------------------------------------------------------------------------------- charts
 def test_any_name_can_be_drawn():
     accuracy = by_seed(**{name: [1.0, 2.0, 3.0] for name in ODD_NAMES})
     log = accuracy.assign(epoch=accuracy.seed)
     kappa = pd.DataFrame(
-        {"class": ODD_NAMES * 2, "kappa": np.arange(1.0, 19.0), "x": 1.0, "y": 2.0}
+        {"class": ODD_NAMES * 2, "kappa": np.arange(1.0, 11.0), "x": 1.0, "y": 2.0}
     )
     axes = [
         figures.dot_plot(accuracy, "accuracy"),
         figures.line_plot(log, "epoch", "accuracy"),
         figures.training_curves(log, {"accuracy": "Accuracy"})[0],
         figures.kappa_boxplot(kappa, "class"),
-        figures.tsne_plot(kappa, colour_by="class"),
+        figures.tsne_plot(kappa),
     ]
     for ax in axes:
         ax.figure.canvas.draw()
@@ -197,19 +173,6 @@ def test_intervals_over_seeds_begin_with_three():
     assert max(np.nanmax(end) for end in ends) == pytest.approx(high)
 
 
-def test_bars_are_the_means_over_seeds():
-    data = by_seed(simvae=[50.0, 52.0, 54.0], simclr=[40.0, 42.0, 44.0])
-    ax = figures.attribute_bars(data.assign(attribute="hair"), "accuracy")
-    widths = [bar.get_width() for container in ax.containers for bar in container]
-    assert sorted(widths) == [42, 52]
-
-
-def test_a_scatter_has_every_seed_and_the_means():
-    data = by_seed(simvae=[50.0, 54.0], simclr=[40.0, 44.0])
-    ax = figures.method_scatter(data.assign(style=data.accuracy / 100), "accuracy", "style")
-    assert [line.get_xdata().tolist() for line in ax.lines] == [[50, 54], [52], [40, 44], [42]]
-
-
 def test_a_dumbbell_joins_the_published_number_and_ours():
     nan = np.nan
     rows = [("A", 1.0, 0.5, 0.1, 0.9), ("B", 2.0, nan, nan, nan), ("C", nan, -1.0, -2.0, 0.0)]
@@ -224,48 +187,10 @@ def test_a_dumbbell_joins_the_published_number_and_ours():
     figures.dumbbell_plot(data.assign(published=nan))
 
 
-def test_lines_are_the_means_over_seeds():
-    data = by_seed(simsiam=[1.0, 2.0, 3.0], dino=[4.0, 5.0, 6.0])
-    data = pd.concat([data.assign(severity=step, accuracy=data.accuracy + step) for step in (1, 2)])
-    ax = figures.line_plot(data, "severity", "accuracy", reference=5)
-    assert [list(line.get_ydata()) for line in ax.lines] == [[3, 4], [6, 7], [5, 5]]
-
-
-def test_training_curves_draw_every_seed_and_leave_out_what_was_not_logged():
-    log = by_seed(simsiam=[1.0, 2.0])
-    log = pd.concat([log.assign(epoch=epoch, loss=log.accuracy / epoch) for epoch in (1, 2)])
-    log["kappa"] = np.where(log.epoch == 1, np.nan, 7.0)
-    left, right = figures.training_curves(log, {"loss": "Loss", "kappa": "κ"})
-    assert [line.get_ydata().tolist() for line in left.lines] == [[1, 0.5], [2, 1]]
-    assert [line.get_ydata().tolist() for line in right.lines] == [[7], [7]]
-
-
-def test_an_image_grid_shows_the_pixels():
-    images = np.random.default_rng(0).integers(0, 256, (2, 3, 8, 8, 3), dtype=np.uint8)
-    grid = figures.image_grid(images, rows=["Input", "Output"], notes=[["κ 1"] * 3] * 2)
-    shown = [np.asarray(ax.images[0].get_array()) for ax in grid.axes]
-    np.testing.assert_array_equal(shown, images.reshape(6, 8, 8, 3))
-    with pytest.raises(ValueError, match="uint8"):
-        figures.image_grid(images / 255)
-
-
-def plain_images(count: int) -> np.ndarray:
-    """Grey images [N, 4, 4] whose level is their number."""
-    return np.repeat(np.arange(count, dtype=np.uint8), 16).reshape(count, 4, 4)
-
-
-def levels_of(grid) -> list[int]:
-    return [ax.images[0].get_array()[0, 0] for ax in grid.axes]
-
-
 def test_images_of_high_and_low_kappa():
     kappa = np.random.default_rng(0).permutation(20).astype(float)
-    grid = figures.images_by_kappa(plain_images(20), kappa, columns=3)
-    assert kappa[levels_of(grid)].tolist() == [19, 18, 17, 0, 1, 2]
-
-
-def test_reconstructions_are_sorted_by_their_error():
-    images = plain_images(9)
-    drawn = {"vae": images[3:6], "simvae": images[6:]}
-    grid = figures.reconstruction_grid(images[:3], drawn, {"vae": 0.5, "simvae": 0.25})
-    assert levels_of(grid) == [0, 1, 2, 6, 7, 8, 3, 4, 5]
+    # Grey images [N, 4, 4] whose level is their number
+    images = np.repeat(np.arange(20, dtype=np.uint8), 16).reshape(20, 4, 4)
+    grid = figures.images_by_kappa(images, kappa, columns=3)
+    levels = [ax.images[0].get_array()[0, 0] for ax in grid.axes]
+    assert kappa[levels].tolist() == [19, 18, 17, 0, 1, 2]

@@ -33,21 +33,17 @@ def set_width(browser, width: int) -> None:
 
 
 class Links(HTMLParser):
-    """The targets of a page's links and pictures, and its text."""
+    """The targets of a page's links and pictures."""
 
     def __init__(self, path: Path):
         super().__init__()
         self.targets: list[str] = []
-        self.text: list[str] = []
         self.feed(path.read_text())
 
     def handle_starttag(self, tag, attributes):
         for name, value in attributes:
             if name in ("href", "src") and value:
                 self.targets.append(value)
-
-    def handle_data(self, data):
-        self.text.append(data)
 
 
 def local_targets(page: Path) -> set[Path]:
@@ -58,20 +54,3 @@ def local_targets(page: Path) -> set[Path]:
         if path and ":" not in path:
             targets.add((page.parent / path).resolve())
     return targets
-
-
-def pages_within(front: Path, clicks: int) -> set[Path]:
-    """The pages that so many clicks reach from the front page."""
-    reached = {front.resolve()}
-    latest = set(reached)
-    for _ in range(clicks):
-        linked = set()
-        for page in latest:
-            linked |= {path for path in local_targets(page) if path.suffix == ".html"}
-        latest = {path for path in linked - reached if path.exists()}
-        reached |= latest
-    return reached
-
-
-def text_of(page: Path) -> str:
-    return " ".join("".join(Links(page).text).split())

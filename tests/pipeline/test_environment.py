@@ -1,4 +1,4 @@
-"""The pinned environment: exact, complete, installed, the same for pip, conda and all Pythons."""
+"""The pinned environment: exact, installed, the same for pip, conda and all Pythons."""
 
 import importlib.metadata
 import subprocess
@@ -16,9 +16,6 @@ from lib.runs.store import ROOT
 from tests.pipeline.test_versions import UNREACHABLE
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-DECLARED = [
-    Requirement(line) for line in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["test"]
-]
 LINES = [
     line
     for line in (ROOT / "requirements.txt").read_text().splitlines()
@@ -50,32 +47,6 @@ def active_pins(environment: dict[str, str]) -> dict[str, Requirement]:
     }
 
 
-def needed(environment: dict[str, str]) -> set[str]:
-    """Names reachable from pyproject.toml, each pinned within the range that asks for it.
-
-    An extra is walked as a node of its own.
-    """
-    pins = active_pins(environment)
-    seen: set[tuple[str, str]] = set()
-    queue = [(requirement, "", "pyproject.toml") for requirement in DECLARED]
-    while queue:
-        requirement, extra, parent = queue.pop()
-        if requirement.marker is not None and not requirement.marker.evaluate(
-            {**environment, "extra": extra}
-        ):
-            continue
-        name = canonicalize_name(requirement.name)
-        assert name in pins, f"{parent} needs {requirement}, which requirements.txt does not pin"
-        assert requirement.specifier.contains(version_of(pins[name]), prereleases=True), (
-            f"{parent} needs {requirement}, pinned is {pins[name]}"
-        )
-        for node in {(name, ""), *((name, wanted) for wanted in requirement.extras)} - seen:
-            seen.add(node)
-            for line in importlib.metadata.requires(name) or []:
-                queue.append((Requirement(line), node[1], name))
-    return {name for name, _ in seen}
-
-
 def test_every_requirement_is_pinned_exactly_and_names_no_address():
     for line, pin in zip(LINES, PINS.values(), strict=True):
         assert [specifier.operator for specifier in pin.specifier] == ["=="], line
@@ -95,11 +66,6 @@ def test_installed_environment_equals_the_pins():
         if installed.get(name) != version
     }
     assert not different, f"pinned and installed differ: {different}; run make setup"
-
-
-def test_pins_are_complete_and_none_is_superfluous_here():
-    environment = default_environment()
-    assert needed(environment) == set(active_pins(environment))
 
 
 def test_conda_environment_is_the_same_set():

@@ -2,11 +2,10 @@
 
 import numpy as np
 import pandas as pd
-import pytest
 from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 
-from lib.pipeline.image_issues import find_issues, neighbour_correlation
+from lib.pipeline.image_issues import find_issues
 
 SIZE = 64
 COUNT = 60
@@ -87,14 +86,3 @@ def test_sizes_and_shapes_are_those_of_the_files():
     _, by_issue = judged(images, sizes)
     assert by_issue["odd size"] == {3}
     assert by_issue["odd shape"] == {4}
-
-
-def test_neighbour_correlation_is_numpys():
-    images = np.random.default_rng(0).integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
-    images[1] = 7
-    correlation = neighbour_correlation(images)
-    grey = images[0].mean(2)
-    right = np.corrcoef(grey[:, 1:].ravel(), grey[:, :-1].ravel())[0, 1]
-    below = np.corrcoef(grey[1:].ravel(), grey[:-1].ravel())[0, 1]
-    assert correlation[0] == pytest.approx((right + below) / 2)
-    assert correlation[1] == 0

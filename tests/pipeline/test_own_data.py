@@ -11,11 +11,9 @@ from lib.runs import settings, store
 pytestmark = pytest.mark.usefixtures("data_dir")
 
 
-def write_set(name, labels, split="train", copies=0):
-    """A drawn set with these labels, where training looks for it; so many images are in both."""
+def write_set(name, labels, split="train"):
+    """A drawn set with these labels, where training looks for it."""
     images = np.random.default_rng(0).integers(0, 256, (len(labels), 16, 16, 3), dtype=np.uint8)
-    if split == "test":
-        images[copies:] = 255 - images[copies:]
     folder = store.default_data_dir() / name
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / f"{split}.npz", images=images, labels=np.array(labels))
@@ -31,15 +29,6 @@ def test_supervised_training_counts_the_classes_of_the_data():
     network = training.load_trained(run, 3)
     assert network.projector.out_features == 3
     assert evaluation.Run(run).name == folder.name
-
-
-def test_copies_of_training_images_in_the_test_set_are_counted():
-    write_set("copied", np.arange(40) % 2)
-    write_set("copied", np.arange(40) % 2, "test", copies=3)
-    run = settings.resolve("simsiam", "smoke", dataset="copied", image_size=16)
-    (row,) = measure.copied_images([run]).itertuples()
-    assert (row.dataset, row.test_images, row.copies) == ("copied", 40, 3)
-    assert measure.copied_images([run | {"dataset": "digits"}]).empty
 
 
 def test_copied_files_are_found_by_what_they_hold():

@@ -8,9 +8,8 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
-from lib import training
 from lib.data import files as image_files
 from lib.data import sources
 from lib.evaluation import encoders
@@ -26,24 +25,15 @@ SPECIAL = {
     "caf\\xe9.png": ("used", ""),
     "copy.png": ("used", ""),
     "large.jpg": ("used", ""),
-    "print.jpg": ("used", "CMYK converted to RGB"),
-    "deep.png": ("used", "16 bits, scaled to 8"),
     "moving.gif": ("used", "first of 2 frames"),
-    "clear.png": ("used", "transparency put on white"),
     "turned.jpg": ("used", "turned by its EXIF orientation"),
     "cut.png": ("broken", "truncated"),
     "empty.png": ("broken", "empty"),
     "text.png": ("broken", "no image of a known kind"),
-    "bomb.png": ("broken", "ValueError"),
-    "not a number.tif": ("broken", "not finite"),
     "dot.png": ("tiny", "1 x 1 px"),
     "huge.png": ("huge", "1,200,000 pixels"),
     "link.png": ("link", "not followed"),
-    "linked folder": ("link", "not followed"),
-    ".hidden.png": ("other", ""),
-    "notes.txt": ("other", ".txt is not a kind"),
     "phone.HEIC": ("other", "save the image as JPEG"),
-    "pipe.png": ("other", "not a regular file"),
 }
 
 
@@ -51,15 +41,10 @@ def write_special(folder, images):
     """The files of SPECIAL."""
     folder.mkdir()
     first = images[0]
-    for name in ("copy.png", HOSTILE, ".hidden.png"):
+    for name in ("copy.png", HOSTILE):
         first.save(folder / name)
     images[9].resize((60, 40)).save(os.fsencode(folder) + b"/caf\xe9.png")
-    images[2].convert("CMYK").save(folder / "print.jpg")
-    Image.fromarray(np.asarray(images[3].convert("L"), np.uint16) * 257).save(folder / "deep.png")
     images[4].save(folder / "moving.gif", save_all=True, append_images=[images[5]])
-    clear = images[6].copy()
-    clear.putalpha(100)
-    clear.save(folder / "clear.png")
     turned = Image.Exif()
     turned[image_files.ORIENTATION] = 6
     images[7].save(folder / "turned.jpg", exif=turned)
@@ -71,19 +56,12 @@ def write_special(folder, images):
     (folder / "cut.png").write_bytes(whole[: len(whole) // 2])
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.png").write_text("<html><script>alert(2)</script></html>")
-    comment = PngImagePlugin.PngInfo()  # unpacks to more than Pillow allows
-    comment.add_text("comment", "x" * (PngImagePlugin.MAX_TEXT_CHUNK + 1), zip=True)
-    first.save(folder / "bomb.png", pnginfo=comment)
-    Image.fromarray(np.full((48, 48), np.nan, np.float32)).save(folder / "not a number.tif")
     first.resize((1, 1)).save(folder / "dot.png")
     outside = folder.parent.parent / "outside"
     outside.mkdir()
     first.save(outside / "secret.png")
     (folder / "link.png").symlink_to(outside / "secret.png")
-    (folder / "linked folder").symlink_to(outside)
-    (folder / "notes.txt").write_text("x")
     (folder / "phone.HEIC").write_bytes(whole)
-    os.mkfifo(folder / "pipe.png")
 
 
 @pytest.fixture(scope="module")
@@ -135,12 +113,6 @@ def test_files_are_read_as_training_reads_them(folder, surveyed):
 
 
 # ------------------------------------------------------------------------- settings and tables
-@pytest.mark.parametrize("count, epochs", [(64, 400), (2000, 75), (10**6, 1)])
-def test_epochs_follow_the_number_of_images(count, epochs):
-    assert score.training_settings(count, "standard")["epochs"] == epochs
-    assert score.training_settings(count, "standard", epochs=7)["epochs"] == 7
-
-
 def test_folders_of_years_are_names_and_no_numbers(tmp_path):
     files = pd.DataFrame(
         {
@@ -158,10 +130,11 @@ def test_folders_of_years_are_names_and_no_numbers(tmp_path):
     assert stored.issues.tolist() == ["dark, flat", ""]
 
 
+<<<<<<< HEAD
+=======
 def test_names_in_figures_are_short_and_different():
     names = [score.short_name(name, place) for place, name in enumerate(["a" * 40, "a" * 41])]
     assert len(set(names)) == 2 and max(len(name) for name in names) <= 24
-    assert score.short_name("$x^2$", 1) == r"\$x^2\$"
 
 
 def test_a_contact_sheet_shows_the_ranked_in_reading_order():
@@ -175,6 +148,7 @@ def test_a_contact_sheet_shows_the_ranked_in_reading_order():
     assert figure.axes[9].get_xlabel() == "10 · 55"
 
 
+>>>>>>> d33a3987dbd4cda25701bb1b8f417f31e0ec4d8b
 # ------------------------------------------------------------------------- encoders
 @pytest.fixture
 def committed(monkeypatch):
@@ -195,15 +169,6 @@ def test_every_committed_encoder_gives_a_column(committed):
     assert columns.shape == (64, len(about))
     np.testing.assert_allclose(columns.uncertainty_vi_simsiam_kappa, -embedded["kappa"])
     assert about.set_index("encoder").spearman["vi_simsiam"] == pytest.approx(1)
-
-
-def test_a_collapsed_training_names_the_way_out(monkeypatch):
-    def stop(*_):
-        raise training.TrainingStopped("the outputs have collapsed.")
-
-    monkeypatch.setattr(training, "train", stop)
-    with pytest.raises(training.TrainingStopped, match="collapsed.*ENCODER=vi_simsiam"):
-        score.score(None, "", {})
 
 
 # ------------------------------------------------------------------------- the whole way
@@ -250,14 +215,6 @@ def test_the_page_escapes_names_and_loads_nothing(scored):
 
 
 # ------------------------------------------------------------------------- what is refused
-def test_a_folder_whose_name_is_no_text_is_refused(tmp_path):
-    folder = os.fsencode(tmp_path) + b"/\xf6rtlich"
-    os.mkdir(folder)
-    with pytest.raises(ValueError, match="udcf6rtlich.*UTF-8"):
-        score_folder.score_folder(os.fsdecode(folder), "smoke", out=str(tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
 @pytest.mark.parametrize(
     ("theirs", "culprit"),
     [

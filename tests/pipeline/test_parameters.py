@@ -28,8 +28,3 @@ def test_other_names_in_a_notebook_are_no_parameters():
     """A startup file of IPython may have set anything before the first cell."""
     namespace = {"profile": "smoke", "DATA_ROOT": "/data", "In": ["", INJECTED, "text = 'mine'"]}
     notebooks.begin("10_pretraining", namespace | {"text": "mine"})
-
-
-def test_a_notebook_without_stored_runs_names_the_command():
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke PAPER=vs1"):
-        notebooks.begin("20_linear_and_knn_evaluation", {"profile": "smoke"})

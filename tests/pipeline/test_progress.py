@@ -1,7 +1,5 @@
 """The page of progress: what is done, running and to come, and how long that takes."""
 
-import math
-
 import pytest
 
 from lib.pipeline import progress, publish
@@ -34,25 +32,6 @@ def test_a_run_is_to_come_running_and_done():
     assert state_of(NAME)[0] == "to come"
     store_run(RUN)
     assert state_of(NAME) == ("done", 2.0)
-
-
-def test_hours_to_come_are_estimated_by_epochs():
-    store_run(RUN)
-    longer = RUN | {"epochs": 10}
-    stored = progress.stored_runs("smoke")
-    assert progress.estimated_hours(longer, stored) == pytest.approx(20 / RUN["epochs"])
-    assert progress.estimated_hours(RUN | {"epochs": 0}, stored) == 0
-    assert math.isnan(progress.estimated_hours(longer | {"dataset": "generated"}, stored))
-
-
-def test_the_page_shows_stored_figures_with_escaped_text():
-    folder = store.results_dir("smoke")
-    store.write_text(folder / "notebooks" / "32_kappa_as_confidence.ipynb", "")
-    record = {"id": "32_roc", "caption": "κ detects errors. One seed.", "alt": 'a "curve"'}
-    record["notebook"] = "32_kappa_as_confidence"
-    store.write_json(folder / "figures" / "32_roc.json", record)
-    page = progress.write_readme("smoke").read_text()
-    assert '<img src="figures/32_roc.png" alt="a &quot;curve&quot;"' in page
 
 
 # ------------------------------------------------------------------------- published figures

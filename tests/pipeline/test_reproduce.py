@@ -13,6 +13,7 @@ import pytest
 
 from lib.pipeline import execution, jobs, reproduce
 from lib.runs import settings, store
+from tests.pipeline import faults
 
 
 # ------------------------------------------------------------------------- where jobs run
@@ -21,21 +22,6 @@ def test_slurm_without_sbatch_is_refused_before_any_work(tmp_path, monkeypatch):
     with pytest.raises(FileNotFoundError, match="sbatch"):
         reproduce.reproduce("smoke", "all", "slurm")
     assert not store.RESULTS.exists()
-
-
-@pytest.mark.parametrize("status, asks", [(0, "sacct"), (1, "squeue")])
-def test_squeue_is_asked_where_there_is_no_accounting(status, asks, tmp_path, monkeypatch):
-    for name in ("sbatch", "sacct"):
-        (tmp_path / name).write_text(f"#!/bin/sh\nexit {status}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert ("squeue" in reproduce.executor_options("slurm", 2, 1)) == (asks == "squeue")
-
-
-def test_a_cluster_profile_of_ones_own_replaces_the_committed_one(monkeypatch):
-    assert str(reproduce.CLUSTER_PROFILE) in reproduce.executor_options("dryrun", 2, 0)
-    monkeypatch.setenv("SNAKEMAKE_PROFILE", "/mine")
-    assert "--profile" not in reproduce.executor_options("dryrun", 2, 0)
 
 
 @pytest.mark.parametrize(
@@ -131,3 +117,31 @@ def test_a_request_to_end_ends_what_was_started(tmp_path, number):
     assert output.splitlines() == [reproduce.TO_CONTINUE, "None"]
     pid = re.match(r"\d+", log.read_text())[0]
     assert not psutil.pid_exists(int(pid))
+
+
+def stamps(results):
+    """When each job was done, by its name."""
+    written = {}
+    for path in results.glob("smoke/.done/*.????????????"):
+        name, _, _ = path.name.rpartition(".")
+        written[name] = path.stat().st_mtime_ns
+    return written
+
+
+@pytest.mark.long
+def test_a_job_that_fails_stops_no_other_and_is_done_by_the_next_call(tmp_path):
+    """A folder lies where the page of one notebook is to be written."""
+    notebook = "60_vje_likelihood"
+    blocked = tmp_path / "smoke" / "notebooks" / f"{notebook}.ipynb"
+    blocked.mkdir(parents=True)
+    failed = faults.call(tmp_path, "--paper", "vje")
+    output = failed.stdout + failed.stderr
+    assert failed.returncode == 1 and f"{notebook} failed: " in output, output
+    done = stamps(tmp_path)
+    assert notebook not in done and len(done) > 2, "other jobs go on"
+
+    blocked.rmdir()
+    again = faults.call(tmp_path, "--paper", "vje")
+    assert again.returncode == 0, again.stdout
+    assert stamps(tmp_path).items() >= done.items(), "what was done was done again"
+    assert notebook in stamps(tmp_path)

@@ -1,30 +1,8 @@
-"""Nothing from outside is executed, and the notebook server is for this machine only.
+"""The notebook server is for this machine only."""
 
-That names reach the shell quoted is seen in test_reproduce.py, and that a page escapes names in
-test_own_images.py.
-"""
-
-import re
 import subprocess
 
-import pytest
-
 from lib.runs import store
-
-
-@pytest.mark.parametrize(
-    ("config", "culprit"),
-    [
-        ({"profile": "$(touch x)"}, "$(touch x)"),
-        ({"profile": "smoke", "paper": "vje && touch x"}, "vje && touch x"),
-        ({"profile": "smoke", "gpus": "1; touch x"}, "1; touch x"),
-    ],
-)
-def test_the_snakefile_takes_known_names_only(config, culprit):
-    text = (store.ROOT / "Snakefile").read_text()
-    before_rules = text[: text.index("\nrule ")]
-    with pytest.raises(ValueError, match=re.escape(culprit)):
-        exec(compile(before_rules, "Snakefile", "exec"), {"config": config})
 
 
 def test_make_lab_listens_on_this_machine_only_and_asks_for_its_token():

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lib.runs import store
-from lib.runs.store import read_json, read_metrics, read_npz, read_tensors, write_metrics
+from lib.runs.store import read_metrics, read_npz, write_metrics
 
 RUN = "simsiam-digits-e1-lr0.1-seed3"
 ROW = {
@@ -44,7 +44,6 @@ WRITERS = {
     "npz": lambda path: store.write_npz(path, x=np.arange(99)),
     "safetensors": lambda path: store.write_tensors(path, {"x": torch.ones(99)}, {"k": 1}),
 }
-READERS = {"json": read_json, "npz": read_npz, "safetensors": read_tensors}
 
 
 def _interrupt(*_):
@@ -132,34 +131,12 @@ def test_equal_content_makes_equal_bytes(tmp_path, suffix):
 
 
 # -------------------------------------------------------------------------------- unreadable files
-@pytest.mark.parametrize("suffix", READERS)
-def test_a_file_that_cannot_be_read_is_named(tmp_path, suffix):
-    path = tmp_path / f"a.{suffix}"
-    read = READERS[suffix]
-    with pytest.raises(FileNotFoundError, match=path.name):
-        read(path)
-    WRITERS[suffix](path)
-    whole = path.read_bytes()
-    for content in (b"", whole[: len(whole) // 2], whole[:-3], b"\xff\xfe\x00 nonsense"):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=path.name):
-            read(path)
-
-
 def test_pickles_are_not_loaded(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.array([{"a": 1}], dtype=object))
     np.save(tmp_path / "b.npy", np.array([{"a": 1}], dtype=object))
     for name in ("a.npz", "b.npy"):
         with pytest.raises(ValueError, match=f"{name}.*pickled"):
             read_npz(tmp_path / name)
-
-
-def test_a_file_without_what_is_needed_is_named(tmp_path):
-    store.write_json(tmp_path / "a.json", {"a": 1})
-    store.write_csv(tmp_path / "a.csv", pd.DataFrame({"a": [1]}))
-    for read, name in ((read_json, "a.json"), (store.read_csv, "a.csv")):
-        with pytest.raises(ValueError, match=rf"{name} lacks \['b'\]"):
-            read(tmp_path / name, ("a", "b"))
 
 
 # ----------------------------------------------------------------------------------------- metrics
@@ -196,16 +173,6 @@ def test_parts_that_are_written_at_once_are_all_kept(run):
     assert read_metrics("smoke").part.tolist() == parts
 
 
-def test_readers_ignore_what_a_killed_writer_left(run, monkeypatch):
-    write_metrics("smoke", "20", run, [ROW])
-    monkeypatch.setattr(store.shutil, "rmtree", lambda *_, **__: None)
-    monkeypatch.setattr(store.os, "replace", _interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_metrics("smoke", "20", run, [ROW | {"value": 0.1}])
-    assert len(list(store.results_dir("smoke").rglob("metrics.csv"))) == 2
-    assert read_metrics("smoke").value.tolist() == [0.5]
-
-
 def test_bad_rows_are_refused_before_anything_is_written(run):
     with pytest.raises(ValueError, match="acuracy"):
         write_metrics("smoke", "20", run, [ROW | {"acuracy": 1}])
@@ -230,7 +197,6 @@ def test_commit_is_the_last_of_the_code_and_marked_where_the_code_differs(monkey
     monkeypatch.setattr(store, "ROOT", tmp_path)
     assert commit() == "unknown"
     git("init", "-q")
-    assert commit() == "unknown"
     for folder in ("lib", "results"):
         (tmp_path / folder).mkdir()
         (tmp_path / folder / "a").touch()
@@ -242,5 +208,3 @@ def test_commit_is_the_last_of_the_code_and_marked_where_the_code_differs(monkey
     assert commit() == code
     (tmp_path / "lib" / "a").write_text("b")
     assert commit() == code + "+"
-    monkeypatch.setenv("PATH", "")
-    assert commit() == "unknown"
