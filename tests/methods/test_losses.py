@@ -48,25 +48,6 @@ def test_vi_simsiam_loss_and_its_gradients_are_those_of_the_package_power_spheri
     torch.testing.assert_close(gradients, exact, rtol=1e-4, atol=1e-5, check_dtype=False)
 
 
-@pytest.mark.parametrize("dimension", [4, 256])
-def test_gradients_of_vi_simsiam_have_their_closed_form(dimension):
-    """dl/dκ = ψ(α+β) - ψ(α) + log((1+s)/2) and dl/ds = κ/(1+s), with s = μ.z."""
-    direction, kappa, target = draw(5, dimension)
-    direction.requires_grad_(), kappa.requires_grad_()
-    vi_simsiam_loss(direction, kappa, target).backward()
-    mu = F.normalize(direction.detach().double(), dim=1)
-    z = F.normalize(target.double(), dim=1)
-    k = kappa.detach().double()
-    s = (mu * z).sum(1)
-    beta = (dimension - 1) / 2
-    by_kappa = -(torch.digamma(2 * beta + k) - torch.digamma(beta + k) + torch.log((1 + s) / 2)) / 5
-    torch.testing.assert_close(kappa.grad.double(), by_kappa, rtol=1e-4, atol=1e-7)
-    # ds/d(direction)
-    tangent = (z - s[:, None] * mu) / direction.detach().double().norm(dim=1, keepdim=True)
-    by_direction = -(k / (1 + s))[:, None] * tangent / 5
-    torch.testing.assert_close(direction.grad.double(), by_direction, rtol=1e-4, atol=1e-5)
-
-
 def test_a_negative_concentration_is_refused():
     direction, _, target = draw(4, 16)
     concentration = torch.tensor([3.0, -9.0, 1.0, 2.0])
@@ -200,38 +181,27 @@ def test_targets_are_constants():
 ONE = torch.ones(1, 3)
 TWO = torch.ones(2, 3)
 MANY = torch.ones(4, 2, 3)
+VIEWS = torch.ones(2, 1, 3)
 
 
 @pytest.mark.parametrize(
-    "call, message",
+    ("call", "culprit"),
     [
-        (lambda: losses.simsiam_loss(TWO, ONE), "one shape"),
-        (lambda: losses.simsiam_loss(TWO[:0], TWO[:0]), "at least 1 row"),
-        (lambda: vi_simsiam_loss(TWO[None], torch.ones(2), TWO[None]), r"\[B, D\]"),
-        (lambda: vi_simsiam_loss(TWO, torch.ones(2, 1), TWO), r"concentration.*\[2, 1\]"),
-        (lambda: losses.info_nce_loss(TWO, ONE), "one shape"),
-        (lambda: losses.info_nce_loss(TWO, TWO, 0.0), "temperature is 0.0"),
-        (lambda: losses.info_nce_loss(TWO, TWO, math.nan), "temperature is nan"),
-        (lambda: losses.info_nce_loss(TWO, TWO, similarity="l2"), "similarity 'l2'"),
-        (lambda: losses.barlow_twins_loss(ONE[0], ONE[0]), "one shape"),
-        (lambda: losses.vicreg_loss(ONE, ONE), "at least 2 row"),
-        (lambda: losses.moco_loss(TWO, TWO, torch.eye(3), -1.0), "temperature is -1.0"),
-        (lambda: losses.moco_v3_loss(TWO, torch.ones(2, 4)), "one shape"),
-        (lambda: losses.moco_v3_loss(TWO, TWO, -1.0), "temperature is -1.0"),
-        (lambda: losses.dino_loss(TWO, TWO, ONE[0], 0.1, 0.0), "teacher_temperature is 0.0"),
-        (lambda: losses.ibot_patch_loss(TWO[None], TWO[None], TWO > 0, ONE[0]), "student and"),
-        (lambda: losses.best_dispersion(0.5, 2.0), "beta 2.0"),
-        (lambda: losses.scoring_rule(MANY, TWO, trade_off=0.0), "trade_off is 0.0"),
-        (lambda: losses.scoring_rule(MANY, TWO, trade_off=1.1), "trade_off is 1.1"),
-        (lambda: losses.scoring_rule(MANY, TWO, beta=2.5), "beta 2.5"),
-        (lambda: losses.scoring_rule(MANY, TWO, kernel="laplace"), "kernel 'laplace'"),
-        (lambda: losses.scoring_rule(MANY, TWO, kernel="gaussian"), "bandwidth, got None"),
-        (lambda: losses.scoring_rule(TWO[None], TWO), "One sample has no pair"),
-        (lambda: losses.scoring_rule(MANY, ONE), r"samples \[R, B, D\]"),
+        (lambda: losses.simsiam_loss(TWO, ONE), "shape"),
+        (lambda: vi_simsiam_loss(TWO, torch.ones(2, 1), TWO), "concentration"),
+        (lambda: losses.info_nce_loss(TWO, ONE), "shape"),
+        (lambda: losses.info_nce_loss(TWO, TWO, -1.0), "temperature"),
+        (lambda: losses.vicreg_loss(ONE, ONE), "row"),
+        (lambda: losses.scoring_rule(MANY, ONE), "samples"),
+        (lambda: losses.scoring_rule(MANY, TWO, trade_off=1.1), "trade_off"),
+        (lambda: losses.scoring_rule(MANY, TWO, beta=2.5), "beta"),
+        (lambda: losses.simvae_loss(VIEWS, MANY, VIEWS, VIEWS, VIEWS), "shape"),
+        (lambda: losses.vae_loss(2 * TWO, 2 * TWO, TWO, TWO, "bernoulli"), "Pixels"),
+        (lambda: losses.vje_loss(TWO, TWO, TWO, TWO, radial_scale=-1.0), "radial_scale"),
     ],
 )
-def test_losses_refuse_what_cannot_be(call, message):
-    with pytest.raises(ValueError, match=message):
+def test_what_would_silently_give_a_wrong_loss_is_refused(call, culprit):
+    with pytest.raises(ValueError, match=culprit):
         call()
 
 
@@ -308,32 +278,6 @@ def test_below_the_critical_trade_off_the_score_falls_without_bound(beta, kernel
         near = losses.scoring_rule(1e3 * noise, target, trade_off, beta, kernel).mean()
         far = losses.scoring_rule(1e4 * noise, target, trade_off, beta, kernel).mean()
         assert (far < near < 0) if falls else (far > near > 0)
-
-
-@pytest.mark.parametrize("beta", [0.5, 1.5])
-def test_the_gradients_of_the_energy_score_have_their_closed_form(beta):
-    """ProSMin, §10.5.3, with the unit direction that the paper leaves out, and -ε_k where it prints
-    +ε_k; in μ and σ.
-    """
-    noise, target = draw_scored(4, 3, 5)
-    mean = normal(3, 5, seed=2).requires_grad_()
-    sigma = (0.2 + normal(3, 5, seed=3).abs()).requires_grad_()
-    losses.scoring_rule(mean + sigma * noise, target, 0.4, beta).mean().backward()
-    to_mean = torch.zeros_like(target)
-    to_sigma = torch.zeros_like(target)
-    for i in range(3):
-        for j in range(4):
-            d = (mean + sigma * noise[j] - target)[i].detach()
-            slope = 2 * 0.4 / 4 * beta * d.norm() ** (beta - 2) * d
-            to_mean[i] += slope
-            to_sigma[i] += slope * noise[j, i]
-            for k in range(4):
-                if k != j:
-                    e = noise[j, i] - noise[k, i]
-                    d = sigma[i].detach() * e
-                    to_sigma[i] -= 0.6 / 12 * beta * d.norm() ** (beta - 2) * d * e
-    torch.testing.assert_close(mean.grad, to_mean / 3, rtol=1e-10, atol=1e-8)
-    torch.testing.assert_close(sigma.grad, to_sigma / 3, rtol=1e-10, atol=1e-8)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
