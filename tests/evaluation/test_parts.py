@@ -22,17 +22,6 @@ def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
     assert len(results.read("content", [probed, other])) == 1
 
 
-def test_styles_that_nothing_is_trained_on_are_probed_in_networks_of_the_plain_images(monkeypatch):
-    monkeypatch.setattr(results, "measured", lambda runs: runs)
-    for profile, probed, dataset in (
-        ("standard", "styled_fashion_mnist", "fashion_mnist"),
-        ("quick", "avatars", "avatars"),
-    ):
-        named = {part.name: part for part in parts.parts(profile)}
-        runs = named[f"{results.FACTORS}-{probed}"].runs
-        assert {run["dataset"] for run in runs if run["method"] == "simvae"} == {dataset}
-
-
 def test_the_longest_training_of_the_papers_sets_is_fine_tuned(monkeypatch):
     stored = [
         settings.resolve("vi_simsiam_2022", "standard", dataset="imagenette", epochs=epochs)
