@@ -247,13 +247,3 @@ def test_factors_are_probed_where_they_are_labelled(vae_run, monkeypatch):
 
 
 # --------------------------------------------------------------------------- similarities of SimCLR
-def test_two_similarities_are_compared_by_their_encoders_accuracy():
-    measured = style.measure_similarities("smoke")
-    layers = measured.layers.set_index(["similarity", "layer", "factor"])
-    accuracy = layers.skill.xs("encoder", level="layer").xs(style.KNN, level="factor")
-    differences = measured.differences.set_index("question")
-    first, second, *_ = style.SIMILARITIES
-    expected = accuracy[first] - accuracy[second]
-    assert differences.difference["cosine minus dot product"] == pytest.approx(expected)
-    gains = differences[differences.index.str.endswith("minus untrained")]
-    assert differences.counts["cosine minus dot product"] == (gains.ci_low > 0).all()

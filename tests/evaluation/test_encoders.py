@@ -9,7 +9,7 @@ from scipy import stats
 import lib
 from lib import training
 from lib.evaluation import encoders, measure
-from lib.runs import settings, store
+from lib.runs import store
 
 
 @pytest.fixture
@@ -63,22 +63,6 @@ def test_a_run_without_weights_uses_its_own_encoder(run, encoder, monkeypatch):
     assert not other.is_available
     with pytest.raises(FileNotFoundError, match="has no weights here"):
         bool(other.method)
-
-
-def test_on_other_data_the_longest_training_leaves_its_encoder():
-    def of(method="vi_simsiam_2022", **other):
-        return settings.resolve(method, "standard", dataset="imagenette", **other)
-
-    name = encoders.name_of(of())
-    assert name == "vi_simsiam_imagenette"
-    assert measure._leaves_encoder(of(epochs=50))
-    info = {"run": "", "run_hash": "", "channels": 3, "settings": of(epochs=100)}
-    store.write_tensors(store.encoder_path(name), {"weight": torch.zeros(1)}, info)
-    assert not measure._leaves_encoder(of(epochs=50))
-    assert measure._leaves_encoder(of(epochs=200))
-    assert not measure._leaves_encoder(of(epochs=200, seed=1))
-    assert not measure._leaves_encoder(of(epochs=200, learning_rate=1e-3))
-    assert not measure._leaves_encoder(of("dino"))
 
 
 def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_test_images():

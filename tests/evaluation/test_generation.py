@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lib import methods, training
+from lib import training
 from lib.evaluation import generation, measure
 from lib.evaluation.style import frechet_distance
 from lib.runs import settings
@@ -49,14 +49,6 @@ def test_the_weights_with_the_lowest_validation_error_are_kept(monkeypatch):
     assert torch.equal(decoder.network[0].weight, weights[1])
     again = generation.fit_decoder(*drawn_images(60), SETTINGS, epochs=1)
     assert torch.equal(again.network[0].weight, weights[0]), "it follows its seed"
-
-
-def test_a_vae_decodes_by_its_mean_image():
-    parameters = {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
-    vae = methods.build(settings.recipe("vae") | SETTINGS | parameters, 1).train()
-    z = torch.randn(5, 3)
-    images = generation.decode(vae, z.numpy(), batch_size=2)
-    torch.testing.assert_close(images, vae.eval().picture(z).detach())
 
 
 def test_samples_of_a_class_have_its_mean_and_covariance():

@@ -1,4 +1,4 @@
-"""lib.evaluation.measure: one run, its data sets, the files it leaves, and stored runs."""
+"""lib.evaluation.measure and parts: one run, the files it leaves, and what is measured of which."""
 
 import dataclasses
 from copy import copy
@@ -12,8 +12,9 @@ from sklearn.metrics import roc_auc_score
 
 from lib import training
 from lib.data import sources, views
-from lib.evaluation import embed, measure
+from lib.evaluation import embed, measure, parts, results
 from lib.runs import settings, store
+from tests.stored_runs import store_run
 
 
 # ---------------------------------------------------------------------------------------- one run
@@ -138,3 +139,35 @@ def test_a_set_that_is_missing_leaves_out_its_measures_only(run):
         rows, _ = measure._suite(changed, graded=True)
     ood = {row["evaluated_on"] for row in rows if row["condition"].endswith("_ood")}
     assert ood == {"generated"}
+
+
+# ----------------------------------------------------------------------- which runs, and their rows
+def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
+    probed = settings.resolve("simvae", "smoke", dataset="digits")
+    other = settings.resolve("vae", "smoke", dataset="digits")
+    assert results.read_factors([probed, other]).empty
+    row = {"condition": "colour", "metric": "accuracy", "value": 0.5, "n": 10}
+    for run, part in (
+        (probed, f"{results.FACTORS}-styled_digits"),
+        (probed, f"{results.FACTORS}-celeba"),
+        (other, "content"),
+    ):
+        store_run(run, [row], part)
+    rows = results.read_factors([probed, other])
+    assert sorted(rows.set) == ["celeba", "styled_digits"]
+    assert set(rows.run) == {settings.run_name(probed)}
+    assert len(results.read("content", [probed, other])) == 1
+
+
+def test_the_longest_training_of_the_papers_sets_is_fine_tuned(monkeypatch):
+    stored = [
+        settings.resolve("vi_simsiam_2022", "standard", dataset="imagenette", epochs=epochs)
+        for epochs in (50, 100)
+    ]
+    other_rate = settings.resolve(
+        "vi_simsiam_2022", "standard", dataset="imagenette", epochs=200, learning_rate=1e-3
+    )
+    monkeypatch.setattr(results, "measured", lambda runs: [*stored, other_rate])
+    of_2022 = [part for part in parts.parts("standard") if part.papers == ("vs1",)]
+    (few_labels,) = [part for part in of_2022 if part.name == "few_labels"]
+    assert {run["epochs"] for run in few_labels.runs} == {100}

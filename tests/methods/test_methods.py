@@ -565,21 +565,6 @@ def test_prosmin_may_pool_the_samples_of_several_views():
     close(network.loss(views)["loss"], expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("kernel", ["energy", "crps"])
-def test_samples_of_several_views_have_a_score_with_a_minimum_from_one_half_on_alone(kernel):
-    generator = torch.Generator().manual_seed(0)
-    noise = torch.randn(10, 4, 200, 5, dtype=torch.float64, generator=generator)  # [V, R, B, D]
-    target = torch.zeros(200, 5, dtype=torch.float64)
-    for trade_off, falls in ((0.4545, True), (0.5, False)):
-        scores = []
-        for distance in (0.0, 1e3, 1e4):
-            samples = noise.clone()
-            samples[0] += distance  # one view of ten
-            score = losses.scoring_rule(samples.flatten(0, 1), target, trade_off, 1.0, kernel)
-            scores.append(score.mean().item())
-        assert (scores[2] < scores[1] < scores[0]) if falls else (scores[2] > scores[1] > scores[0])
-
-
 @pytest.mark.parametrize("kernel, beta", [("crps", 1.0), ("energy", 2.0)])
 def test_prosmin_without_a_deviation_is_a_distance_of_the_mean(kernel, beta):
     network = built("prosmin", learned_deviation=False, trade_off=1.0, kernel=kernel, beta=beta)

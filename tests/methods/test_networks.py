@@ -1,6 +1,5 @@
 """lib.networks: sizes against torchvision, and the map from raw outputs to concentrations."""
 
-
 import pytest
 import torch
 import torchvision
