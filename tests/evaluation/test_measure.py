@@ -1,4 +1,4 @@
-"""lib.evaluation.measure and parts: one run, the files it leaves, and what is measured of which."""
+"""lib.evaluation.measure and results: one run, its data, the files it leaves, and their rows."""
 
 import dataclasses
 from copy import copy
@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from lib import training
 from lib.data import sources, views
-from lib.evaluation import embed, measure, parts, results
+from lib.evaluation import embed, measure, results
 from lib.runs import settings, store
 from tests.stored_runs import store_run
 
@@ -141,7 +141,7 @@ def test_a_set_that_is_missing_leaves_out_its_measures_only(run):
     assert ood == {"generated"}
 
 
-# ----------------------------------------------------------------------- which runs, and their rows
+# ------------------------------------------------------------------------------------ stored rows
 def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
     probed = settings.resolve("simvae", "smoke", dataset="digits")
     other = settings.resolve("vae", "smoke", dataset="digits")
@@ -157,17 +157,3 @@ def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
     assert sorted(rows.set) == ["celeba", "styled_digits"]
     assert set(rows.run) == {settings.run_name(probed)}
     assert len(results.read("content", [probed, other])) == 1
-
-
-def test_the_longest_training_of_the_papers_sets_is_fine_tuned(monkeypatch):
-    stored = [
-        settings.resolve("vi_simsiam_2022", "standard", dataset="imagenette", epochs=epochs)
-        for epochs in (50, 100)
-    ]
-    other_rate = settings.resolve(
-        "vi_simsiam_2022", "standard", dataset="imagenette", epochs=200, learning_rate=1e-3
-    )
-    monkeypatch.setattr(results, "measured", lambda runs: [*stored, other_rate])
-    of_2022 = [part for part in parts.parts("standard") if part.papers == ("vs1",)]
-    (few_labels,) = [part for part in of_2022 if part.name == "few_labels"]
-    assert {run["epochs"] for run in few_labels.runs} == {100}

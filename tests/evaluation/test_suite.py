@@ -125,14 +125,6 @@ def test_rows_of_calibration_are_the_measures(measured):
     assert measured.row(metric="effective_rank").value == rank
 
 
-def test_accuracy_has_an_interval_around_it_and_kappa_its_quantiles(measured):
-    row = measured.row(metric="accuracy", classifier="linear", condition="clean")
-    assert row.value == measured.scores["linear_correct"].mean()
-    assert row.ci_low < row.value < row.ci_high
-    q95 = measured.row(metric="q95", score="kappa", condition="clean").value
-    assert q95 == np.quantile(measured.test["kappa"], 0.95)
-
-
 def test_conditions_are_measured_with_the_probe_of_clean_features(measured):
     for name, embedded in measured.conditions.items():
         correct = measured.probe.predict(embedded["features"]) == measured.test["label"]

@@ -119,17 +119,6 @@ def test_calibration_error_is_torchmetrics():
     assert ours == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_a_label_without_a_column_is_wrong():
-    probabilities = np.array([[0.75, 0.25], [0.5, 0.5]])
-    labels = ["cat", "fish"]
-    classes = ["cat", "dog"]
-    assert u.nll_per_image(probabilities, labels, classes).tolist() == [-np.log(0.75), np.inf]
-    assert u.brier_per_image(probabilities, labels, classes).tolist() == [0.125, 0.5]
-    assert u.top5_correct(probabilities, labels, classes).tolist() == [True, False]
-    error = u.expected_calibration_error(probabilities, labels, classes=classes)
-    assert error == pytest.approx((0.25 + 0.5) / 2)
-
-
 def test_bins_are_open_below_and_closed_above():
     confidence = np.array([0.6, 0.8, 1 + 1e-7])  # 9/15, 12/15, and a float32 softmax above 1
     binned = u.confidence_bins(confidence, np.ones(3, bool))

@@ -86,13 +86,6 @@ def test_update_average_is_the_moving_average():
         assert torch.equal(online.state_dict()[name], kept[name])
 
 
-# ------------------------------------------------------------------------------ vision transformer
-def test_a_vit_takes_views_of_any_side_that_patches_divide():
-    network = networks.vit(16, 2, 2, 4, 16).eval()
-    for size in (16, 8):
-        assert network(torch.rand(3, 3, size, size)).shape == (3, network.features) == (3, 16)
-
-
 # --------------------------------------------------------------------------------- narrow networks
 @pytest.mark.parametrize("inputs, stride", [(2, 2), (6, 2), (4, 1)])
 def test_narrow_shortcut_is_the_strided_convolution(inputs, stride):
