@@ -241,13 +241,6 @@ def test_a_loss_is_its_function_of_one_sample_of_the_posterior(method, change):
     torch.testing.assert_close(network.picture(z), picture)
 
 
-def test_cr_vae_asks_for_consistency_between_its_two_views():
-    network = small("cr_vae")
-    (first, second) = draw_views()
-    assert terms_of(network, [first, first])["consistency"] == 0
-    assert terms_of(network, [first, second])["consistency"] > 0
-
-
 def test_an_image_is_embedded_as_it_was_trained_on_binarised():
     images = draw_views()[0]
     features = small("vae", binarise=0.5).eval().embed(images).features
