@@ -134,18 +134,6 @@ def test_the_learning_rate_rises_then_falls_on_a_cosine(monkeypatch):
     np.testing.assert_allclose(rates, [0.05, 0.1, *fall])
 
 
-@pytest.mark.parametrize(
-    ("changed", "culprit"),
-    [
-        ({"method": nn.Flatten()}, "Flatten has no weights"),
-        ({"labelled": replace(stripes(20), classes=["rows", "columns", "dots"])}, "2 classes"),
-    ],
-)
-def test_wrong_arguments_are_refused(changed, culprit):
-    with pytest.raises(ValueError, match=culprit):
-        fine_tune(**({"labelled": stripes(20), "test": stripes(5)} | changed))
-
-
 def test_a_diverging_loss_stops_fine_tuning():
     with pytest.raises(training.TrainingStopped, match="lower learning_rate"):
         fine_tune(stripes(20), stripes(5), learning_rate=1e30)
