@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
 
 from lib.data import sources
-from lib.evaluation import measure, style, uncertainty
+from lib.evaluation import measure, style
 from lib.runs import store
 
 
@@ -159,12 +159,6 @@ def test_variance_within_is_the_analysis_of_variance():
     assert style.variance_within(means[groups], groups) == pytest.approx(0, abs=1e-6)
 
 
-def test_a_collapsed_network_has_no_share_of_variance():
-    x = 1 + 3e-8 * np.random.default_rng(0).normal(size=(400, 8))  # the rounding of float32
-    with pytest.raises(uncertainty.UndefinedStatistic, match="has collapsed"):
-        style.variance_within(x.astype(np.float32), np.arange(400) // 8)
-
-
 def test_variance_difference_is_taken_over_images():
     """Views lie 1 around images that lie 2 or 3 apart: shares of 1 / 5 and 1 / 10."""
     generator = np.random.default_rng(0)
@@ -247,13 +241,3 @@ def test_factors_are_probed_where_they_are_labelled(vae_run, monkeypatch):
 
 
 # --------------------------------------------------------------------------- similarities of SimCLR
-def test_two_similarities_are_compared_by_their_encoders_accuracy():
-    measured = style.measure_similarities("smoke")
-    layers = measured.layers.set_index(["similarity", "layer", "factor"])
-    accuracy = layers.skill.xs("encoder", level="layer").xs(style.KNN, level="factor")
-    differences = measured.differences.set_index("question")
-    first, second, *_ = style.SIMILARITIES
-    expected = accuracy[first] - accuracy[second]
-    assert differences.difference["cosine minus dot product"] == pytest.approx(expected)
-    gains = differences[differences.index.str.endswith("minus untrained")]
-    assert differences.counts["cosine minus dot product"] == (gains.ci_low > 0).all()

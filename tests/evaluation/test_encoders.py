@@ -9,7 +9,7 @@ from scipy import stats
 import lib
 from lib import training
 from lib.evaluation import encoders, measure
-from lib.runs import settings, store
+from lib.runs import store
 
 
 @pytest.fixture
@@ -34,31 +34,6 @@ def test_an_encoder_embeds_as_its_run_does(run, encoder):
     assert torch.equal(loaded(images), ours.features)
 
 
-def test_images_are_embedded_in_batches_and_any_precision(encoder):
-    loaded = lib.load("vi_simsiam")
-    images = torch.rand(7, 1, 9, 9)
-    whole = loaded.embed(images)
-    parts = loaded.embed(images, batch_size=3, device="cpu")
-    torch.testing.assert_close(parts.features, whole.features)
-    torch.testing.assert_close(parts.native["kappa"], whole.native["kappa"])
-    assert whole.features.numpy().shape[0] == 7  # frozen: no graph behind it
-    assert loaded.embed(images.double()).features.equal(whole.features)
-    loaded.requires_grad_(True)
-    assert loaded.embed(images).features.requires_grad
-
-
-def test_an_encoder_can_be_exported_and_traced(encoder):
-    loaded = lib.load("vi_simsiam")
-    images = torch.rand(600, 1, 9, 9)
-    expected = loaded(images)
-    batch = {0: torch.export.Dim("batch", min=1)}
-    exported = torch.export.export(loaded, (images[:4],), dynamic_shapes=(batch,))
-    traced = torch.jit.trace(loaded, images[:4])
-    for function in (exported.module(), traced):
-        torch.testing.assert_close(function(images), expected)
-        torch.testing.assert_close(function(images[:1]), expected[:1])
-
-
 def test_images_and_files_are_prepared_alike(encoder, tmp_path):
     loaded = lib.load("vi_simsiam")
     pixels = np.random.default_rng(0).integers(256, size=(9, 15, 3), dtype=np.uint8)
@@ -76,12 +51,6 @@ def test_images_and_files_are_prepared_alike(encoder, tmp_path):
     assert loaded.embed(files).features.shape == (2, loaded.method.backbone.features)
 
 
-def test_other_images_are_refused(encoder):
-    for images in (torch.zeros(2, 1, 9, 9, dtype=torch.uint8), torch.zeros(2, 3, 9, 9)):
-        with pytest.raises(ValueError, match="vi_simsiam was trained on 1 channels and 9 x 9"):
-            lib.load("vi_simsiam").embed(images)
-
-
 def test_a_run_without_weights_uses_its_own_encoder(run, encoder, monkeypatch):
     images = torch.rand(4, 1, 9, 9)
     expected = run.method.embed(images)
@@ -94,22 +63,6 @@ def test_a_run_without_weights_uses_its_own_encoder(run, encoder, monkeypatch):
     assert not other.is_available
     with pytest.raises(FileNotFoundError, match="has no weights here"):
         bool(other.method)
-
-
-def test_on_other_data_the_longest_training_leaves_its_encoder():
-    def of(method="vi_simsiam_2022", **other):
-        return settings.resolve(method, "standard", dataset="imagenette", **other)
-
-    name = encoders.name_of(of())
-    assert name == "vi_simsiam_imagenette"
-    assert measure._leaves_encoder(of(epochs=50))
-    info = {"run": "", "run_hash": "", "channels": 3, "settings": of(epochs=100)}
-    store.write_tensors(store.encoder_path(name), {"weight": torch.zeros(1)}, info)
-    assert not measure._leaves_encoder(of(epochs=50))
-    assert measure._leaves_encoder(of(epochs=200))
-    assert not measure._leaves_encoder(of(epochs=200, seed=1))
-    assert not measure._leaves_encoder(of(epochs=200, learning_rate=1e-3))
-    assert not measure._leaves_encoder(of("dino"))
 
 
 def test_unlikeness_is_the_kolmogorov_smirnov_distance_to_test_images():
@@ -133,13 +86,3 @@ def test_statistics_are_those_of_their_encoder(encoder):
     store.write_npz(encoder.with_suffix(".npz"), **statistics)
     with pytest.raises(ValueError, match="another"):
         encoders.statistics_beside(encoder)
-
-
-def test_unknown_and_incomplete_encoders_are_refused(encoder):
-    with pytest.raises(ValueError, match="simvae.*vi_simsiam"):
-        encoders.load("simvae")
-    tensors, info = store.read_tensors(encoder)
-    kept = {name: t for name, t in tensors.items() if not name.startswith("concentration_head")}
-    store.write_tensors(encoder, kept, info)
-    with pytest.raises(ValueError, match="concentration_head"):
-        encoders.load("vi_simsiam")

@@ -7,8 +7,7 @@ import torch
 from torch.nn.functional import adaptive_avg_pool2d
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from lib import methods, training
-from lib.data import sources
+from lib import training
 from lib.evaluation import generation, measure
 from lib.evaluation.style import frechet_distance
 from lib.runs import settings
@@ -52,14 +51,6 @@ def test_the_weights_with_the_lowest_validation_error_are_kept(monkeypatch):
     assert torch.equal(again.network[0].weight, weights[0]), "it follows its seed"
 
 
-def test_a_vae_decodes_by_its_mean_image():
-    parameters = {"method": "vae", "seed": 0, "representation": 3, "likelihood": "bernoulli"}
-    vae = methods.build(settings.recipe("vae") | SETTINGS | parameters, 1).train()
-    z = torch.randn(5, 3)
-    images = generation.decode(vae, z.numpy(), batch_size=2)
-    torch.testing.assert_close(images, vae.eval().picture(z).detach())
-
-
 def test_samples_of_a_class_have_its_mean_and_covariance():
     generator = np.random.default_rng(0)
     mixing = generator.normal(size=(2, 3, 3))
@@ -72,14 +63,6 @@ def test_samples_of_a_class_have_its_mean_and_covariance():
         sample = latents[classes == label]
         np.testing.assert_allclose(sample.mean(0), members.mean(0), atol=0.1)
         np.testing.assert_allclose(np.cov(sample.T), np.cov(members.T), rtol=0.1, atol=0.2)
-
-
-def test_wrong_arguments_are_refused():
-    images = torch.zeros(30, 1, 8, 8)
-    with pytest.raises(ValueError, match="divide bytes by 255"):
-        generation.fit_decoder(np.zeros((30, 2)), images + 255, SETTINGS)
-    with pytest.raises(ValueError, match="Class 1 has 1 image"):
-        generation.sample_classes(np.zeros((3, 2)), np.array([0, 0, 1]), 2)
 
 
 def first_pixels(images):
@@ -106,14 +89,6 @@ def test_fid_is_the_frechet_distance_of_features_of_coloured_bytes(monkeypatch):
     assert abs(distances["same"]) < 1e-3 * distances["other"]
 
 
-def test_damaged_weights_of_inception_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("DATA_DIR", str(tmp_path))
-    assert sources.inception_weights() is None
-    (tmp_path / sources.INCEPTION).write_bytes(b"short")
-    with pytest.raises(ValueError, match="is damaged"):
-        sources.inception_weights()
-
-
 # ----------------------------------------------------------------------------------------- of a run
 def test_an_encoder_without_decoder_gets_one_that_is_trained_once(vae_run, monkeypatch, tiny):
     assert generation.decoder_of(vae_run) is vae_run.method
@@ -135,13 +110,6 @@ def test_an_encoder_without_decoder_gets_one_that_is_trained_once(vae_run, monke
     generation.decoder_of(measure.Run(longer))
     generation.decoder_of(measure.Run(longer))
     assert trained == [7]
-
-
-def test_a_vae_without_its_weights_has_no_decoder(vae_run):
-    encoder_only = measure.Run(vae_run.settings)
-    del encoder_only.method.decoder  # as lib.load leaves it
-    with pytest.raises(FileNotFoundError, match=vae_run.name):
-        generation.decoder_of(encoder_only)
 
 
 def test_generation_is_measured_beside_training_images(vae_run, run):

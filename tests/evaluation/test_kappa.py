@@ -43,13 +43,6 @@ def test_of_each_set_one_form_at_its_longest_training_is_shown(stored):
     assert names(kappa.shown_runs("standard")) == names(expected)
 
 
-def test_without_its_own_form_a_set_is_shown_by_the_other(stored):
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=standard"):
-        kappa.shown_runs("standard")
-    run = stored("vi_simsiam", dataset="imagenette", epochs=50)
-    assert names(kappa.shown_runs("standard")) == names([run])
-
-
 def test_simsiam_beside_a_run_has_its_data_length_views_and_rate(stored):
     shown = [stored("vi_simsiam"), stored("vi_simsiam_2022", dataset="imagenette", epochs=50)]
     stored("simsiam", epochs=5)

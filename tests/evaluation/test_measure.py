@@ -1,4 +1,4 @@
-"""lib.evaluation.measure: one run, its data sets, the files it leaves, and stored runs."""
+"""lib.evaluation.measure and results: one run, its data, the files it leaves, and their rows."""
 
 import dataclasses
 from copy import copy
@@ -106,11 +106,6 @@ def test_a_run_on_one_class_is_measured_on_the_others(shared_results):
         assert frame.value[score] == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_run_that_is_not_graded_is_measured_on_clean_images(run, monkeypatch):
-    monkeypatch.setattr(measure, "_is_graded", lambda _: False)
-    assert set(measure.measure_run(run).condition) == {"clean"}
-
-
 def test_a_run_is_measured_by_its_settings_data_and_todays_version(run, monkeypatch):
     rows = [{"metric": "accuracy", "value": 0.5}]
     assert not measure.is_measured(run, "99_other")
@@ -128,16 +123,6 @@ def test_a_run_is_measured_by_its_settings_data_and_todays_version(run, monkeypa
     assert not measure.is_measured(run, "99_other")
 
 
-def test_measured_runs_are_the_listed_ones_with_metrics(shared_results, monkeypatch, tiny):
-    listed = [settings.resolve("simsiam", "smoke", seed=seed, **tiny) for seed in (5, 6)]
-    monkeypatch.setattr(settings, "runs", lambda *_: listed)
-    with pytest.raises(FileNotFoundError, match="make reproduce PROFILE=smoke"):
-        results.measured_runs("smoke")
-    store_run(listed[1], [{"value": 1.0}])
-    assert results.measured_runs("smoke") == [listed[1]]
-    assert results.read(measure.SUITE, listed).seed.tolist() == [6]
-
-
 def test_runs_without_data_or_network_are_not_available(run, monkeypatch, tmp_path):
     without_network = run.settings | {"seed": 7}
     without_data = settings.resolve("vi_simsiam", "standard", dataset="imagewoof")
@@ -147,48 +132,28 @@ def test_runs_without_data_or_network_are_not_available(run, monkeypatch, tmp_pa
 
 
 # --------------------------------------------------------------------------------------- data sets
-@pytest.fixture
-def smoke_run():
-    return settings.resolve("simsiam", "smoke") | {"ood_near": [], "ood_far": []}
-
-
-def write_set(folder, split, labels):
-    pixels = np.zeros((len(labels), 8, 8, 3), np.uint8)
-    store.write_npz(folder / f"{split}.npz", images=pixels, labels=np.array(labels))
-
-
-def test_missing_sets_are_named_once(data_dir, smoke_run, monkeypatch):
-    """Those that a network is only measured on apart from those that it is trained on."""
-    others = {"ood_near": ["own", "styled_own"], "ood_far": ["digits_class_3", "own_class_2"]}
-    run = smoke_run | {"dataset": "styled_digits"} | others
-    assert measure.missing_sets([run, run]) == []
-    (reason,) = measure.missing_other_sets([run, run])
-    assert "'own'" in reason
-    not_measured = [run | {"split": "fit"}, run | {"dataset": "digits_class_1"}]
-    assert measure.missing_other_sets(not_measured) == []
-    monkeypatch.setattr(measure, "_is_graded", lambda _: False)
-    assert measure.missing_other_sets([run]) == []
-    (reason,) = measure.missing_sets([run | {"dataset": "other", "split": "fit"}])
-    assert "'other'" in reason
-
-
-@pytest.mark.parametrize("missing", ["cars", "textures_of_ones_own"])
-def test_a_set_that_is_missing_leaves_out_its_measures_only(missing, run):
+def test_a_set_that_is_missing_leaves_out_its_measures_only(run):
     changed = copy(run)
-    changed.settings = run.settings | {"ood_near": ["generated"], "ood_far": [missing]}
-    with pytest.warns(UserWarning, match=f"{missing} is left out"):
+    changed.settings = run.settings | {"ood_near": ["generated"], "ood_far": ["cars"]}
+    with pytest.warns(UserWarning, match="cars"):
         rows, _ = measure._suite(changed, graded=True)
     ood = {row["evaluated_on"] for row in rows if row["condition"].endswith("_ood")}
     assert ood == {"generated"}
 
 
-def test_a_set_of_ones_own_is_checked_before_training(data_dir, smoke_run):
-    write_set(data_dir / "mine", "train", [0, 1, 2])
-    write_set(data_dir / "mine", "test", [0, 1])
-    (reason,) = measure.missing_sets([smoke_run | {"dataset": "mine"}])
-    assert "differ in the classes ['2']" in reason
-    for name in ("mine", "dogs_class_1"):  # a folder is its own set, whatever its name
-        for split in ("train", "test"):
-            write_set(data_dir / name, split, [0, 0, 0])
-        (reason,) = measure.missing_sets([smoke_run | {"dataset": name, "split": "fit"}])
-        assert "one class, '0'" in reason
+# ------------------------------------------------------------------------------------ stored rows
+def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
+    probed = settings.resolve("simvae", "smoke", dataset="digits")
+    other = settings.resolve("vae", "smoke", dataset="digits")
+    assert results.read_factors([probed, other]).empty
+    row = {"condition": "colour", "metric": "accuracy", "value": 0.5, "n": 10}
+    for run, part in (
+        (probed, f"{results.FACTORS}-styled_digits"),
+        (probed, f"{results.FACTORS}-celeba"),
+        (other, "content"),
+    ):
+        store_run(run, [row], part)
+    rows = results.read_factors([probed, other])
+    assert sorted(rows.set) == ["celeba", "styled_digits"]
+    assert set(rows.run) == {settings.run_name(probed)}
+    assert len(results.read("content", [probed, other])) == 1

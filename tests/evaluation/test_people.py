@@ -44,20 +44,6 @@ def test_counts_of_another_order_are_refused(small, tmp_path):
         cifar10h.label_counts(np.roll(LABELS, 1), tmp_path)
 
 
-def test_a_file_with_other_numbers_is_refused(small, tmp_path):
-    path = tmp_path / "cifar10h" / "cifar10h-counts.npy"
-    path.parent.mkdir()
-    np.save(path, drawn_counts(LABELS))
-    with pytest.raises(ValueError, match="cifar10h-counts.npy"):
-        cifar10h.label_counts(LABELS, tmp_path)
-
-
-def test_what_cannot_be_fetched_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(cifar10h, "URL", "http://127.0.0.1:9/counts.npy")
-    with pytest.raises(FileNotFoundError, match="cifar10h"):
-        cifar10h.label_counts(LABELS, tmp_path)
-
-
 def test_the_entropy_of_people_is_in_bits():
     counts = np.array([[50] + [0] * 9, [25, 25] + [0] * 8, [5] * 10])
     np.testing.assert_allclose(cifar10h.human_entropy(counts), [0, 1, np.log2(10)])

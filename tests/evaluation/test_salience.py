@@ -43,16 +43,6 @@ def test_no_place_is_preferred():
     assert maps.mean(0).std() < 0.1 * maps.std(0).mean() + 0.1 * maps.mean()
 
 
-def test_corners_are_those_of_the_largest_and_smallest_mean():
-    maps = torch.zeros(2, 8, 8)
-    maps[0, 4:, :4] = 1.0
-    maps[0, :4, 4:] = -1.0
-    maps[1, 2:6, 3:7] = 1.0
-    most, least = salience.extreme_crops(maps)
-    np.testing.assert_array_equal(most, [[0.5, 0], [0.25, 0.375]])
-    np.testing.assert_array_equal(least[0], [0, 0.5])
-
-
 def test_the_share_is_of_images_whose_salient_crop_has_the_higher_kappa(run):
     (row,) = salience.measure_object_crops(run)
     scores = store.read_scores("smoke", run.name, "digits_crops")

@@ -45,11 +45,6 @@ def test_every_image_has_random_numbers_of_its_own(corruption):
     assert not np.array_equal(first, second)
 
 
-def test_grey_images_stay_grey():
-    images = sources.load("digits", "test", image_size=16).subset(range(3))
-    assert shift.corrupted(images, "snow", 3).images.shape == (3, 16, 16, 1)
-
-
 def test_gaussian_noise_has_the_published_strengths():
     pixels = np.full((40, 16, 16, 3), 128, np.uint8)
     flat = ImageSet("flat", "test", pixels, np.zeros(40, int), ["grey"])

@@ -17,22 +17,14 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 from lib.evaluation import uncertainty as u
 
 
-def scored(n):
-    """Scores that rank positives somewhat higher, rounded so that there are ties."""
-    generator = np.random.default_rng(0)
-    positive = generator.random(n) < 0.6
-    return np.round(1.5 * (generator.normal(size=n) + positive)), positive
-
-
-def predicted(n=500, classes=7, seed=0, sharpness=2.0):
+def predicted(classes=7):
     """Random class probabilities and labels."""
-    generator = np.random.default_rng(seed)
-    probabilities = softmax(sharpness * generator.normal(size=(n, classes)), axis=1)
-    return probabilities, generator.integers(classes, size=n)
+    generator = np.random.default_rng(0)
+    probabilities = softmax(2 * generator.normal(size=(500, classes)), axis=1)
+    return probabilities, generator.integers(classes, size=500)
 
 
 drawn = settings(derandomize=True, deadline=None, max_examples=40)
-seeds = st.integers(0, 2**31 - 1)
 scales = st.floats(-6, 6).map(lambda power: 10.0**power)
 
 
@@ -63,13 +55,6 @@ def test_ranking_measures_are_scikit_learns_ties_included(rows, scale):
     assert values == pytest.approx(expected, abs=1e-12)
     our_false, our_true, _ = u.roc_curve(score, positive)
     assert np.trapezoid(our_true, our_false) == pytest.approx(expected[0], abs=1e-12)
-
-
-def test_auroc_equals_the_count_over_all_pairs():
-    score, positive = scored(120)
-    difference = score[positive][:, None] - score[~positive][None]
-    wins = (difference > 0) + 0.5 * (difference == 0)
-    assert u.auroc(score, positive) == pytest.approx(wins.mean(), abs=1e-14)
 
 
 # ---------------------------------------------------------------------------- selective prediction
@@ -125,35 +110,6 @@ def test_nearest_neighbours_are_scikit_learns(scale):
 
 
 # ------------------------------------------------------------------------------------- calibration
-@drawn
-@given(
-    count=st.integers(1, 200),
-    classes=st.integers(2, 12),
-    sharpness=st.just(0.0) | scales,
-    bins=st.integers(1, 40),
-    equal_mass=st.booleans(),
-    seed=seeds,
-)
-def test_calibration_error_is_the_gap_of_its_bins(
-    count, classes, sharpness, bins, equal_mass, seed
-):
-    probabilities, labels = predicted(count, classes, seed, sharpness)
-    confidence = probabilities.max(1)
-    correct = probabilities.argmax(1) == labels
-    binned = u.confidence_bins(confidence, correct, bins, equal_mass)
-    total = 0
-    filled = binned["count"] > 0
-    for mean, low, high, size in zip(
-        *(binned[name][filled] for name in ("confidence", "low", "high", "count")), strict=True
-    ):
-        inside = (confidence > low) & (confidence <= high)
-        assert inside.sum() == size
-        assert mean == pytest.approx(confidence[inside].mean())
-        total += abs(correct[inside].sum() - confidence[inside].sum()) / count
-    error = u.confidence_calibration_error(confidence, correct, bins, equal_mass)
-    assert error == pytest.approx(total, abs=1e-9)
-
-
 def test_calibration_error_is_torchmetrics():
     probabilities, labels = predicted()
     expected = multiclass_calibration_error(
@@ -162,25 +118,6 @@ def test_calibration_error_is_torchmetrics():
     correct = probabilities.argmax(1) == labels
     ours = u.confidence_calibration_error(probabilities.max(1), correct)
     assert ours == pytest.approx(expected.item(), abs=1e-6)
-
-
-def test_labels_may_be_strings():
-    probabilities, labels = predicted()
-    names = np.array(list("abcdefg"))
-    for measure in (u.nll_per_image, u.brier_per_image):
-        values = measure(probabilities, labels)
-        np.testing.assert_array_equal(measure(probabilities, names[labels], names), values)
-        turned = measure(probabilities[:, ::-1], names[labels], names[::-1])
-        np.testing.assert_allclose(turned, values, atol=1e-14)
-
-
-def test_a_label_without_a_column_is_wrong():
-    probabilities = np.array([[0.75, 0.25], [0.5, 0.5]])
-    labels = ["cat", "fish"]
-    classes = ["cat", "dog"]
-    assert u.nll_per_image(probabilities, labels, classes).tolist() == [-np.log(0.75), np.inf]
-    assert u.brier_per_image(probabilities, labels, classes).tolist() == [0.125, 0.5]
-    assert u.top5_correct(probabilities, labels, classes).tolist() == [True, False]
 
 
 def test_bins_are_open_below_and_closed_above():
@@ -196,6 +133,8 @@ def test_bins_of_equal_mass_keep_ties_together():
     confidence = np.repeat([0.3, 0.9], [70, 30])
     binned = u.confidence_bins(confidence, np.ones(100, bool), bins=10, equal_mass=True)
     assert binned["count"].tolist() == [70, 30]
+    error = u.confidence_calibration_error(confidence, np.ones(100, bool), 10, equal_mass=True)
+    assert error == pytest.approx(0.7 * 0.7 + 0.3 * 0.1)
     binned = u.confidence_bins(np.linspace(0.1, 1, 90), np.ones(90, bool), 3, equal_mass=True)
     assert binned["count"].tolist() == [30, 30, 30]
 
@@ -275,19 +214,6 @@ def test_bootstrap_of_a_mean_is_the_normal_interval():
     assert high == pytest.approx(values.mean() + 1.96 * error, abs=0.15 * error)
 
 
-def test_bootstrap_equals_resampling_by_hand():
-    score, positive = scored(200)
-    generator = np.random.default_rng(0)
-    values = []
-    for _ in range(50):
-        rows = generator.integers(200, size=200)
-        values.append(u.auroc(score[rows], positive[rows]))
-    expected = tuple(np.quantile(values, [0.025, 0.975]))
-    interval = u.bootstrap_interval(u.auroc, score, positive, draws=50)
-    assert interval == pytest.approx(expected, abs=1e-14)
-    assert interval != u.bootstrap_interval(u.auroc, score, positive, draws=50, seed=1)
-
-
 def test_undefined_draws_are_drawn_again_until_they_are_the_rule():
     score = np.arange(30.0)
     low, high = u.bootstrap_interval(u.auroc, score, score == 3, draws=100)
@@ -326,25 +252,19 @@ def test_a_row_has_nan_where_something_is_undefined():
 
 
 # ------------------------------------------------------------------------------------------ errors
+HALF = np.full((4, 2), 0.5)
+RIGHT = np.array([True, False, True, True])
+
+
 @pytest.mark.parametrize(
-    "measure",
-    [u.nll_per_image, u.brier_per_image, u.top5_correct],
+    ("call", "culprit"),
+    [
+        (lambda: u.brier_per_image(HALF, [0, 1]), "labels"),
+        (lambda: u.nll_per_image(1.01 * HALF, [0, 1, 0, 1]), "sum"),
+        (lambda: u.auroc(np.arange(4.0), np.arange(4)), "0/1"),
+        (lambda: u.confidence_calibration_error(np.full(4, 1e6), RIGHT), "confidence"),
+    ],
 )
-def test_bad_probabilities_are_errors(measure):
-    probabilities, labels = predicted(20)
-    for arguments, culprit in [
-        ((probabilities, labels[:-1]), "labels"),
-        ((probabilities * 1.01, labels), "summing to 1"),
-        ((probabilities, ["cat"] * 20), "pass classes"),
-    ]:
-        with pytest.raises(ValueError, match=culprit):
-            measure(*arguments)
-    measure(probabilities * 1.0009, labels)
-
-
-def test_truths_and_confidences_are_looked_at():
-    score, positive = scored(20)
-    with pytest.raises(ValueError, match="0/1"):
-        u.auroc(score, np.arange(20))
-    with pytest.raises(ValueError, match="confidence"):
-        u.confidence_calibration_error(np.full(20, 1e6), positive)
+def test_what_would_silently_give_a_wrong_measure_is_refused(call, culprit):
+    with pytest.raises(ValueError, match=culprit):
+        call()

@@ -1,16 +1,11 @@
 """lib.networks: sizes against torchvision, and the map from raw outputs to concentrations."""
 
-import math
-
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from lib import networks
-from lib.evaluation.theory import at_cosine
-from lib.losses import vi_simsiam_loss
-from lib.runs import settings
 from tests.methods.comparison import close
 
 MAPPINGS = ["natural", "softplus", "exp"]
@@ -41,20 +36,6 @@ def test_views_that_leave_one_pixel_for_the_last_stage_are_refused(stem, reducti
             networks.backbone(RESNET | {"stem": stem} | change, 3)
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"backbone": "vgg"}, "backbone 'vgg'"),
-        ({"stem": "big"}, "stem 'big'"),
-        ({"backbone": "vit", "method": "simsiam"}, "recipe of simsiam says nothing of a vit"),
-        ({"backbone": "mlp", "local_views": 2}, "set local_views to 0, not 2"),
-    ],
-)
-def test_backbones_that_cannot_be_are_errors(change, message):
-    with pytest.raises(ValueError, match=message):
-        networks.backbone(RESNET | change, 3)
-
-
 # ----------------------------------------------------------------------------------- concentration
 @pytest.mark.parametrize("mapping", MAPPINGS)
 @pytest.mark.parametrize("dimension", [2, 2048])
@@ -73,13 +54,6 @@ def test_start_at_cosine(mapping, dimension, cosine):
     assert torch.equal(last.weight[:-1], before)
 
 
-@pytest.mark.parametrize("mapping", MAPPINGS)
-def test_concentration_is_positive_and_rises_with_the_raw_output(mapping):
-    raw = torch.linspace(-20, 8, 200)
-    kappa = networks.to_concentration(raw, 64, mapping)
-    assert kappa.dtype == torch.float32 and (kappa > 0).all() and (kappa.diff() > 0).all()
-
-
 @pytest.mark.parametrize("dimension", [2, 256, 4096])
 def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(dimension):
     raw = torch.tensor([-1000.0, -10.0, -3.0, -1.735, 0.0, 20.0, 1e6])
@@ -88,27 +62,6 @@ def test_natural_concentration_is_the_logit_of_the_mean_cosine_up_to_its_bound(d
     assert (kappa >= 0).all() and rho.max() <= networks.MAX_COSINE + 1e-6
     close(rho[-1], 0.98, abs=1e-6)
     torch.testing.assert_close(rho[1:4], torch.sigmoid(raw[1:4].double()), rtol=4e-3, atol=0)
-
-
-@pytest.mark.parametrize("dimension", [16, 256, 2048])
-def test_gradient_of_the_divided_loss_in_the_raw_output_is_of_order_one(dimension):
-    """-e^a log[((1+s)/2)(D-1+κ)/((D-1)/2+κ)] for large D; with softplus it falls like 1/D."""
-    s = 0.6
-    direction, target = at_cosine(torch.tensor([s]), dimension)
-    raw = torch.tensor([math.log(0.15 / 0.85)], requires_grad=True)
-    kappa = networks.to_concentration(raw, dimension)
-    n = dimension - 1
-    (vi_simsiam_loss(direction, kappa, target) / n).backward()
-    k = kappa.item()
-    close(raw.grad, [-k / n * math.log((1 + s) / 2 * (n + k) / (n / 2 + k))], rel=0.1)
-    assert 0.02 < abs(raw.grad.item()) < 1
-
-
-def test_concentration_ignores_autocast_and_half_precision():
-    raw = torch.tensor([0.3, -1.0], dtype=torch.bfloat16)
-    with torch.autocast("cpu", torch.bfloat16):
-        kappa = networks.to_concentration(raw, 2048)
-    torch.testing.assert_close(kappa, networks.to_concentration(raw.float(), 2048))
 
 
 # --------------------------------------------------------------------------------- target networks
@@ -124,18 +77,6 @@ def test_update_average_is_the_moving_average():
         expected = 0.9 * before[name] + 0.1 * kept[name] if name in parameters else before[name]
         torch.testing.assert_close(value, expected)
         assert torch.equal(online.state_dict()[name], kept[name])
-
-
-# ------------------------------------------------------------------------------ vision transformer
-def test_a_vit_takes_views_of_any_side_that_patches_divide():
-    network = networks.vit(16, 2, 2, 4, 16).eval()
-    for size in (16, 8):
-        assert network(torch.rand(3, 3, size, size)).shape == (3, network.features) == (3, 16)
-    described = settings.resolve("prosmin_vit", "smoke")
-    with pytest.raises(ValueError, match="local_size is 10 px; .* patch_size 4"):
-        networks.backbone(described | {"local_size": 10}, 3)
-    with pytest.raises(ValueError, match="width 16 and 3 heads"):
-        networks.vit(16, 2, 3, 4, 16)
 
 
 # --------------------------------------------------------------------------------- narrow networks
@@ -155,10 +96,3 @@ def test_narrow_shortcut_is_the_strided_convolution(inputs, stride):
     theirs(x.double()).square().sum().backward()
     torch.testing.assert_close(ours(x).double(), theirs(x.double()))
     torch.testing.assert_close(ours.weight.grad.double(), theirs.weight.grad, rtol=1e-4, atol=1e-3)
-
-
-@pytest.mark.parametrize("width", [2, 4, 8])
-def test_narrow_networks_have_no_strided_convolution_of_few_channels(width):
-    for layer in networks.resnet18(width, "stride2", channels=1).modules():
-        if type(layer) is nn.Conv2d and layer.kernel_size == (1, 1) and layer.stride != (1, 1):
-            assert layer.in_channels >= 8

@@ -91,11 +91,6 @@ def test_one_view_is_a_vae(options, scale):
     kl = kl_divergence(posterior, Normal(torch.zeros(2).double(), scale)).sum(1).mean()
     close(terms["entropy"] + terms["prior"], kl, rel=1e-12)
 
-    inputs = (toy.mean @ toy.w.T, toy.x, toy.mean, toy.log_variance)
-    simvae = losses.simvae_loss(*inputs, toy.mean, variance=toy.noise)
-    vae = losses.vae_loss(*[tensor[0] for tensor in inputs], variance=toy.noise)
-    close(simvae["reconstruction"], vae["reconstruction"], rel=1e-12)
-
 
 def test_terms_are_what_torch_says_they_are():
     toy = LinearGaussian(3)
@@ -111,21 +106,6 @@ def test_terms_are_what_torch_says_they_are():
     gaussian = losses.simvae_loss(logits, toy.x, toy.mean, toy.log_variance, z, variance=0.5)
     log_p = Normal(logits, 0.5**0.5).log_prob(toy.x)
     close(gaussian["reconstruction"], -log_p.sum((0, 2)).mean())
-
-
-@pytest.mark.parametrize(("scale", "level"), [(2.0, "\\[0, 2\\]"), (-1.0, "-1"), (math.nan, "nan")])
-def test_a_bernoulli_likelihood_refuses_images_outside_its_range(scale, level):
-    toy = LinearGaussian(3)
-    pixels = (toy.x > 0).double()
-
-    def loss(pixels, likelihood):
-        decoded = toy.mean @ toy.w.T
-        losses.simvae_loss(decoded, pixels, toy.mean, toy.log_variance, toy.mean, likelihood)
-
-    with pytest.raises(ValueError, match=f"{level}.*Bernoulli"):
-        loss(scale * pixels, "bernoulli")
-    loss((1 + 1e-6) * pixels, "bernoulli")
-    loss((scale * pixels).nan_to_num(), "gaussian")
 
 
 @pytest.mark.parametrize(
@@ -177,35 +157,6 @@ def test_a_rotation_of_the_latents_changes_no_prior(prior):
     )
 
 
-def test_computed_in_float32_under_autocast():
-    toy = LinearGaussian(2)
-    x, m, v = (tensor.float() for tensor in (toy.x, toy.mean, toy.log_variance))
-    with torch.autocast("cpu", torch.bfloat16):
-        inside = losses.simvae_loss(x + 0.1, x, m, v, m)["loss"]
-    torch.testing.assert_close(inside, losses.simvae_loss(x + 0.1, x, m, v, m)["loss"])
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"likelihood": "poisson"}, "likelihood 'poisson'"),
-        ({"mean_prior": "flat"}, "mean_prior 'flat'"),
-        ({"variance": 0.0}, "^variance is 0.0"),
-        ({"prior_variance": -1.0}, "prior_variance is -1.0"),
-        ({"sample": torch.zeros(2, 3)}, r"\[J, B, L\]"),
-        ({"images": torch.zeros(2, 3, 4)}, "must have one shape"),
-    ],
-)
-def test_what_cannot_be_is_refused(change, message):
-    toy = LinearGaussian(2)
-    arguments = {"reconstruction": toy.x, "images": toy.x, "mean": toy.mean}
-    arguments |= {"log_variance": toy.mean, "sample": toy.mean}
-    with pytest.raises(ValueError, match=message):
-        losses.simvae_loss(**(arguments | change))
-    with pytest.raises(ValueError, match="as many as the 3 means"):
-        losses.vae_loss(toy.x[0, :2], toy.x[0, :2], toy.mean[0], toy.mean[0])
-
-
 # ---------------------------------------------------------------------------------------- networks
 def test_networks_are_those_of_tables_3_and_4():
     encoder = networks.mlp(1, 28)
@@ -231,14 +182,6 @@ def test_convolutional_networks_fit_every_size(size):
     if size % 2 == 0:
         decoder = networks.decoder(5, 1, size, "resnet")
         assert decoder(torch.zeros(2, 5)).shape == (2, 1, size, size)
-
-
-@pytest.mark.parametrize("size", [7, 9])
-def test_sizes_that_no_decoder_doubles_to_are_refused(size):
-    with pytest.raises(ValueError, match=f"image_size is {size} px; the decoder doubles"):
-        networks.decoder(5, 1, size, "resnet")
-    with pytest.raises(ValueError, match="needs at least 16 px"):
-        networks.resnet_simvae(1, size)
 
 
 # ----------------------------------------------------------------------------------------- methods
@@ -294,16 +237,8 @@ def test_a_loss_is_its_function_of_one_sample_of_the_posterior(method, change):
         expected = 2 * expected + consistency
     close(terms["loss"], expected, rel=1e-5)
     close(terms["mse"], (picture - x).square().mean(), rel=1e-5)
+    close(terms["posterior_variance"], log_variance.exp().mean(), rel=1e-4)
     torch.testing.assert_close(network.picture(z), picture)
-
-
-def test_cr_vae_asks_for_consistency_between_exactly_two_views():
-    network = small("cr_vae")
-    (first, second) = draw_views()
-    assert terms_of(network, [first, first])["consistency"] == 0
-    assert terms_of(network, [first, second])["consistency"] > 0
-    with pytest.raises(ValueError, match="set views to 2, not 3"):
-        network.loss([first] * 3)
 
 
 def test_an_image_is_embedded_as_it_was_trained_on_binarised():
@@ -318,20 +253,3 @@ def test_the_public_codes_weight_counts_reconstruction_more():
     plain = terms_of(small("simvae_public_code", **BINARY), views)
     heavy = terms_of(small("simvae_public_code", **BINARY, reconstruction_weight=99.5), views)
     close(heavy["loss"] - plain["loss"], 98.5 * plain["reconstruction"], rel=1e-4)
-    on_mnist = settings.resolve("simvae_public_code", "paper", dataset="mnist")
-    close(on_mnist["reconstruction_weight"], math.exp(4.6), rel=1e-12)
-    recipe = settings.recipe("simvae_public_code")
-    close(recipe["variance"], math.exp(-4.6), rel=1e-12)
-    close(recipe["entropy_weight"], 2 * math.pi, rel=1e-12)
-
-
-def test_the_log_of_a_vae_counts_the_latents_whose_means_differ_between_images():
-    network = small("vae")
-    views = draw_views(2, 20)
-    network.posterior.weight.data[:2] *= 50
-    network.posterior.weight.data[2:4] = 0
-    network.posterior.weight.data[4:] *= 30
-    mean, log_variance = network.encode(torch.cat(views))
-    terms = network.loss(views)
-    assert terms["active_latents"].item() == 2 == (mean.var(0) > 0.01).sum()
-    close(terms["posterior_variance"], log_variance.exp().mean(), rel=1e-4)

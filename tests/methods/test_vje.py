@@ -3,7 +3,6 @@ gives, and what its gradients keep apart.
 """
 
 import math
-from functools import partial
 
 import mpmath
 import numpy as np
@@ -91,21 +90,13 @@ def test_the_log_density_is_scipys_student_t_of_the_tangent_vector():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_antipode_is_as_unlikely_as_what_lies_beside_it(dtype):
-    loc = torch.cat([torch.eye(5), unit(20, 5)]).to(dtype)
+    loc = torch.cat([torch.eye(5), unit(20, 5)]).to(dtype).requires_grad_()
     density = DirectionalStudentT(loc, torch.full_like(loc, 0.1), 3.0, validate_args=False)
+    log_prob = density.log_prob(-loc.detach())
     expected = stats.multivariate_t(np.zeros(4), 0.1 * np.eye(4), df=3).logpdf([math.pi, 0, 0, 0])
-    assert density.log_prob(-loc).tolist() == pytest.approx([expected] * 25, rel=1e-5)
-
-
-@pytest.mark.parametrize("angle", [0.0, 1e-4, 0.05, 3.1, math.pi])
-def test_gradients_are_finite_from_the_direction_itself_to_its_antipode(angle):
-    loc = f64([1.0, 0.0, 0.0]).requires_grad_()
-    squared = torch.full((3,), 0.3, dtype=torch.float64, requires_grad=True)
-    density = DirectionalStudentT(loc, squared, 4.0, validate_args=False)
-    value = density.log_prob(f64([math.cos(angle), math.sin(angle), 0.0]))
-    value.backward()
-    for quantity in (value, loc.grad, squared.grad):
-        assert quantity.isfinite().all()
+    assert log_prob.tolist() == pytest.approx([expected] * 25, rel=1e-5)
+    (log_prob + density.log_prob(loc.detach())).sum().backward()
+    assert loc.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("freedom", [4.0, 1e3, 1e6])
@@ -116,32 +107,6 @@ def test_the_radial_factor_is_scipys_student_t_of_the_length_or_its_logarithm(fr
     _, radial = losses.vje_likelihood(*inputs, 4.0, freedom, 0.7, log_radius=True)
     log_density = stats.t.logpdf(math.log(5.0), freedom, math.log(4.5), 0.7) - math.log(5.0)
     close(radial, [log_density], rel=1e-6)
-
-
-ONES = torch.ones(2, 3)
-UNIT = F.normalize(ONES, dim=1)
-vje_loss_of_ones = partial(losses.vje_loss, ONES, ONES, ONES, ONES)
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: DirectionalStudentT(UNIT, torch.ones(2, 1), 4.0), "squared_scale"),
-        (lambda: DirectionalStudentT(UNIT, -ONES, 4.0), "squared_scale.*one is -1"),
-        (lambda: DirectionalStudentT(UNIT, ONES, 0), "degrees_of_freedom is 0"),
-        (lambda: DirectionalStudentT(UNIT, ONES, math.inf), "degrees_of_freedom is inf"),
-        (lambda: DirectionalStudentT(UNIT, ONES, 4.0).log_prob(ONES), "norm"),
-        (lambda: vje_loss_of_ones(likelihood="sphere"), "likelihood 'sphere'"),
-        (lambda: vje_loss_of_ones(prior_variance=0.0), "prior_variance is 0.0"),
-        (lambda: vje_loss_of_ones(radial_scale=-1.0), "radial_scale is -1.0"),
-        (lambda: vje_loss_of_ones(radial_freedom=math.inf), "radial_freedom is inf"),
-        # where the constants cancel
-        (lambda: vje_loss_of_ones(directional_freedom=1e15), r"freedom .*1e\+15"),
-    ],
-)
-def test_densities_and_losses_that_cannot_be_are_refused(call, message):
-    with pytest.raises(ValueError, match=message):
-        call()
 
 
 # --------------------------------------------------------------------------------------- the bound
@@ -203,28 +168,6 @@ def test_the_sampled_loss_is_the_expected_one():
     close(sampled, toy.expected_loss(mean), abs=0.02)
 
 
-@pytest.mark.parametrize("likelihood", ["polar", "ambient", "euclidean"])
-def test_the_evidence_of_the_ambient_model_alone_sums_to_more_than_one(likelihood):
-    """The model's mass over all targets, for a latent far from the origin and small scales."""
-    angles = torch.arange(1500, dtype=torch.float64) * 2 * math.pi / 1500
-    radii = torch.linspace(0.01, 8, 800, dtype=torch.float64)
-    directions = torch.stack([angles.cos(), angles.sin()], -1)
-    target = (directions[:, None] * radii[:, None]).flatten(0, 1)
-    z = f64([[1.5, -0.4]]).expand_as(target)
-    log_v = torch.full_like(target, math.log(0.02))
-    log_p = sum(
-        losses.vje_likelihood(target, z, log_v, 4.0, 4.0, 0.2, likelihood, scale_directions=False)
-    )
-    cell = 2 * math.pi / 1500 * (radii[1] - radii[0])
-    if likelihood == "euclidean":  # a density of the embedding itself, in the plane
-        close((log_p.exp() * target.norm(dim=1) * cell).sum(), 1, abs=1e-4)
-    mass = (log_p.exp() * cell).sum().item()
-    if likelihood == "polar":
-        assert 0.9 < mass <= 1.001
-    if likelihood == "ambient":
-        assert mass > 2
-
-
 # ---------------------------------------------------------------------------- gradients and optima
 def test_the_directional_factor_moves_directions_and_the_radial_factor_lengths():
     target = normal(6, 5).requires_grad_()
@@ -239,22 +182,6 @@ def test_the_directional_factor_moves_directions_and_the_radial_factor_lengths()
             moved, unmoved = (along, across) if moves_length else (across, along)
             assert unmoved.abs().max() < 1e-9
             assert moved.abs().min() > 1e-3
-
-
-def test_the_pull_of_an_outlier_fades_with_heavy_tails_and_grows_without():
-    """|d log p / d angle| at a small and at a large angle: the reason for the t."""
-    loc = f64([1.0, 0, 0, 0])
-    squared = torch.full_like(loc, 0.05)
-    pulls = {}
-    for freedom in (2.0, 1e6):
-        for angle in (0.3, 2.0):
-            theta = f64(angle).requires_grad_()
-            u = torch.stack([theta.cos(), theta.sin(), 0 * theta, 0 * theta])
-            DirectionalStudentT(loc, squared, freedom).log_prob(u).backward()
-            pulls[freedom, angle] = -theta.grad.item()
-    assert pulls[2.0, 2.0] < 0.5 * pulls[2.0, 0.3]
-    assert pulls[1e6, 2.0] == pytest.approx(2.0 / 0.05, rel=1e-3)
-    assert pulls[1e6, 2.0] > 6 * pulls[1e6, 0.3]
 
 
 def test_the_kl_of_the_loss_is_to_the_prior_that_is_given():
@@ -455,17 +382,3 @@ def test_the_averaged_likelihood_of_an_image_is_over_samples_of_z():
     close(averaged.mean(), np.mean(terms), abs=8 * np.std(terms) / 400**0.5 + 1e-3)
     single = network.uncertainties(image[3:4], samples=400).native["averaged_likelihood"]
     torch.testing.assert_close(single[0], averaged[3], rtol=1e-4, atol=1e-8)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"directional_freedom": 0.0},
-        {"radial_scale": -1.0},
-        {"initial_variance": 1e9},
-        {"local_views": 2},
-    ],
-)
-def test_settings_that_make_no_sense_are_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
-        small(**change)

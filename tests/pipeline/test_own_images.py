@@ -130,25 +130,6 @@ def test_folders_of_years_are_names_and_no_numbers(tmp_path):
     assert stored.issues.tolist() == ["dark, flat", ""]
 
 
-<<<<<<< HEAD
-=======
-def test_names_in_figures_are_short_and_different():
-    names = [score.short_name(name, place) for place, name in enumerate(["a" * 40, "a" * 41])]
-    assert len(set(names)) == 2 and max(len(name) for name in names) <= 24
-
-
-def test_a_contact_sheet_shows_the_ranked_in_reading_order():
-    images = np.zeros((64, 16, 16, 3), np.uint8)
-    images[:, :, :, 0] = np.arange(64)[:, None, None]
-    index = np.arange(64)[::-1]
-    table = pd.DataFrame({"index": index, "rank": 64 - index, "kappa": index + 1.0})
-    figure = score.contact_sheet(images, table)
-    tenth = figure.axes[9].get_images()[0].get_array()
-    assert tenth[0, 0, 0] == 54
-    assert figure.axes[9].get_xlabel() == "10 · 55"
-
-
->>>>>>> d33a3987dbd4cda25701bb1b8f417f31e0ec4d8b
 # ------------------------------------------------------------------------- encoders
 @pytest.fixture
 def committed(monkeypatch):
