@@ -17,7 +17,7 @@ OTHER_VAES = ("vae", "beta_vae", "cr_vae")  # what SimVAE is compared with
 GAP = ["dataset", "method", "lower", "upper", "percent", "lower_percent", "upper_percent"]
 GAP += ["share", "ci_low", "ci_high", "seeds", "n", "runs"]
 USUAL_TEMPERATURE = 0.04  # of DINO's teacher
-TUNING = ["method", "epochs", "setting", "value", "validation_knn_percent"]
+TUNING = ["method", "epochs", "setting", "value", "validation_knn_percent", "effective_rank"]
 
 
 # -------------------------------------------------------------------------------- what is compared
@@ -93,9 +93,9 @@ def variants(runs: Sequence[dict]) -> dict[str, str]:
 def tuning(profile: str) -> pd.DataFrame:
     """What was tried before the runs, a row a value of a method's learning rate (β of the β-VAE).
 
-    Columns: method, epochs, setting, value, validation_knn_percent (NaN where not run), and chosen:
-    the best of a method all of whose values are run. The untrained network and raw pixels are rows
-    of it.
+    Columns: method, epochs, setting, value, validation_knn_percent (NaN where not run),
+    effective_rank of the features, and chosen: the best of a method all of whose values are run.
+    The untrained network and raw pixels are rows of it.
     """
     rows = []
     for run in settings.tuning_runs(profile):
@@ -104,6 +104,7 @@ def tuning(profile: str) -> pd.DataFrame:
             continue
         metrics = store.read_metrics(profile, store.SUITE, settings.run_name(run))
         accuracy = metrics[metrics.metric == "accuracy"].value
+        rank = metrics[metrics.metric == "effective_rank"].value
         rows.append(
             {
                 "method": run["method"],
@@ -111,6 +112,7 @@ def tuning(profile: str) -> pd.DataFrame:
                 "setting": setting,
                 "value": run[setting],
                 "validation_knn_percent": 100 * accuracy.mean(),
+                "effective_rank": rank.mean(),
             }
         )
     frame = pd.DataFrame(rows, columns=TUNING)
