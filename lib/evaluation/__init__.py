@@ -24,6 +24,7 @@ _MODULES = (
     "results",
     "salience",
     "shift",
+    "similarities",
     "style",
     "suite",
     "theory",

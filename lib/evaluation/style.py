@@ -2,35 +2,27 @@
 
 Content is the class of an image, style is what varies within a class (colour, scale, position).
 The first functions take arrays of features: MLP probe, k-NN, Gaussian mixture, retention of style,
-variance within groups, Fréchet distance. Then a stored run is measured with them, and what SimCLR
-keeps of style by two similarities.
+variance within groups, Fréchet distance. Then a stored run is measured with them.
 """
 
 import contextlib
-import itertools
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 import scipy
-import torch
-from torch import nn
 
 from lib.data import sources
 from lib.data.sets import ImageSet
-from lib.evaluation import measure, probes, theory
+from lib.evaluation import measure
 from lib.evaluation.embed import Embedded
 from lib.evaluation.suite import metrics_row, value_rows
 from lib.evaluation.uncertainty import (
     UndefinedStatistic,
     centred,
     checked_features,
-    with_interval,
 )
-from lib.runs import settings as run_settings
 from lib.runs import store
 
 CONTENT = ("content", "age")  # factors that are content; of faces the age is a fine content
@@ -64,14 +56,6 @@ NEIGHBOURS = {"most": 15, "chosen": "on a tenth of train"}
 MIXTURE = {"covariances": "full", "starts": 10}
 CLUSTERED_IMAGES = 10_000  # images that the Gaussian mixture is fitted to
 GROUP_VIEWS = 4  # views of each image whose variance is measured
-KNN = "content, k-NN"  # beside the factors, which an MLP predicts
-# Short trainings of SimCLR by the similarity in its loss (§4.3.2 and App. A.5), what is changed.
-SIMILARITIES = {
-    "cosine, τ = 0.5": {"temperature": 0.5},
-    "dot product, τ = 10": {"temperature": 10.0, "similarity": "dot"},
-    "untrained": {},
-}
-SIMCLR = {"learning_rate": 1e-3, "representation": 64}  # of all of them
 
 
 # ------------------------------------------------------------------------------------ classifiers
@@ -239,45 +223,6 @@ def retentions(probed: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
     return table.drop(columns=["ci_low", "ci_high"])
 
 
-@dataclass
-class ProbedFactor:
-    """One factor of N images, and what the probes of two representations predict of it.
-
-    scale: the skill of a probe of raw pixels minus chance, of all images.
-    """
-
-    truth: np.ndarray  # [N]
-    first: np.ndarray  # [N]
-    second: np.ndarray  # [N]
-    scale: float
-
-
-def retention_difference(factors: Sequence[ProbedFactor], draws: int = 2000) -> dict[str, float]:
-    """Retention by the first minus that by the second representation, mean over factors.
-
-    Returns difference, its 95 % bootstrap interval over images (ci_low, ci_high), and n. All
-    factors are of the same images in the same order, and a draw takes an image with all factors.
-    """
-
-    def mean_difference(images: np.ndarray) -> float:
-        differences = []
-        for factor in factors:
-            truth = factor.truth[images]
-            gain = skill(factor.first[images], truth) - skill(factor.second[images], truth)
-            differences.append(gain / factor.scale)
-        return float(np.mean(differences))
-
-    return _difference_over_images(mean_difference, len(factors[0].truth), draws)
-
-
-def _difference_over_images(
-    difference: Callable[[np.ndarray], float], count: int, draws: int
-) -> dict[str, float]:
-    """A function of the indices of images: difference, ci_low, ci_high and n."""
-    interval = with_interval(difference, np.arange(count), draws=draws)
-    return {"difference": interval.pop("value"), **interval, "n": count}
-
-
 # ----------------------------------------------------------- clusters, variances and distributions
 def clustering_scores(
     train_x: np.ndarray,
@@ -338,25 +283,6 @@ def variance_within(features: np.ndarray, groups: np.ndarray) -> float:
         )
     within = x - pd.DataFrame(x).groupby(groups).transform("mean").to_numpy()
     return float(np.sum(within**2) / (len(x) - count) * (len(x) - 1) / np.sum(x**2))
-
-
-def variance_difference(
-    first: np.ndarray, second: np.ndarray, draws: int = 500
-) -> dict[str, float]:
-    """``variance_within`` the N images of first minus that of second, [V, N, L] in V views each.
-
-    Returns difference, its 95 % bootstrap interval over images (ci_low, ci_high), and n.
-    """
-
-    def share(features: np.ndarray, images: np.ndarray) -> float:
-        views, _, length = features.shape
-        groups = np.tile(np.arange(len(images)), views)
-        return variance_within(features[:, images].reshape(-1, length), groups)
-
-    def difference(images: np.ndarray) -> float:
-        return share(first, images) - share(second, images)
-
-    return _difference_over_images(difference, first.shape[1], draws)
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
@@ -473,8 +399,8 @@ def measure_factors(run: measure.Run, dataset: str) -> list[dict]:
     test_x = run.embed(test)["features"]
     rows = []
     for factor in ("content", *sources.style_factors(train)):
-        train_y = _truth(train, factor)
-        test_y = _truth(test, factor)
+        train_y = truth_of(train, factor)
+        test_y = truth_of(test, factor)
         train_known = _is_known(train_y)
         test_known = _is_known(test_y)
         train_y = train_y[train_known]
@@ -495,9 +421,9 @@ def measure_factors(run: measure.Run, dataset: str) -> list[dict]:
     return rows
 
 
-def _truth(images: ImageSet, factor: str) -> np.ndarray:
+def truth_of(images: ImageSet, factor: str) -> np.ndarray:
     """The labels of the content, or the values of a style factor, of every image."""
-    return images.labels if factor in ("content", KNN) else images.extra[factor]
+    return images.labels if factor == "content" else images.extra[factor]
 
 
 def _is_known(labels: np.ndarray) -> np.ndarray:
@@ -505,127 +431,3 @@ def _is_known(labels: np.ndarray) -> np.ndarray:
     if labels.dtype.kind == "i":
         return labels >= 0
     return np.full(len(labels), True)
-
-
-# --------------------------------------------------------------------------- similarities of SimCLR
-@dataclass
-class ProbedLayer:
-    """The outputs [V, N, L] of a layer for V views of N images, and what probes predict from it.
-
-    predicted: factor -> predictions for the test images.
-    """
-
-    views: np.ndarray
-    predicted: dict[str, np.ndarray]
-
-
-@dataclass
-class Similarities:
-    """What the layers of SimCLR keep after short trainings by the similarities of SIMILARITIES.
-
-    - layers: one row a similarity, layer (encoder, projector) and factor (the style factors,
-      "content" by the MLP probe, and KNN): skill, chance, pixels (skill from raw pixels) and
-      retention; variance_within views of an image, of the layer.
-    - differences: one row a question, with difference, its bootstrap interval over images, seeds
-      (one) and counts. Questions: "style kept" and "variance among views", encoder minus projector,
-      of each similarity; k-NN accuracy of one similarity minus another ("cosine minus dot
-      product"), which counts only if both beat the untrained network.
-    """
-
-    layers: pd.DataFrame
-    differences: pd.DataFrame
-
-
-@cache
-def measure_similarities(profile: str) -> Similarities:
-    """Train SimCLR shortly by each similarity on images of known style, and probe its layers."""
-    budget = run_settings.profile_settings(profile)
-    dataset = budget["factor_sets"][0]
-    base = run_settings.resolve("simclr_latent", profile, dataset=dataset) | SIMCLR
-    train_count, test_count = budget["factor_images"]
-    size = base["image_size"]
-    train = sources.load(dataset, "train", image_size=size).sample(train_count)
-    test = sources.load(dataset, "test", image_size=size).sample(test_count)
-    layers = {}
-    for name, changes in SIMILARITIES.items():
-        steps = budget["similarity_steps"] if changes else 0
-        training = theory.short_training(base | changes, steps)
-        method = training.method
-        projector = nn.Sequential(method.backbone, method.projector)
-        for layer, network in (("encoder", method.backbone), ("projector", projector)):
-            layers[name, layer] = _probe_layer(network, training.views, train, test)
-    pixels = _probe_layer(nn.Flatten(), training.views, train, test)
-    table = _layers_table(layers, pixels, train, test)
-    return Similarities(table, _differences(layers, table, test, budget["bootstrap_draws"]))
-
-
-@torch.no_grad()
-def _probe_layer(
-    network: nn.Module, views: list[torch.Tensor], train: ImageSet, test: ImageSet
-) -> ProbedLayer:
-    network = network.eval().cpu()
-    train_x = network(train.batch(range(len(train))).float() / 255).float().numpy()
-    test_x = network(test.batch(range(len(test))).float() / 255).float().numpy()
-    predicted = {KNN: probes.knn_predict(train_x, train.labels, test_x)[0]}
-    for factor in ("content", *sources.style_factors(train)):
-        predicted[factor] = mlp_probe(train_x, _truth(train, factor), test_x)
-    outputs = torch.stack([network(view.cpu()) for view in views])
-    return ProbedLayer(outputs.float().numpy(), predicted)
-
-
-def _layers_table(
-    layers: dict[tuple[str, str], ProbedLayer], pixels: ProbedLayer, train: ImageSet, test: ImageSet
-) -> pd.DataFrame:
-    rows = []
-    for (similarity, layer), probed in layers.items():
-        views, count, length = probed.views.shape
-        groups = np.tile(np.arange(count), views)
-        share = variance_within(probed.views.reshape(-1, length), groups)
-        for factor, predicted in probed.predicted.items():
-            truth = _truth(test, factor)
-            row = {"similarity": similarity, "layer": layer, "factor": factor}
-            row["skill"] = skill(predicted, truth)
-            row["chance"] = chance(_truth(train, factor), truth)
-            row["pixels"] = skill(pixels.predicted[factor], truth)
-            rows.append(row | {"variance_within": share})
-    table = pd.DataFrame(rows)
-    range_of_skill = (table.pixels - table.chance).where(table.pixels > table.chance)
-    return table.assign(retention=(table.skill - table.chance) / range_of_skill)
-
-
-def _differences(
-    layers: dict[tuple[str, str], ProbedLayer], table: pd.DataFrame, test: ImageSet, draws: int
-) -> pd.DataFrame:
-    rows = []
-    is_style = ~table.factor.isin(["content", KNN]) & table.retention.notna()
-    scales = table[is_style].groupby("factor").first().eval("pixels - chance")
-    for similarity in SIMILARITIES:
-        encoder = layers[similarity, "encoder"]
-        projector = layers[similarity, "projector"]
-        factors = []
-        for factor, scale in scales.items():
-            factors.append(
-                ProbedFactor(
-                    truth=_truth(test, factor),
-                    first=encoder.predicted[factor],
-                    second=projector.predicted[factor],
-                    scale=scale,
-                )
-            )
-        kept = retention_difference(factors, draws)
-        variance = variance_difference(encoder.views, projector.views, draws // 4)
-        for question, difference in (("style kept", kept), ("variance among views", variance)):
-            row = {"question": f"{question}, encoder minus projector", "similarity": similarity}
-            rows.append(row | difference)
-    accuracy = {}
-    for name in SIMILARITIES:
-        accuracy[name] = (layers[name, "encoder"].predicted[KNN] == test.labels).astype(float)
-    for first, second in itertools.combinations(SIMILARITIES, 2):
-        interval = with_interval(np.mean, accuracy[first] - accuracy[second], draws=draws)
-        question = f"{first.split(',')[0]} minus {second.split(',')[0]}"
-        row = {"question": question, "difference": interval.pop("value")}
-        rows.append(row | interval | {"n": len(test)})
-    frame = pd.DataFrame(rows)
-    gains = frame[frame.question.str.endswith("minus untrained")]
-    is_compared = frame.question == "cosine minus dot product"
-    return frame.assign(seeds=1, counts=~is_compared | (gains.ci_low > 0).all())

@@ -12,7 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torchmetrics.image.fid import _compute_fid
 
 from lib.data import sources
-from lib.evaluation import measure, style
+from lib.evaluation import measure, similarities, style
 from lib.runs import store
 
 
@@ -113,17 +113,17 @@ def test_a_difference_of_retention_is_the_mean_over_factors_and_paired_by_image(
     near = number + 0.3 * generator.normal(size=400)
     far = number + 0.9 * generator.normal(size=400)
     factors = [
-        style.ProbedFactor(truth=label, first=often, second=seldom, scale=0.7),
-        style.ProbedFactor(truth=number, first=near, second=far, scale=0.95),
+        similarities.ProbedFactor(truth=label, first=often, second=seldom, scale=0.7),
+        similarities.ProbedFactor(truth=number, first=near, second=far, scale=0.95),
     ]
-    result = style.retention_difference(factors, draws=400)
+    result = similarities.retention_difference(factors, draws=400)
     of_classes = (np.mean(often == label) - np.mean(seldom == label)) / 0.7
     of_numbers = (r2_score(number, near) - r2_score(number, far)) / 0.95
     assert result["difference"] == pytest.approx((of_classes + of_numbers) / 2)
     assert result["ci_low"] < result["difference"] < result["ci_high"]
     assert result["n"] == 400
-    same = [style.ProbedFactor(truth=number, first=near, second=near, scale=0.95)]
-    result = style.retention_difference(same, draws=20)
+    same = [similarities.ProbedFactor(truth=number, first=near, second=near, scale=0.95)]
+    result = similarities.retention_difference(same, draws=20)
     assert result["difference"] == result["ci_low"] == result["ci_high"] == 0
 
 
@@ -168,12 +168,12 @@ def test_variance_difference_is_taken_over_images():
     second = views[1] + 3 * images[1]
     groups = np.tile(np.arange(800), 2)
     shares = [style.variance_within(np.concatenate(x), groups) for x in (first, second)]
-    result = style.variance_difference(first, second, draws=200)
+    result = similarities.variance_difference(first, second, draws=200)
     assert result["difference"] == pytest.approx(shares[0] - shares[1])
     assert result["difference"] == pytest.approx(0.1, abs=0.01)
     assert result["ci_low"] < 0.1 < result["ci_high"] < result["ci_low"] + 0.02
     assert result["n"] == 800
-    rescaled = style.variance_difference(first, 5 * first, draws=20)
+    rescaled = similarities.variance_difference(first, 5 * first, draws=20)
     assert rescaled["difference"] == pytest.approx(0, abs=1e-8)
 
 
@@ -238,6 +238,3 @@ def test_factors_are_probed_where_they_are_labelled(vae_run, monkeypatch):
     assert frame.value["colour", "chance"] == pytest.approx(chance)
     assert frame.n["colour", "accuracy"] == (test_y >= 0).sum() < 200
     assert frame.value["scale", "r2"] > 0.05
-
-
-# --------------------------------------------------------------------------- similarities of SimCLR
