@@ -142,7 +142,8 @@ def _picture(faces: Faces, index: int) -> np.ndarray:
     import skia  # slow to import
 
     width, height = PICTURE
-    stream = skia.MemoryStream(_svg(faces, index).encode())
+    # Without a copy the stream reads bytes that are freed already, and now and then a face fails.
+    stream = skia.MemoryStream(_svg(faces, index).encode(), copyData=True)
     drawing = skia.SVGDOM.MakeFromStream(stream)
     drawing.setContainerSize(skia.Size(width, height))
     surface = skia.Surface(SIDE, SIDE)

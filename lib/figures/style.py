@@ -241,7 +241,8 @@ def curve_styles(names: Iterable[str]) -> dict[str, MethodStyle]:
     styles = {}
     for place, name in enumerate(names):
         colour, line = CURVES[place % len(CURVES)]
-        styles[name] = METHODS.get(name) or MethodStyle(plain_label(name), colour, line=line)
+        method = METHODS.get(str(name).removesuffix("_latent"))
+        styles[name] = method or MethodStyle(plain_label(name), colour, line=line)
     return styles
 
 
