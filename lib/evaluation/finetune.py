@@ -95,7 +95,7 @@ def fine_tune(
     with closing(progress):
         for step, rows in enumerate(batches):
             generator.manual_seed(training.seed_of(seed, "views", step))
-            torch.manual_seed(training.seed_of(seed, "method", step))
+            training.seed_noise(training.seed_of(seed, "method", step), device)
             images = views.augment(labelled.batch(rows), size, strengths, generator)
             with torch.autocast(device.type, torch.bfloat16, enabled=autocast):
                 logits = classifier(network.embed(images).features)

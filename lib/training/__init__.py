@@ -12,7 +12,7 @@ from lib.training.health import TrainingStopped, check_embedded
 from lib.training.loop import first_steps, train
 from lib.training.optim import learning_rate_factor
 from lib.training.progress import Progress
-from lib.training.seeds import seed_of
+from lib.training.seeds import seed_noise, seed_of
 
 __all__ = [
     "Progress",
@@ -26,6 +26,7 @@ __all__ = [
     "learning_rate_factor",
     "load_trained",
     "precision_of",
+    "seed_noise",
     "seed_of",
     "stored_step_costs",
     "train",
