@@ -5,6 +5,7 @@ Everything is read from what is stored; a number that is not stored is None, nev
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,6 @@ KEY = ("metric", "classifier", "condition", "score")
 IN_METRICS = {"condition": "clean", "classifier": "", "score": ""}  # where ``ours`` does not say
 VALUES = ["value", "ci_low", "ci_high", "n"]
 OF_A_METRIC = {*KEY, "method", "dataset", "epochs", "evaluated_on", "minus", "over"}
-KNN = {"metric": "accuracy", "classifier": "knn"}
 PER_CENT = ("%", "points")  # units in which stored fractions are multiplied by 100
 
 
@@ -43,7 +43,6 @@ class Stored:
             if settings.is_usual_at_any_length(run):
                 self._usual.setdefault((run["method"], run["dataset"]), {})[name] = run
         self._metrics: dict[str, dict[tuple, list[dict]]] = {}
-        self._beats: dict[str, bool] = {}
 
     # ------------------------------------------------------------------------------- the number
     def number(
@@ -176,33 +175,16 @@ class Stored:
         """
         if not number.has_learned:
             return False
-        beats = [self.beats_untrained(run) for run in number.runs if run["epochs"]]
+        names = [settings.run_name(run) for run in number.runs if run["epochs"]]
+        beats = [self.beats_untrained.get(name, False) for name in names]
         if not beats:
             return True
         return any(beats) if may_collapse else all(beats)
 
-    def beats_untrained(self, run: dict) -> bool:
-        """Whether the interval of a run's k-NN accuracy lies above the untrained network's.
-
-        The untrained network: of the same backbone, on the same data, mean over its seeds. False
-        where one of the two is not stored.
-        """
-        name = settings.run_name(run)
-        if name not in self._beats:
-            ours = self._metric(name, KNN)
-            levels = []
-            for other_name, other in self.runs.items():
-                if other["method"] in results.UNTRAINED and _is_like(other, run):
-                    levels.append(self._metric(other_name, KNN))
-            untrained = [row["value"] for row in levels if row is not None]
-            self._beats[name] = (
-                ours is not None and bool(untrained) and ours["ci_low"] > np.mean(untrained)
-            )
-        return self._beats[name]
-
-
-def _is_like(other: dict, run: dict) -> bool:
-    return other["dataset"] == run["dataset"] and other["backbone"] == run["backbone"]
+    @cached_property
+    def beats_untrained(self) -> dict[str, bool]:
+        """Run name -> whether its k-NN accuracy lies above the untrained network's."""
+        return results.beats_untrained(list(self.runs.values())).droplevel("method").to_dict()
 
 
 def _lengths(first: dict, second: dict, wanted: int | None, exact: bool) -> tuple[int, int] | None:

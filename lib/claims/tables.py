@@ -150,16 +150,3 @@ def against_trivial(values: pd.DataFrame) -> pd.DataFrame:
                 row = {"method": method, "backbone": backbone, "minus": score, "measure": name}
                 rows.append(row | intervals.metric_difference(by_score[OWN], by_score[score]))
     return pd.DataFrame(rows, columns=columns)
-
-
-def beats_untrained(values: pd.DataFrame) -> pd.Series:
-    """method -> whether its k-NN accuracy beats the untrained network's in every seed.
-
-    As the ledger asks: the interval over images lies above the mean of the untrained networks of
-    the same backbone. References are not in it.
-    """
-    knn = values[values.measure == "knn_accuracy"]
-    untrained = knn[knn.method.isin(results.UNTRAINED)].groupby("backbone").value.mean()
-    trained = knn[~knn.method.isin(results.REFERENCES)]
-    beats = trained.ci_low > trained.backbone.map(untrained)
-    return beats.groupby(trained.method).all()

@@ -248,19 +248,14 @@ def _render_compiled(images: Tensor, chosen: Tensor, draws: Draws, views: Tensor
 
     source = images.permute(0, 2, 3, 1).contiguous().flatten(2).numpy()  # [N, H, W * C]
     scale = np.float32(1 / 255) if images.dtype == torch.uint8 else np.float32(1)
+    # contiguous: every other layout would be compiled of its own
+    parameters = {name: values.contiguous().numpy() for name, values in vars(draws).items()}
+    parameters["chosen"] = chosen.numpy()
+    parameters["views"] = views.permute(0, 2, 3, 1).numpy()
 
     def render_share(rows: slice) -> None:
-        # contiguous: every other layout would be compiled of its own
-        parameters = {
-            name: values[rows].contiguous().numpy() for name, values in vars(draws).items()
-        }
-        kernels.render(
-            source=source,
-            chosen=chosen[rows].numpy(),
-            scale=scale,
-            views=views[rows].permute(0, 2, 3, 1).numpy(),
-            **parameters,
-        )
+        share = {name: values[rows] for name, values in parameters.items()}
+        kernels.render(source=source, scale=scale, **share)
 
     threads = torch.get_num_threads()
     length = math.ceil(len(chosen) / threads)

@@ -10,7 +10,6 @@ Example:
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 import pandas as pd
 
 from lib.evaluation import intervals
@@ -21,6 +20,7 @@ from lib.runs.store import SUITE
 COMPARED = (run_settings.PROTOCOL, "vit")  # the groups of runs that methods are compared by
 UNTRAINED = ("random", "random_vit", "random_latent")
 REFERENCES = (*UNTRAINED, "raw_pixels")  # rows of every accuracy table that a run has to beat
+KNN_KEYS = ["dataset", "epochs", "method", "backbone"]
 FACTORS = "factors"  # parts of the suite whose name begins so probe content and style
 
 
@@ -179,42 +179,53 @@ def learned(runs: Sequence[dict]) -> pd.DataFrame:
     Example:
         learned(compared_runs("standard"))[["method", "knn", "untrained"]]
     """
-    profile = runs[0]["profile"]
-    references = [
-        run for run in measured(run_settings.runs(profile)) if run["method"] in REFERENCES
-    ]
-    levels = _knn_rows(references).groupby(["dataset", "backbone", "method"]).value.mean()
-    levels = levels.reset_index()
-    is_raw = levels.method == "raw_pixels"
     rows = []
-    ours = _knn_rows([run for run in runs if run["method"] not in REFERENCES])
-    for key, part in ours.groupby(["dataset", "epochs", "method", "backbone"], sort=False):
-        dataset, epochs, method, backbone = key
+    by_method = _knn_beside_references(runs).groupby(KNN_KEYS, sort=False)
+    for (dataset, epochs, method, _), part in by_method:
         row = {"dataset": dataset, "epochs": epochs, "method": method}
         interval = intervals.metric_over_seeds(part)
         row["knn"] = interval.pop("mean")
-        is_same_set = levels.dataset == dataset
-        is_untrained = ~is_raw & (levels.backbone == backbone)
-        row["untrained"] = _last(levels.value[is_same_set & is_untrained])
-        row["raw_pixels"] = _last(levels.value[is_same_set & is_raw])
+        row |= part[["untrained", "raw_pixels"]].iloc[0]
         rows.append(row | interval)
     return pd.DataFrame(rows)
 
 
-def _last(values: pd.Series) -> float:
-    return values.iloc[-1] if len(values) else np.nan
+def beats_untrained(runs: Sequence[dict]) -> pd.Series:
+    """Whether the interval of a run's k-NN accuracy lies above the untrained network's.
+
+    The untrained network: of the same backbone, on the same data, mean over its seeds. Indexed by
+    method and run. False where no untrained network is stored; a run without k-NN has no row.
+
+    Example:
+        beats_untrained(compared_runs("standard")).groupby("method").all()
+    """
+    rows = _knn_beside_references(runs).set_index(["method", "run"])
+    return rows.ci_low > rows.untrained
+
+
+def _knn_beside_references(runs: Sequence[dict]) -> pd.DataFrame:
+    """The k-NN accuracy of each trained run in per cent, with untrained and raw_pixels."""
+    listed = run_settings.runs(runs[0]["profile"])
+    references = _knn_rows(run for run in listed if run["method"] in REFERENCES)
+    is_raw = references.method == "raw_pixels"
+    untrained = references[~is_raw].groupby(["dataset", "backbone"]).value.mean()
+    raw_pixels = references[is_raw].groupby("dataset").value.mean()
+    rows = _knn_rows(run for run in runs if run["method"] not in REFERENCES)
+    rows = rows.join(untrained.rename("untrained"), on=["dataset", "backbone"])
+    return rows.join(raw_pixels.rename("raw_pixels"), on="dataset")
 
 
 def _knn_rows(runs: Iterable[dict]) -> pd.DataFrame:
     frames = []
-    for run in runs:
-        frame = store.read_metrics(run["profile"], SUITE, run_settings.run_name(run))
+    for run in measured(runs):
+        name = run_settings.run_name(run)
+        frame = store.read_metrics(run["profile"], SUITE, name)
         is_knn = (frame.metric == "accuracy") & (frame.classifier == "knn")
         frame = frame[is_knn & (frame.condition == "clean")]
         place = {column: run[column] for column in ("dataset", "epochs", "backbone")}
-        frames.append(frame.assign(**place))
+        frames.append(frame.assign(run=name, **place))
     if not frames:
-        return pd.DataFrame(columns=["dataset", "epochs", "backbone", "method", "value"])
+        return pd.DataFrame(columns=[*KNN_KEYS, "run", "value", "ci_low"])
     rows = pd.concat(frames, ignore_index=True)
     columns = ["value", "ci_low", "ci_high"]
     return rows.assign(**{column: 100 * rows[column] for column in columns})
