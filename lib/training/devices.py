@@ -1,6 +1,8 @@
 """Where a run is trained: device, precision, and the processes that share its batches."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -41,6 +43,25 @@ def precision_of(settings: dict, device: torch.device) -> str:
     else:
         is_fast = _is_bf16_fast_on_cpu()
     return "bf16" if is_fast else "float32"
+
+
+@contextmanager
+def denormals_as_zero() -> Iterator[None]:
+    """In this block the CPU takes numbers below 1.2e-38 for zero.
+
+    Adam's moments of a unit that has fallen silent decay to such numbers, with which a CPU computes
+    many times as slowly: SimVAE's steps with 12 images of 10 views take 1.5 times as long.
+
+    Example:
+        >>> with denormals_as_zero():
+        ...     (torch.tensor([1e-38]) / 10).item()
+        0.0
+    """
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 def _is_bf16_fast_on_cpu() -> bool:

@@ -32,7 +32,13 @@ from lib.training.checkpoints import (
     save_checkpoint,
     with_classes,
 )
-from lib.training.devices import Processes, best_device, join_processes, precision_of
+from lib.training.devices import (
+    Processes,
+    best_device,
+    denormals_as_zero,
+    join_processes,
+    precision_of,
+)
 from lib.training.optim import learning_rate_factor, make_optimizer, set_rates
 from lib.training.progress import Progress
 from lib.training.seeds import seed_noise, seed_of
@@ -276,7 +282,7 @@ class Training:
         saved = time.perf_counter()
         terms = []  # of the steps since the last row of the log
         loss = None
-        with closing(progress):
+        with closing(progress), denormals_as_zero():
             for views, labels in self.batches.from_step(self.done):
                 terms.append(self.step(views, labels, self.done))
                 self.done += 1

@@ -284,6 +284,22 @@ def test_references_are_stored_without_training():
     assert equal(load_trained(settings, 1).state_dict(), methods.build(settings, 1).state_dict())
 
 
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor has no such mode")
+def test_denormals_are_zero_in_training_and_only_there(monkeypatch):
+    smallest = torch.tensor([1.2e-38])
+    seen = []
+    step = loop.Training.step
+
+    def looking(*arguments):
+        seen.append((smallest / 10).item())
+        return step(*arguments)
+
+    monkeypatch.setattr(loop.Training, "step", looking)
+    train(tiny("simsiam", epochs=1))
+    assert set(seen) == {0.0}
+    assert (smallest / 10).item() > 0
+
+
 def test_first_steps_are_those_of_a_run_and_store_nothing():
     settings = tiny("prosmin", epochs=1)
     images = training_images(settings)
