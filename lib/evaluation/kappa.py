@@ -337,11 +337,12 @@ def measure_augmentation(run: Run) -> list[dict]:
     ``<dataset>_augmented``: κ of the plain image, its mean and std ("<augmentation> within") over
     draws, and κ of a square crop at each of PLACES.
 
-    - condition <augmentation>: mean and std; std_single_draw, over single draws; std_ratio to the
-      plain images; mean_difference, paired by image
-    - condition "random crop against the others": mean_difference to the lowest of the others, and
-      std_ratio to the widest
-    - condition "centre against right": share_higher, of images whose centre has the higher κ.
+    - condition <augmentation>: mean; std over images and draws; std_ratio to the plain images;
+      mean_difference, paired by image
+    - condition "random crop against the others": mean_difference to the lowest of the others, plain
+      images among them, and std_ratio to the widest
+    - condition "centre against right": share_higher, of images whose centre has the higher κ
+    - condition "<place> square": mean.
     """
     test = run.test()
     few = test.sample(run.settings["condition_images"])
@@ -384,21 +385,32 @@ def _augmentation_rows(kappa: Embedded) -> list[dict]:
     rows = []
     for augmentation in ("plain", *AUGMENTATIONS):
         other = kappa[augmentation]
-        within = kappa.get(f"{augmentation} within", np.zeros_like(plain))
-        values = {
-            "mean": other.mean(),
-            "std": other.std(),
-            "std_single_draw": np.sqrt(other.var() + np.mean(within**2)),
-        }
+        draws = _draws(kappa, augmentation)
+        values = {"mean": other.mean(), "std": _deviation(draws)}
         rows += value_rows(values, condition=augmentation)
         if np.allclose(other, plain, rtol=1e-5):
             continue  # nothing to test
-        ratio = with_interval(_std_ratio, other, plain, draws=500)
+        ratio = with_interval(_std_ratio, draws, _draws(kappa, "plain"), draws=500)
         rows.append({"condition": augmentation, "metric": "std_ratio"} | ratio)
         paired = stats.ttest_rel(other, plain)
         difference = _mean_difference((other - plain).mean(), paired)
         rows.append({"condition": augmentation} | difference)
     return rows
+
+
+def _draws(kappa: Embedded, augmentation: str) -> np.ndarray:
+    """Mean and standard deviation over the draws of each image, [N, 2]."""
+    mean = kappa[augmentation]
+    return np.stack([mean, kappa.get(f"{augmentation} within", np.zeros_like(mean))], axis=1)
+
+
+def _deviation(draws: np.ndarray) -> float:
+    """Standard deviation over all images and draws.
+
+    The mean over an image's draws would narrow it, most where draws differ most.
+    """
+    mean, within = draws.T
+    return np.sqrt(mean.var() + np.mean(within**2))
 
 
 def relative_change(rows: pd.DataFrame) -> pd.DataFrame:
@@ -419,8 +431,8 @@ def relative_change(rows: pd.DataFrame) -> pd.DataFrame:
 def _crop_rows(kappa: Embedded) -> list[dict]:
     """The random crop against the lowest mean and the widest spread of the others."""
 
-    crop = kappa["random crop"]
-    others = [kappa[name] for name in ("plain", *AUGMENTATIONS) if name != "random crop"]
+    crop = _draws(kappa, "random crop")
+    others = [_draws(kappa, name) for name in ("plain", *AUGMENTATIONS) if name != "random crop"]
     rows = []
     for metric, statistic in (
         ("mean_difference", _difference_from_lowest),
@@ -432,12 +444,12 @@ def _crop_rows(kappa: Embedded) -> list[dict]:
 
 
 def _difference_from_lowest(crop: np.ndarray, *others: np.ndarray) -> float:
-    return crop.mean() - min(other.mean() for other in others)
+    return crop[:, 0].mean() - min(other[:, 0].mean() for other in others)
 
 
 def _std_ratio(crop: np.ndarray, *others: np.ndarray) -> float:
     """Standard deviation over the largest of the others."""
-    return crop.std() / max(other.std() for other in others)
+    return _deviation(crop) / max(_deviation(other) for other in others)
 
 
 # ------------------------------------------------------------------------------- data selection

@@ -83,6 +83,12 @@ def test_kappa_under_augmentations_is_that_of_the_same_images(run, frame):
         with torch.no_grad():
             expected = run.method.embed(images).native["kappa"]
         np.testing.assert_allclose(stored[name], expected, rtol=1e-5)
+    draws = []
+    for draw in range(kappa.VIEWS_PER_AUGMENTATION):
+        view = kappa.random_view("random crop", run.settings["seed"], draw)
+        with torch.no_grad():
+            draws.append(run.method.embed(view(crops["plain"])).native["kappa"].numpy())
+    assert rows["random crop", "std"] == pytest.approx(np.std(draws), rel=1e-4)
     difference = (stored["blur"].astype(float) - stored["plain"]).mean()
     assert rows["blur", "mean_difference"] == pytest.approx(difference)
     higher = stored["centre square"] > stored["right square"]
