@@ -385,12 +385,12 @@ def _augmentation_rows(kappa: Embedded) -> list[dict]:
     rows = []
     for augmentation in ("plain", *AUGMENTATIONS):
         other = kappa[augmentation]
-        draws = _draws(kappa, augmentation)
-        values = {"mean": other.mean(), "std": _deviation(draws)}
+        moments = _moments(kappa, augmentation)
+        values = {"mean": other.mean(), "std": _deviation(moments)}
         rows += value_rows(values, condition=augmentation)
         if np.allclose(other, plain, rtol=1e-5):
             continue  # nothing to test
-        ratio = with_interval(_std_ratio, draws, _draws(kappa, "plain"), draws=500)
+        ratio = with_interval(_std_ratio, moments, _moments(kappa, "plain"), draws=500)
         rows.append({"condition": augmentation, "metric": "std_ratio"} | ratio)
         paired = stats.ttest_rel(other, plain)
         difference = _mean_difference((other - plain).mean(), paired)
@@ -398,18 +398,18 @@ def _augmentation_rows(kappa: Embedded) -> list[dict]:
     return rows
 
 
-def _draws(kappa: Embedded, augmentation: str) -> np.ndarray:
+def _moments(kappa: Embedded, augmentation: str) -> np.ndarray:
     """Mean and standard deviation over the draws of each image, [N, 2]."""
     mean = kappa[augmentation]
     return np.stack([mean, kappa.get(f"{augmentation} within", np.zeros_like(mean))], axis=1)
 
 
-def _deviation(draws: np.ndarray) -> float:
+def _deviation(moments: np.ndarray) -> float:
     """Standard deviation over all images and draws.
 
     The mean over an image's draws would narrow it, most where draws differ most.
     """
-    mean, within = draws.T
+    mean, within = moments.T
     return np.sqrt(mean.var() + np.mean(within**2))
 
 
@@ -431,8 +431,8 @@ def relative_change(rows: pd.DataFrame) -> pd.DataFrame:
 def _crop_rows(kappa: Embedded) -> list[dict]:
     """The random crop against the lowest mean and the widest spread of the others."""
 
-    crop = _draws(kappa, "random crop")
-    others = [_draws(kappa, name) for name in ("plain", *AUGMENTATIONS) if name != "random crop"]
+    crop = _moments(kappa, "random crop")
+    others = [_moments(kappa, name) for name in ("plain", *AUGMENTATIONS) if name != "random crop"]
     rows = []
     for metric, statistic in (
         ("mean_difference", _difference_from_lowest),

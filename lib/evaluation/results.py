@@ -185,7 +185,7 @@ def learned(runs: Sequence[dict]) -> pd.DataFrame:
         row = {"dataset": dataset, "epochs": epochs, "method": method}
         interval = intervals.metric_over_seeds(part)
         row["knn"] = interval.pop("mean")
-        row |= part[["untrained", "raw_pixels"]].iloc[0]
+        row |= part[["untrained", "raw_pixels"]].iloc[0].to_dict()
         rows.append(row | interval)
     return pd.DataFrame(rows)
 
@@ -217,9 +217,11 @@ def _knn_beside_references(runs: Sequence[dict]) -> pd.DataFrame:
 
 def _knn_rows(runs: Iterable[dict]) -> pd.DataFrame:
     frames = []
-    for run in measured(runs):
+    for run in runs:
         name = run_settings.run_name(run)
         frame = store.read_metrics(run["profile"], SUITE, name)
+        if frame.empty:
+            continue
         is_knn = (frame.metric == "accuracy") & (frame.classifier == "knn")
         frame = frame[is_knn & (frame.condition == "clean")]
         place = {column: run[column] for column in ("dataset", "epochs", "backbone")}

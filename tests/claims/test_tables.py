@@ -4,6 +4,7 @@ import pytest
 from scipy import stats
 
 from lib.claims import tables
+from lib.evaluation import results
 from lib.runs import settings
 from tests.stored_runs import store_run
 
@@ -75,3 +76,14 @@ def test_own_uncertainty_is_compared_with_scores_of_the_same_network(values):
     row = against.set_index(["measure", "minus"]).loc["linear_correctness_auroc", "max_softmax"]
     assert row.difference == pytest.approx(-0.1)
     assert (row.ci_low, row.ci_high, row.seeds) == (pytest.approx(-0.1), pytest.approx(-0.1), 3)
+
+
+def test_a_method_has_learned_if_every_seed_beats_the_untrained_network(values, monkeypatch):
+    def learned():
+        beats = results.beats_untrained(tables.runs("standard"))
+        return beats.groupby("method").all().to_dict()
+
+    assert learned() == {"simsiam": True, "vi_simsiam": True}
+    monkeypatch.setitem(ACCURACY, "simsiam", 0.34)
+    write("simsiam", 1)  # 0.35 ± 0.05; the untrained network has 0.31
+    assert learned() == {"simsiam": False, "vi_simsiam": True}
