@@ -44,7 +44,7 @@ def test_runs_on_a_set_that_is_not_available_are_left_out(monkeypatch):
 
 
 def test_a_paper_has_its_own_jobs():
-    vje = {job.name for job in jobs.jobs("quick", "vje")}
+    vje = {job.name for job in jobs.jobs("standard", "vje")}
     assert {"60_vje_likelihood", "61_vje_ablations"} <= vje
     assert "50_prosmin_calibration_and_shift" not in vje
 
