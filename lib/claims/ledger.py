@@ -331,7 +331,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
     """One row for every claim of a ledger: the worst verdict of its tested parts.
 
     Columns: claim, paper, title, where, text, verdict, parts, tested (how many), seeds (fewest
-    behind a tested number), needs (of the first part that is not tested).
+    behind a tested number), needs (of the parts that are not tested).
     """
     claims_of = []
     for claim, parts in rows.groupby("claim", sort=False):
@@ -349,7 +349,7 @@ def verdicts(rows: pd.DataFrame) -> pd.DataFrame:
                 "parts": len(parts),
                 "tested": len(tested),
                 "seeds": tested.seeds.min() if len(tested) else np.nan,
-                "needs": untested.needs.iloc[0] if len(untested) else "",
+                "needs": "; ".join(dict.fromkeys(untested.needs[untested.needs != ""])),
             }
         )
     return pd.DataFrame(claims_of)

@@ -33,7 +33,10 @@ FAMILIES = {
     "weather": ("snow", "frost", "fog", "brightness"),
     "digital": ("contrast", "elastic", "pixelate", "jpeg_compression"),
 }
-CORRUPTIONS = sum(FAMILIES.values(), ())
+FAMILY_OF: dict[str, str] = {}
+for _family, _corruptions in FAMILIES.items():
+    FAMILY_OF |= dict.fromkeys(_corruptions, _family)
+CORRUPTIONS = tuple(FAMILY_OF)
 
 
 # ------------------------------------------------------------------------------------- corruptions
@@ -167,13 +170,10 @@ def _corruption_rows(
 
 def graded_accuracy(rows: pd.DataFrame) -> pd.DataFrame:
     """The accuracies among rows of measure_corruptions, with family, corruption and severity."""
-    families = {}
-    for family, corruptions in FAMILIES.items():
-        families |= dict.fromkeys(corruptions, family)
     graded = rows[rows.metric == "accuracy"]
     place = graded.condition.str.rsplit("_", n=1, expand=True)
     return graded.assign(
-        family=place[0].map(families), corruption=place[0], severity=place[1].astype(int)
+        family=place[0].map(FAMILY_OF), corruption=place[0], severity=place[1].astype(int)
     )
 
 
