@@ -211,12 +211,6 @@ DATASETS = {
         train=512,
         test=256,
     ),
-    "generated_noise": _made_here(
-        size=32,
-        terms="none: drawn by lib.data",
-        train=512,
-        test=256,
-    ),
 }
 
 

@@ -1,4 +1,4 @@
-"""Images drawn here: shapes and noise, and other images with a style of known factors."""
+"""Images drawn here: shapes, and other images with a style of known factors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ COLOURS = {
 }
 
 
-def generated(kind: str = "shapes", n: int = 512, size: int = 32, seed: int = 0) -> ImageSet:
-    """``n`` drawn images [size, size, 3], the same for the same arguments.
+def generated(n: int = 512, size: int = 32, seed: int = 0) -> ImageSet:
+    """``n`` images [size, size, 3] of a coloured shape on dark noise, the same for one seed.
 
-    "shapes": one coloured shape on dark noise. The label is the shape; ``extra`` has colour,
-    scale (radius / image side), rotation (radians) and the centre x, y (part of the image side).
-    "noise": independent uniform pixels.
+    The label is the shape; ``extra`` has colour, scale (radius / image side), rotation (radians)
+    and the centre x, y (part of the image side).
 
     Example:
         >>> generated(n=8).images.shape
@@ -31,21 +30,6 @@ def generated(kind: str = "shapes", n: int = 512, size: int = 32, seed: int = 0)
     if n < 1 or size < 1:
         raise ValueError(f"n = {n} and size = {size}: both must be above 0.")
     generator = np.random.default_rng([seed, size])
-    if kind == "shapes":
-        return _generated_shapes(n, size, generator)
-    if kind == "noise":
-        return ImageSet(
-            name="generated_noise",
-            split="train",
-            images=generator.integers(0, 256, (n, size, size, 3), dtype=np.uint8),
-            labels=np.zeros(n, np.int64),
-            classes=["noise"],
-            source="drawn by lib.data",
-        )
-    raise ValueError(f"kind is {kind!r}: choose 'shapes' or 'noise'.")
-
-
-def _generated_shapes(n: int, size: int, generator: np.random.Generator) -> ImageSet:
     labels = generator.permutation(np.arange(n) % len(SHAPES))
     colour = generator.integers(0, len(COLOURS), n)
     scale = generator.uniform(0.2, 0.4, n)

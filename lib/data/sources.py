@@ -363,8 +363,7 @@ def _made_here(request: Request) -> ImageSet:
     if request.name == "avatars":
         return _avatars(request)
     count = DATASETS[request.name].splits[request.split].count
-    kind = "noise" if request.name == "generated_noise" else "shapes"
-    drawn = generated(kind, count, request.image_size or 32, SEEDS[request.split])
+    drawn = generated(count, request.image_size or 32, SEEDS[request.split])
     return replace(drawn, name=request.name, split=request.split)
 
 

@@ -157,7 +157,12 @@ class Run:
             return transform(fitted) if transform else fitted
 
         embedded = embed_images(self.method, images, transform=fit_and_transform, embed=embed)
-        training.check_embedded(self.settings, embedded)
+        not_finite = [name for name, values in embedded.items() if not np.isfinite(values).all()]
+        if not_finite:
+            raise ValueError(
+                f"{self.name} has diverged: of {images.name} its {', '.join(not_finite)} are not "
+                "finite. Train it again with a smaller learning_rate."
+            )
         return embedded
 
     def write_metrics(self, rows: list[dict], part: str) -> pd.DataFrame:

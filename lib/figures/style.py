@@ -129,7 +129,6 @@ DATASETS = {
     "cue_conflict": "Cue conflict",
     "digits": "Digits",
     "generated": "Drawn shapes",
-    "generated_noise": "Noise",
 }
 
 # The looks of curves that are no methods, in this order.

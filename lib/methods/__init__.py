@@ -15,8 +15,6 @@ To add one: its class in a file of this folder, a line in ``METHODS``, a recipe 
 settings/recipes.toml, and its runs in settings/runs.toml.
 """
 
-import difflib
-
 import torch
 from torch import nn
 
@@ -28,6 +26,7 @@ from lib.methods.references import RandomInitialisation, RawPixels, Supervised
 from lib.methods.simsiam import SimSiam, VISimSiam
 from lib.methods.simvae import CRVAE, VAE, SimVAE
 from lib.methods.vje import VJE
+from lib.runs import settings
 
 __all__ = [
     "GENERATIVE",
@@ -113,29 +112,22 @@ def own_uncertainty(method: str) -> tuple[str, str]:
 
 def check_known(name: str) -> None:
     """ValueError for a method that has no class; it names the nearest one that has."""
-    if name in METHODS:
-        return
-    nearest = difflib.get_close_matches(name, METHODS, n=1)
-    suggestion = f" Did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(
-        f"Unknown method {name!r}.{suggestion} Choose one of {sorted(METHODS)}, "
-        "or add its class to METHODS of lib/methods/__init__.py."
-    )
+    settings.check_known(name, METHODS, "method", "Add its class to METHODS of lib/methods.")
 
 
-def build(settings: dict, channels: int = 3) -> nn.Module:
-    """The method named in resolved settings, initialised with their seed, channels last.
+def build(run: dict, channels: int = 3) -> nn.Module:
+    """The method of a run's settings, initialised with their seed, channels last.
 
     Example:
         >>> from lib.runs import settings
         >>> network = build(settings.resolve("simsiam", "smoke"), channels=1)
     """
-    check_known(settings["method"])
+    check_known(run["method"])
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(settings["seed"])
-        method = METHODS[settings["method"]](settings, channels)
+        torch.manual_seed(run["seed"])
+        method = METHODS[run["method"]](run, channels)
     needed = ["embed", "embeds_with", *getattr(method, "embeds_with", ())]
-    if settings["epochs"]:
+    if run["epochs"]:
         needed.append("loss")
     missing = [name for name in needed if not hasattr(method, name)]
     if missing:

@@ -61,7 +61,6 @@ def reproduce(
     busy = f"Another make reproduce PROFILE={profile} is running; wait for it, or stop it first."
     with store.exclusive(log_path.with_name("reproduce.lock"), busy), open(log_path, "w") as log:
         store.write_json(config_path, {"profile": profile, "paper": paper, "gpus": gpus})
-        store.remove_unfinished(folder)
         command = [*snakemake_command(config_path), *where]
         environment = os.environ | thread_limits(THREADS)
         shown = {} if executor == DRY_RUN else stamps

@@ -24,7 +24,6 @@ import platform
 import re
 import shutil
 import subprocess
-import time
 import uuid
 from functools import cache, lru_cache
 from importlib import metadata
@@ -37,7 +36,6 @@ ROOT = Path(__file__).resolve().parents[2]
 # A relative RESULTS_DIR is below the repository, wherever a kernel was started.
 RESULTS = ROOT / (os.environ.get("RESULTS_DIR") or "results")
 UNFINISHED = ".unfinished-"  # begins the name of a folder in which a file is being written
-OLD_SECONDS = 7 * 86_400  # longer than any job of one notebook takes
 FREE_BYTES = 50_000_000  # with less free space nothing is begun
 NEXT_STEP = (
     "Free space or make it writable, or choose another folder (RESULTS_DIR). What is done stays "
@@ -144,18 +142,6 @@ def atomic_path(path: Path):
         os.replace(folder / path.name, path)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Remove below ``folder`` what killed writers left more than OLD_SECONDS ago."""
-    for parent, names, _ in os.walk(folder):
-        for name in names:
-            if not name.startswith(UNFINISHED):
-                continue
-            path = Path(parent, name)
-            with contextlib.suppress(FileNotFoundError):  # another process removed it
-                if time.time() - path.stat().st_mtime > OLD_SECONDS:
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 def check_writable(folder: Path) -> None:

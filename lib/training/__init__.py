@@ -6,9 +6,9 @@ finished run. ``first_steps`` trains a method for a few steps without storing an
 
 from lib.training.batches import training_images
 from lib.training.checkpoints import fill, is_finished, load_trained
-from lib.training.costs import cost_ratios, stored_step_costs
+from lib.training.costs import cost_ratios, step_costs
 from lib.training.devices import best_device, precision_of
-from lib.training.health import TrainingStopped, check_embedded
+from lib.training.health import TrainingStopped
 from lib.training.loop import first_steps, train
 from lib.training.optim import learning_rate_factor
 from lib.training.progress import Progress
@@ -18,7 +18,6 @@ __all__ = [
     "Progress",
     "TrainingStopped",
     "best_device",
-    "check_embedded",
     "cost_ratios",
     "fill",
     "first_steps",
@@ -28,7 +27,7 @@ __all__ = [
     "precision_of",
     "seed_noise",
     "seed_of",
-    "stored_step_costs",
+    "step_costs",
     "train",
     "training_images",
 ]

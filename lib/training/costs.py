@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -10,9 +9,7 @@ from torch import Tensor, nn
 
 from lib import methods
 from lib.data.sets import ImageSet
-from lib.runs import store
 from lib.runs.settings import run_hash
-from lib.training.batches import training_images
 from lib.training.loop import first_steps
 
 EXACT_COSTS = ["backbone_parameters", "head_parameters", "saved_bytes"]
@@ -78,26 +75,6 @@ def _trained_parameters(method: nn.Module) -> dict[str, int]:
             part = "backbone" if name.startswith("backbone.") else "head"
             counts[f"{part}_parameters"] += parameter.numel()
     return counts
-
-
-def stored_step_costs(path: Path, runs: list[dict], measure: bool) -> pd.DataFrame:
-    """The ``step_costs`` of these runs as stored at ``path``.
-
-    measure: whether to measure them where the stored ones are missing or of other runs.
-    FileNotFoundError if none are stored.
-    """
-    if measure:
-        images = training_images(runs[0])
-        hashes = {run_hash(run, images.checksum) for run in runs}
-        stored = store.read_csv(path).get("run_hash", ()) if path.exists() else ()
-        if set(stored) != hashes:
-            store.write_csv(path, step_costs(runs, images))
-    if not path.exists():
-        raise FileNotFoundError(
-            "No stored costs: set train_missing = True, or run make reproduce "
-            f"PROFILE={runs[0]['profile']} PAPER=prosmin."
-        )
-    return store.read_csv(path)
 
 
 def cost_ratios(costs: pd.DataFrame, first: str, second: str) -> pd.DataFrame:

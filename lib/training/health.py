@@ -8,7 +8,6 @@ concentration κ how it answers to crops and blur.
 import math
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +15,6 @@ from lib.data.sets import ImageSet
 from lib.data.views import crop_and_resize, gaussian_blur, random_boxes, resize
 from lib.methods.base import Embedding, checked, spread
 from lib.runs import store
-from lib.runs.settings import run_name
 
 HEALTH_IMAGES = 512
 KAPPA_EPOCHS = 40  # the most epochs of a run at which κ of crops and blurred images is logged
@@ -78,22 +76,6 @@ def check_embedding(embedding: Embedding, run: str, step: int, checkpoint: Path)
     for name, tensor in (values | embedding.native).items():
         if not tensor.isfinite().all():
             raise diverged(run, step, f"the {name} of images", checkpoint)
-
-
-def check_embedded(settings: dict, arrays: dict[str, np.ndarray]) -> None:
-    """TrainingStopped if what a trained run says of images to be measured is not finite.
-
-    settings: the run's. arrays: features, uncertainty and native quantities by name.
-    """
-    not_finite = [name for name, values in arrays.items() if not np.isfinite(values).all()]
-    if not not_finite:
-        return
-    run = run_name(settings)
-    folder = store.run_dir(settings["profile"], run)
-    log = folder / "log.csv"
-    steps = [0, *store.read_csv(log)["step"]] if log.exists() else [0]
-    where = f"the {', '.join(not_finite)} of images"
-    raise diverged(run, steps[-1], where, folder / "checkpoint.safetensors")
 
 
 # --------------------------------------------------------------------------------- what is logged

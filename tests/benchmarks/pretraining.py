@@ -246,7 +246,7 @@ def load(dataset: str, size: int) -> data.ImageSet:
     try:
         return data.load(dataset, "train", image_size=size, download=False)
     except (FileNotFoundError, ValueError):
-        drawn = data.generated("shapes", 3000, size)
+        drawn = data.generated(3000, size)
         grey = drawn.images[..., :1] if dataset in ("mnist", "fashion_mnist") else drawn.images
         return dataclasses.replace(drawn, name=f"drawn in place of {dataset}", images=grey)
 

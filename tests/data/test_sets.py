@@ -123,7 +123,7 @@ def test_checksum_sees_every_change_of_files(folder_set, monkeypatch):
 
 
 def test_a_set_changes_its_channels_and_keeps_everything_else():
-    colour = generated("shapes", 5, 12)
+    colour = generated(5, 12)
     grey = sets.with_channels(colour, 1)
     luma = views.to_grey(colour.batch(range(5)).float())[:, 0].numpy()
     assert grey.images.shape == (5, 12, 12, 1) and np.abs(grey.images[..., 0] - luma).max() <= 0.51
@@ -160,9 +160,9 @@ def centroid(mask, grid):
 
 
 def test_generated_shapes_show_what_their_labels_say():
-    images = generated("shapes", n=300, size=48, seed=5)
-    assert images.checksum == generated("shapes", 300, 48, 5).checksum
-    assert images.checksum != generated("shapes", 300, 48, 6).checksum
+    images = generated(n=300, size=48, seed=5)
+    assert images.checksum == generated(300, 48, 5).checksum
+    assert images.checksum != generated(300, 48, 6).checksum
     assert np.bincount(images.labels).tolist() == [60] * 5
     bytes_ = images.images.astype(float)
     colours = np.array(list(drawn.COLOURS.values()))[images.extra["colour"]]

@@ -30,7 +30,7 @@ def noise(batch=6, channels=3, height=24, width=24, seed=0):
 
 def photos(count=600, size=24):
     """Drawn colour images, uint8 [N, 3, H, W]."""
-    return drawn.generated("shapes", count, size).batch(np.arange(count)).contiguous()
+    return drawn.generated(count, size).batch(np.arange(count)).contiguous()
 
 
 def same_distribution(ours, theirs):

@@ -20,7 +20,7 @@ WITHOUT_CHANCE = BLURS | {"brightness", "contrast", "pixelate", "jpeg_compressio
 
 
 def colour(count=6, size=16):
-    return sources.generated("shapes", count, size)
+    return sources.generated(count, size)
 
 
 # ------------------------------------------------------------------------------------- corruptions

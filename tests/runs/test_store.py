@@ -63,18 +63,6 @@ def test_a_crash_while_writing_leaves_the_old_file(tmp_path, monkeypatch, write,
     assert os.listdir(path.parent) == ["file.dat"]
 
 
-def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
-    old = tmp_path / "runs" / f"{store.UNFINISHED}1"
-    recent = tmp_path / f"{store.UNFINISHED}2"
-    day_ago = time.time() - 86_400  # a long training's page may be under way
-    for folder, modified in ((old, 0), (recent, day_ago)):
-        store.write_text(folder / "half.csv", "")
-        os.utime(folder, (modified, modified))
-    store.remove_unfinished(tmp_path)
-    assert not old.exists()
-    assert (recent / "half.csv").exists()
-
-
 def test_a_folder_that_cannot_be_used_is_refused(tmp_path, monkeypatch):
     store.check_writable(tmp_path / "new")
     assert os.listdir(tmp_path / "new") == []

@@ -2,20 +2,18 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 
 from lib import methods
 from lib.data.views import resize
 from lib.evaluation import uncertainty
-from lib.runs import store
 from lib.training import health
 from lib.training.batches import training_images
 from lib.training.checkpoints import load_trained
 from lib.training.health import TrainingStopped, effective_rank
 from lib.training.loop import train
-from tests.training.tiny_runs import equal, folder_of, log_of, tiny, weights
+from tests.training.tiny_runs import equal, log_of, tiny, weights
 
 pytestmark = pytest.mark.usefixtures("data_dir")
 
@@ -83,11 +81,3 @@ def test_looking_changes_no_weight(fresh_results, monkeypatch):
     train(settings)
     assert "kappa_plain" not in log_of(settings)
     assert equal(weights(settings), expected)
-
-
-def test_measured_features_that_are_not_finite_are_refused():
-    settings = tiny()
-    store.write_text(folder_of(settings) / "log.csv", "step,epoch,loss\n10,1,0.5\n")
-    health.check_embedded(settings, {"features": np.ones((3, 2)), "label": np.arange(3)})
-    with pytest.raises(TrainingStopped, match="features.* at step 10; .*smaller learning_rate"):
-        health.check_embedded(settings, {"features": np.array([[1.0, np.nan]])})
