@@ -101,7 +101,6 @@ def test_a_spoilt_batch_never_has_a_plausible_loss(name, bad, which):
     views[which][2, 3] = bad
     try:
         value = LOSSES[name](*views)
-    except ValueError as error:
-        assert len(str(error)) > 20
-    else:
-        assert not value.isfinite()
+    except ValueError:
+        return
+    assert not value.isfinite()

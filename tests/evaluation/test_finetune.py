@@ -1,7 +1,5 @@
 """lib.evaluation.finetune: fine-tuning, the search of its learning rate, and two measures."""
 
-from copy import copy
-from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -101,37 +99,10 @@ def test_fine_tuning_follows_from_its_seed():
     ("count", "batch_size", "sizes"),
     [(33, 32, [17, 16]), (33, 256, [33]), (7, 3, [3, 2, 2])],
 )
-def test_an_epoch_sees_every_image_once_in_batches_of_two_or_more(
-    monkeypatch, count, batch_size, sizes
-):
-    batches = []
-    batch = ImageSet.batch
-
-    def watched_batch(images, rows):
-        if images.split == "train":
-            batches.append(np.asarray(rows))
-        return batch(images, rows)
-
-    monkeypatch.setattr(ImageSet, "batch", watched_batch)
-    fine_tune(stripes(count), replace(stripes(2), split="test"), epochs=3, batch_size=batch_size)
-    batches = batches[1:]  # the first measures the number of features
-    assert [len(rows) for rows in batches] == 3 * sizes
-    for epoch in np.split(np.concatenate(batches), 3):
-        assert sorted(epoch) == list(range(count))
-
-
-def test_the_learning_rate_rises_then_falls_on_a_cosine(monkeypatch):
-    rates = []
-    step = torch.optim.AdamW.step
-
-    def watched_step(self):
-        rates.append(self.param_groups[0]["lr"])
-        return step(self)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watched_step)
-    fine_tune(stripes(40), stripes(5), epochs=10, batch_size=20, optimizer="adamw")
-    fall = 0.05 * (1 + np.cos(np.pi * np.arange(18) / 18))
-    np.testing.assert_allclose(rates, [0.05, 0.1, *fall])
+def test_an_epoch_sees_every_image_once_in_batches_of_two_or_more(count, batch_size, sizes):
+    batches = list(finetune._batches_of_epoch(count, batch_size, seed=0, epoch=1))
+    assert [len(rows) for rows in batches] == sizes
+    assert sorted(np.concatenate(batches)) == list(range(count))
 
 
 def test_a_diverging_loss_stops_fine_tuning():
@@ -192,17 +163,6 @@ def test_few_labels_are_searched_on_train_and_measured_once_on_test(few, calls):
     np.testing.assert_array_equal(scores["knn_0.05"], expected == few.test().labels)
 
 
-def test_a_stored_fine_tuning_is_not_repeated(few, calls, monkeypatch):
-    frame = few_labels(few)
-    calls.clear()
-    pd.testing.assert_frame_equal(few_labels(few), frame)
-    assert not calls
-    monkeypatch.setattr(few, "settings", few.settings | {"fine_tune_epochs": [8, 8]})
-    few_labels(few)
-    changed = [(call.epochs, call.rate) for call in calls]
-    assert changed == [(2, 0.01), (2, 0.3), (8, 0.3)]
-
-
 def test_the_end_of_a_grid_is_that_of_the_rates_that_were_tried(few, calls):
     searches = finetune.rate_searches(few_labels(few))
     assert searches.apply(finetune.end_of_grid, axis=1).tolist() == ["highest", "highest"]
@@ -232,17 +192,3 @@ def test_a_rate_that_diverges_is_the_worst_of_its_search(few, monkeypatch):
     monkeypatch.setattr(finetune, "fine_tuned_probabilities", diverging)
     accuracies = finetune.search_learning_rate(few, few.train, 8, 0.05)
     assert accuracies == {0.01: 1.0, 0.3: 0.0}
-
-
-def test_other_seeds_take_the_search_of_seed_0(few, calls, monkeypatch):
-    few_labels(few)
-    calls.clear()
-    other = copy(few)
-    other.settings = few.settings | {"seed": 3}
-    other.name = f"{few.name}-of-seed-3"
-    config = store.read_json(store.config_path(few.profile, few.name))
-    store.write_json(store.config_path(few.profile, other.name), config | {"run": other.name})
-    first = SimpleNamespace(name=few.name, hash=few.hash)  # without weights
-    monkeypatch.setattr(finetune, "Run", lambda settings: first)
-    few_labels(other)
-    assert [(call.epochs, call.rate) for call in calls] == [(8, 0.3), (4, 0.3)]

@@ -6,11 +6,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy import stats
-from torch.distributions import Categorical
 from torch.nn import functional as F
 
 from lib import losses, methods, training
-from lib.data.views import augment, make_views, recipe
+from lib.data.views import make_views
 from lib.distributions import VonMisesFisher
 from lib.evaluation import measure, theory
 from lib.methods.base import forward_by_size
@@ -158,31 +157,6 @@ def normalised(outputs):
     return [F.normalize(output.detach(), dim=1) for output in outputs]
 
 
-def test_measures_are_those_of_the_projections():
-    method, views = build()
-    first, second = normalised(z.double() for z, _ in forward_by_size(method, views))
-    measures = theory.measure_outputs(method, views)
-    assert measures["cosine"] == pytest.approx((first * second).sum(1).mean().item(), abs=1e-5)
-    spread = first.std(0).mean().item() * first.shape[1] ** 0.5
-    assert measures["spread"] == pytest.approx(spread, rel=1e-4)
-    assert measures["uniformity"] == pytest.approx(theory.uniformity(first).item(), abs=1e-4)
-
-
-def test_dinos_measures_are_of_its_centred_teacher():
-    method, views = build("dino_two_views")
-    method.centre.normal_(generator=torch.Generator().manual_seed(0)).div_(20)
-    with torch.no_grad():
-        teacher = method.teacher(torch.cat(views)).chunk(2)
-        student = [output for (output,) in forward_by_size(method, views)]
-    temperature = method.teacher_temperature
-    q = [Categorical(logits=(output - method.centre) / temperature) for output in teacher]
-    p = [Categorical(logits=output / method.settings["temperature"]) for output in student]
-    measures = theory.measure_outputs(method, views)
-    assert measures["entropy"] == pytest.approx(q[0].entropy().mean().item(), rel=1e-4)
-    assert measures["align"] == pytest.approx(theory.j_align(q, p).mean().item(), rel=1e-4)
-    assert measures["entropy"] <= measures["entropy_of_mean"] <= math.log(16) + 1e-6
-
-
 @pytest.mark.parametrize("name", ["simsiam", "byol"])
 def test_the_gap_to_an_e_step_is_that_of_the_targets(name):
     method, views = build(name)
@@ -199,43 +173,7 @@ def test_the_gap_to_an_e_step_is_that_of_the_targets(name):
     assert measured == pytest.approx(gap, rel=1e-3)
 
 
-def test_view_cosines_are_of_the_views_that_kappa_is_of():
-    method = methods.build(settings.resolve("vi_simsiam", "smoke"), 3).eval()
-    torch.nn.init.normal_(method.concentration_head[-1].weight)
-    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    strengths = recipe("simsiam_small")
-
-    def generators():
-        return [torch.Generator().manual_seed(seed) for seed in (1, 2)]
-
-    expected = torch.zeros(6)
-    cosine = torch.zeros(6)
-    for generator in generators():
-        first = augment(images, 16, strengths, generator)
-        second = augment(images, 16, strengths, generator)
-        with torch.no_grad():
-            _, mu, kappa = method(first)
-            projection = method(second)[0]
-        expected += kappa / (method.dimension - 1 + kappa) / 2
-        cosine += F.cosine_similarity(mu, projection) / 2
-    means = theory.view_cosines(method, images, strengths, generators())
-    torch.testing.assert_close(means["expected"], expected, rtol=1e-4, atol=0)
-    torch.testing.assert_close(means["cosine"], cosine, rtol=0, atol=1e-5)
-
-
 # ------------------------------------------------------------------------------- short trainings
-def test_a_short_training_is_measured_before_and_along_the_way():
-    resolved = settings.resolve("simsiam", "smoke")
-    training = theory.short_training(resolved, 12)
-    assert training.measures.step.tolist() == [0, 2, 4, 6, 8, 10, 12]
-    assert training.measures.cosine.nunique() > 1
-    untrained = methods.build(resolved, 1).train()
-    for row, method in ((0, untrained), (6, training.method)):
-        measures = theory.measure_outputs(method, training.views)
-        expected = pytest.approx(measures, rel=1e-4, abs=1e-5)
-        assert training.measures.loc[row, list(measures)].to_dict() == expected
-
-
 def test_without_predictor_the_projection_predicts():
     method, views = build()
     theory.remove_part(method, "predictor")

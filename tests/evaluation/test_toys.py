@@ -5,27 +5,11 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from lib import losses
 from lib.distributions import PowerSpherical, best_concentration, concentration_of
 from lib.evaluation import theory, toys
 
 
 # --------------------------------------------------------------- posteriors of known concentration
-def test_samples_have_the_mean_cosine_of_their_concentration():
-    dimension = 128
-    drawn = toys.draw_posteriors(4000, dimension, views=4, seed=3)
-    assert drawn.views.shape == (4000, 4, dimension)
-    for vectors in (drawn.location, drawn.views, drawn.target):
-        torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(vectors.shape[:-1]))
-    low, high = (np.log(concentration_of(cosine, dimension)) for cosine in toys.COSINES)
-    log_kappa = np.log(drawn.concentration.numpy())
-    assert stats.kstest(log_kappa, stats.uniform(low, high - low).cdf).pvalue > 1e-3
-    expected = (drawn.concentration / (dimension - 1 + drawn.concentration)).mean().item()
-    assert toys.cosines(drawn).mean().item() == pytest.approx(expected, abs=0.01)
-    again = toys.draw_posteriors(4000, dimension, views=4, seed=3)
-    assert torch.equal(drawn.views, again.views)
-
-
 def test_the_ceiling_is_the_posterior_mean_by_quadrature():
     drawn = toys.draw_posteriors(5, 16, views=3, seed=0)
     low, high = (np.log(concentration_of(cosine, 16)) for cosine in toys.COSINES)
@@ -91,19 +75,6 @@ def test_the_closed_form_of_kappa_is_near_the_root_of_the_gradient(dimension, to
 
 
 # -------------------------------------------------------------------- the energy score's deviation
-def test_the_loss_is_lowest_where_the_closed_form_has_the_deviation():
-    table = toys.dispersions(powers=(1.0, 1.5), weights=(0.4545, 0.5, 0.6))
-    minima = table[table.kind == "minimum"]
-    places = list(zip(minima.beta, minima.trade_off, strict=True))
-    # 0.4545 is below the critical weight of β = 1.5
-    assert places == [(1.0, 0.4545), (1.0, 0.5), (1.0, 0.6), (1.5, 0.5), (1.5, 0.6)]
-    for row in minima.itertuples():
-        expected = losses.best_dispersion(row.trade_off, row.beta)
-        assert row.ratio == pytest.approx(expected, rel=0.04), "up to the steps of the grid"
-    proper = minima[minima.trade_off == 0.5].ratio
-    assert proper.tolist() == pytest.approx([1, 1], rel=0.04)
-
-
 # ------------------------------------------------------------------------ views that share a mean
 def test_the_linear_gaussian_model_draws_from_its_own_law():
     model = toys.LinearGaussian(3, images=40_000)

@@ -43,12 +43,6 @@ def test_runs_on_a_set_that_is_not_available_are_left_out(monkeypatch):
     assert sorted(set(trained) - tuning) == sorted(set(expected) - tuning)
 
 
-def test_a_paper_has_its_own_jobs():
-    vje = {job.name for job in jobs.jobs("standard", "vje")}
-    assert {"60_vje_likelihood", "61_vje_ablations"} <= vje
-    assert "50_prosmin_calibration_and_shift" not in vje
-
-
 def test_a_stamp_follows_parameters_sources_and_needs(monkeypatch):
     listed = jobs.listed_jobs("smoke")
     before = {name: jobs.stamp(job, listed) for name, job in listed.items()}

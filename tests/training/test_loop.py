@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from torch import nn
 
 from lib import methods
 from lib.data import sources
@@ -22,7 +21,6 @@ from lib.training.devices import Processes
 from lib.training.health import TrainingStopped
 from lib.training.loop import first_steps, train
 from lib.training.progress import Progress
-from lib.training.seeds import seed_of
 from tests.training.tiny_runs import equal, interrupted, log_of, tiny, weights
 
 pytestmark = pytest.mark.usefixtures("data_dir")
@@ -138,15 +136,6 @@ def test_a_seed_gives_the_same_weights_whatever_was_drawn_before(fresh_results):
     assert equal(weights(settings), first)
 
 
-def test_seeds_of_randomness_differ():
-    seeds = set()
-    for seed in (0, 1):
-        for purpose in ("views", "order", "method"):
-            seeds |= {seed_of(seed, purpose, index) for index in range(50)}
-    assert len(seeds) == 300
-    assert all(0 <= seed < 2**63 for seed in seeds)
-
-
 # ----------------------------------------------------------------------------------------- guards
 def test_a_loss_that_is_not_finite_stops_the_run(monkeypatch):
     settings = tiny()
@@ -203,13 +192,6 @@ def test_weights_of_another_network_are_refused(tmp_path):
     fill(method, backbone, tmp_path, parts=["backbone"])
     for name, value in backbone.items():
         assert torch.equal(method.state_dict()[name], value)
-
-
-@pytest.mark.parametrize(("device", "kind"), [("cuda", nn.SyncBatchNorm), ("cpu", nn.BatchNorm1d)])
-def test_batch_norm_is_synchronised_on_gpus(device, kind):
-    processes = Processes(torch.device(device), count=2, fabric=object())
-    method = processes.synchronise_batch_norm(nn.Sequential(nn.BatchNorm1d(3)))
-    assert type(method[0]) is kind
 
 
 # ------------------------------------------------------------------------------------------- data
