@@ -171,11 +171,14 @@ class Stored:
         """Whether the runs behind a number learned something: each beats the untrained network.
 
         may_collapse: one that does is enough, as a network that collapses is part of the answer.
-        So does a number that names no runs.
+        A comparison with the untrained network itself needs none: that it is not beaten is the
+        answer. So with a number that names no runs.
         """
         if not number.has_learned:
             return False
         names = [settings.run_name(run) for run in number.runs if run["epochs"]]
+        if may_collapse and len(names) < len(number.runs):
+            return True
         beats = [self.beats_untrained.get(name, False) for name in names]
         if not beats:
             return True

@@ -390,8 +390,9 @@ def method_scatter(
         style = method_style(name)
         face = style.colour if style.fill else "white"
         look = {"marker": style.marker, "color": style.colour, "linestyle": "none"}
-        ax.plot(part[x], part[y], markersize=2, alpha=0.5, **look)
-        ax.plot(part[x].mean(), part[y].mean(), markersize=5, markerfacecolor=face, **look)
+        ax.plot(part[x], part[y], markersize=2, alpha=0.35, **look)
+        mean = part[x].mean(), part[y].mean()
+        ax.plot(*mean, markersize=5, markerfacecolor=face, zorder=4, **look)  # above all labels
         text = f" {style.label}"  # clear of the mark
         labels.append(Label(text, part[x].mean(), part[y].mean(), style.text_colour))
     ax.margins(0.1)

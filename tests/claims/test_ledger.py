@@ -217,6 +217,11 @@ def test_a_run_counts_if_its_knn_beats_the_untrained_network():
     stored = Stored("standard")
     assert not stored.has_learned(number)  # 0.33 ± 0.02 includes 0.32
     assert stored.has_learned(number, may_collapse=True)  # one of the two has learned
+    untrained = settings.find_runs(["random-cifar10-e0-seed0"], "standard")
+    lost = [run for run in number.runs if not stored.beats_untrained[settings.run_name(run)]]
+    not_beaten = replace(number, runs=(*lost, *untrained))
+    assert stored.has_learned(not_beaten, may_collapse=True)  # which is what it says
+    assert not stored.has_learned(not_beaten)
     write("random", 0, 0.25)
     stored = Stored("standard")
     assert stored.has_learned(number)
