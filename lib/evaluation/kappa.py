@@ -28,7 +28,8 @@ from lib.runs import store
 
 FORMS = ("vi_simsiam", "vi_simsiam_2022")  # of VI-SimSiam
 # What SimSiam and VI-SimSiam have in common where they are compared.
-SAME_TRAINING = ("dataset", "epochs", "local_views", "learning_rate", "batch_size")
+SAME_IMAGES = ("dataset", "epochs", "local_views")
+SAME_RATE = ("learning_rate", "batch_size")
 OTHER_SETS = "other_sets"  # the scores with κ of other data sets: kappa_<set>
 
 # One part of SimSiam's augmentation, applied for certain (VI-SimSiam 2022, Fig. 9).
@@ -96,15 +97,20 @@ def shown_runs(profile: str) -> list[dict]:
 
 
 def simsiam_beside(runs: list[dict]) -> list[dict]:
-    """The measured SimSiam runs with the data, length, views, rate and batch of these runs."""
-    profile = runs[0]["profile"]
-    trainings = [_training(run) for run in runs]
-    simsiam = [run for run in _listed(profile, "simsiam") if _training(run) in trainings]
-    return required(simsiam, profile)
+    """The measured SimSiam runs with the data, length and views of these runs.
 
+    Their learning rate and batch are the same too, or what the profile gives to SimSiam.
+    """
 
-def _training(run: dict) -> dict:
-    return {name: run[name] for name in SAME_TRAINING}
+    def same(names: tuple[str, ...], run: dict) -> list[dict]:
+        return [other for other in runs if all(other[name] == run[name] for name in names)]
+
+    simsiam = []
+    for run in _listed(runs[0]["profile"], "simsiam"):
+        is_usual = set(run_settings.differences(run)) <= {"local_views"}
+        if same(SAME_IMAGES if is_usual else SAME_IMAGES + SAME_RATE, run):
+            simsiam.append(run)
+    return required(simsiam, runs[0]["profile"])
 
 
 def _listed(profile: str, *methods: str) -> list[dict]:

@@ -43,14 +43,22 @@ def test_of_each_set_one_form_at_its_longest_training_is_shown(stored):
     assert names(kappa.shown_runs("standard")) == names(expected)
 
 
-def test_simsiam_beside_a_run_has_its_data_length_views_and_rate(stored):
+def test_simsiam_beside_a_run_has_its_data_length_and_views_at_the_usual_rate(stored):
     shown = [stored("vi_simsiam"), stored("vi_simsiam_2022", dataset="imagenette", epochs=50)]
     stored("simsiam", epochs=5)
     expected = [stored("simsiam", seed=seed) for seed in (0, 1)]
     expected.append(stored("simsiam", dataset="imagenette", epochs=50, local_views=6))
     rate = {"learning_rate": 1e-3, "batch_size": 64}
-    stored("simsiam", dataset="imagenette", epochs=100, local_views=6, **rate)
+    stored("simsiam", dataset="imagenette", epochs=50, local_views=6, **rate)
     assert names(kappa.simsiam_beside(shown)) == names(expected)
+
+
+@pytest.mark.parametrize("profile", ["smoke", "quick", "standard", "paper"])
+def test_every_profile_has_simsiam_beside_vi_simsiam(profile, monkeypatch):
+    monkeypatch.setattr(kappa, "required", lambda runs, profile: runs)  # all are measured
+    shown = kappa.shown_runs(profile)
+    beside = kappa.simsiam_beside(shown)
+    assert {run["dataset"] for run in beside} == {run["dataset"] for run in shown}
 
 
 # -------------------------------------------------------------------------------------- other sets
