@@ -5,7 +5,7 @@
 
 import sys
 
-from lib.pipeline import execution, jobs
+from lib.pipeline import jobs
 from lib.runs import settings
 
 PROFILE = config.get("profile", "quick")
@@ -26,9 +26,9 @@ def stamps_needed(wildcards):
     return [stamp_of(name) for name in LISTED[wildcards.name].needs]
 
 
-def memory(wildcards):
-    """Doubled each time that the job has run out of memory."""
-    return MEM_MB * 2 ** execution.times_out_of_memory(PROFILE, wildcards.name)
+def memory(wildcards, attempt):
+    """Doubled each time that the job is submitted again."""
+    return MEM_MB * 2 ** (attempt - 1)
 
 
 def gpus_of(wildcards):

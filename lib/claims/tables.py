@@ -54,7 +54,6 @@ TRIVIAL = {
 }
 SCORES = {OWN: "own"} | TRIVIAL
 KEYS = ["method", "backbone", "score", "measure"]
-INTERVAL = ["value", "ci_low", "ci_high", "seeds", "n"]
 
 
 def runs(profile: str) -> list[dict]:
@@ -117,17 +116,13 @@ def _costs(listed: list[dict]) -> pd.DataFrame:
 
 
 def benchmark(values: pd.DataFrame) -> pd.DataFrame:
-    """``measurements`` over seeds, with the one interval: KEYS and INTERVAL.
+    """``measurements`` over seeds, with the one interval: KEYS, value, ci_low, ci_high, seeds, n.
 
     Example:
         own = benchmark(measurements("standard")).query("score == 'uncertainty'")
         own.pivot(index="method", columns="measure", values="value")
     """
-    rows = []
-    for key, part in values.groupby(KEYS, sort=False):
-        interval = intervals.metric_over_seeds(part)
-        rows.append(dict(zip(KEYS, key, strict=True)) | {"value": interval.pop("mean")} | interval)
-    return pd.DataFrame(rows, columns=[*KEYS, *INTERVAL])
+    return intervals.over_seeds(values, *KEYS).rename(columns={"mean": "value"})
 
 
 def against_trivial(values: pd.DataFrame) -> pd.DataFrame:

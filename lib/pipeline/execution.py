@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import re
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,7 +32,6 @@ def run_job(profile: str, paper: str, name: str, expected_stamp: str = "") -> No
             for earlier in path.parent.glob(f"{path.stem}.????????????"):  # with another digest
                 earlier.unlink()
             store.write_text(path, "")
-            memory_file(profile, name).unlink(missing_ok=True)
 
 
 def execute(job: Job) -> Path:
@@ -42,32 +41,32 @@ def execute(job: Job) -> Path:
     results/<profile>/failed with the cell that failed.
     """
     import papermill  # slow to import
-
-    from lib.pipeline.kernels import JobKernel  # slow to import
+    from traitlets.config import Config
 
     notebooks.check_parameters(job.notebook, job.parameters)
     os.environ[notebooks.HEADLESS] = "1"  # the kernel inherits it
     path = store.results_dir(job.parameters["profile"]) / "notebooks" / f"{job.name}.ipynb"
     failed = path.parent.with_name("failed") / path.name
+    # This environment's kernel, before another's of the same name.
+    os.environ["JUPYTER_PATH"] = str(Path(sys.prefix, "share", "jupyter"))
     # The path of a socket has about 100 characters at most: a temporary folder may be too deep.
     sockets = tempfile.TemporaryDirectory(prefix="companion-", dir="/tmp")
     with store.atomic_path(path) as output, sockets as folder:
-        kernel = JobKernel.for_job(Path(folder))
+        # Sockets, as a port can be taken by another program and reached by every user.
+        connection = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         try:
             papermill.execute_notebook(
                 notebooks.NOTEBOOKS / f"{job.notebook}.ipynb",
                 output,
                 job.parameters,
                 kernel_name="python3",
-                kernel_manager_class=kernel,
+                config=Config({"KernelManager": connection}),
                 progress_bar=False,
                 cwd=str(store.ROOT),
                 start_timeout=START_SECONDS,
             )
         except Exception as error:
-            cause = cause_of_failure(error, kernel)
-            if kernel.ran_out_of_memory:
-                _remember_out_of_memory(job)
+            cause = cause_of_failure(error)
             kept = _keep_failed(output, failed)
             raise RuntimeError(f"{job.name} failed: {_training_of(job)}{cause}{kept}") from error
         clean_metadata(output)
@@ -76,17 +75,18 @@ def execute(job: Job) -> Path:
 
 
 # ------------------------------------------------------------------------- failures
-def cause_of_failure(error: Exception, kernel) -> str:
-    """What ended a job, in one line: the error of its cell, or how its kernel died."""
+def cause_of_failure(error: Exception) -> str:
+    """What ended a job, in one line: the error of its cell, or that its kernel died."""
     from nbclient.exceptions import DeadKernelError  # slow to import
     from papermill.exceptions import PapermillExecutionError
 
+    if isinstance(error, DeadKernelError):
+        return (
+            "its kernel died. Where memory runs out, the system kills it: close other programs or "
+            "run fewer jobs at once (JOBS=1), then call the same command again."
+        )
     if isinstance(error, PapermillExecutionError):
         cause = f"{error.ename}: {error.evalue}" if error.evalue else error.ename
-    elif isinstance(error, DeadKernelError):
-        cause = kernel.cause_of_death(answered=True)
-    elif str(error).startswith("Kernel died"):  # so nbclient says before the kernel has answered
-        cause = kernel.cause_of_death(answered=False)
     else:
         cause = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     return " ".join(cause.split())
@@ -110,30 +110,11 @@ def _training_of(job: Job) -> str:
     return ""
 
 
-def memory_file(profile: str, name: str) -> Path:
-    """The file that counts how often a job ran out of memory."""
-    return jobs.stamp_folder(profile) / f"{name}.out_of_memory"
-
-
-def times_out_of_memory(profile: str, name: str) -> int:
-    """How often a job ran out of memory since it was last done."""
-    path = memory_file(profile, name)
-    return int(path.read_text()) if path.exists() else 0
-
-
-def _remember_out_of_memory(job: Job) -> None:
-    profile = job.parameters["profile"]
-    with contextlib.suppress(OSError):  # the first fault is reported, not a second one
-        count = times_out_of_memory(profile, job.name) + 1
-        store.write_text(memory_file(profile, job.name), str(count))
-
-
 # ------------------------------------------------------------------------- executed notebooks
 def clean_metadata(path: Path) -> None:
-    """Make an executed notebook the same on every machine, and smaller.
+    """Make an executed notebook the same on every machine.
 
-    Paths of this machine, times and the kernel's version go. A text that is there as HTML or
-    Markdown as well goes. Rows of tables become lines, and their style, the same for each, goes.
+    Paths of this machine, times and the kernel's version go.
     """
     import nbformat  # slow to import
 
@@ -144,16 +125,5 @@ def clean_metadata(path: Path) -> None:
     }
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
-        for output in cell.get("outputs", ()):
-            _shorten(output.get("data", {}))
-    text = re.sub("(?m)^ +", "", nbformat.writes(notebook))
+    text = nbformat.writes(notebook)
     store.write_text(path, text.replace(str(store.ROOT) + "/", "") + "\n")
-
-
-def _shorten(data: dict) -> None:
-    if {"text/html", "text/markdown"} & set(data):
-        data.pop("text/plain", None)
-    if "text/html" in data:
-        html = re.sub(r"(?s)<style scoped>.*?</style>\n", "", data["text/html"])
-        html = re.sub(r"\n\s*(?=<t[dh]\b|</tr>)", "", html)
-        data["text/html"] = re.sub(r"(?m)^ +", "", html)

@@ -1,18 +1,17 @@
 """The jobs of a profile: which notebooks run with which parameters, and when one is done.
 
 One job is one papermill run of one notebook. A job is done when its stamp exists. The name of the
-stamp holds a hash of the notebook, of every lib module that it imports, of the settings, of its
-parameters and of the jobs that it needs. So an edit of any of these runs the notebook again. A
-finished training is recognised by its own run hash and is never repeated for such an edit.
+stamp holds a hash of the notebook, of lib, of the settings, of its parameters and of the jobs that
+it needs. So an edit of any of these runs the notebook again. A finished training is recognised by
+its own run hash and is never repeated for such an edit.
 """
 
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from lib.pipeline import dependencies
 from lib.pipeline.notebooks import begin as begin  # notebooks call these two by this module
-from lib.pipeline.notebooks import cells, code, computing, find_notebook
+from lib.pipeline.notebooks import cells, computing, find_notebook
 from lib.pipeline.notebooks import headless as headless
 from lib.runs import settings, store
 
@@ -126,23 +125,14 @@ def stamp_folder(profile: str) -> Path:
     return store.results_dir(profile) / ".done"
 
 
-@cache
 def source_hash(notebook: str) -> str:
     """Hash of all that a notebook's numbers and figures depend on, data and parameters aside."""
-    files = source_files(notebook)
-    settings_files = sorted((store.ROOT / "settings").glob("*.toml"))
-    judges = store.ROOT / "lib" / "claims" / "ledger.py" in files
-    if not judges:  # the rules of the ledger change nothing elsewhere
-        settings_files = [path for path in settings_files if path.name != "claims.toml"]
-    files += [*settings_files, store.ROOT / "figures" / "style.mplstyle"]
-    text = "\n".join(cell["source"] for cell in cells(notebook))
-    return store.sha256(text + "".join(store.sha256(path) for path in files))
+    return store.sha256("".join(cell["source"] for cell in cells(notebook)) + _shared_hash())
 
 
-def source_files(notebook: str) -> list[Path]:
-    """The files of lib that a notebook imports, directly or not, and the templates of its page."""
-    files = set(dependencies.imported_files(code(notebook)))
-    room = store.ROOT / "lib" / "pipeline"
-    if any(path.parent == room for path in files):
-        files |= set(room.glob("*.j2"))
-    return sorted(files)
+@cache
+def _shared_hash() -> str:
+    """Hash of what every notebook depends on: lib, the settings and the style of figures."""
+    files = [path for path in (store.ROOT / "lib").rglob("*") if path.suffix in (".py", ".j2")]
+    files += [*(store.ROOT / "settings").glob("*.toml"), store.ROOT / "figures" / "style.mplstyle"]
+    return store.sha256("".join(store.sha256(path) for path in sorted(files)))

@@ -5,7 +5,6 @@ import contextlib
 import math
 import os
 import shlex
-from collections.abc import Iterable
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +15,6 @@ if TYPE_CHECKING:
 
 NOTEBOOKS = store.ROOT / "notebooks"
 HEADLESS = "COMPANION_HEADLESS"  # set in the environment of a notebook that a job runs
-INJECTED = "# Parameters"  # the first line of the cell that papermill adds
 
 
 # ------------------------------------------------------------------------- reading notebooks
@@ -38,12 +36,6 @@ def cells(notebook: str) -> list[dict]:
     """
     stored = store.read_json(NOTEBOOKS / f"{notebook}.ipynb")["cells"]
     return [cell | {"source": "".join(cell["source"])} for cell in stored]
-
-
-def code(notebook: str) -> str:
-    """The source of all code cells."""
-    sources = [cell["source"] for cell in cells(notebook) if cell["cell_type"] == "code"]
-    return "\n".join(sources)
 
 
 @cache
@@ -163,17 +155,13 @@ def _check_values(notebook: str, parameters: dict) -> None:
 def begin(notebook: str, namespace: dict) -> "Report":
     """First call of every notebook: check its parameters, see that what it reads is there, style.
 
-    papermill only warns of a parameter that the notebook does not declare. So the cell that
-    papermill injected is compared with the declared ones. namespace: ``globals()``. Returns what
-    saves and shows the notebook's figures and tables.
+    namespace: ``globals()``. Returns what saves and shows the notebook's figures and tables.
     """
     import matplotlib.pyplot as plt  # slow to import
 
     from lib import figures
 
     declared = declared_parameters(notebook)
-    for name in injected_names(namespace.get("In", [])):
-        settings.check_known(name, declared, f"parameter of notebook {notebook}")
     parameters = {name: namespace[name] for name in declared if name in namespace}
     check_parameters(notebook, parameters)
     profile = parameters.get("profile", declared["profile"])
@@ -186,16 +174,6 @@ def begin(notebook: str, namespace: dict) -> "Report":
             "decide a claim."
         )
     return figures.Report(notebook, profile)
-
-
-def injected_names(executed: Iterable[str]) -> list[str]:
-    """The names that papermill's cell assigns; executed: sources of the cells run so far."""
-    names = []
-    for source in executed:
-        if source.startswith(INJECTED):
-            for node in ast.parse(source).body:
-                names += [target.id for target in getattr(node, "targets", [])]
-    return names
 
 
 def _check_stored_runs(notebook: str, profile: str) -> None:

@@ -18,7 +18,7 @@ def publish(profile: str = "standard", ids: Sequence[str] = ()) -> list[Path]:
     """Copy the figures ``ids`` (default: those published now) of a profile to figures/.
 
     figures/ then holds these figures and no others. RuntimeError, before anything is copied, if a
-    figure is missing or if what it was drawn from has changed since.
+    figure is missing.
 
     Example:
         publish("standard", ["32_roc", "90_verdicts"])
@@ -53,20 +53,3 @@ def _check_figure(folder: Path, figure_id: str) -> None:
                 f"{folder} has no {figure_id}.{kind}; draw it with "
                 f"make notebook N={figure_id[:2]} PROFILE={folder.parent.name}."
             )
-    inputs = store.read_json(folder / f"{figure_id}.json", ("inputs",))["inputs"]
-    for name, checksum in inputs.items():
-        path = _stored_input(name)
-        # An embedding that was an input is not kept in git: what is not here cannot be judged.
-        if path.is_file() and store.sha256(path) != checksum:
-            raise RuntimeError(
-                f"{figure_id} was drawn from another {name} than the one stored now; draw it again "
-                f"with make notebook N={figure_id[:2]} PROFILE={folder.parent.name}."
-            )
-
-
-def _stored_input(name: str) -> Path:
-    """The file that a figure's record names: results lie in RESULTS, all else in the repository."""
-    first, *rest = Path(name).parts
-    if first == "results":
-        return store.RESULTS.joinpath(*rest)
-    return store.ROOT / name

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from lib.pipeline import execution, jobs, reproduce
+from lib.pipeline import jobs, reproduce
 from lib.runs import settings, store
 from tests.pipeline import faults
 
@@ -50,7 +50,6 @@ def test_snakemake_plans_every_job_with_the_resources_of_the_profile(tmp_path, m
     """A results folder whose name is made of shell shows that every name is quoted."""
     results = tmp_path / 'of $HOME "and" `more`'
     monkeypatch.setattr(store, "RESULTS", results)
-    store.write_text(execution.memory_file("smoke", "01_ssl_as_inference"), "2")
     config = tmp_path / "config.json"
     store.write_json(config, {"profile": "smoke", "paper": "all", "gpus": 2})
     command = [*reproduce.snakemake_command(config), "--dry-run", "--printshellcmds"]
@@ -67,9 +66,8 @@ def test_snakemake_plans_every_job_with_the_resources_of_the_profile(tmp_path, m
     pipeline = settings.pipeline()
     for name, job in listed.items():
         on_gpu = job.notebook in (pipeline["training"], pipeline["evaluation"])
-        memory = 24000 if name == "01_ssl_as_inference" else 6000
         assert ("gpu=2" in planned[name]) == on_gpu
-        assert {f"mem_mb={memory}", "runtime=600"} <= set(planned[name].split(", "))
+        assert {"mem_mb=6000", "runtime=600"} <= set(planned[name].split(", "))
 
     shell = re.findall(r"(?m)^Shell command: (?!None$)(.+)", done.stdout)
     expected = [
