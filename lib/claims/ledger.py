@@ -322,7 +322,10 @@ def _judged(part: Part, stored: Stored) -> dict:
     verdict, needs = judge(part, number, has_learned, stored.profile)
     row = {"verdict": verdict, "needs": needs}
     if number is not None:
-        row |= {"ours": number.value, "low": number.low, "high": number.high}
+        low, high = number.low, number.high
+        if part.unit == "correlation":  # an interval over seeds may reach beyond what it can be
+            low, high = np.clip([low, high], -1, 1)
+        row |= {"ours": number.value, "low": low, "high": high}
         row |= {"seeds": number.seeds, "runs": " ".join(map(settings.run_name, number.runs))}
     return row
 

@@ -56,6 +56,9 @@ def box_summary(
 def log_histogram(data: pd.DataFrame, by: str, *, bins: int = 40) -> pd.DataFrame:
     """Densities of log₁₀ κ by group over common bins: each group integrates to one.
 
+    The bins end three interquartile ranges beyond the quartiles of the groups: a few extremes would
+    squeeze all others.
+
     Returns by, bin_low, bin_high, count, density (per decade).
 
     Example:
@@ -64,9 +67,13 @@ def log_histogram(data: pd.DataFrame, by: str, *, bins: int = 40) -> pd.DataFram
         40
     """
     logs = np.log10(data["kappa"])
-    edges = np.histogram_bin_edges(logs, bins)
+    groups = logs.groupby(data[by], sort=False, observed=True)
+    lower, upper = groups.quantile(0.25), groups.quantile(0.75)
+    reach = 3 * (upper - lower)
+    ends = max((lower - reach).min(), logs.min()), min((upper + reach).max(), logs.max())
+    edges = np.linspace(*ends, bins + 1)
     tables = []
-    for name, part in logs.groupby(data[by], sort=False, observed=True):
+    for name, part in groups:
         counts, _ = np.histogram(part, edges)
         density = counts / counts.sum() / np.diff(edges)
         columns = {"bin_low": 10 ** edges[:-1], "bin_high": 10 ** edges[1:]}

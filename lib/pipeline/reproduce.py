@@ -67,18 +67,24 @@ def reproduce(
         status = run_watched(command, log, shown, folder, env=environment)
     if status is None:
         return INTERRUPTED
-    missing = [name for name, path in stamps.items() if not path.exists()]
     if executor == DRY_RUN:
         print(log_path.read_text())
         return status
+    missing = [name for name, path in stamps.items() if not path.exists()]
     if status or missing:
         report_failure(missing, log_path, folder)
         return status or 1
+    show_results(profile, is_new=bool(waiting))
+    return 0
+
+
+def show_results(profile: str, is_new: bool) -> None:
+    """Write the pages of a profile, if its results are new or it has none, and print where."""
+    folder = store.results_dir(profile)
     front_page = folder / "site" / "index.html"
-    if waiting or not front_page.exists():
+    if is_new or not front_page.exists():
         write_pages(profile)
     print(f"Done. Open {front_page}. Executed notebooks are in {folder / 'notebooks'}.")
-    return 0
 
 
 def write_pages(profile: str) -> None:
