@@ -86,10 +86,8 @@ def statistic_over_seeds(
     seed_after_seed = list(itertools.chain(*seeds))  # one bootstrap resamples all of them alike
 
     def mean_of_resample(*resampled: np.ndarray) -> float:
-        values = []
-        for start in range(0, len(resampled), arguments):
-            values.append(statistic(*resampled[start : start + arguments]))
-        return np.mean(values)
+        starts = range(0, len(resampled), arguments)
+        return np.mean([statistic(*resampled[i : i + arguments]) for i in starts])
 
     low, high = bootstrap_interval(mean_of_resample, *seed_after_seed, draws=draws)
     return interval | {"ci_low": low, "ci_high": high}

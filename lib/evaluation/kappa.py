@@ -356,7 +356,7 @@ def measure_augmentation(run: Run) -> list[dict]:
     rows = _augmentation_rows(kappa)
     higher = kappa["centre square"] > kappa["right square"]
     share = {"condition": "centre against right", "metric": "share_higher"}
-    rows.append(share | with_interval(np.mean, higher))
+    rows.append(share | with_interval(np.mean, higher, draws=run.settings["bootstrap_draws"]))
     rows += _crop_rows(kappa)
     for place in PLACES:
         condition = f"{place} square"

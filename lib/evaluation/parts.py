@@ -33,6 +33,7 @@ from lib.evaluation import (
 )
 from lib.evaluation.measure import Run
 from lib.runs import settings, store
+from lib.training import TrainingStopped
 
 PAPERS = tuple(settings.PAPERS)
 VI_SIMSIAM = ("vs1", "vs2")
@@ -200,18 +201,22 @@ def measure_parts(profile: str, papers: Sequence[str] = PAPERS) -> list[str]:
     """Measure what is not stored yet of every run whose network is here.
 
     papers: only the parts that belong to one of them. Returns why something was left out, each
-    reason once: a data set that is not available.
+    reason once: a data set or a network that is not available, a fine-tuning that diverges.
     """
-    image_scores.measure_images(profile)
     left_out = []
+    try:
+        image_scores.measure_images(profile)
+    except FileNotFoundError as error:
+        left_out.append(f"{image_scores.PART}: {error}")
     chosen = [part for part in parts(profile) if not set(papers).isdisjoint(part.papers)]
     for part in tqdm(chosen, desc="parts of the suite", unit="part"):
-        try:
-            for run in tqdm(list(_measurable(part)), desc=part.name, leave=False):
-                if not measure.is_measured(run, part.name):
-                    run.write_metrics(part.measure(run), part.name)
-        except FileNotFoundError as error:
-            left_out.append(f"{part.name}: {error}")
+        for run in tqdm(list(_measurable(part)), desc=part.name, leave=False):
+            if measure.is_measured(run, part.name):
+                continue
+            try:
+                run.write_metrics(part.measure(run), part.name)
+            except (FileNotFoundError, TrainingStopped) as error:
+                left_out.append(f"{part.name}: {error}")
     return list(dict.fromkeys(left_out))
 
 

@@ -62,26 +62,10 @@ def _unit_rows(features: np.ndarray) -> Tensor:
     return F.normalize(torch.as_tensor(scaled_rows(features), dtype=torch.float32), dim=1)
 
 
-def vote(
-    similarity: Tensor, labels: Tensor, classes: int, temperature: float = TEMPERATURE
-) -> np.ndarray:
-    """Class probabilities [N, C] of neighbours with these similarities and label indices [N, k].
-
-    Each votes with weight exp(similarity / T), normalised to sum 1.
-    """
-    weights = torch.softmax(similarity.double() / temperature, dim=1)
-    votes = torch.zeros(len(labels), classes, dtype=torch.float64)
-    return votes.scatter_add_(1, labels, weights).numpy()
-
-
 def knn_predict(
-    train_x: np.ndarray,
-    train_y: np.ndarray,
-    test_x: np.ndarray,
-    k: int = NEAREST,
-    temperature: float = TEMPERATURE,
-) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted labels [N] and class probabilities [N, C] of a cosine k-NN.
+    train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, k: int = NEAREST
+) -> tuple[np.ndarray, Tensor]:
+    """Predicted labels [N] of a cosine k-NN, and the cosines of the neighbours [N, k].
 
     Neighbours vote with weight exp(cosine / T): Wu et al. 2018 (instance discrimination), section
     3.4. train_x: [M, D], train_y: [M], test_x: [N, D].
@@ -92,8 +76,10 @@ def knn_predict(
     """
     classes, indices = class_indices(train_y, "train_y", len(train_x))
     similarity, rows = nearest_neighbours(train_x, test_x, k)
-    probabilities = vote(similarity, torch.as_tensor(indices)[rows], len(classes), temperature)
-    return classes[probabilities.argmax(axis=1)], probabilities
+    weights = torch.softmax(similarity.double() / TEMPERATURE, dim=1)  # [N, k]
+    votes = torch.zeros(len(rows), len(classes), dtype=torch.float64)
+    votes.scatter_add_(1, torch.as_tensor(indices)[rows], weights)  # [N, C]
+    return classes[votes.numpy().argmax(axis=1)], similarity
 
 
 # ------------------------------------------------------------------------------------ linear probe

@@ -124,20 +124,11 @@ def read(name: str, runs: Iterable[dict]) -> pd.DataFrame:
 def read_factors(runs: Iterable[dict]) -> pd.DataFrame:
     """The probes of content and style of these runs, of all sets with known styles.
 
-    Columns: those of lib.runs.store.read_metrics, run, dataset, and set, whose factors are probed.
-    Empty where none of these runs is probed.
+    Columns: those of ``read``, and set, whose factors are probed. Empty where none is probed.
     """
-    frames = []
-    for run in runs:
-        name = run_settings.run_name(run)
-        rows = store.read_metrics(run["profile"], "*", name)
-        rows = rows[rows.part.str.startswith(f"{FACTORS}-")]
-        if len(rows):
-            probed = rows.part.str.removeprefix(f"{FACTORS}-")
-            frames.append(rows.assign(run=name, dataset=run["dataset"], set=probed))
-    if not frames:
-        return pd.DataFrame(columns=[*store.METRIC_COLUMNS, "run", "dataset", "set"], dtype=float)
-    return pd.concat(frames, ignore_index=True)
+    rows = read("*", runs)
+    rows = rows[rows.part.str.startswith(f"{FACTORS}-")].reset_index(drop=True)
+    return rows.assign(set=rows.part.str.removeprefix(f"{FACTORS}-"))
 
 
 def read_scores(runs: Iterable[dict], suffix: str = "") -> pd.DataFrame:

@@ -85,7 +85,8 @@ def measure_object_crops(run: Run) -> list[dict]:
     }
     store.write_scores(run.profile, run.name, f"{run.settings['dataset']}_crops", arrays)
     columns = {"evaluated_on": run.test().title, "condition": CONDITION, "score": "kappa"}
-    return [metrics_row("share_higher", np.mean, salient > plain, draws=2000, **columns)]
+    draws = run.settings["bootstrap_draws"]
+    return [metrics_row("share_higher", np.mean, salient > plain, draws=draws, **columns)]
 
 
 def _kappa_of_crops(run: Run, images: ImageSet, corners: np.ndarray) -> np.ndarray:

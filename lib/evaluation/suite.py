@@ -9,17 +9,15 @@ from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
-import torch
 
 from lib.evaluation.embed import Embedded, native_names
-from lib.evaluation.probes import NEAREST, Probe, linear_probe, nearest_neighbours, vote
+from lib.evaluation.probes import NEAREST, Probe, knn_predict, linear_probe, nearest_neighbours
 from lib.evaluation.uncertainty import (
     augrc,
     aurc,
     auroc,
     average_precision,
     brier_per_image,
-    class_indices,
     confidence_calibration_error,
     effective_rank,
     excess_aurc,
@@ -65,13 +63,10 @@ def score_images(train: Embedded, test: Embedded, probe: Probe) -> Embedded:
     linear_prediction = probe.classes[probabilities.argmax(axis=1)]
     nll = nll_per_image(probabilities, label, probe.classes)
 
-    similarity, rows = nearest_neighbours(
-        train["features"], features, min(NEAREST, len(train["features"]))
+    neighbours = min(NEAREST, len(train["features"]))
+    knn_prediction, similarity = knn_predict(
+        train["features"], train["label"], features, neighbours
     )
-    classes, indices = class_indices(train["label"], "train label", len(train["features"]))
-    votes = vote(similarity, torch.as_tensor(indices)[rows], len(classes))
-    knn_prediction = classes[votes.argmax(axis=1)]
-
     scores = {
         "index": np.arange(len(label), dtype=np.int32),
         "label": label.astype(np.int16),

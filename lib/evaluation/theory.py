@@ -123,31 +123,18 @@ def table_1() -> dict[str, dict[str, str]]:
             "uncertainty aware": "yes" if is_aware else "no (κ is constant)",
         }
 
+    simsiam = column(
+        on_sphere,
+        point,
+        vmf,
+        align="g_j · f_i (Eq. 22)",
+        uniform="predictor (Claim 4.4)",
+        kl="constant",
+    )
     return {
-        "simsiam": column(
-            on_sphere,
-            point,
-            vmf,
-            align="g_j · f_i (Eq. 22)",
-            uniform="predictor (Claim 4.4)",
-            kl="constant",
-        ),
-        "directpred": column(
-            on_sphere,
-            point,
-            vmf,
-            align="g_j · f_i (Eq. 22)",
-            uniform="predictor set to U sqrt(Λ) U' (Eq. 23)",
-            kl="constant",
-        ),
-        "simclr": column(
-            on_sphere,
-            point,
-            vmf,
-            align="g_j · f_i (Eq. 22)",
-            uniform="in the loss: denominator (Eq. 26)",
-            kl="constant",
-        ),
+        "simsiam": simsiam,
+        "directpred": simsiam | {"J_uniform": "predictor set to U sqrt(Λ) U' (Eq. 23)"},
+        "simclr": simsiam | {"J_uniform": "in the loss: denominator (Eq. 26)"},
         "dino": column(
             on_vertices,
             teacher,

@@ -12,7 +12,7 @@ from sklearn.metrics import roc_auc_score
 
 from lib import training
 from lib.data import sources, views
-from lib.evaluation import embed, measure, results
+from lib.evaluation import embed, image_scores, measure, parts, results
 from lib.runs import settings, store
 from tests.stored_runs import store_run
 
@@ -141,11 +141,26 @@ def test_a_set_that_is_missing_leaves_out_its_measures_only(run):
     assert ood == {"generated"}
 
 
+def test_a_run_that_cannot_be_measured_leaves_the_others_to_be(run, monkeypatch):
+    other = copy(run)
+    other.name = "another"
+
+    def measured(one):
+        if one is run:
+            raise FileNotFoundError("no decoder")
+        raise training.TrainingStopped("no rate converges")
+
+    part = parts.Part("kappa", ("vs1",), [], measured)
+    monkeypatch.setattr(parts, "parts", lambda _: [part])
+    monkeypatch.setattr(parts, "_measurable", lambda _: iter([run, other]))
+    monkeypatch.setattr(image_scores, "measure_images", lambda _: None)
+    assert parts.measure_parts("smoke") == ["kappa: no decoder", "kappa: no rate converges"]
+
+
 # ------------------------------------------------------------------------------------ stored rows
 def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
     probed = settings.resolve("simvae", "smoke", dataset="digits")
     other = settings.resolve("vae", "smoke", dataset="digits")
-    assert results.read_factors([probed, other]).empty
     row = {"condition": "colour", "metric": "accuracy", "value": 0.5, "n": 10}
     for run, part in (
         (probed, f"{results.FACTORS}-styled_digits"),
@@ -153,6 +168,7 @@ def test_factors_are_read_of_every_set_that_a_run_is_probed_on():
         (other, "content"),
     ):
         store_run(run, [row], part)
+    assert results.read_factors([other]).empty
     rows = results.read_factors([probed, other])
     assert sorted(rows.set) == ["celeba", "styled_digits"]
     assert set(rows.run) == {settings.run_name(probed)}
