@@ -96,6 +96,19 @@ def shown_runs(profile: str) -> list[dict]:
     return shown
 
 
+def median_runs(images: pd.DataFrame) -> pd.Series:
+    """The run whose mean κ is the median of the seeds (the lower of two), by data set.
+
+    images: of ``results.read_scores``. For figures of one seed, as seeds differ in κ.
+
+    Example:
+        images = results.read_scores(shown_runs("standard"))
+        drawn = images[images.run.isin(median_runs(images))]
+    """
+    mean = images.groupby(["dataset", "run"]).kappa.mean().sort_values().reset_index()
+    return mean.groupby("dataset").run.agg(lambda names: names.iloc[(len(names) - 1) // 2])
+
+
 def simsiam_beside(runs: list[dict]) -> list[dict]:
     """The measured SimSiam runs with the data, length and views of these runs.
 

@@ -114,7 +114,8 @@ def _training_of(job: Job) -> str:
 def clean_metadata(path: Path) -> None:
     """Make an executed notebook the same on every machine.
 
-    Paths of this machine, times and the kernel's version go.
+    Paths of this machine, times and the kernel's version go. So does the text beside a richer form
+    of the same output: it names an address in memory.
     """
     import nbformat  # slow to import
 
@@ -125,5 +126,8 @@ def clean_metadata(path: Path) -> None:
     }
     for cell in notebook.cells:
         cell.metadata = {key: value for key, value in cell.metadata.items() if key == "tags"}
+        for output in cell.get("outputs", ()):
+            if len(output.get("data", {})) > 1:
+                output.data.pop("text/plain", None)
     text = nbformat.writes(notebook)
     store.write_text(path, text.replace(str(store.ROOT) + "/", "") + "\n")

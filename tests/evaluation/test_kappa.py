@@ -31,6 +31,15 @@ def names(runs):
     return [settings.run_name(run) for run in runs]
 
 
+def test_the_median_run_of_each_set_is_the_lower_of_two():
+    mean = {"a": 1.0, "b": 3.0, "c": 2.0, "d": 5.0, "e": 4.0}
+    sets = {"a": "x", "b": "x", "c": "x", "d": "y", "e": "y"}
+    images = pd.DataFrame({"run": 2 * list(mean)})
+    images["dataset"] = images.run.map(sets)
+    images["kappa"] = images.run.map(mean) + np.repeat([-0.5, 0.5], 5)
+    assert kappa.median_runs(images).to_dict() == {"x": "c", "y": "e"}
+
+
 def test_of_each_set_one_form_at_its_longest_training_is_shown(stored):
     expected = [stored("vi_simsiam", seed=seed) for seed in (0, 1)]
     stored("vi_simsiam", epochs=5)
